@@ -1,0 +1,27 @@
+"""Self-training components for semantic segmentation.
+
+Data flows one way: logits -> confidence -> thresholds -> selectors -> losses. Each stage is a
+subpackage, imported when it is first used, so ``import selftrain_seg`` costs little more than torch.
+"""
+
+import importlib
+from types import ModuleType
+
+from selftrain_seg._checks import value_checks
+from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
+
+__version__ = "0.1.0.dev0"
+
+_SUBPACKAGES = ("confidence", "datasets", "distributed", "losses", "mining", "selectors", "thresholds")
+
+__all__ = ["IGNORE_INDEX", "PseudoLabels", "__version__", "value_checks", *_SUBPACKAGES]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"selftrain_seg.{name}")
+    raise AttributeError(f"module 'selftrain_seg' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

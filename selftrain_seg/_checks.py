@@ -1,0 +1,165 @@
+"""The only validators: every public entrance calls these, once, before any work.
+
+They look at types, shapes, dtypes and devices, which cost nothing on a GPU. Checks that must look at values
+would make the host wait for the device, so they run only inside ``value_checks()``.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["value_checks"]
+
+_value_checks = False
+
+
+@contextmanager
+def value_checks(enabled: bool = True) -> Iterator[None]:
+    """Switch on, inside a ``with`` block, the checks that must look at tensor values.
+
+    Out-of-range labels are then reported as a ``ValueError`` that names the argument and the value. The host
+    waits for the device at each such check, so use it while debugging, not while training. The switch is
+    process-wide, not per thread.
+
+    Args:
+        enabled: whether value checks run inside the block.
+
+    Example:
+        >>> import torch, selftrain_seg
+        >>> from selftrain_seg.losses import mrkld_loss
+        >>> with selftrain_seg.value_checks():
+        ...     mrkld_loss(torch.zeros(1, 3, 2, 2), torch.full((1, 2, 2), 7))
+        Traceback (most recent call last):
+        ValueError: `labels`: expected values in [0, 3) or ignore_index 255, got 7
+    """
+    global _value_checks
+    before, _value_checks = _value_checks, enabled
+    try:
+        yield
+    finally:
+        _value_checks = before
+
+
+def check_tensor(value: Any, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}`: expected a torch.Tensor, got {type(value).__name__}")
+
+
+def check_logits(logits: Any, num_classes: int | None = None, name: str = "logits") -> None:
+    """(B, C, H, W), floating point, C == num_classes where that is given."""
+    check_tensor(logits, name)
+    if logits.ndim != 4:
+        raise ValueError(f"`{name}`: expected (B, C, H, W), got {tuple(logits.shape)}")
+    if not logits.is_floating_point():
+        raise TypeError(f"`{name}`: expected a floating-point dtype, got {logits.dtype}")
+    if logits.shape[1] == 0:
+        raise ValueError(f"`{name}`: expected at least one class, got {tuple(logits.shape)}")
+    if num_classes is not None and logits.shape[1] != num_classes:
+        raise ValueError(
+            f"`{name}`: expected {num_classes} classes on dimension 1, got {logits.shape[1]} {tuple(logits.shape)}"
+        )
+
+
+def check_map(value: Any, like: Tensor, name: str) -> None:
+    """(B, H, W) on the device of ``like`` (B, C, H, W)."""
+    check_tensor(value, name)
+    expected = (like.shape[0], *like.shape[-2:])
+    if tuple(value.shape) != expected:
+        raise ValueError(f"`{name}`: expected (B, H, W) = {expected}, got {tuple(value.shape)}")
+    check_device(value, like, name)
+
+
+def check_device(value: Tensor, like: Tensor, name: str) -> None:
+    if value.device != like.device:
+        raise ValueError(f"`{name}`: expected device {like.device}, got {value.device}")
+
+
+def check_integer(value: Any, name: str) -> None:
+    check_tensor(value, name)
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"`{name}`: expected an integer dtype, got {value.dtype}")
+
+
+def check_label_maps(labels: Any, name: str = "labels") -> None:
+    """(B, H, W) integer labels that stand alone, without logits to compare with."""
+    check_integer(labels, name)
+    if labels.ndim != 3:
+        raise ValueError(f"`{name}`: expected (B, H, W), got {tuple(labels.shape)}")
+
+
+def check_labels(labels: Any, logits: Tensor, ignore_index: int, name: str = "labels") -> None:
+    """(B, H, W) integer labels that go with ``logits``; inside ``value_checks()`` their values too."""
+    check_integer(labels, name)
+    check_map(labels, logits, name)
+    check_label_values(labels, logits.shape[1], ignore_index, name)
+
+
+def check_label_values(labels: Tensor, num_classes: int, ignore_index: int, name: str = "labels") -> None:
+    """Every label in [0, num_classes) or equal to ``ignore_index``; only inside ``value_checks()``."""
+    if not _value_checks:
+        return
+    wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= num_classes))]
+    if wrong.numel():
+        raise ValueError(
+            f"`{name}`: expected values in [0, {num_classes}) or ignore_index {ignore_index}, got {int(wrong[0])}"
+        )
+
+
+def check_image_values(value: Any, logits: Tensor, name: str) -> None:
+    """One value an image: (B,), on the device of ``logits``."""
+    check_tensor(value, name)
+    if tuple(value.shape) != (logits.shape[0],):
+        raise ValueError(f"`{name}`: expected (B,) = ({logits.shape[0]},), got {tuple(value.shape)}")
+    check_device(value, logits, name)
+
+
+def check_thresholds(thresholds: Any, logits: Tensor, name: str = "thresholds") -> None:
+    """(C,) floating-point probabilities; they may lie on another device than the logits."""
+    check_tensor(thresholds, name)
+    if tuple(thresholds.shape) != (logits.shape[1],):
+        raise ValueError(f"`{name}`: expected (C,) = ({logits.shape[1]},), got {tuple(thresholds.shape)}")
+    if not thresholds.is_floating_point():
+        raise TypeError(f"`{name}`: expected a floating-point dtype, got {thresholds.dtype}")
+
+
+def check_prior(prior: Any, logits: Tensor, name: str = "prior") -> None:
+    """(C, H, W), floating point, on the device of ``logits``."""
+    check_tensor(prior, name)
+    if tuple(prior.shape) != tuple(logits.shape[1:]):
+        raise ValueError(
+            f"`{name}`: expected (C, H, W) = {tuple(logits.shape[1:])}, got {tuple(prior.shape)}"
+        )
+    if not prior.is_floating_point():
+        raise TypeError(f"`{name}`: expected a floating-point dtype, got {prior.dtype}")
+    check_device(prior, logits, name)
+
+
+def check_real(value: Any, name: str, low: float, high: float, *, open_low: bool = False) -> None:
+    """A Python number in [low, high], or (low, high] with ``open_low``; NaN is never inside."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}`: expected a number, got {type(value).__name__}")
+    number = float(value)
+    inside = (low < number if open_low else low <= number) and number <= high
+    if not inside:
+        raise ValueError(
+            f"`{name}`: expected a value in {'(' if open_low else '['}{low}, {high}], got {value}"
+        )
+
+
+def check_count(value: Any, name: str, minimum: int = 1) -> None:
+    """A Python int of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"`{name}`: expected an int, got {type(value).__name__}")
+    if int(value) < minimum:
+        raise ValueError(f"`{name}`: expected at least {minimum}, got {value}")
+
+
+def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}`: expected one of {', '.join(map(repr, choices))}, got {value!r}")
