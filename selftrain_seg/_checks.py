@@ -62,7 +62,8 @@ def check_logits(logits: Any, num_classes: int | None = None, name: str = "logit
         raise ValueError(f"`{name}`: expected at least one class, got {tuple(logits.shape)}")
     if num_classes is not None and logits.shape[1] != num_classes:
         raise ValueError(
-            f"`{name}`: expected {num_classes} classes on dimension 1, got {logits.shape[1]} {tuple(logits.shape)}"
+            f"`{name}`: expected {num_classes} classes on dimension 1, got {logits.shape[1]}"
+            f" in {tuple(logits.shape)}"
         )
 
 
@@ -107,7 +108,8 @@ def check_label_values(labels: Tensor, num_classes: int, ignore_index: int, name
     wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= num_classes))]
     if wrong.numel():
         raise ValueError(
-            f"`{name}`: expected values in [0, {num_classes}) or ignore_index {ignore_index}, got {int(wrong[0])}"
+            f"`{name}`: expected values in [0, {num_classes}) or ignore_index {ignore_index},"
+            f" got {int(wrong[0])}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Numerical helpers shared by the stages: cache-sized blocks, log-domain maps, means that never divide by 0."""
+"""Numerical helpers shared by the stages: cache-sized blocks and means that never divide by zero."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from torch import Tensor
 __all__ = ["IGNORE_INDEX", "PseudoLabels"]
 
 IGNORE_INDEX = 255
-"""Label of pixels that take part in nothing: not in a loss, not in a statistic (the Cityscapes convention)."""
+"""Label of pixels that take part in nothing, neither in a loss nor in a statistic (as in Cityscapes)."""
 
 
 class PseudoLabels(NamedTuple):

@@ -1,0 +1,97 @@
+"""Label and log-confidence of every pixel."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from selftrain_seg import _checks
+from selftrain_seg._numerics import blocks
+from selftrain_seg.confidence._scores import pixel_scores
+
+__all__ = ["TopConfidence", "log_odds", "top_confidence"]
+
+
+class TopConfidence(NamedTuple):
+    """What ``top_confidence`` returns.
+
+    Attributes:
+        labels: (B, H, W) int64, the most probable class.
+        log_confidence: (B, H, W) float32, its log-probability.
+    """
+
+    labels: Tensor
+    log_confidence: Tensor
+
+
+@torch.no_grad()
+def top_confidence(logits: Tensor, *, prior: Tensor | None = None) -> TopConfidence:
+    """Find each pixel's most probable class and the logarithm of its probability.
+
+    With ``d_c = z_c - max z`` and ``s = Σ_{c≠ŷ} exp(d_c)``, the sum over the *other* classes,
+    ``log m = -log1p(s)``. Where the plain maximum of a softmax rounds to exactly 1.0 (most road and sky pixels
+    of a trained network) ``log m = -s`` still tells pixels apart, down to about 1e-38.
+    With a prior q the label is ``argmax_c p_c q_c`` and the result ``log(p_c q_c)``, not renormalised.
+
+    Args:
+        logits: (B, C, H, W), any floating-point dtype and memory layout; detached. Computed in float32.
+        prior: (C, H, W) non-negative weights that multiply the probabilities, see ``SpatialPrior``.
+
+    Returns:
+        ``TopConfidence(labels, log_confidence)``. Where a logit is NaN, or the largest is infinite, the
+        log-confidence is ``-inf`` (confidence 0): such a pixel is never selected and never counted.
+
+    Raises:
+        TypeError: ``logits`` or ``prior`` is no floating-point tensor.
+        ValueError: ``logits`` is not (B, C, H, W), or ``prior`` is not (C, H, W) on the same device.
+
+    References:
+        The confidence of CBST (Zou et al., ECCV 2018), in the log domain.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([2.0, 0.0]).reshape(1, 2, 1, 1)
+        >>> top = top_confidence(logits)
+        >>> top.labels.item(), round(top.log_confidence.exp().item(), 4)  # sigmoid(2)
+        (0, 0.8808)
+        >>> top_confidence(torch.tensor([40.0, 0.0]).reshape(1, 2, 1, 1)).log_confidence.item()
+        -4.248...e-18
+    """
+    _checks.check_logits(logits)
+    if prior is not None:
+        _checks.check_prior(prior, logits)
+    shape = (logits.shape[0], *logits.shape[-2:])
+    labels = torch.empty(shape, dtype=torch.int64, device=logits.device)
+    log_confidence = torch.empty(shape, dtype=torch.float32, device=logits.device)
+    for images, rows in blocks(logits):
+        part = pixel_scores(logits[images, :, rows], None if prior is None else prior[:, rows])
+        labels[images, rows] = part.labels
+        log_confidence[images, rows] = part.log_confidence
+    return TopConfidence(labels, log_confidence)
+
+
+def log_odds(log_confidence: Tensor) -> Tensor:
+    """Convert log-probabilities to log-odds.
+
+    ``o = log m - log(1 - m)``, computed from ``log m`` without forming ``1 - m``, so it stays exact where m
+    rounds to 1. It is the scale ``ConfidenceSketch`` counts on: monotone in m, spread evenly where m saturates.
+
+    Args:
+        log_confidence: any shape, floating point, values in [-inf, 0], such as ``TopConfidence.log_confidence``
+            found without a prior.
+
+    Returns:
+        The same shape, dtype and device; ``-inf`` for probability 0 and ``inf`` for probability 1.
+
+    Raises:
+        TypeError: ``log_confidence`` is not a tensor.
+
+    Example:
+        >>> import torch
+        >>> log_odds(torch.tensor([0.5, 0.75]).log())
+        tensor([0.0000, 1.0986])
+    """
+    _checks.check_tensor(log_confidence, "log_confidence")
+    return log_confidence - torch.log(-torch.expm1(log_confidence))

@@ -1,0 +1,81 @@
+"""Label-regularised soft pseudo-labels (LRENT)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from selftrain_seg import _checks
+from selftrain_seg._numerics import blocks
+from selftrain_seg.confidence._scores import pixel_scores
+from selftrain_seg.selectors._log_domain import negative_log
+from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
+
+__all__ = ["select_soft"]
+
+
+@torch.no_grad()
+def select_soft(
+    logits: Tensor,
+    thresholds: Tensor,
+    *,
+    alpha: float = 0.25,
+    prior: Tensor | None = None,
+    ignore_index: int = IGNORE_INDEX,
+) -> PseudoLabels:
+    """Give each selected pixel a soft label, sharper the smaller alpha, and the others the zero vector.
+
+    ``y_c ∝ (p_c / kc_c)^(1/α)``, normalised over classes. A pixel is selected where this label's regularised cost
+    is below that of the zero vector, which reduces exactly to ``logsumexp_c(log(p_c / kc_c) / α) > 0``. As α → 0
+    label and selection become those of ``select_reweighted``.
+
+    Args:
+        logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
+        thresholds: (C,) floating-point probabilities, from ``ClassBalancedThreshold``. On any device.
+        alpha: weight of the entropy regulariser, above 0. CRST: 0.25.
+        prior: (C, H, W) spatial prior; with thresholds that were estimated with the same.
+        ignore_index: label, in ``labels``, of the pixels that are not selected.
+
+    Returns:
+        ``PseudoLabels`` with ``soft`` (B, C, H, W) float32, rows that sum to 1 or are zero; ``labels``, the
+        largest entry's class or ``ignore_index``; ``confidence`` and ``predicted`` of the most probable class.
+
+    Raises:
+        TypeError: ``logits``, ``thresholds`` or ``prior`` is no floating-point tensor, ``alpha`` no number.
+        ValueError: a shape or device does not fit ``logits``, or ``alpha`` is not above 0.
+
+    References:
+        CRST (Zou et al., ICCV 2019), LRENT.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([0.6, 0.4]).log().reshape(1, 2, 1, 1)
+        >>> select_soft(logits, torch.tensor([0.5, 0.5]), alpha=0.5).soft.flatten()  # 1.2², 0.8² normalised
+        tensor([0.6923, 0.3077])
+    """
+    _checks.check_logits(logits)
+    _checks.check_thresholds(thresholds, logits)
+    _checks.check_real(alpha, "alpha", 0.0, float("inf"), open_low=True)
+    if prior is not None:
+        _checks.check_prior(prior, logits)
+    gain = negative_log(thresholds, logits.device, with_prior=prior is not None).view(-1, 1, 1)
+    shape = (logits.shape[0], *logits.shape[-2:])
+    soft = torch.empty_like(logits, dtype=torch.float32)
+    labels = torch.empty(shape, dtype=torch.int64, device=logits.device)
+    predicted = torch.empty_like(labels)
+    confidence = torch.empty(shape, dtype=torch.float32, device=logits.device)
+    for images, rows in blocks(logits):
+        part = pixel_scores(logits[images, :, rows], None if prior is None else prior[:, rows])
+        ratio = (part.gaps + gain) / alpha
+        value, best = ratio.max(dim=1, keepdim=True)
+        powers = (ratio - value).exp_()
+        # logsumexp as max + log1p(the others): the others may be 1e-30 and still decide at a saturated pixel.
+        others = powers.scatter(1, best, 0.0).sum(dim=1)
+        keep = value.squeeze(1) + torch.log1p(others) > part.log_norm / alpha
+        keep &= part.score > -torch.inf
+        scale = torch.where(keep, 1.0 / (1.0 + others), 0.0).unsqueeze(1)
+        soft[images, :, rows] = torch.where(keep.unsqueeze(1), powers * scale, 0.0)
+        labels[images, rows] = torch.where(keep, best.squeeze(1), ignore_index)
+        predicted[images, rows] = part.labels
+        confidence[images, rows] = part.log_confidence.exp()
+    return PseudoLabels(labels, confidence, soft=soft, predicted=predicted)
