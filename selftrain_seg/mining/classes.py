@@ -1,0 +1,89 @@
+"""Which classes are small: ranks and shares from the class counts of a whole data set."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from selftrain_seg import _checks
+
+__all__ = ["classes_below", "rare_classes"]
+
+
+def rare_classes(class_counts: Tensor, *, k: int = 3) -> Tensor:
+    """Return the ``k`` classes with the fewest pixels.
+
+    The classes with the smallest shares ``f_c = n_c / Σ n`` (CRST's ``rare``; the order of the shares is the
+    order of the counts).
+
+    Args:
+        class_counts: (C,), integer or floating point, at least 0: pixels per class over the data set, such as
+            ``ClassBalancedThreshold.class_counts``.
+        k: how many classes, 1 to C; 3 in CBST and CRST.
+
+    Returns:
+        (k,) int64 on the device of ``class_counts``, rarest first, ties in class order. A class that never
+        occurs has share 0, so it counts among the rarest.
+
+    Raises:
+        TypeError: ``class_counts`` is not a real-valued tensor, ``k`` is not an int.
+        ValueError: ``class_counts`` is not (C,) with C of at least 1, ``k`` is not in [1, C].
+
+    References:
+        Zou et al., Confidence Regularized Self-Training, ICCV 2019, arXiv:1908.09822.
+
+    Example:
+        >>> import torch
+        >>> from selftrain_seg.mining import rare_classes
+        >>> rare_classes(torch.tensor([500, 20, 0, 20, 900]), k=3)
+        tensor([2, 1, 3])
+    """
+    _check_counts(class_counts)
+    _checks.check_count(k, "k")
+    if k > class_counts.shape[0]:
+        raise ValueError(f"`k`: expected at most the {class_counts.shape[0]} classes, got {k}")
+    return class_counts.sort(stable=True).indices[:k]
+
+
+def classes_below(class_counts: Tensor, *, share: float = 1e-3) -> Tensor:
+    """Return the classes that cover less than ``share`` of all pixels.
+
+    Every c with ``n_c / Σ n < share`` (CRST's ``mine``). How many there are depends on the counts, so on a GPU
+    the host waits for the device: call it once a round, not once a step.
+
+    Args:
+        class_counts: (C,), integer or floating point, at least 0: pixels per class over the data set, such as
+            ``ClassBalancedThreshold.class_counts``.
+        share: bound on the share, in [0, 1], itself excluded; 1e-3 in CBST and CRST.
+
+    Returns:
+        (K,) int64 on the device of ``class_counts``, rarest first, ties in class order; K is 0 where no class
+        is that small. A class that never occurs has share 0 and is included; counts that are all 0 give every
+        share as 0.
+
+    Raises:
+        TypeError: ``class_counts`` is not a real-valued tensor, ``share`` is not a number.
+        ValueError: ``class_counts`` is not (C,) with C of at least 1, ``share`` is outside [0, 1].
+
+    References:
+        Zou et al., Confidence Regularized Self-Training, ICCV 2019, arXiv:1908.09822.
+
+    Example:
+        >>> import torch
+        >>> from selftrain_seg.mining import classes_below
+        >>> classes_below(torch.tensor([5000, 4, 0, 3, 4993]), share=1e-3)
+        tensor([2, 3, 1])
+    """
+    _check_counts(class_counts)
+    _checks.check_real(share, "share", 0.0, 1.0)
+    counts, order = class_counts.double().sort(stable=True)
+    total = counts.sum()
+    return order[counts / total.where(total > 0, 1.0) < share]
+
+
+def _check_counts(class_counts: Tensor) -> None:
+    _checks.check_tensor(class_counts, "class_counts")
+    if class_counts.is_complex() or class_counts.dtype == torch.bool:
+        raise TypeError(f"`class_counts`: expected counts, got {class_counts.dtype}")
+    if class_counts.ndim != 1 or class_counts.shape[0] == 0:
+        raise ValueError(f"`class_counts`: expected (C,) with at least one class, got {tuple(class_counts.shape)}")

@@ -1,0 +1,319 @@
+"""Crops that favour small classes: where to cut, and the cut, for whole batches on the device."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selftrain_seg import _checks
+from selftrain_seg.types import IGNORE_INDEX
+
+__all__ = ["crop", "mine_crops"]
+
+# Labels are looked up in a table with one entry per value; larger and negative values take no part.
+_MAX_VALUES = 65536
+# Pixels (int64) whose temporaries stay in a CPU core's cache.
+_CACHED_PIXELS = 131072
+
+
+def mine_crops(
+    labels: Tensor,
+    classes: Tensor,
+    size: tuple[int, int],
+    *,
+    fallback: Tensor | None = None,
+    image_counts: Tensor | None = None,
+    chance: float = 0.8,
+    ignore_index: int = IGNORE_INDEX,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw one crop per image, with probability ``chance`` around a pixel of a small class.
+
+    With probability ``chance`` an image's crop is mined: one of the ``classes`` present in its labels is drawn
+    uniformly, then one of that class's pixels uniformly, and the crop is centred there (the pixel lands at row
+    ``h // 2``, column ``w // 2``) and shifted back inside the image where it sticks out. Otherwise, or where
+    the image shows none of the classes, the crop is uniform over all places inside the image. Images of the
+    batch are drawn independently.
+
+    The preference of CRST is ``classes=classes_below(counts)``. That of CBST adds
+    ``fallback=rare_classes(counts)``: an image without any of the former takes the latter.
+
+    No host synchronisation, and a fixed number of operations whatever the batch and the classes.
+
+    Args:
+        labels: (B, H, W), integer; labels or pseudo-labels. Values outside [0, 65536) take no part.
+        classes: (K,) int64, the classes to mine; repeats count once, K may be 0.
+        size: (h, w) of the crop in pixels.
+        fallback: (F,) int64, the classes to mine in images that show none of ``classes``; None for none.
+        image_counts: (B, C), integer: the pixels of each class in each image, if stored beside the labels.
+            Saves a pass over the labels and changes nothing else.
+        chance: probability of mining, in [0, 1]; 0.8 in CBST and CRST.
+        ignore_index: never mined, even if it is among ``classes``.
+        generator: source of the random numbers, on the device of ``labels``; None for torch's default one.
+
+    Returns:
+        (B, 2) int64 on the device of ``labels``: (top, left) of each crop, for :func:`crop`. Along a dimension
+        in which the image is smaller than the crop it is 0.
+
+    Raises:
+        TypeError: ``labels``, ``classes``, ``fallback`` or ``image_counts`` is not an integer tensor; an
+            element of ``size`` is not an int; ``chance`` is not a number.
+        ValueError: ``labels`` is not (B, H, W) with H and W of at least 1; ``classes`` or ``fallback`` is not
+            one-dimensional; ``size`` is not two values of at least 1; ``image_counts`` is not (B, C) with C of
+            at least 1; ``chance`` is outside [0, 1]; a tensor or the generator is on another device.
+
+    References:
+        Zou et al., Unsupervised Domain Adaptation for Semantic Segmentation via Class-Balanced Self-Training,
+        ECCV 2018, arXiv:1810.07911. Zou et al., Confidence Regularized Self-Training, ICCV 2019,
+        arXiv:1908.09822.
+
+    Example:
+        >>> import torch
+        >>> from selftrain_seg.mining import mine_crops
+        >>> labels = torch.zeros(1, 6, 8, dtype=torch.long)
+        >>> labels[0, 2, 5] = 7
+        >>> mine_crops(labels, torch.tensor([7]), (4, 4), chance=1.0)  # pixel (2, 5) - (2, 2)
+        tensor([[0, 3]])
+    """
+    _checks.check_label_maps(labels)
+    batch, height, width = labels.shape
+    if height == 0 or width == 0:
+        raise ValueError(f"`labels`: expected at least one pixel per image, got {tuple(labels.shape)}")
+    _check_classes(classes, labels, "classes")
+    if fallback is not None:
+        _check_classes(fallback, labels, "fallback")
+    crop_height, crop_width = _pair(size)
+    if image_counts is not None:
+        _checks.check_integer(image_counts, "image_counts")
+        if image_counts.ndim != 2 or image_counts.shape[0] != batch or image_counts.shape[1] == 0:
+            raise ValueError(
+                f"`image_counts`: expected (B, C) = ({batch}, C) with at least one class, "
+                f"got {tuple(image_counts.shape)}"
+            )
+        _checks.check_device(image_counts, labels, "image_counts")
+    _checks.check_real(chance, "chance", 0.0, 1.0)
+    if generator is not None and generator.device != labels.device:
+        raise ValueError(f"`generator`: expected device {labels.device}, got {generator.device}")
+
+    device = labels.device
+    ranked = _preference(classes, fallback, batch, ignore_index, generator)
+    best = _best_present(labels, ranked) if image_counts is None else _best_counted(image_counts, ranked)
+    chosen = ranked.gather(1, best[:, None])[:, 0]
+    # Uniform integers below 2**62: modulo n they are uniform to n / 2**62, without any rounding.
+    pixel, place_y, place_x = torch.randint(2**62, (3, batch), generator=generator, device=device)
+    row, column, found = _pick_pixel(labels, chosen, pixel)
+    mined = found & (best > 0) & (torch.rand(batch, generator=generator, device=device) < chance)
+
+    last_top, last_left = max(0, height - crop_height), max(0, width - crop_width)
+    top = torch.where(mined, (row - crop_height // 2).clamp(0, last_top), place_y % (last_top + 1))
+    left = torch.where(mined, (column - crop_width // 2).clamp(0, last_left), place_x % (last_left + 1))
+    return torch.stack([top, left], dim=1)
+
+
+def crop(tensor: Tensor, corners: Tensor, size: tuple[int, int], *, fill: float | None = None) -> Tensor:
+    """Cut one crop per image out of a batch, at the same corners for any number of tensors.
+
+    Call it once for the images, once for the labels, once for whatever else belongs to them. Where an image is
+    smaller than the crop it is padded at the bottom and on the right.
+
+    Args:
+        tensor: (B, …, H, W), any dtype; gradients flow through floating-point tensors.
+        corners: (B, 2), integer: (top, left) of each crop, from :func:`mine_crops`. A crop that would stick
+            out of the image is shifted back inside.
+        size: (h, w) of the crop in pixels.
+        fill: value of the padding. None stands for 255, the ignore label, in integer tensors of rank 3 (label
+            maps) and for 0 in all others.
+
+    Returns:
+        (B, …, h, w), dtype and device of ``tensor``, a copy. A channels_last batch stays channels_last,
+        except where gradients are recorded.
+
+    Raises:
+        TypeError: ``tensor`` is not a tensor; ``corners`` is not an integer tensor; an element of ``size`` is
+            not an int; ``fill`` is not a number.
+        ValueError: ``tensor`` has fewer than 3 dimensions, or no pixels; ``corners`` is not (B, 2) or on
+            another device; ``size`` is not two values of at least 1; ``fill`` cannot be held by the dtype of
+            ``tensor``.
+
+    Example:
+        >>> import torch
+        >>> from selftrain_seg.mining import crop
+        >>> labels = torch.arange(12).view(1, 3, 4)
+        >>> crop(labels, torch.tensor([[1, 2]]), (2, 2))
+        tensor([[[ 6,  7],
+                 [10, 11]]])
+        >>> crop(labels, torch.tensor([[0, 2]]), (4, 2))
+        tensor([[[  2,   3],
+                 [  6,   7],
+                 [ 10,  11],
+                 [255, 255]]])
+    """
+    _checks.check_tensor(tensor, "tensor")
+    if tensor.ndim < 3 or 0 in tensor.shape[-2:]:
+        raise ValueError(
+            f"`tensor`: expected (B, …, H, W) with at least one pixel per image, got {tuple(tensor.shape)}"
+        )
+    _checks.check_integer(corners, "corners")
+    if tuple(corners.shape) != (tensor.shape[0], 2):
+        raise ValueError(f"`corners`: expected (B, 2) = ({tensor.shape[0]}, 2), got {tuple(corners.shape)}")
+    _checks.check_device(corners, tensor, "corners")
+    crop_height, crop_width = _pair(size)
+    value = _fill_value(tensor, fill)
+
+    height, width = tensor.shape[-2:]
+    inner_height, inner_width = min(crop_height, height), min(crop_width, width)
+    top = corners[:, 0].clamp(0, height - inner_height)
+    left = corners[:, 1].clamp(0, width - inner_width)
+    inner = (inner_height, inner_width)
+    if torch.compiler.is_compiling() or (tensor.requires_grad and torch.is_grad_enabled()):
+        out = _gather_windows(tensor, top, left, inner)
+    else:
+        out = _copy_windows(tensor, top, left, inner)
+    if inner == (crop_height, crop_width):
+        return out
+    padding = (0, crop_width - inner_width, 0, crop_height - inner_height)
+    return torch.constant_pad_nd(out, padding, value)
+
+
+def _copy_windows(tensor: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
+    """Every window of every image is a view that starts somewhere in memory; copy the rows of those asked for."""
+    if tensor.numel() == 0:
+        return tensor.new_empty(*tensor.shape[:-2], *size)
+    strides = tensor.stride()
+    # Dimensions from far apart to adjacent in memory: the copy keeps the layout of the original.
+    order = sorted(range(1, tensor.ndim), key=lambda dim: -strides[dim])
+    shape = (*tensor.shape[:-2], *size)
+    rows, columns = tensor.shape[-2] - size[0], tensor.shape[-1] - size[1]
+    starts = 1 + (tensor.shape[0] - 1) * strides[0] + rows * strides[-2] + columns * strides[-1]
+    windows = tensor.detach().as_strided(
+        (starts, *(shape[dim] for dim in order)), (1, *(strides[dim] for dim in order))
+    )
+    image = torch.arange(tensor.shape[0], device=tensor.device)
+    out = windows.index_select(0, image * strides[0] + top * strides[-2] + left * strides[-1])
+    return out.permute(0, *(1 + order.index(dim) for dim in range(1, tensor.ndim)))
+
+
+def _gather_windows(tensor: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
+    """The same by one gather: slower, but its gradient is one scatter, and a compiler fuses it."""
+    rows = top[:, None] + torch.arange(size[0], device=tensor.device)
+    columns = left[:, None] + torch.arange(size[1], device=tensor.device)
+    places = (rows[:, :, None] * tensor.shape[-1] + columns[:, None, :]).flatten(1)
+    flat = tensor.flatten(-2)
+    places = places.view(places.shape[0], *(1,) * (tensor.ndim - 3), places.shape[1])
+    return flat.gather(-1, places.expand(*flat.shape[:-1], -1)).view(*tensor.shape[:-2], *size)
+
+
+def _preference(
+    classes: Tensor,
+    fallback: Tensor | None,
+    batch: int,
+    ignore_index: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """(B, K+F+1): per image the classes in random order, those of ``fallback`` before those of ``classes``.
+
+    The later a class stands, the more it is preferred. Column 0 and every class that must not be drawn (a
+    repeat, the ignore label) are -1.
+    """
+    candidates = classes.long() if fallback is None else torch.cat([fallback.long(), classes.long()])
+    repeated = (candidates[:, None] == candidates).tril(-1).any(1)
+    candidates = torch.where(repeated | (candidates == ignore_index), -1, candidates)
+    keys = torch.randint(2**62, (batch, candidates.shape[0]), generator=generator, device=candidates.device)
+    if fallback is not None:
+        later = torch.arange(candidates.shape[0], device=candidates.device) >= fallback.shape[0]
+        keys = keys + later * 2**62
+    return torch.constant_pad_nd(candidates[keys.argsort(1)], (1, 0), -1)
+
+
+def _best_present(labels: Tensor, ranked: Tensor) -> Tensor:
+    """(B,): the last column of ``ranked`` whose class occurs in the image's labels, 0 where none does."""
+    batch, columns = ranked.shape
+    values = min(_MAX_VALUES, torch.iinfo(labels.dtype).max + 1)
+    # One table per image from label value to column of `ranked`; entries 0 and -1 catch what is out of range.
+    dtype = torch.uint8 if columns <= 256 else torch.int32
+    table = torch.zeros(batch, values + 2, dtype=dtype, device=labels.device)
+    column = torch.arange(columns, device=labels.device).to(dtype).expand(batch, columns)
+    table.scatter_(1, ranked.clamp(-1, values) + 1, column)
+    table[:, 0] = 0
+    table[:, -1] = 0
+
+    wide = torch.int64 if labels.dtype == torch.int64 else torch.int32
+    offset = torch.arange(batch, dtype=wide, device=labels.device)[:, None] * (values + 2) + 1
+    best = torch.zeros(batch, dtype=dtype, device=labels.device)
+    for rows in _row_blocks(labels):
+        entry = labels[:, rows].flatten(1).to(wide).clamp(-1, values) + offset
+        here = table.view(-1).index_select(0, entry.view(-1)).view(entry.shape)
+        best = torch.maximum(best, here.amax(1))
+    return best.long()
+
+
+def _best_counted(image_counts: Tensor, ranked: Tensor) -> Tensor:
+    """(B,): as :func:`_best_present`, from the stored pixel counts."""
+    last = image_counts.shape[1] - 1
+    present = image_counts.gather(1, ranked.clamp(0, last)) > 0
+    present = present & (ranked >= 0) & (ranked <= last)
+    return (present * torch.arange(ranked.shape[1], device=ranked.device)).amax(1)
+
+
+def _pick_pixel(labels: Tensor, chosen: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(row, column, found), each (B,): the pixel number ``pixel`` modulo n of the n that show class ``chosen``."""
+    shown = chosen.to(labels.dtype)[:, None, None]
+    counts = [(labels[:, rows] == shown).sum(2, dtype=torch.int32) for rows in _row_blocks(labels)]
+    in_row = torch.cat(counts, dim=1).long()
+    up_to_row = in_row.cumsum(1)
+    count = up_to_row[:, -1]
+    rank = pixel % count.clamp(min=1)
+    row = (up_to_row <= rank[:, None]).sum(1).clamp(max=labels.shape[1] - 1)
+    rank_in_row = rank - (up_to_row - in_row).gather(1, row[:, None])[:, 0]
+    line = labels[torch.arange(labels.shape[0], device=labels.device), row] == shown[:, 0]
+    column = (line.cumsum(1) <= rank_in_row[:, None]).sum(1)
+    return row, column, count > 0
+
+
+def _row_blocks(labels: Tensor) -> Iterator[slice]:
+    """Ranges of rows whose pixels stay in a CPU's cache; all rows at once on a GPU and while compiling."""
+    batch, height, width = labels.shape
+    step = height
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        step = max(1, _CACHED_PIXELS // max(1, batch * width))
+    for row in range(0, height, step):
+        yield slice(row, row + step)
+
+
+def _check_classes(classes: Tensor, labels: Tensor, name: str) -> None:
+    _checks.check_integer(classes, name)
+    if classes.ndim != 1:
+        raise ValueError(f"`{name}`: expected (K,), got {tuple(classes.shape)}")
+    _checks.check_device(classes, labels, name)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise ValueError(f"`size`: expected (height, width), got {size!r}")
+    height, width = size
+    _checks.check_count(height, "size[0]")
+    _checks.check_count(width, "size[1]")
+    return height, width
+
+
+def _fill_value(tensor: Tensor, fill: Any) -> float:
+    floating = tensor.is_floating_point() or tensor.is_complex()
+    if fill is None:
+        label_map = tensor.ndim == 3 and not floating and tensor.dtype != torch.bool
+        fill = IGNORE_INDEX if label_map else 0
+    elif isinstance(fill, bool) or not isinstance(fill, numbers.Real):
+        raise TypeError(f"`fill`: expected a number, got {type(fill).__name__}")
+    value = float(fill)
+    if floating:
+        return value
+    low, high = 0, 1
+    if tensor.dtype != torch.bool:
+        info = torch.iinfo(tensor.dtype)
+        low, high = info.min, info.max
+    if not value.is_integer() or not low <= value <= high:
+        raise ValueError(f"`fill`: expected a value that {tensor.dtype} can hold, got {fill}")
+    return int(value)
