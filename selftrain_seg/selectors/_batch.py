@@ -1,0 +1,43 @@
+"""One pass over the logits for the selectors that keep running statistics."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from selftrain_seg._numerics import blocks
+from selftrain_seg.confidence._scores import pixel_scores
+
+
+class Reading(NamedTuple):
+    """Label and confidence of every pixel, and the batch's sums; unusable pixels (NaN) have confidence 0."""
+
+    labels: Tensor  # (B, H, W) int64
+    confidence: Tensor  # (B, H, W) float32
+    usable: Tensor  # (B, H, W) bool
+    probability_sums: Tensor | None  # (C,) float64, Σ p_c over usable pixels
+
+
+def read(logits: Tensor, *, sum_probabilities: bool = False) -> Reading:
+    """Read a batch of logits (B, C, H, W)."""
+    shape = (logits.shape[0], *logits.shape[-2:])
+    labels = torch.empty(shape, dtype=torch.int64, device=logits.device)
+    confidence = torch.empty(shape, dtype=torch.float32, device=logits.device)
+    sums = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device) if sum_probabilities else None
+    for images, rows in blocks(logits):
+        part = pixel_scores(logits[images, :, rows])
+        labels[images, rows] = part.labels
+        confidence[images, rows] = part.log_confidence.exp()
+        if sums is not None:
+            usable = (part.score > -torch.inf).unsqueeze(1)
+            probs = torch.where(usable, (part.gaps - part.log_norm.unsqueeze(1)).exp(), 0.0)
+            sums += probs.sum(dim=(0, 2, 3), dtype=torch.float64)
+    return Reading(labels, confidence, confidence > 0, sums)
+
+
+def class_sums(labels: Tensor, weights: Tensor, num_classes: int) -> Tensor:
+    """Sum (B, H, W) weights by label: (C,) float64. No host synchronisation, unlike bincount on a GPU."""
+    sums = torch.zeros(num_classes, dtype=torch.float64, device=labels.device)
+    return sums.scatter_add_(0, labels.flatten(), weights.flatten().double())

@@ -1,0 +1,166 @@
+"""Instance-adaptive pseudo-labels (IAST): thresholds that follow every image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from selftrain_seg import _checks
+from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg.selectors._batch import read
+from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
+
+__all__ = ["InstanceAdaptiveSelector"]
+
+_CAP = 0.999
+
+
+class InstanceAdaptiveSelector(nn.Module):
+    """Select pixels by class thresholds that move with each image's own confidences.
+
+    For each image in turn and each class c in it: over the confidences of the pixels predicted as c *and* θ_c
+    itself, ``ψ_c`` is the quantile at ``1 - α θ_c^γ``, linearly interpolated; ``θ_c ← β θ_c + (1 - β) ψ_c``, at
+    most 0.999. Then ``y = ŷ`` if ``m ≥ θ_ŷ``, else ``ignore_index``, with the θ just updated. The higher a class's
+    threshold, the larger the share of its pixels that is kept. A class absent from an image keeps its θ.
+
+    Args:
+        num_classes: C.
+        alpha: α, in [0, 1]; share kept at θ = 1. IAST: 0.2, then 0.25 and 0.3 over its rounds. It may be set
+            between calls.
+        beta: β, in [0, 1], momentum of θ. IAST: 0.9.
+        gamma: γ, at least 0. IAST: 8.
+        initial: θ before the first image, in [0, 1]. IAST: 0.9.
+        per: ``"image"``: one update for each image, as in the paper; ``"batch"``: one for each batch, its images
+            taken as one, as in the published code (batches of 2).
+        ignore_index: label of the pixels that are not selected.
+
+    Attributes:
+        thresholds: (C,) float64, θ.
+
+    State / distributed:
+        ``thresholds`` is a buffer. In ``eval()`` mode it stays as it is. Several ranks keep in step: each runs
+        through its own images, then θ becomes the average over ranks, weighted by their numbers of images, by
+        one all-reduce a call. So every rank must call equally often; a rank may bring an empty batch.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of its range or choices.
+
+    References:
+        Mei et al., "Instance Adaptive Self-Training for Unsupervised Domain Adaptation", ECCV 2020, Eq. 4-6.
+
+    Example:
+        >>> import torch
+        >>> selector = InstanceAdaptiveSelector(2, alpha=0.5, beta=0.0, gamma=0.0, initial=0.6)
+        >>> probs = torch.tensor([0.9, 0.8, 0.7, 0.55])  # all predicted as class 0
+        >>> selector(torch.stack([probs, 1 - probs]).log().reshape(1, 2, 1, 4)).labels
+        tensor([[[  0,   0,   0, 255]]])
+        >>> selector.thresholds  # the median of these four and 0.6; class 1 is absent
+        tensor([0.7000, 0.6000], dtype=torch.float64)
+    """
+
+    thresholds: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        alpha: float = 0.2,
+        beta: float = 0.9,
+        gamma: float = 8.0,
+        initial: float = 0.9,
+        per: str = "image",
+        ignore_index: int = IGNORE_INDEX,
+    ) -> None:
+        super().__init__()
+        _checks.check_count(num_classes, "num_classes")
+        _checks.check_real(alpha, "alpha", 0.0, 1.0)
+        _checks.check_real(beta, "beta", 0.0, 1.0)
+        _checks.check_real(gamma, "gamma", 0.0, float("inf"))
+        _checks.check_real(initial, "initial", 0.0, 1.0)
+        _checks.check_choice(per, "per", ("image", "batch"))
+        self.num_classes, self.alpha, self.beta, self.gamma = num_classes, alpha, beta, gamma
+        self.initial, self.per, self.ignore_index = initial, per, ignore_index
+        self.register_buffer("thresholds", torch.full((num_classes,), float(initial), dtype=torch.float64))
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return (
+            f"num_classes={self.num_classes}, alpha={self.alpha}, beta={self.beta}, gamma={self.gamma}, "
+            f"initial={self.initial}, per={self.per!r}, ignore_index={self.ignore_index}"
+        )
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor) -> PseudoLabels:
+        """Update θ with a batch and label it.
+
+        Args:
+            logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
+
+        Returns:
+            ``PseudoLabels`` with ``labels``, ``confidence`` and ``predicted``. Pixels with a NaN logit are never
+            selected and never counted.
+
+        Raises:
+            TypeError: ``logits`` is no floating-point tensor.
+            ValueError: ``logits`` is not (B, C, H, W), or has another number of classes.
+        """
+        _checks.check_logits(logits, self.num_classes)
+        batch = read(logits)
+        if self.training:
+            theta = self._update(batch.labels, batch.confidence, batch.usable)
+        else:
+            theta = self.thresholds.to(logits.device).expand(len(logits), -1)
+        bar = theta.float().gather(1, batch.labels.flatten(1)).view_as(batch.labels)
+        keep = (batch.confidence >= bar) & batch.usable
+        labels = torch.where(keep, batch.labels, self.ignore_index)
+        return PseudoLabels(labels, batch.confidence, predicted=batch.labels)
+
+    def reset(self) -> None:
+        """Set θ back to ``initial``."""
+        self.thresholds.fill_(self.initial)
+
+    def _update(self, labels: Tensor, confidence: Tensor, usable: Tensor) -> Tensor:
+        """Move θ through the images; return the θ each image is labelled with, (B, C) float64."""
+        images = len(labels)
+        classes = torch.arange(self.num_classes + 1, dtype=torch.float64, device=labels.device)
+        # Sorting class + confidence sorts each class's confidences side by side, for all images at once; the
+        # factor 2 keeps classes apart where the confidence is 1, float64 keeps every float32 confidence exact.
+        keys = torch.where(usable, 2.0 * labels + confidence.double(), 2.0 * self.num_classes)
+        keys = keys.flatten(1) if self.per == "image" else keys.flatten().unsqueeze(0)[: min(images, 1)]
+        keys = keys.sort(dim=1).values
+        starts = torch.searchsorted(keys, (2.0 * classes).expand(len(keys), -1).contiguous())
+        theta, history = self.thresholds.to(labels.device), []
+        for key, start in zip(keys, starts, strict=True):  # each image's thresholds depend on the one before
+            theta = self._step(theta, key, start[:-1], start.diff())
+            history.append(theta)
+        self._keep_in_step(theta, images)
+        if not history:
+            return theta.expand(0, -1)
+        return torch.stack(history).expand(images, -1)
+
+    def _step(self, theta: Tensor, keys: Tensor, start: Tensor, size: Tensor) -> Tensor:
+        """Move θ by one image, given its sorted ``2 c + confidence`` and where each class starts in it."""
+        offset = 2.0 * torch.arange(self.num_classes, dtype=torch.float64, device=keys.device)
+        own = torch.searchsorted(keys, offset + theta) - start  # place of θ_c among its class's confidences
+        place = (1.0 - self.alpha * theta**self.gamma).clamp(0.0, 1.0) * size
+
+        def element(index: Tensor) -> Tensor:
+            """The index-th smallest of the class's confidences and θ_c."""
+            at = start + torch.where(index > own, index - 1, index)
+            value = keys[at.clamp(max=len(keys) - 1)] - offset
+            return torch.where(index == own, theta, value)
+
+        low = place.floor().long()
+        below, above = element(low), element(torch.minimum(low + 1, size))
+        psi = below + (above - below) * (place - low)
+        moved = (self.beta * theta + (1.0 - self.beta) * psi).clamp(max=_CAP)
+        return torch.where(size > 0, moved, theta)
+
+    def _keep_in_step(self, theta: Tensor, images: int) -> None:
+        before = self.thresholds.to(theta.device)
+        local = torch.cat([theta * images, theta.new_tensor([images])])
+        total = all_reduce_sum(local)
+        if total is local:  # one process: no rounding by a product and a division
+            self.thresholds.copy_(theta)
+        else:
+            self.thresholds.copy_(torch.where(total[-1] > 0, total[:-1] / total[-1].clamp(min=1), before))

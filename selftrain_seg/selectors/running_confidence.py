@@ -1,0 +1,134 @@
+"""Thresholds from a running class confidence (SAC, DT-ST)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from selftrain_seg import _checks
+from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg.selectors._batch import read
+from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
+
+__all__ = ["RunningConfidenceSelector"]
+
+_SEEN = 1e-8
+
+
+class RunningConfidenceSelector(nn.Module):
+    """Select pixels against their class's peak in the image, discounted for classes the network rarely predicts.
+
+    With ``p̄_c`` the mean of p_c over all pixels of the batch, ``r_c ← momentum · r_c + (1 - momentum) · p̄_c``; a
+    class seen for the first time (``p̄_c > 1e-8``) first takes ``r_c = p̄_c``. For each image,
+    ``t_c = max(lower, upper · peak_c · (1 - exp(-r_c / beta)))`` with peak_c the largest confidence among its
+    pixels predicted as c; ``y = ŷ`` where ``m > t_ŷ``, else ``ignore_index``.
+
+    Args:
+        num_classes: C.
+        upper: in [0, 1], share of the peak a frequent class must reach. DT-ST: 0.8; SAC: 0.75.
+        lower: in [0, 1], least threshold. Both: 0.2.
+        beta: above 0, the frequency at which the discount sets in, and r before the first batch. Both: 1e-3.
+        momentum: in [0, 1]. DT-ST: 0.9; SAC: 0.99.
+        ignore_index: label of the pixels that are not selected.
+
+    Attributes:
+        running_confidence: (C,) float64, r.
+        seen: (C,) bool, whether a class has had its first value.
+
+    State / distributed:
+        Both are buffers; in ``eval()`` mode they stay as they are. The sums of p_c and the pixel count are added
+        over ranks by one all-reduce a call, so r is that of one process with the joined batch.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of its range.
+
+    References:
+        SAC: Araslanov and Roth, "Self-supervised Augmentation Consistency for Adapting Semantic Segmentation",
+        CVPR 2021. DT-ST: Zhao et al., "Towards Better Stability and Adaptability: Improve Online Self-Training for
+        Model Adaptation in Semantic Segmentation", CVPR 2023.
+
+    Example:
+        >>> import torch
+        >>> selector = RunningConfidenceSelector(2)
+        >>> probs = torch.tensor([0.9, 0.6])  # peak 0.9, and r = 0.75 is far above beta: threshold 0.72
+        >>> selector(torch.stack([probs, 1 - probs]).log().reshape(1, 2, 1, 2)).labels
+        tensor([[[  0, 255]]])
+        >>> selector.running_confidence
+        tensor([0.7500, 0.2500], dtype=torch.float64)
+    """
+
+    running_confidence: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        upper: float = 0.8,
+        lower: float = 0.2,
+        beta: float = 1e-3,
+        momentum: float = 0.9,
+        ignore_index: int = IGNORE_INDEX,
+    ) -> None:
+        super().__init__()
+        _checks.check_count(num_classes, "num_classes")
+        _checks.check_real(upper, "upper", 0.0, 1.0)
+        _checks.check_real(lower, "lower", 0.0, 1.0)
+        _checks.check_real(beta, "beta", 0.0, float("inf"), open_low=True)
+        _checks.check_real(momentum, "momentum", 0.0, 1.0)
+        self.num_classes, self.upper, self.lower = num_classes, upper, lower
+        self.beta, self.momentum, self.ignore_index = beta, momentum, ignore_index
+        self.register_buffer("running_confidence", torch.full((num_classes,), float(beta), dtype=torch.float64))
+        self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return (
+            f"num_classes={self.num_classes}, upper={self.upper}, lower={self.lower}, beta={self.beta}, "
+            f"momentum={self.momentum}, ignore_index={self.ignore_index}"
+        )
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor) -> PseudoLabels:
+        """Update r with a batch and label it.
+
+        Args:
+            logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
+
+        Returns:
+            ``PseudoLabels`` with ``labels``, ``confidence`` and ``predicted``. Pixels with a NaN logit are never
+            selected and never counted.
+
+        Raises:
+            TypeError: ``logits`` is no floating-point tensor.
+            ValueError: ``logits`` is not (B, C, H, W), or has another number of classes.
+        """
+        _checks.check_logits(logits, self.num_classes)
+        batch = read(logits, sum_probabilities=self.training)
+        if batch.probability_sums is not None:
+            self._update(batch.probability_sums, batch.usable.sum())
+        flat = batch.labels.flatten(1)
+        peak = torch.zeros(len(logits), self.num_classes, device=logits.device)
+        peak.scatter_reduce_(1, flat, batch.confidence.flatten(1), "amax")
+        known = -torch.expm1(-self.running_confidence.to(logits.device) / self.beta)
+        bar = (self.upper * peak * known.float()).clamp(min=self.lower)
+        keep = batch.confidence > bar.gather(1, flat).view_as(batch.labels)
+        labels = torch.where(keep, batch.labels, self.ignore_index)
+        return PseudoLabels(labels, batch.confidence, predicted=batch.labels)
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self.running_confidence.fill_(self.beta)
+        self.seen.zero_()
+
+    def _update(self, sums: Tensor, count: Tensor) -> None:
+        total = all_reduce_sum(torch.cat([sums, count.to(sums.dtype).reshape(1)])).to(
+            self.running_confidence.device
+        )
+        mean = total[:-1] / total[-1].clamp(min=1)
+        first = ~self.seen & (mean > _SEEN)
+        before = torch.where(first, mean, self.running_confidence)
+        moved = self.momentum * before + (1.0 - self.momentum) * mean
+        any_pixel = total[-1] > 0
+        self.running_confidence.copy_(torch.where(any_pixel, moved, self.running_confidence))
+        self.seen.logical_or_(first)
