@@ -20,14 +20,15 @@ class Reading(NamedTuple):
     probability_sums: Tensor | None  # (C,) float64, Σ p_c over usable pixels
 
 
-def read(logits: Tensor, *, sum_probabilities: bool = False) -> Reading:
-    """Read a batch of logits (B, C, H, W)."""
+def read(logits: Tensor, *, sum_probabilities: bool = False, offset: Tensor | None = None) -> Reading:
+    """Read a batch of logits (B, C, H, W), with a value (C,) added to each class's."""
     shape = (logits.shape[0], *logits.shape[-2:])
     labels = torch.empty(shape, dtype=torch.int64, device=logits.device)
     confidence = torch.empty(shape, dtype=torch.float32, device=logits.device)
     sums = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device) if sum_probabilities else None
     for images, rows in blocks(logits):
-        part = pixel_scores(logits[images, :, rows])
+        block = logits[images, :, rows]
+        part = pixel_scores(block if offset is None else block.float() + offset.view(-1, 1, 1))
         labels[images, rows] = part.labels
         confidence[images, rows] = part.log_confidence.exp()
         if sums is not None:

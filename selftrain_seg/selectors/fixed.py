@@ -1,0 +1,63 @@
+"""One fixed threshold (FixMatch), and the image or batch weight that DAFormer makes of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from selftrain_seg import _checks
+from selftrain_seg.selectors._batch import read
+from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
+
+__all__ = ["select_fixed"]
+
+
+@torch.no_grad()
+def select_fixed(
+    logits: Tensor, *, threshold: float = 0.968, weight: str | None = None, ignore_index: int = IGNORE_INDEX
+) -> PseudoLabels:
+    """Label the pixels whose confidence reaches a fixed threshold, or all of them, weighted by how many do.
+
+    ``y = ŷ`` if ``m ≥ τ``, else ``ignore_index``. With ``weight`` every pixel keeps its label and weighs
+    ``q = share of pixels with m ≥ τ``: of its image (``"image"``), or of the whole batch (``"batch"``, as in
+    DAFormer's published code).
+
+    Args:
+        logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
+        threshold: τ in [0, 1]. DAFormer: 0.968; FixMatch and UniMatch: 0.95.
+        weight: None, ``"image"`` or ``"batch"``.
+        ignore_index: label of the pixels that are not selected.
+
+    Returns:
+        ``PseudoLabels`` with ``labels``, ``confidence`` and ``predicted``, and ``weight`` (B, H, W) float32 where
+        one was asked for. Pixels with a NaN logit are never selected, weigh 0 and count in no share.
+
+    Raises:
+        TypeError: ``logits`` is no floating-point tensor, or ``threshold`` no number.
+        ValueError: ``logits`` is not (B, C, H, W), ``threshold`` is outside [0, 1], or ``weight`` is unknown.
+
+    References:
+        FixMatch (Sohn et al., NeurIPS 2020). DAFormer (Hoyer et al., CVPR 2022), Eq. 3.
+
+    Example:
+        >>> import torch
+        >>> probs = torch.tensor([0.99, 0.6])
+        >>> logits = torch.stack([probs, 1 - probs]).log().reshape(1, 2, 1, 2)
+        >>> select_fixed(logits, threshold=0.95).labels
+        tensor([[[  0, 255]]])
+        >>> select_fixed(logits, threshold=0.95, weight="image").weight
+        tensor([[[0.5000, 0.5000]]])
+    """
+    _checks.check_logits(logits)
+    _checks.check_real(threshold, "threshold", 0.0, 1.0)
+    if weight is not None:
+        _checks.check_choice(weight, "weight", ("image", "batch"))
+    batch = read(logits)
+    sure = (batch.confidence >= threshold) & batch.usable
+    if weight is None:
+        return PseudoLabels(torch.where(sure, batch.labels, ignore_index), batch.confidence, predicted=batch.labels)
+    over = (1, 2) if weight == "image" else (0, 1, 2)
+    usable = batch.usable.float()
+    share = sure.float().sum(dim=over, keepdim=True) / usable.sum(dim=over, keepdim=True).clamp(min=1)
+    labels = torch.where(batch.usable, batch.labels, ignore_index)
+    return PseudoLabels(labels, batch.confidence, weight=share * usable, predicted=batch.labels)

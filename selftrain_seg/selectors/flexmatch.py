@@ -1,0 +1,122 @@
+"""Curriculum thresholds by class (FlexMatch)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from selftrain_seg import _checks
+from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg.selectors._batch import class_sums, read
+from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
+
+__all__ = ["FlexMatchSelector"]
+
+
+class FlexMatchSelector(nn.Module):
+    """Select by a threshold that is lower for classes which few pixels are sure of.
+
+    With σ_c the share of pixels predicted as c with ``m ≥ τ``, ``β_c = σ_c / max(max_c σ_c, 1 - Σ_c σ_c)`` and
+    ``T_c = τ β_c / (2 - β_c)``; ``y = ŷ`` where ``m ≥ T_ŷ``, else ``ignore_index``. The share of pixels not yet
+    sure of anything, ``1 - Σ σ``, keeps all thresholds low at first. Differs from the paper: σ is an exponential
+    average over batches, ``σ ← λ σ + (1 - λ) σ_batch`` from 0, in place of a record of every sample's last label,
+    which does not scale to pixels.
+
+    Args:
+        num_classes: C.
+        threshold: τ in [0, 1]. FlexMatch: 0.95.
+        momentum: λ in [0, 1].
+        ignore_index: label of the pixels that are not selected.
+
+    Attributes:
+        running_shares: (C,) float64, σ.
+
+    State / distributed:
+        A buffer; in ``eval()`` mode it stays as it is. Counts are added over ranks by one all-reduce a call, so σ
+        is that of one process with the joined batch.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of its range.
+
+    References:
+        Zhang et al., "FlexMatch: Boosting Semi-Supervised Learning with Curriculum Pseudo Labeling", NeurIPS
+        2021, Eq. 5-7 and 11.
+
+    Example:
+        >>> import torch
+        >>> selector = FlexMatchSelector(2, threshold=0.9, momentum=0.0)
+        >>> probs = torch.tensor([0.99, 0.99, 0.05, 0.7])  # σ = (1/2, 1/4), 1/4 unused: β = (1, 1/2)
+        >>> selector(torch.stack([probs, 1 - probs]).log().reshape(1, 2, 1, 4)).labels
+        tensor([[[  0,   0,   1, 255]]])
+        >>> selector.thresholds
+        tensor([0.9000, 0.3000], dtype=torch.float64)
+    """
+
+    running_shares: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        threshold: float = 0.95,
+        momentum: float = 0.999,
+        ignore_index: int = IGNORE_INDEX,
+    ) -> None:
+        super().__init__()
+        _checks.check_count(num_classes, "num_classes")
+        _checks.check_real(threshold, "threshold", 0.0, 1.0)
+        _checks.check_real(momentum, "momentum", 0.0, 1.0)
+        self.num_classes, self.threshold = num_classes, threshold
+        self.momentum, self.ignore_index = momentum, ignore_index
+        self.register_buffer("running_shares", torch.zeros(num_classes, dtype=torch.float64))
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return (
+            f"num_classes={self.num_classes}, threshold={self.threshold}, momentum={self.momentum}, "
+            f"ignore_index={self.ignore_index}"
+        )
+
+    @property
+    def thresholds(self) -> Tensor:
+        """(C,) float64: each class's present threshold T."""
+        unused = 1.0 - self.running_shares.sum()
+        # The larger of the two is at least 1 / (C + 1), so nothing divides by zero.
+        status = self.running_shares / torch.maximum(self.running_shares.max(), unused)
+        return self.threshold * status / (2.0 - status)
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor) -> PseudoLabels:
+        """Update σ with a batch and label it.
+
+        Args:
+            logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
+
+        Returns:
+            ``PseudoLabels`` with ``labels``, ``confidence`` and ``predicted``. Pixels with a NaN logit are never
+            selected and never counted.
+
+        Raises:
+            TypeError: ``logits`` is no floating-point tensor.
+            ValueError: ``logits`` is not (B, C, H, W), or has another number of classes.
+        """
+        _checks.check_logits(logits, self.num_classes)
+        batch = read(logits)
+        if self.training:
+            sure = (batch.confidence >= self.threshold) & batch.usable
+            counts = class_sums(batch.labels, sure, self.num_classes)
+            self._update(torch.cat([counts, batch.usable.sum(dtype=torch.float64).reshape(1)]))
+        bar = self.thresholds.float().to(logits.device)[batch.labels]
+        keep = (batch.confidence >= bar) & batch.usable
+        labels = torch.where(keep, batch.labels, self.ignore_index)
+        return PseudoLabels(labels, batch.confidence, predicted=batch.labels)
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self.running_shares.zero_()
+
+    def _update(self, sums: Tensor) -> None:
+        sums = all_reduce_sum(sums).to(self.running_shares.device)
+        keep = torch.where(sums[-1] > 0, self.momentum, 1.0)  # a batch without usable pixels changes nothing
+        shares = sums[:-1] / sums[-1].clamp(min=1)
+        self.running_shares.copy_(keep * self.running_shares + (1.0 - keep) * shares)

@@ -1,0 +1,117 @@
+"""Self-adaptive thresholds (FreeMatch)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from selftrain_seg import _checks
+from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg.selectors._batch import class_sums, read
+from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
+
+__all__ = ["FreeMatchSelector"]
+
+
+class FreeMatchSelector(nn.Module):
+    """Select by a global threshold that follows the mean confidence, scaled by how often each class is predicted.
+
+    ``τ ← λ τ + (1 - λ) mean(m)`` and ``p̃ ← λ p̃ + (1 - λ) mean(p)`` over all pixels of the batch, then ``y = ŷ``
+    where ``m ≥ τ · p̃_ŷ / max_c p̃_c``, else ``ignore_index``. All start at 1/C.
+
+    Args:
+        num_classes: C.
+        momentum: λ in [0, 1]. FreeMatch: 0.999.
+        ignore_index: label of the pixels that are not selected.
+
+    Attributes:
+        global_threshold: () float64, τ.
+        running_probs: (C,) float64, p̃.
+        running_histogram: (C,) float64, average share of pixels predicted as each class, h of
+            ``selftrain_seg.losses.fairness_loss``.
+
+    State / distributed:
+        All are buffers; in ``eval()`` mode they stay as they are. Sums over the batch are added over ranks by one
+        all-reduce a call, so the state is that of one process with the joined batch.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of its range.
+
+    References:
+        Wang et al., "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning", ICLR 2023, Eq. 5-8.
+
+    Example:
+        >>> import torch
+        >>> selector = FreeMatchSelector(2, momentum=0.0)
+        >>> probs = torch.tensor([0.9, 0.8, 0.4])  # τ = (0.9 + 0.8 + 0.6) / 3 = 0.77, p̃ = (0.7, 0.3)
+        >>> selector(torch.stack([probs, 1 - probs]).log().reshape(1, 2, 1, 3)).labels  # 0.6 ≥ 0.77 · 3/7
+        tensor([[[0, 0, 1]]])
+        >>> selector.thresholds
+        tensor([0.7667, 0.3286], dtype=torch.float64)
+    """
+
+    global_threshold: Tensor
+    running_probs: Tensor
+    running_histogram: Tensor
+
+    def __init__(self, num_classes: int, *, momentum: float = 0.999, ignore_index: int = IGNORE_INDEX) -> None:
+        super().__init__()
+        _checks.check_count(num_classes, "num_classes")
+        _checks.check_real(momentum, "momentum", 0.0, 1.0)
+        self.num_classes, self.momentum, self.ignore_index = num_classes, momentum, ignore_index
+        start = torch.full((num_classes,), 1.0 / num_classes, dtype=torch.float64)
+        self.register_buffer("global_threshold", start[0].clone())
+        self.register_buffer("running_probs", start.clone())
+        self.register_buffer("running_histogram", start.clone())
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"num_classes={self.num_classes}, momentum={self.momentum}, ignore_index={self.ignore_index}"
+
+    @property
+    def thresholds(self) -> Tensor:
+        """(C,) float64: each class's present threshold."""
+        return self.global_threshold * self.running_probs / self.running_probs.max()
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor) -> PseudoLabels:
+        """Update the state with a batch and label it.
+
+        Args:
+            logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
+
+        Returns:
+            ``PseudoLabels`` with ``labels``, ``confidence`` and ``predicted``. Pixels with a NaN logit are never
+            selected and never counted.
+
+        Raises:
+            TypeError: ``logits`` is no floating-point tensor.
+            ValueError: ``logits`` is not (B, C, H, W), or has another number of classes.
+        """
+        _checks.check_logits(logits, self.num_classes)
+        batch = read(logits, sum_probabilities=self.training)
+        if batch.probability_sums is not None:
+            histogram = class_sums(batch.labels, batch.usable, self.num_classes)
+            confidence = batch.confidence.sum(dtype=torch.float64)
+            self._update(torch.cat([batch.probability_sums, histogram, confidence.reshape(1)]))
+        bar = self.thresholds.float().to(logits.device)[batch.labels]
+        keep = (batch.confidence >= bar) & batch.usable
+        labels = torch.where(keep, batch.labels, self.ignore_index)
+        return PseudoLabels(labels, batch.confidence, predicted=batch.labels)
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        for buffer in self.buffers():
+            buffer.fill_(1.0 / self.num_classes)
+
+    def _update(self, sums: Tensor) -> None:
+        sums = all_reduce_sum(sums).to(self.running_probs.device)
+        count = sums[self.num_classes : -1].sum()
+        keep = torch.where(count > 0, self.momentum, 1.0)  # a batch without usable pixels changes nothing
+        means = sums / count.clamp(min=1)
+        for buffer, mean in (
+            (self.running_probs, means[: self.num_classes]),
+            (self.running_histogram, means[self.num_classes : -1]),
+            (self.global_threshold, means[-1]),
+        ):
+            buffer.copy_(keep * buffer + (1.0 - keep) * mean)
