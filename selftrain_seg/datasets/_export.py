@@ -35,7 +35,7 @@ Save = Callable[[Path, npt.NDArray[Any], "Bytes | None"], None]
 
 def write_cityscapes(root: Path, split: str, city: str, index: int, sample: Sample, save: Save) -> None:
     """The five PNG files of one Cityscapes frame; the image comes last, so that where it is, all is."""
-    stem = f"{city}_{index:06d}_{0:06d}"
+    stem = f"{city}_{index:06d}_000000"
     truth = root / "gtFine" / split / city
     ids = _LABEL_IDS[sample.labels]
     alpha = np.full((*ids.shape, 1), 255, np.uint8)
@@ -71,14 +71,15 @@ def export(
     samples: Iterable[Sample], count: int, root: Path, layout: str, split: str, city: str, progress: bool
 ) -> None:
     """Write every sample; each file appears complete or not at all."""
-    image_module = importlib.import_module("PIL.Image")
+    from PIL import Image
+
     root.mkdir(parents=True, exist_ok=True)
     # Unfinished files live in a folder of their own: loaders list whole folders.
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=root) as partial:
         unfinished = os.path.join(partial, "file.png")
 
         def save(path: Path, pixels: npt.NDArray[Any], palette: Bytes | None) -> None:
-            image = image_module.fromarray(pixels)
+            image = Image.fromarray(pixels)
             if palette is not None:
                 image.putpalette(palette.tobytes())
             image.save(unfinished)

@@ -157,8 +157,7 @@ def _draw_row(
             panes.append(palette.colour("gap"))
         trims.append((dice.between(0.85, 1.25), dice.between(0.8, 1.25)))
         beds.append((dice.between(0.38, 0.62), dice.between(0.45, 0.65)))
-    bumps = dice.smooth(view, 2.6)[0]
-    bump2 = dice.smooth(view, 7.0)[0]
+    bumps = 0.10 * dice.ripple(view, 2.6) + 0.14 * dice.ripple(view, 7.0)
     tint = dice.grid(32, 32)
 
     middle = view.vanishing_x
@@ -172,7 +171,7 @@ def _draw_row(
     what = np.where(known, np.array(kind)[block], _OPEN)
     top = np.array(tops)[block]
     hedge = what == _HEDGE
-    top = np.where(hedge, top * (0.86 + 0.10 * bumps[columns] + 0.14 * bump2[columns]), top)
+    top = np.where(hedge, top * (0.86 + bumps[columns]), top)
     per_pixel = offset / distance
     y = CAMERA_M + (view.horizon - view.ys)[:, None] * per_pixel[None, :]
     inside = (y >= 0.0) & (y < top) & (what != _OPEN)

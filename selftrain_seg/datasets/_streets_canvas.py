@@ -45,6 +45,13 @@ class Dice:
     def grid(self, *shape: int) -> Floats:
         return self._random(shape)
 
+    def ripple(self, view: View, step: float) -> Floats:
+        """(W,) value noise in [-1, 1]: random values every ``step`` reference pixels, linear in between."""
+        columns = view.xs * (1.0 / step)
+        left = columns.astype(np.int64)
+        values = 2.0 * self._random(int(view.wide / step) + 2) - 1.0  # as many at every scale
+        return values[left] + (columns - left) * (values[left + 1] - values[left])
+
     def smooth(self, view: View, step: float) -> Floats:
         """(H, W) value noise in [-1, 1]: random values every ``step`` reference pixels, bilinear in between."""
         rows, columns = view.ys * (1.0 / step), view.xs * (1.0 / step)

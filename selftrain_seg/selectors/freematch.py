@@ -107,7 +107,7 @@ class FreeMatchSelector(nn.Module):
     def _update(self, sums: Tensor) -> None:
         sums = all_reduce_sum(sums).to(self.running_probs.device)
         count = sums[self.num_classes : -1].sum()
-        keep = torch.where(count > 0, self.momentum, 1.0)  # a batch without usable pixels changes nothing
+        keep = 1.0 - (1.0 - self.momentum) * (count > 0).double()  # a batch without usable pixels changes nothing
         means = sums / count.clamp(min=1)
         for buffer, mean in (
             (self.running_probs, means[: self.num_classes]),

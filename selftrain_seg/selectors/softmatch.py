@@ -120,7 +120,7 @@ class SoftMatchSelector(nn.Module):
         if batch.probability_sums is not None:
             count = batch.usable.sum(dtype=torch.float64).reshape(1)
             sums = all_reduce_sum(torch.cat([batch.probability_sums, count])).to(self.running_probs.device)
-            keep = torch.where(sums[-1] > 0, self.momentum, 1.0)
+            keep = 1.0 - (1.0 - self.momentum) * (sums[-1] > 0).double()
             self.running_probs.copy_(keep * self.running_probs + (1.0 - keep) * sums[:-1] / sums[-1].clamp(min=1))
         # p_c / p̃_c, renormalised, is the softmax of the logits less log p̃.
         offset = -self.running_probs.clamp(min=1e-30).log().float().to(logits.device)
@@ -132,6 +132,6 @@ class SoftMatchSelector(nn.Module):
         count, total, squares = all_reduce_sum(sums).to(self.mean.device)
         mean = total / count.clamp(min=1)
         variance = (squares / count.clamp(min=1) - mean * mean).clamp(min=0.0)
-        keep = torch.where(count > 0, self.momentum, 1.0)  # a batch without usable pixels changes nothing
+        keep = 1.0 - (1.0 - self.momentum) * (count > 0).double()  # a batch without usable pixels changes nothing
         self.mean.copy_(keep * self.mean + (1.0 - keep) * mean)
         self.variance.copy_(keep * self.variance + (1.0 - keep) * variance)
