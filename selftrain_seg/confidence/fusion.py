@@ -1,0 +1,79 @@
+"""Predictions averaged over scales and mirror images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from selftrain_seg import _checks
+
+__all__ = ["fuse_views"]
+
+
+@torch.no_grad()
+def fuse_views(
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = True,
+    align_corners: bool = False,
+) -> Tensor:
+    """Average a network's probabilities over several scales of the images and their mirror images.
+
+    ``p = mean_v softmax(resize(model(view_v(x))))``: each view's logits are resized to the images' size, mirrored
+    back and normalised; probabilities, not logits, are averaged. As input of thresholds and selectors use
+    ``p.log()``.
+
+    Args:
+        model: maps images (B, 3, h, w) to logits (B, C, h', w'), of any resolution. Used as it is: put it into
+            ``eval()`` mode before.
+        images: (B, 3, H, W), floating point.
+        scales: factors of height and width, above 0; sizes are rounded. IAST: (0.9, 1.0, 1.2) among others.
+        flip: whether each scale is also seen mirrored left to right.
+        align_corners: how images and logits are resized bilinearly, as in ``torch.nn.functional.interpolate``.
+            True is what many published segmentation networks were trained with.
+
+    Returns:
+        (B, C, H, W) float32 probabilities that sum to 1; no gradient.
+
+    Raises:
+        TypeError: ``images`` is no floating-point tensor, a scale no number, or ``model`` returns no tensor.
+        ValueError: ``images`` is not (B, 3, H, W) in rank, ``scales`` is empty or not above 0, or ``model``
+            returns no (B, C, h, w).
+
+    References:
+        Test-time fusion of CRST (Zou et al., ICCV 2019) and IAST (Mei et al., ECCV 2020).
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Conv2d(3, 2, 3, stride=2, padding=1).eval()
+        >>> fuse_views(model, torch.rand(1, 3, 33, 65), scales=(0.5, 1.0)).shape
+        torch.Size([1, 2, 33, 65])
+    """
+    _checks.check_logits(images, name="images")
+    if not scales:
+        raise ValueError("`scales`: expected at least one, got none")
+    for scale in scales:
+        _checks.check_real(scale, "scales", 0.0, float("inf"), open_low=True)
+    size = images.shape[-2:]
+    total = torch.zeros((), device=images.device)
+    for scale in scales:
+        view_size = [max(1, round(side * scale)) for side in size]
+        view = images if list(size) == view_size else _resize(images, view_size, align_corners)
+        for mirrored in (False, True) if flip else (False,):
+            logits = model(view.flip(-1) if mirrored else view)
+            _checks.check_logits(logits, name="model(images)")
+            logits = logits.flip(-1).float() if mirrored else logits.float()
+            probs = _resize(logits, list(size), align_corners).softmax(dim=1)
+            total = total + probs
+    return total / (len(scales) * (2 if flip else 1))
+
+
+def _resize(tensor: Tensor, size: list[int], align_corners: bool) -> Tensor:
+    if list(tensor.shape[-2:]) == size:
+        return tensor
+    return F.interpolate(tensor, size=size, mode="bilinear", align_corners=align_corners)

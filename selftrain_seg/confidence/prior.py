@@ -1,0 +1,152 @@
+"""Where in the picture each class tends to be (CBST-SP)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from selftrain_seg import _checks
+from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg.types import IGNORE_INDEX
+
+__all__ = ["SpatialPrior"]
+
+
+class SpatialPrior(nn.Module):
+    """Estimate, from source labels, how much more often than on average each class is found at each pixel.
+
+    The share of label maps with class c at a pixel, counted at the working resolution, smoothed with a Gaussian
+    and scaled so that each class has mean 1 over pixels. It multiplies probabilities, without renormalising, as
+    the ``prior`` argument of thresholds and selectors.
+
+    Args:
+        num_classes: C.
+        size: (H, W) the maps are counted at.
+        sigma_px: standard deviation of the Gaussian, in pixels of ``size``, at least 0; 0 does not smooth.
+        kernel_px: odd side of the Gaussian's window; by default the least odd number from 6 sigma up. The paper
+            gives "a 70 × 70 Gaussian" at 1024 × 2048.
+        ignore_index: label that is not counted.
+
+    Attributes:
+        frequencies: (C, H, W) float64, sums over label maps.
+
+    State / distributed:
+        A buffer of sums. ``compute`` adds it over ranks, so every rank must call it.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of its range.
+
+    References:
+        CBST-SP (Zou et al., ECCV 2018), Section 3.4.
+
+    Example:
+        >>> import torch
+        >>> prior = SpatialPrior(2, (2, 2), sigma_px=0)
+        >>> prior.update(torch.tensor([[[0, 0], [1, 1]], [[0, 1], [1, 1]]]))
+        >>> prior.compute()  # class 0 only in the upper row: twice on the left, once on the right
+        tensor([[[2.6667, 1.3333],
+                 [0.0000, 0.0000]],
+                [[0.0000, 0.8000],
+                 [1.6000, 1.6000]]])
+    """
+
+    frequencies: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        size: tuple[int, int],
+        *,
+        sigma_px: float,
+        kernel_px: int | None = None,
+        ignore_index: int = IGNORE_INDEX,
+    ) -> None:
+        super().__init__()
+        _checks.check_count(num_classes, "num_classes")
+        height, width = size
+        _checks.check_count(height, "size")
+        _checks.check_count(width, "size")
+        _checks.check_real(sigma_px, "sigma_px", 0.0, float("inf"))
+        if kernel_px is not None:
+            _checks.check_count(kernel_px, "kernel_px")
+            if kernel_px % 2 == 0:
+                raise ValueError(f"`kernel_px`: expected an odd number, got {kernel_px}")
+        self.num_classes, self.size, self.sigma_px = num_classes, (int(height), int(width)), float(sigma_px)
+        self.kernel_px = kernel_px if kernel_px is not None else 2 * int(-(-3.0 * sigma_px // 1)) + 1
+        self.ignore_index = ignore_index
+        self.register_buffer("frequencies", torch.zeros(num_classes, height, width, dtype=torch.float64))
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return (
+            f"num_classes={self.num_classes}, size={self.size}, sigma_px={self.sigma_px}, "
+            f"kernel_px={self.kernel_px}, ignore_index={self.ignore_index}"
+        )
+
+    @torch.no_grad()
+    def update(self, labels: Tensor) -> None:
+        """Count a batch of label maps.
+
+        Args:
+            labels: (B, h, w) integers, any resolution. Larger maps are averaged over the area of each pixel of
+                ``size``, smaller ones repeated; every map weighs the same. Labels outside [0, C) are not counted.
+
+        Raises:
+            TypeError: ``labels`` is not an integer tensor.
+            ValueError: ``labels`` is not (B, h, w) with h, w at least 1, or, inside ``value_checks()``, has a
+                label outside [0, C).
+        """
+        _checks.check_label_maps(labels)
+        if 0 in labels.shape[1:]:
+            raise ValueError(f"`labels`: expected (B, h, w) with h, w at least 1, got {tuple(labels.shape)}")
+        _checks.check_label_values(labels, self.num_classes, self.ignore_index)
+        height, width = self.size
+        labels, rows, row_weight = _to_cells(labels, 1, height)
+        labels, columns, column_weight = _to_cells(labels, 2, width)
+        counted = (labels >= 0) & (labels < self.num_classes) & (labels != self.ignore_index)
+        cell = rows.view(-1, 1) * width + columns
+        index = torch.where(counted, labels.long() * (height * width) + cell, self.num_classes * height * width)
+        weight = (row_weight.view(-1, 1) * column_weight).expand(labels.shape)
+        sums = torch.zeros(self.frequencies.numel() + 1, dtype=torch.float64, device=labels.device)
+        sums.scatter_add_(0, index.flatten(), weight.flatten())
+        self.frequencies += sums[:-1].view_as(self.frequencies).to(self.frequencies.device)
+
+    @torch.no_grad()
+    def compute(self, size: tuple[int, int] | None = None) -> Tensor:
+        """Return the prior.
+
+        Args:
+            size: (H, W) to resize to, bilinearly; by default that of the counts.
+
+        Returns:
+            (C, H, W) float32, each class with mean 1 over pixels; all 0 for a class that was never seen, which
+            is then never predicted.
+        """
+        maps = all_reduce_sum(self.frequencies).unsqueeze(0)
+        if self.sigma_px > 0:
+            from kornia.filters import gaussian_blur2d  # slow to import, and needed here alone
+
+            sides, sigmas = (self.kernel_px, self.kernel_px), (self.sigma_px, self.sigma_px)
+            maps = gaussian_blur2d(maps, sides, sigmas, border_type="replicate", separable=True)
+        if size is not None:
+            maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+        mean = maps.mean(dim=(2, 3), keepdim=True)
+        prior: Tensor = torch.where(mean > 0, maps / mean.where(mean > 0, torch.ones_like(mean)), 0.0)
+        return prior.squeeze(0).float()
+
+    def reset(self) -> None:
+        """Forget all label maps."""
+        self.frequencies.zero_()
+
+
+def _to_cells(labels: Tensor, dim: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Repeat a dimension that is too short, then say which cell each index falls in and what it weighs there."""
+    length = labels.shape[dim]
+    if length < cells:
+        nearest = (torch.arange(cells, device=labels.device) * length) // cells
+        labels, length = labels.index_select(dim, nearest), cells
+    cell = (torch.arange(length, device=labels.device) * cells) // length
+    members = torch.zeros(cells, dtype=torch.float64, device=labels.device)
+    members.scatter_add_(0, cell, torch.ones_like(cell, dtype=torch.float64))
+    return labels, cell, 1.0 / members[cell]

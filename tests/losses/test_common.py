@@ -1,0 +1,433 @@
+"""What every loss must do, whatever it computes."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+from selftrain_seg import losses
+from tests.helpers import layouts
+from tests.losses.cases import CASES, IDS, make_labels, make_logits
+
+SHAPES = [(2, 4, 3, 5), (1, 1, 2, 3), (3, 2, 1, 1), (1, 19, 5, 3)]
+every_loss = pytest.mark.parametrize("case", CASES, ids=IDS)
+loss_with_hard_labels = pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.target is make_labels],
+    ids=[name for case, name in zip(CASES, IDS, strict=True) if case.target is make_labels],
+)
+loss_with_nothing = pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.nothing],
+    ids=[name for case, name in zip(CASES, IDS, strict=True) if case.nothing],
+)
+
+
+def numpy(value):
+    return value.numpy() if isinstance(value, torch.Tensor) else value
+
+
+def expected(case, inputs, settings):
+    values = {name: numpy(value) for name, value in settings.items() if name != "reduction"}
+    arrays = [inputs[0].double().numpy(), *(numpy(tensor) for tensor in inputs[1:])]
+    return case.oracle(*arrays, **values)[settings.get("reduction", "mean")]
+
+
+def variants(case, shape):
+    """The settings, and the settings with one argument changed, each under every reduction."""
+    for name in [None, *case.other]:
+        if name in ("reduction", "ignore_index"):
+            continue
+        settings = {**case.settings, **({name: case.other[name](shape)} if name else {})}
+        for reduction in case.reductions:
+            yield settings if len(case.reductions) == 1 else {**settings, "reduction": reduction}
+
+
+def loss_and_gradient(case, logits, *rest, **settings):
+    leaf = logits.detach().requires_grad_()
+    loss = case.function(leaf, *rest, **{**case.settings, **settings})
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return loss.detach(), gradient
+
+
+@every_loss
+@pytest.mark.parametrize("shape", SHAPES)
+def test_oracle(case, shape):
+    inputs = case.inputs(shape)
+    for settings in variants(case, shape):
+        loss = case.function(*inputs, **settings)
+        assert loss.dtype == torch.float64
+        np.testing.assert_allclose(loss.numpy(), expected(case, inputs, settings), rtol=1e-6, atol=1e-12)
+
+
+@loss_with_hard_labels
+@pytest.mark.parametrize("ignore_index", [-100, 1])
+def test_oracle_with_another_ignore_index(case, ignore_index):
+    logits, target, *rest = case.inputs()
+    target = target.where(target != 255, ignore_index)
+    settings = {**case.settings, "ignore_index": ignore_index}
+    loss = case.function(logits, target, *rest, **settings)
+    np.testing.assert_allclose(loss, expected(case, (logits, target, *rest), settings), rtol=1e-6)
+
+
+@every_loss
+@pytest.mark.parametrize(
+    ("dtype", "rtol"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-3), (torch.float16, 1e-3)]
+)
+def test_oracle_in_low_precision(case, dtype, rtol):
+    # The oracle gets the values the function gets, already rounded; statistics are float32 all the same.
+    shape = (2, 19, 6, 5)
+    inputs = case.inputs(shape, dtype)
+    for settings in variants(case, shape):
+        loss = case.function(*inputs, **settings)
+        assert loss.dtype == torch.float32
+        np.testing.assert_allclose(loss.numpy(), expected(case, inputs, settings), rtol=rtol, atol=1e-5)
+
+
+@every_loss
+def test_gradients_once_and_twice(case):
+    shape = (2, 3, 2, 2)
+    logits, *rest = case.inputs(shape)
+    for settings in variants(case, shape):
+
+        def loss(leaf, settings=settings):
+            return case.function(leaf, *rest, **settings)
+
+        leaf = logits.clone().requires_grad_()
+        # Detached weights make the gradient differ from the numerical one: those are tested below.
+        if case.name not in ("dynamic_loss", "dynamic_mutual_loss"):
+            assert torch.autograd.gradcheck(loss, leaf)
+            assert torch.autograd.gradgradcheck(loss, leaf)
+
+
+@every_loss
+def test_fast_gradient_equals_differentiable_one(case):
+    shape = (2, 5, 40, 300)  # more than one block an image, the last one smaller
+    logits, *rest = case.inputs(shape)
+    for settings in variants(case, shape):
+        leaf = logits.clone().requires_grad_()
+        loss = case.function(leaf, *rest, **settings)
+        scale = make_logits(shape)[:, 0] if loss.ndim else torch.tensor(1.0, dtype=loss.dtype)
+        (fast,) = torch.autograd.grad(loss, leaf, scale, retain_graph=True)
+        (plain,) = torch.autograd.grad(loss, leaf, scale, create_graph=True)
+        assert not fast.requires_grad
+        torch.testing.assert_close(fast, plain.detach(), rtol=1e-9, atol=1e-12)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_in_low_precision(case, dtype):
+    logits, *rest = case.inputs((2, 19, 6, 5), dtype)
+    _, gradient = loss_and_gradient(case, logits, *rest)
+    _, exact = loss_and_gradient(case, logits.double(), *rest)
+    assert gradient.dtype == dtype
+    rtol = 1e-4 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(gradient.double(), exact, rtol=rtol, atol=rtol * exact.abs().max().item())
+
+
+@every_loss
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided", "transposed"])
+def test_layouts(case, layout):
+    logits, *rest = case.inputs((2, 5, 70, 300), torch.float32)  # several blocks, the last one smaller
+    reference, reference_gradient = loss_and_gradient(case, logits, *rest)
+    other = [layouts(tensor)[layout] if tensor.ndim == 4 else tensor for tensor in rest]
+    loss, gradient = loss_and_gradient(case, layouts(logits)[layout], *other)
+    torch.testing.assert_close(loss, reference, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(gradient, reference_gradient, rtol=1e-4, atol=1e-8)
+    if layout == "channels_last":
+        assert gradient.is_contiguous(memory_format=torch.channels_last)
+    # Labels in another layout than the logits.
+    mixed, _ = loss_and_gradient(case, logits, *other)
+    torch.testing.assert_close(mixed, reference, rtol=1e-5, atol=1e-7)
+
+
+@every_loss
+def test_every_argument_changes_the_result(case):
+    shape = (3, 4, 6, 5)
+    inputs = case.inputs(shape)
+    base = case.function(*inputs, **case.settings)
+    keyword_only = {name for name, p in case.parameters.items() if p.kind == p.KEYWORD_ONLY}
+    missing = {"ignore_index"} if case.target is not make_labels else set()
+    assert set(case.other) == keyword_only - missing
+    for name, value in case.other.items():
+        if name != "ignore_index":  # see test_oracle_with_another_ignore_index
+            changed = case.function(*inputs, **{**case.settings, name: value(shape)})
+            assert not torch.allclose(changed, base), name
+    for position, tensor in enumerate(inputs):
+        other = -tensor if position == 0 else tensor.roll(1, -1)
+        swapped = [*inputs[:position], other, *inputs[position + 1 :]]
+        assert not torch.allclose(case.function(*swapped, **case.settings), base), position
+
+
+@every_loss
+def test_none_sums_to_sum(case):
+    inputs = case.inputs()
+    for name, value in case.other.items():
+        if "reduction" in case.other and name not in ("reduction", "ignore_index"):
+            settings = {**case.settings, name: value((2, 4, 3, 5))}
+            whole = case.function(*inputs, **settings, reduction="none")
+            assert whole.shape == (2, 3, 5)
+            torch.testing.assert_close(whole.sum(), case.function(*inputs, **settings, reduction="sum"))
+
+
+@loss_with_nothing
+def test_nothing_valid_is_a_connected_zero(case):
+    shape = (2, 4, 3, 5)
+    logits, _, *rest = case.inputs(shape)
+    for settings in variants(case, shape):
+        leaf = logits.clone().requires_grad_()
+        loss = case.function(leaf, case.nothing(shape), *rest, **settings)
+        assert torch.equal(loss, torch.zeros_like(loss))
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        assert torch.equal(gradient, torch.zeros_like(leaf))
+
+
+@loss_with_nothing
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_ignored_pixels_are_not_looked_at(case, bad):
+    shape = (2, 4, 3, 5)
+    logits, target, *rest = case.inputs(shape)
+    nothing = case.nothing(shape)
+    away = make_labels(shape, seed=9) == 255
+    target = torch.where(away if target.ndim == 3 else away[:, None], nothing, target)
+    settings = {**case.settings}
+    if "pixel_weight" in case.other:
+        settings["pixel_weight"] = case.other["pixel_weight"](shape)
+    loss, gradient = loss_and_gradient(case, logits, target, *rest, **settings)
+    spoilt = torch.where(away[:, None], bad, logits)
+    if "pixel_weight" in case.other:
+        settings["pixel_weight"] = torch.where(away, bad, settings["pixel_weight"])
+    for dtype in (torch.float64, torch.float32):
+        loss, gradient = loss_and_gradient(case, logits.to(dtype), target, *rest, **settings)
+        again, again_gradient = loss_and_gradient(case, spoilt.to(dtype), target, *rest, **settings)
+        assert torch.equal(loss, again)
+        assert torch.equal(gradient, again_gradient)
+        assert torch.equal(again_gradient * away[:, None], torch.zeros_like(gradient))
+        leaf = spoilt.to(dtype).requires_grad_()
+        loss = case.function(leaf, target, *rest, **{**case.settings, **settings})
+        (plain,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        torch.testing.assert_close(plain.detach(), gradient)
+
+
+@every_loss
+def test_a_nan_that_counts_is_not_hidden(case):
+    logits, target, *rest = case.inputs((1, 4, 2, 3))
+    logits[0, 2, 1, 1] = torch.nan
+    if case.target is make_labels:
+        target[0, 1, 1] = 2
+    elif target.ndim == 4:
+        target[0, :, 1, 1] = 0.25
+    loss, gradient = loss_and_gradient(case, logits, target, *rest)
+    assert loss.isnan()
+    assert gradient[0, 2, 1, 1].isnan()
+
+
+@every_loss
+def test_large_logits(case):
+    logits, *rest = case.inputs((2, 5, 6, 7), torch.float32)
+    logits = 80 * logits.sign()
+    loss, gradient = loss_and_gradient(case, logits, *rest)
+    exact, exact_gradient = loss_and_gradient(case, logits.double(), *rest)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-4, atol=1e-8)
+
+
+@every_loss
+def test_a_class_masked_out_by_its_logit(case):
+    logits, target, *rest = case.inputs((2, 4, 3, 5))
+    logits[:, 3] = -torch.inf
+    if case.target is make_labels:
+        target = target.where(target != 3, 0)
+        rest = [tensor if tensor.ndim == 3 else tensor for tensor in rest]
+    elif target.ndim == 4:
+        target = target.index_fill(1, torch.tensor(3), 0.0)
+    settings = {"weight": 0.0} if case.name == "mrkld_loss" else {}
+    if case.name == "region_guided_loss":
+        settings = {"confident_weight": 0.0}  # the divergence from uniform is infinite, and says so
+    loss, gradient = loss_and_gradient(case, logits, target, *rest, **settings)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+    assert (gradient[:, 3] == 0).all()
+
+
+@every_loss
+@pytest.mark.parametrize("shape", [(0, 4, 3, 5), (2, 4, 0, 5), (2, 4, 3, 0)])
+def test_no_pixels(case, shape):
+    loss, gradient = loss_and_gradient(case, *case.inputs(shape))
+    assert loss == 0
+    assert gradient.shape == shape
+
+
+@every_loss
+def test_one_class(case):
+    loss, gradient = loss_and_gradient(case, *case.inputs((2, 1, 3, 5)))
+    assert loss.isfinite()
+    if case.name != "negative_loss":  # there a class has its own binary logit
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@loss_with_hard_labels
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("ignore_index", [255, 0, 100])
+def test_label_dtypes(case, dtype, ignore_index):
+    logits, target, *rest = case.inputs()
+    reference = loss_and_gradient(case, logits, target.where(target != 0, 255), *rest)
+    labels = target.where(target != 0, 255)
+    labels = labels.where(labels != 255, ignore_index).to(dtype)
+    torch.testing.assert_close(
+        loss_and_gradient(case, logits, labels, *rest, ignore_index=ignore_index), reference
+    )
+
+
+@loss_with_hard_labels
+def test_negative_ignore_index(case):
+    logits, target, *rest = case.inputs((1, 200, 6, 5))
+    reference = loss_and_gradient(case, logits, target, *rest)
+    away = loss_and_gradient(case, logits, target.where(target != 255, -100), *rest, ignore_index=-100)
+    torch.testing.assert_close(away, reference)
+    # As uint8, -100 would be 156, here a class like any other.
+    full = target.where(target != 255, 156)
+    torch.testing.assert_close(
+        loss_and_gradient(case, logits, full.to(torch.uint8), *rest, ignore_index=-100),
+        loss_and_gradient(case, logits, full, *rest, ignore_index=-100),
+    )
+
+
+@every_loss
+def test_inputs_are_not_mutated(case):
+    shape = (2, 4, 3, 5)
+    inputs = case.inputs(shape)
+    settings = {n: value(shape) for n, value in case.other.items() if n not in ("reduction", "ignore_index")}
+    tensors = [*inputs, *(value for value in settings.values() if isinstance(value, torch.Tensor))]
+    before = [tensor.clone() for tensor in tensors]
+    loss_and_gradient(case, *inputs, **settings)
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(tensors, before, strict=True))
+
+
+@every_loss
+def test_gradients_reach_logits_only(case):
+    inputs = [tensor.requires_grad_(tensor.is_floating_point()) for tensor in case.inputs()]
+    case.function(*inputs, **case.settings).backward()
+    assert inputs[0].grad is not None
+    assert all(tensor.grad is None for tensor in inputs[1:])
+
+
+@every_loss
+def test_gradient_reaches_pixel_weight(case):
+    if "pixel_weight" not in case.other:
+        pytest.skip("takes no pixel weights")
+    shape = (2, 4, 3, 5)
+    weight = case.other["pixel_weight"](shape).requires_grad_()
+    loss = case.function(*case.inputs(shape), **case.settings, pixel_weight=weight, reduction="sum")
+    unweighted = case.function(*case.inputs(shape), **case.settings, reduction="none")
+    torch.testing.assert_close(torch.autograd.grad(loss, weight)[0], unweighted)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_autocast_changes_nothing(case, dtype):
+    inputs = case.inputs(dtype=dtype)
+    outside = loss_and_gradient(case, *inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = loss_and_gradient(case, *inputs)
+    assert inside[0].dtype == outside[0].dtype
+    torch.testing.assert_close(inside, outside, rtol=1e-6, atol=1e-9)
+
+
+@every_loss
+def test_compiles_whole(case):
+    # Captured and differentiated as one graph; test_core compiles it to machine code too.
+    shape = (2, 4, 6, 8)
+    inputs = case.inputs(shape, torch.float32)
+    settings = {**case.settings, **{n: v(shape) for n, v in case.other.items() if n not in ("reduction", "ignore_index")}}
+    eager = loss_and_gradient(case, *inputs, **settings)
+    torch._dynamo.reset()
+    compiled = torch.compile(case.function, backend="aot_eager", fullgraph=True)
+    leaf = inputs[0].clone().requires_grad_()
+    loss = compiled(leaf, *inputs[1:], **settings)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    torch.testing.assert_close((loss.detach(), gradient), eager, rtol=1e-5, atol=1e-7)
+
+
+@every_loss
+def test_torch_func(case):
+    inputs = case.inputs()
+    _, gradient = loss_and_gradient(case, *inputs)
+    with torch.no_grad():
+        again = torch.func.grad(lambda logits: case.function(logits, *inputs[1:], **case.settings))(inputs[0])
+    torch.testing.assert_close(again, gradient)
+
+
+@every_loss
+def test_vmap(case):
+    if case.name == "dynamic_mutual_loss":
+        pytest.skip("top_confidence writes into tensors that vmap does not know; torch says so")
+    logits, *rest = case.inputs((3, 4, 3, 5))
+    image = [tensor.ndim >= 3 for tensor in rest]  # one value an image, or one for all
+
+    def loss(logits, *rest):
+        rest = [tensor[None] if mapped else tensor for tensor, mapped in zip(rest, image, strict=True)]
+        return case.function(logits[None], *rest, **case.settings)
+
+    dims = (0, *(0 if mapped else None for mapped in image))
+    mapped = torch.func.vmap(loss, in_dims=dims)(logits, *rest)
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=dims)(logits, *rest)
+    for b in range(3):
+        single = [tensor[b] if mapped_ else tensor for tensor, mapped_ in zip(rest, image, strict=True)]
+        torch.testing.assert_close(mapped[b], loss(logits[b], *single))
+        torch.testing.assert_close(gradients[b], torch.func.grad(loss)(logits[b], *single))
+
+
+@every_loss
+def test_module_equals_function(case):
+    shape = (2, 4, 3, 5)
+    inputs = case.inputs(shape)
+    setup = inspect.signature(case.module.__init__).parameters
+    call = inspect.signature(case.module.forward).parameters
+    merged = {name: p.default for name, p in {**call, **setup}.items() if name != "self"}
+    assert merged == {name: p.default for name, p in case.parameters.items()}
+    assert all(p.kind == p.KEYWORD_ONLY for name, p in setup.items() if name != "self")
+    for name, value in {None: None, **case.other}.items():
+        settings = {**case.settings, **({name: value(shape)} if name else {})}
+        module = case.module(**{k: v for k, v in settings.items() if k in setup})
+        forward = {k: v for k, v in settings.items() if k not in setup}
+        if name == "ignore_index":
+            inputs = (inputs[0], inputs[1].where(inputs[1] != 255, 0), *inputs[2:])
+        assert torch.equal(module(*inputs, **forward), case.function(*inputs, **settings))
+        assert all(f"{k}={v!r}" in repr(module) for k, v in settings.items() if k in setup)
+        assert not module.state_dict()
+
+
+def test_every_loss_is_a_case():
+    functions = {name for name in losses.__all__ if name.endswith("_loss")}
+    modules = {name for name in losses.__all__ if name.endswith("Loss")}
+    assert functions == {case.name for case in CASES}
+    assert modules == {case.module.__name__ for case in CASES}
+
+
+@pytest.mark.gpu
+@every_loss
+def test_gpu_equals_cpu(case):
+    shape = (2, 19, 33, 65)
+    for name, value in {None: None, **case.other}.items():
+        inputs = case.inputs(shape, torch.float32)
+        settings = {**case.settings, **({name: value(shape)} if name else {})}
+        if name in ("reduction", "ignore_index"):
+            continue
+        there = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in settings.items()}
+        loss, gradient = loss_and_gradient(case, *(tensor.cuda() for tensor in inputs), **there)
+        reference, reference_gradient = loss_and_gradient(case, *inputs, **settings)
+        torch.testing.assert_close(loss.cpu(), reference, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(gradient.cpu(), reference_gradient, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.gpu
+@every_loss
+def test_gpu_never_waits(case):
+    inputs = [tensor.cuda() for tensor in case.inputs((2, 19, 33, 65), torch.float32)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss_and_gradient(case, *inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
