@@ -1,8 +1,8 @@
 """Adapt a segmentation network from a labelled "game" to an unlabelled "camera" by class-balanced self-training.
 
-One command, nothing to download: ``python examples/quickstart.py``. It trains on the source domain of the embedded
-benchmark, re-estimates BatchNorm on the target images, runs rounds of CBST and prints what each of them gave.
-``--compare`` adds the controls every such number should stand beside.
+One command and nothing to download: ``python examples/quickstart.py``. It trains on the source domain of the
+embedded benchmark, re-estimates BatchNorm on the target images, runs rounds of CBST and prints what each step gave.
+``--compare`` adds the controls that such a number should stand beside.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
-import json
 from pathlib import Path
 
 import torch
 from _common.data import as_floats, batches, draw, save_atomically, streets
 from _common.model import SmallUNet
 from _common.report import print_round, print_table, write_report
-from _common.train import evaluate, jitter, reestimate_batchnorm, train_source
+from _common.train import evaluate, jitter, predict, reestimate_batchnorm, train_source
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from tqdm import trange
@@ -26,13 +25,13 @@ import selftrain_seg
 from selftrain_seg.datasets import SyntheticStreets
 from selftrain_seg.losses import mrkld_loss
 from selftrain_seg.mining import crop, mine_crops, rare_classes
-from selftrain_seg.selectors import SelectionStatistics, select_hard, select_reweighted
+from selftrain_seg.selectors import SelectionStatistics, SelectionSummary, select_hard, select_reweighted
 from selftrain_seg.thresholds import ClassBalancedThreshold, GlobalThreshold, linear_portion
 
 CLASSES = SyntheticStreets.classes
 CONTROLS = {
     "source": "control: more source steps",
-    "global": "self-training, one global threshold",
+    "global": "one global threshold",
     "supervised": "bound: target labels",
 }
 NAMES = {"cbst": "CBST", "mrkld": "CRST-MRKLD", **CONTROLS}
@@ -41,16 +40,15 @@ NAMES = {"cbst": "CBST", "mrkld": "CRST-MRKLD", **CONTROLS}
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=("cbst", "mrkld"), default="cbst")
-    parser.add_argument("--mine", action="store_true", help="train on crops around the rarest classes")
+    parser.add_argument("--mine", action="store_true", help="train on target crops around the rarest classes")
     parser.add_argument("--compare", action="store_true", help="also run the controls")
-    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="several seeds: the table has their mean")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="with several, the table has their mean")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=120, help="training steps a round")
     parser.add_argument("--source-steps", type=int, default=1000)
     parser.add_argument("--images", type=int, nargs=3, default=[1000, 500, 200], help="source, target, validation")
-    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch; 1 where the cores are shared")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; more are slower where cores are busy")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--smoke", action="store_true", help="a few steps only, to see that everything runs")
     args = parser.parse_args()
@@ -60,7 +58,9 @@ def arguments() -> argparse.Namespace:
 
 
 @torch.no_grad()
-def label_target(net: nn.Module, target: TensorDataset, method: str, portion: float):
+def label_target(
+    net: nn.Module, target: TensorDataset, method: str, portion: float
+) -> tuple[Tensor, Tensor, Tensor, SelectionSummary]:
     """Pseudo-label the target images: one pass for the thresholds, one for the labels."""
     estimator = GlobalThreshold if method == "global" else ClassBalancedThreshold
     select = select_hard if method == "global" else select_reweighted
@@ -78,41 +78,59 @@ def label_target(net: nn.Module, target: TensorDataset, method: str, portion: fl
     return torch.cat(labels), thresholds, kc.class_counts, statistics.compute()
 
 
-def adapt(net: nn.Module, method: str, source: TensorDataset, target: TensorDataset, val: TensorDataset, args, seed):
-    """Self-training in rounds: label the target images, train on both domains, and again."""
-    key = hashlib.sha256(json.dumps([selftrain_seg.__version__, method, seed, vars(args)], default=str).encode())
-    history: list[Tensor] = []
+def adapt(
+    net: nn.Module,
+    method: str,
+    source: TensorDataset,
+    target: TensorDataset,
+    val: TensorDataset,
+    args: argparse.Namespace,
+    seed: int,
+) -> list[Tensor]:
+    """Self-training in rounds: label the target images, train on both domains, and again.
+
+    Changes ``net``; returns the per-class IoU after each round.
+    """
+    settings = [selftrain_seg.__version__, args.source_steps, args.steps, args.images, args.mine, args.threads]
+    key = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+    history = []
     for round in range(args.rounds):
-        checkpoint = args.out / "rounds" / f"{method}-seed{seed}-{key.hexdigest()[:8]}-round{round}.pt"
+        checkpoint = args.out / "rounds" / f"{method}-seed{seed}-{key}-round{round + 1}.pt"
         if checkpoint.exists():  # a killed run goes on where it was
             saved = torch.load(checkpoint, map_location=args.device, weights_only=True)
             net.load_state_dict(saved["net"])
             history.append(saved["iou"])
+            print(
+                f"{NAMES[method]}, round {round + 1}: target mIoU {saved['iou'].nanmean():.1f} (from {checkpoint})"
+            )
             continue
         torch.manual_seed(1000 * seed + round)
         generator = torch.Generator().manual_seed(1000 * seed + round)
         corner_generator = torch.Generator(args.device).manual_seed(1000 * seed + round)
 
         reestimate_batchnorm(net, target)
-        labels, counts = target.tensors[1].long(), None
+        labels, counts = target.tensors[1], None  # what the bound trains on
         if method in ("cbst", "mrkld", "global"):
             portion = linear_portion(round, start=0.3, step=0.1, stop=0.5)
             labels, thresholds, counts, summary = label_target(net, target, method, portion)
             print_round(f"{NAMES[method]}, round {round + 1}, portion {portion}", CLASSES, thresholds, summary)
 
         net.train()
-        optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, weight_decay=1e-2)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, args.steps, power=0.9)
         for _ in trange(args.steps, desc=f"{NAMES[method]} round {round + 1}", unit="step", leave=False):
             images, truth = source[draw(source, 4, generator)]
-            loss = mrkld_loss(net(jitter(as_floats(images))), truth, weight=0.0)  # weight 0: cross-entropy
-            index = draw(source if method == "source" else target, 4, generator)
-            images, chosen = (source[index]) if method == "source" else (target.tensors[0][index], labels[index])
+            loss = mrkld_loss(net(jitter(as_floats(images))), truth, weight=0.0)  # weight 0: cross entropy
+            if method == "source":
+                images, chosen = source[draw(source, 4, generator)]
+            else:
+                index = draw(target, 4, generator)
+                images, chosen = target.tensors[0][index], labels[index]
             if args.mine and counts is not None:
                 size = (images.shape[-2] * 3 // 4, images.shape[-1] * 3 // 4)
                 corners = mine_crops(chosen, rare_classes(counts, k=3), size, generator=corner_generator)
                 images, chosen = crop(images, corners, size), crop(chosen, corners, size)
-            # The domains go through the network apart: BatchNorm would mix their statistics.
+            # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
             weight = 0.1 if method == "mrkld" else 0.0
             loss = loss + mrkld_loss(net(jitter(as_floats(images))), chosen, weight=weight)
             optimizer.zero_grad()
@@ -124,17 +142,16 @@ def adapt(net: nn.Module, method: str, source: TensorDataset, target: TensorData
         history.append(evaluate(net, val, len(CLASSES)))
         save_atomically({"net": net.state_dict(), "iou": history[-1]}, checkpoint)
         print(f"{NAMES[method]}, round {round + 1}: target mIoU {history[-1].nanmean():.1f}")
-    return net, history
+    return history
 
 
 def run(args: argparse.Namespace, seed: int, results: dict[str, list[Tensor]]) -> None:
     """One seed: source training, BatchNorm re-estimation, adaptation, and with --compare the controls."""
     device, cache = torch.device(args.device), args.out / "cache"
+    splits = [("source", "train"), ("target", "train"), ("target", "val")]
     source, target, val = (
         streets(domain, split, length, seed, cache, device)
-        for (domain, split), length in zip(
-            [("source", "train"), ("target", "train"), ("target", "val")], args.images, strict=True
-        )
+        for (domain, split), length in zip(splits, args.images, strict=True)
     )
     weights = cache / f"source-{len(source)}images-{args.source_steps}steps-seed{seed}.pt"
     if not weights.exists():
@@ -143,27 +160,24 @@ def run(args: argparse.Namespace, seed: int, results: dict[str, list[Tensor]]) -
     net = SmallUNet(len(CLASSES)).to(device, memory_format=torch.channels_last)
     net.load_state_dict(torch.load(weights, map_location=device, weights_only=True))
 
-    shown = val.tensors[0][:6]
-    predictions = {"source only": predict(net, shown)}
+    shown, truth = (tensor[:6] for tensor in val.tensors)
+    columns = {"source only": predict(net, shown)}
     results.setdefault("source only", []).append(evaluate(net, val, len(CLASSES)))
     reestimate_batchnorm(net, target)
     results.setdefault("BatchNorm re-estimated", []).append(evaluate(net, val, len(CLASSES)))
-    start = float(results["BatchNorm re-estimated"][-1].nanmean())
 
     curves = {}
     for method in [args.method, *(CONTROLS if args.compare else ())]:
-        adapted, history = adapt(copy.deepcopy(net), method, source, target, val, args, seed)
-        results.setdefault(NAMES[method], []).append(history[-1])
-        curves[NAMES[method]] = [start, *(float(iou.nanmean()) for iou in history)]
+        adapted = copy.deepcopy(net)
+        history = adapt(adapted, method, source, target, val, args, seed)
+        curves[NAMES[method]] = [results["BatchNorm re-estimated"][-1], *history]
+        results.setdefault(NAMES[method], []).append(curves[NAMES[method]][-1])
         if method == args.method:
-            predictions[f"adapted ({NAMES[method]})"] = predict(adapted, shown)
-    columns = {**predictions, "ground truth": val.tensors[1][:6].cpu()}
-    write_report(args.out / "quickstart-report.png", shown.cpu(), columns, curves, CLASSES, SyntheticStreets.palette)
-
-
-@torch.no_grad()
-def predict(net: nn.Module, images: Tensor) -> Tensor:
-    return net.eval()(as_floats(images)).argmax(dim=1).cpu()
+            columns[f"adapted ({NAMES[method]})"] = predict(adapted, shown)
+    columns["ground truth"] = truth.cpu()
+    write_report(
+        args.out / "quickstart-report.png", shown.cpu(), columns, curves, CLASSES, SyntheticStreets.palette
+    )
 
 
 def main() -> None:
@@ -173,7 +187,7 @@ def main() -> None:
     for seed in args.seed:
         run(args, seed, results)
     print_table(results, CLASSES, SyntheticStreets.rare)
-    print(f"\nPictures: {args.out / 'quickstart-report.png'}")
+    print(f"\npictures: {args.out / 'quickstart-report.png'}")
 
 
 if __name__ == "__main__":

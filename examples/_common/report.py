@@ -65,7 +65,7 @@ def write_report(
     path: Path,
     images: Tensor,
     columns: Mapping[str, Tensor],
-    curves: Mapping[str, Sequence[float]],
+    curves: Mapping[str, Sequence[Tensor]],
     classes: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
 ) -> None:
@@ -75,7 +75,7 @@ def write_report(
         path: PNG file to write, complete or not at all.
         images: (N, 3, H, W) uint8.
         columns: heading -> (N, H, W) labels.
-        curves: name of a run -> mIoU before the first round and after each.
+        curves: name of a run -> per-class IoU (C,) before the first round and after each.
         classes: names, for the legend.
         palette: RGB colours of the classes.
     """
@@ -91,7 +91,8 @@ def write_report(
             if row == 0:
                 axis.set_title(heading, fontsize=11)
     chart, legend = below.subplots(1, 2, width_ratios=[3, 1])
-    for name, values in curves.items():
+    for name, results in curves.items():
+        values = _mean_iou(results, range(len(classes)))
         line = chart.plot(range(len(values)), values, marker="o", label=name)[0]
         chart.annotate(
             f"{values[-1]:.1f}", (len(values) - 1, values[-1]), (7, 0), textcoords="offset points",
@@ -104,9 +105,7 @@ def write_report(
     chart.spines[["top", "right"]].set_visible(False)
     chart.legend(frameon=False, fontsize=9, loc="best")
     legend.set_axis_off()
-    handles = [
-        Patch(color=[c / 255 for c in rgb], label=name) for name, rgb in zip(classes, palette, strict=True)
-    ]
+    handles = [Patch(color=[c / 255 for c in rgb], label=name) for name, rgb in zip(classes, palette, strict=True)]
     legend.legend(handles=[*handles, Patch(color="black", label="ignored")], ncols=2, loc="center", frameon=False)
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=110)

@@ -56,3 +56,9 @@ def evaluate(net: nn.Module, dataset: TensorDataset, num_classes: int) -> Tensor
     for images, labels in batches(dataset):
         metric.update(net(images).argmax(dim=1), labels)
     return 100 * metric.compute().cpu()
+
+
+@torch.no_grad()
+def predict(net: nn.Module, images: Tensor) -> Tensor:
+    """Label uint8 images (N, 3, H, W); the labels are on CPU."""
+    return net.eval()(as_floats(images)).argmax(dim=1).cpu()

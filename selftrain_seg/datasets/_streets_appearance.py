@@ -54,11 +54,11 @@ SOURCE_SHIFT = _Shift(
 )
 TARGET_SHIFT = _Shift(
     severity=(0.5, 1.0),
-    desaturation=0.6,
-    palette=0.5,
+    desaturation=0.7,
+    palette=0.6,
     haze=0.4,
     haze_m=28.0,
-    contrast=0.3,
+    contrast=0.35,
     gamma=0.3,
     cast=0.06,
     noise=0.03,

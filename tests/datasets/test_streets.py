@@ -29,11 +29,11 @@ GOLDEN = {
     ("source", 0): 1160839710,
     ("source", 1): 2396215605,
     ("source", 999): 2292535176,
-    ("target", 0): 1958520573,
-    ("target", 1): 2925638543,
-    ("target", 499): 721132958,
+    ("target", 0): 3910018585,
+    ("target", 1): 1146751280,
+    ("target", 499): 2808827131,
 }
-GOLDEN_ODD = {"source": 294995623, "target": 3327950099}  # val split, seed 7, index 3, (37, 91)
+GOLDEN_ODD = {"source": 294995623, "target": 3627002187}  # val split, seed 7, index 3, (37, 91)
 
 # percent of the labelled pixels of source, as the docstring gives them, and by how much 250 samples may differ
 SHARES = {
