@@ -27,7 +27,7 @@ def train_source(
     net = SmallUNet(num_classes).to(dataset.tensors[0].device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    progress = trange(steps, desc="training on source", unit="step")
+    progress = trange(steps, desc="training on source", unit="step", disable=None)
     for step in progress:
         index = draw(dataset, batch, generator)
         images, labels = dataset[index]
