@@ -96,17 +96,17 @@ def mine_crops(
             )
         _checks.check_device(image_counts, labels, "image_counts")
     _checks.check_real(chance, "chance", 0.0, 1.0)
-    if generator is not None and generator.device != labels.device:
+    if generator is not None and generator.device.type != labels.device.type:
         raise ValueError(f"`generator`: expected device {labels.device}, got {generator.device}")
 
-    device = labels.device
-    ranked = _preference(classes, fallback, batch, ignore_index, generator)
+    candidates = classes.long() if fallback is None else torch.cat([fallback.long(), classes.long()])
+    draws = _draw(batch, 4 + candidates.shape[0], labels.device, generator)
+    coin, pixel, place_y, place_x = draws[:, :4].unbind(1)
+    ranked = _rank(candidates, 0 if fallback is None else fallback.shape[0], draws[:, 4:], ignore_index)
     best = _best_present(labels, ranked) if image_counts is None else _best_counted(image_counts, ranked)
     chosen = ranked.gather(1, best[:, None])[:, 0]
-    # Uniform integers below 2**62: modulo n they are uniform to n / 2**62, without any rounding.
-    pixel, place_y, place_x = torch.randint(2**62, (3, batch), generator=generator, device=device)
     row, column, found = _pick_pixel(labels, chosen, pixel)
-    mined = found & (best > 0) & (torch.rand(batch, generator=generator, device=device) < chance)
+    mined = found & (best > 0) & ((coin >> 38).float() / 2**24 < chance)
 
     last_top, last_left = max(0, height - crop_height), max(0, width - crop_width)
     top = torch.where(mined, (row - crop_height // 2).clamp(0, last_top), place_y % (last_top + 1))
@@ -207,26 +207,24 @@ def _gather_windows(tensor: Tensor, top: Tensor, left: Tensor, size: tuple[int, 
     return flat.gather(-1, places.expand(*flat.shape[:-1], -1)).view(*tensor.shape[:-2], *size)
 
 
-def _preference(
-    classes: Tensor,
-    fallback: Tensor | None,
-    batch: int,
-    ignore_index: int,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """(B, K+F+1): per image the classes in random order, those of ``fallback`` before those of ``classes``.
+def _draw(batch: int, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """(B, count) uniform integers below 2**62: modulo n they are uniform to n / 2**62, without rounding."""
+    if generator is None:  # said apart: with the argument, even None, it does not compile for dynamic shapes
+        return torch.randint(2**62, (batch, count), device=device)
+    return torch.randint(2**62, (batch, count), generator=generator, device=device)
+
+
+def _rank(candidates: Tensor, fallbacks: int, keys: Tensor, ignore_index: int) -> Tensor:
+    """(B, K+1): per image the candidates in the random order of ``keys``, but the first ``fallbacks`` first.
 
     The later a class stands, the more it is preferred. Column 0 and every class that must not be drawn (a
     repeat, the ignore label) are -1.
     """
-    candidates = classes.long() if fallback is None else torch.cat([fallback.long(), classes.long()])
     repeated = (candidates[:, None] == candidates).tril(-1).any(1)
     candidates = torch.where(repeated | (candidates == ignore_index), -1, candidates)
-    keys = torch.randint(2**62, (batch, candidates.shape[0]), generator=generator, device=candidates.device)
-    if fallback is not None:
-        later = torch.arange(candidates.shape[0], device=candidates.device) >= fallback.shape[0]
-        keys = keys + later * 2**62
-    return torch.constant_pad_nd(candidates[keys.argsort(1)], (1, 0), -1)
+    preferred = torch.arange(candidates.shape[0], device=candidates.device) >= fallbacks
+    ranked = candidates[(keys + preferred * 2**62).argsort(1)]
+    return torch.constant_pad_nd(ranked, (1, 0), -1)
 
 
 def _best_present(labels: Tensor, ranked: Tensor) -> Tensor:

@@ -1,0 +1,198 @@
+"""The rules of the house that a machine can check, read from the source."""
+
+import ast
+import functools
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import selftrain_seg
+
+ROOT = Path(selftrain_seg.__file__).parent.parent
+PACKAGE = ROOT / "selftrain_seg"
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py"))
+SUBPACKAGES = sorted(module.name for module in pkgutil.iter_modules(selftrain_seg.__path__) if module.ispkg)
+
+# Data flows one way. A stage may import the stages before it; all may import what is shared.
+STAGES = ("confidence", "thresholds", "selectors", "losses")
+SIDE_ROOMS = ("mining", "teachers", "views", "datasets", "store", "visualize", "distributed", "kernels")
+SHARED = ("_checks", "_numerics", "types", "distributed")
+
+# Where the host may wait for the device, and why. Key: file, then the function's qualified name.
+READS_VALUES: dict[tuple[str, str], str] = {}
+
+
+@functools.cache
+def parse(file):
+    return ast.parse((ROOT / file).read_text(encoding="utf-8"), file)
+
+
+def imports(tree):
+    """Names of the modules of this package that a file imports, at the top or inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            names = [node.module]
+            if node.module == "selftrain_seg":
+                names = [f"selftrain_seg.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] == "selftrain_seg":
+                yield name.split(".")[1] if "." in name else ""
+
+
+def may_import(room):
+    if room in STAGES:
+        return {*STAGES[: STAGES.index(room) + 1], *SHARED}
+    if room == "distributed":
+        return {room, "_checks", "_numerics", "types"}
+    if room in SIDE_ROOMS:
+        return {*SHARED, *STAGES, *SIDE_ROOMS} - {"selectors", "losses"}
+    if room == "__init__":
+        return {"_checks", "types"}
+    return {"_checks", "_numerics", "types"}  # _checks, _numerics and types themselves
+
+
+def forbidden_imports(room, tree):
+    return sorted(set(imports(tree)) - may_import(room))
+
+
+def room_of(file):
+    return Path(file).parts[1].removesuffix(".py")
+
+
+def test_every_room_is_known():
+    assert set(SUBPACKAGES) <= {*STAGES, *SIDE_ROOMS}
+    assert {room_of(file) for file in FILES} <= {*STAGES, *SIDE_ROOMS, *SHARED, "__init__"}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_flow_one_way(file):
+    assert forbidden_imports(room_of(file), parse(file)) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "forbidden"),
+    [
+        ("thresholds", "from selftrain_seg.selectors import select_hard", ["selectors"]),
+        ("thresholds", "def f():\n    import selftrain_seg.losses.core as core", ["losses"]),
+        ("thresholds", "from selftrain_seg import selectors, confidence", ["selectors"]),
+        ("losses", "from selftrain_seg import value_checks", ["value_checks"]),
+        ("losses", "import selftrain_seg", [""]),
+        ("mining", "from selftrain_seg.losses import mrkld_loss", ["losses"]),
+        ("selectors", "from selftrain_seg.mining import crop", ["mining"]),
+        ("distributed", "from selftrain_seg.confidence import top_confidence", ["confidence"]),
+        ("types", "from selftrain_seg.confidence import top_confidence", ["confidence"]),
+        ("losses", "from selftrain_seg.selectors import select_hard\nimport torch", []),
+        ("mining", "from selftrain_seg import _checks\nfrom selftrain_seg.thresholds import x", []),
+    ],
+)
+def test_the_rule_itself(room, source, forbidden):
+    assert forbidden_imports(room, ast.parse(source)) == forbidden
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_assert_on_user_input(file):
+    assert [node.lineno for node in ast.walk(parse(file)) if isinstance(node, ast.Assert)] == []
+
+
+def value_reads(tree):
+    """(qualified name of the function, line) of every call that would make the host wait for the device."""
+
+    def visit(node, name):
+        for child in ast.iter_child_nodes(node):
+            inner = name
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                inner = f"{name}.{child.name}" if name else child.name
+            called = child.func if isinstance(child, ast.Call) else None
+            if isinstance(called, ast.Attribute) and called.attr in ("item", "cpu", "tolist", "numpy"):
+                yield name, child.lineno
+            yield from visit(child, inner)
+
+    return list(visit(tree, ""))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_host_reads(file):
+    assert [(name, line) for name, line in value_reads(parse(file)) if (file, name) not in READS_VALUES] == []
+
+
+def test_allow_list_of_host_reads_is_not_stale():
+    assert {(file, name) for file in FILES for name, _ in value_reads(parse(file))} >= READS_VALUES.keys()
+    assert value_reads(ast.parse("class A:\n    def f(self, x):\n        return x.item()")) == [("A.f", 3)]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_at_most_400_lines(file):
+    assert len((ROOT / file).read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def public_objects():
+    for name in SUBPACKAGES:
+        module = getattr(selftrain_seg, name)
+        for public in module.__all__:
+            value = getattr(module, public)
+            if inspect.isfunction(value) or inspect.isclass(value):
+                yield pytest.param(value, id=f"{name}.{public}")
+    yield pytest.param(selftrain_seg.value_checks, id="value_checks")
+    yield pytest.param(selftrain_seg.PseudoLabels, id="PseudoLabels")
+
+
+PUBLIC = list(public_objects())
+
+
+def docstring(value):
+    """Its own, or for a Module that is a function with its settings kept, and says so, that function's."""
+    text = value.__doc__ or ""
+    if inspect.isclass(value):
+        function = re.match(r"``(\w+)`` with its settings? kept", text)
+        if function:
+            return vars(inspect.getmodule(value))[function[1]].__doc__
+    return text
+
+
+def missing_sections(value):
+    """What a docstring lacks: Args, Returns or Attributes, Example, where there is something to say in them."""
+    if inspect.isclass(value) and issubclass(value, tuple):
+        wanted = ["Attributes:"]
+    else:
+        signature = inspect.signature(value)
+        wanted = ["Args:", "Example:"] if signature.parameters else []
+        manager = inspect.isgeneratorfunction(inspect.unwrap(value))  # used in `with`, returns nothing
+        if inspect.isfunction(value) and signature.return_annotation not in (None, "None") and not manager:
+            wanted.append("Returns:")
+    lines = [line.strip() for line in docstring(value).splitlines()]
+    return [section for section in wanted if section not in lines]
+
+
+@pytest.mark.parametrize("value", PUBLIC)
+def test_docstrings_are_complete(value):
+    assert value.__doc__
+    assert missing_sections(value) == []
+
+
+@pytest.mark.parametrize("value", PUBLIC)
+def test_every_argument_is_described(value):
+    if inspect.isclass(value) and issubclass(value, tuple):
+        names = value._fields
+    else:
+        names = inspect.signature(value).parameters
+    described = {line.strip().split(":")[0] for line in docstring(value).splitlines() if ":" in line}
+    assert [name for name in names if name not in described] == []
+
+
+@pytest.mark.parametrize("value", PUBLIC)
+def test_public_methods_say_what_they_do(value):
+    if inspect.isclass(value):
+        methods = [
+            (name, method)
+            for name, method in vars(value).items()
+            if callable(getattr(value, name)) and not name.startswith("_") and name != "forward"
+        ]
+        assert [name for name, method in methods if not inspect.getdoc(getattr(value, name))] == []
