@@ -13,7 +13,6 @@ from selftrain_seg import _checks
 __all__ = ["fuse_views"]
 
 
-@torch.no_grad()
 def fuse_views(
     model: Callable[[Tensor], Tensor],
     images: Tensor,
@@ -63,9 +62,10 @@ def fuse_views(
     total = torch.zeros((), device=images.device)
     for scale in scales:
         view_size = [max(1, round(side * scale)) for side in size]
-        view = images if list(size) == view_size else _resize(images, view_size, align_corners)
+        view = images.detach() if list(size) == view_size else _resize(images.detach(), view_size, align_corners)
         for mirrored in (False, True) if flip else (False,):
-            logits = model(view.flip(-1) if mirrored else view)
+            with torch.no_grad():
+                logits = model(view.flip(-1) if mirrored else view)
             _checks.check_logits(logits, name="model(images)")
             logits = logits.flip(-1).float() if mirrored else logits.float()
             probs = _resize(logits, list(size), align_corners).softmax(dim=1)

@@ -26,7 +26,6 @@ class TopConfidence(NamedTuple):
     log_confidence: Tensor
 
 
-@torch.no_grad()
 def top_confidence(logits: Tensor, *, prior: Tensor | None = None) -> TopConfidence:
     """Find each pixel's most probable class and the logarithm of its probability.
 
@@ -62,6 +61,8 @@ def top_confidence(logits: Tensor, *, prior: Tensor | None = None) -> TopConfide
     _checks.check_logits(logits)
     if prior is not None:
         _checks.check_prior(prior, logits)
+        prior = prior.detach()
+    logits = logits.detach()
     shape = (logits.shape[0], *logits.shape[-2:])
     labels = torch.empty(shape, dtype=torch.int64, device=logits.device)
     log_confidence = torch.empty(shape, dtype=torch.float32, device=logits.device)

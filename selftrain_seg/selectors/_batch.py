@@ -32,9 +32,10 @@ def read(logits: Tensor, *, sum_probabilities: bool = False, offset: Tensor | No
         labels[images, rows] = part.labels
         confidence[images, rows] = part.log_confidence.exp()
         if sums is not None:
-            usable = (part.score > -torch.inf).unsqueeze(1)
-            probs = torch.where(usable, (part.gaps - part.log_norm.unsqueeze(1)).exp(), 0.0)
-            sums += probs.sum(dim=(0, 2, 3), dtype=torch.float64)
+            # p_c = exp(z_c - max z) / (1 + s); the winner's 1 / (1 + s) is the confidence.
+            scale = torch.where(part.score > -torch.inf, (-part.log_norm).exp(), 0.0)
+            others = torch.where(scale.unsqueeze(1) > 0, part.others * scale.unsqueeze(1), 0.0)
+            sums += others.sum(dim=(0, 2, 3)).double() + class_sums(part.labels, scale, len(sums))
     return Reading(labels, confidence, confidence > 0, sums)
 
 

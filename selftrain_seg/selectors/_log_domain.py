@@ -9,6 +9,9 @@ from torch import Tensor
 # pixel that defines a threshold, and all its ties, on the selected side.
 _SLACK = 8 * torch.finfo(torch.float32).eps
 
+# -log of a threshold of 0: outweighs every log-probability, and differences are still finite.
+_LARGE = 1e4
+
 
 def threshold_scores(thresholds: Tensor, device: torch.device, *, with_prior: bool) -> Tensor:
     """(C,) float32 thresholds on the scale of ``pixel_scores``: log-odds, or logarithms under a prior."""
@@ -23,6 +26,6 @@ def negative_log(thresholds: Tensor, device: torch.device, *, with_prior: bool) 
     kc = thresholds.double()
     if not with_prior:
         kc = kc.clamp(max=1.0)
-    gain = -kc.log()
+    gain = (-kc.log()).clamp(max=_LARGE)
     slack = torch.where(gain.isfinite(), _SLACK * gain.abs() + (_SLACK if with_prior else 0.0), 0.0)
     return (gain + slack).float().to(device, non_blocking=True)

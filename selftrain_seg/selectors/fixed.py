@@ -12,7 +12,6 @@ from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 __all__ = ["select_fixed"]
 
 
-@torch.no_grad()
 def select_fixed(
     logits: Tensor, *, threshold: float = 0.968, weight: str | None = None, ignore_index: int = IGNORE_INDEX
 ) -> PseudoLabels:
@@ -52,7 +51,7 @@ def select_fixed(
     _checks.check_real(threshold, "threshold", 0.0, 1.0)
     if weight is not None:
         _checks.check_choice(weight, "weight", ("image", "batch"))
-    batch = read(logits)
+    batch = read(logits.detach())
     sure = (batch.confidence >= threshold) & batch.usable
     if weight is None:
         return PseudoLabels(torch.where(sure, batch.labels, ignore_index), batch.confidence, predicted=batch.labels)

@@ -14,7 +14,6 @@ from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 __all__ = ["select_hard"]
 
 
-@torch.no_grad()
 def select_hard(
     logits: Tensor, thresholds: Tensor, *, prior: Tensor | None = None, ignore_index: int = IGNORE_INDEX
 ) -> PseudoLabels:
@@ -51,6 +50,8 @@ def select_hard(
     _checks.check_thresholds(thresholds, logits)
     if prior is not None:
         _checks.check_prior(prior, logits)
+        prior = prior.detach()
+    logits, thresholds = logits.detach(), thresholds.detach()
     bar = threshold_scores(thresholds, logits.device, with_prior=prior is not None)
     shape = (logits.shape[0], *logits.shape[-2:])
     labels = torch.empty(shape, dtype=torch.int64, device=logits.device)

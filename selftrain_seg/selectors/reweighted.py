@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg._numerics import blocks
+from selftrain_seg._numerics import blocks, winner
 from selftrain_seg.confidence._scores import pixel_scores
 from selftrain_seg.selectors._log_domain import negative_log
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
@@ -14,7 +14,6 @@ from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 __all__ = ["select_reweighted"]
 
 
-@torch.no_grad()
 def select_reweighted(
     logits: Tensor, thresholds: Tensor, *, prior: Tensor | None = None, ignore_index: int = IGNORE_INDEX
 ) -> PseudoLabels:
@@ -55,6 +54,8 @@ def select_reweighted(
     _checks.check_thresholds(thresholds, logits)
     if prior is not None:
         _checks.check_prior(prior, logits)
+        prior = prior.detach()
+    logits, thresholds = logits.detach(), thresholds.detach()
     gain = negative_log(thresholds, logits.device, with_prior=prior is not None).view(-1, 1, 1)
     shape = (logits.shape[0], *logits.shape[-2:])
     labels = torch.empty(shape, dtype=torch.int64, device=logits.device)
@@ -62,8 +63,8 @@ def select_reweighted(
     confidence = torch.empty(shape, dtype=torch.float32, device=logits.device)
     for images, rows in blocks(logits):
         part = pixel_scores(logits[images, :, rows], None if prior is None else prior[:, rows])
-        value, best = (part.gaps + gain).max(dim=1)
-        keep = (value >= part.log_norm) & (part.score > -torch.inf)
+        value, best, _ = winner(part.gaps + gain)
+        keep = (value.squeeze(1) >= part.log_norm) & (part.score > -torch.inf)
         labels[images, rows] = torch.where(keep, best, ignore_index)
         predicted[images, rows] = part.labels
         confidence[images, rows] = part.log_confidence.exp()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg._numerics import blocks
+from selftrain_seg._numerics import blocks, winner
 from selftrain_seg.confidence._scores import pixel_scores
 from selftrain_seg.selectors._log_domain import negative_log
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
@@ -14,7 +14,6 @@ from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 __all__ = ["select_soft"]
 
 
-@torch.no_grad()
 def select_soft(
     logits: Tensor,
     thresholds: Tensor,
@@ -58,6 +57,8 @@ def select_soft(
     _checks.check_real(alpha, "alpha", 0.0, float("inf"), open_low=True)
     if prior is not None:
         _checks.check_prior(prior, logits)
+        prior = prior.detach()
+    logits, thresholds = logits.detach(), thresholds.detach()
     gain = negative_log(thresholds, logits.device, with_prior=prior is not None).view(-1, 1, 1)
     shape = (logits.shape[0], *logits.shape[-2:])
     soft = torch.empty_like(logits, dtype=torch.float32)
@@ -66,16 +67,15 @@ def select_soft(
     confidence = torch.empty(shape, dtype=torch.float32, device=logits.device)
     for images, rows in blocks(logits):
         part = pixel_scores(logits[images, :, rows], None if prior is None else prior[:, rows])
-        ratio = (part.gaps + gain) / alpha
-        value, best = ratio.max(dim=1, keepdim=True)
-        powers = (ratio - value).exp_()
+        value, best, gaps = winner((part.gaps + gain) / alpha)
+        powers = gaps.exp_()
         # logsumexp as max + log1p(the others): the others may be 1e-30 and still decide at a saturated pixel.
-        others = powers.scatter(1, best, 0.0).sum(dim=1)
+        others = powers.scatter(1, best.unsqueeze(1), 0.0).sum(dim=1)
         keep = value.squeeze(1) + torch.log1p(others) > part.log_norm / alpha
         keep &= part.score > -torch.inf
         scale = torch.where(keep, 1.0 / (1.0 + others), 0.0).unsqueeze(1)
         soft[images, :, rows] = torch.where(keep.unsqueeze(1), powers * scale, 0.0)
-        labels[images, rows] = torch.where(keep, best.squeeze(1), ignore_index)
+        labels[images, rows] = torch.where(keep, best, ignore_index)
         predicted[images, rows] = part.labels
         confidence[images, rows] = part.log_confidence.exp()
     return PseudoLabels(labels, confidence, soft=soft, predicted=predicted)

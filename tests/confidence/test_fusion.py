@@ -79,3 +79,12 @@ def test_errors(model):
         fuse_views(lambda x: {"out": x}, images)
     with pytest.raises(ValueError, match=r"`model\(images\)`"):
         fuse_views(lambda x: x.mean(1), images)
+
+
+def test_compiles_whole(model):
+    images = torch.rand(2, 3, 32, 48)
+
+    def fused(images):
+        return fuse_views(model, images, scales=(0.75, 1.0))
+
+    torch.testing.assert_close(torch.compile(fused, fullgraph=True)(images), fused(images), atol=1e-5, rtol=1e-4)

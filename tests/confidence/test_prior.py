@@ -42,9 +42,7 @@ def test_counts_are_the_oracles_at_any_resolution(shape):
         prior.update(labels)
     expected = oracle([m.numpy() for labels in batches for m in labels], (8, 12), 4)
     np.testing.assert_allclose(prior.frequencies.numpy(), expected, rtol=1e-12)
-    np.testing.assert_allclose(
-        prior.compute().numpy(), expected / expected.mean((1, 2), keepdims=True), rtol=1e-6
-    )
+    np.testing.assert_allclose(prior.compute().numpy(), expected / expected.mean((1, 2), keepdims=True), rtol=1e-6)
 
 
 def test_smoothing_is_a_gaussian():

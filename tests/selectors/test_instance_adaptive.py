@@ -17,7 +17,9 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("per", ["image", "batch"])
-@pytest.mark.parametrize("options", [{"alpha": 0.2, "beta": 0.9, "gamma": 8.0}, {"alpha": 0.7, "beta": 0.3, "gamma": 1.0}])
+@pytest.mark.parametrize(
+    "options", [{"alpha": 0.2, "beta": 0.9, "gamma": 8.0}, {"alpha": 0.7, "beta": 0.3, "gamma": 1.0}]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_oracle_over_a_stream(per, options, dtype):
     selector, theta = InstanceAdaptiveSelector(4, per=per, initial=0.8, **options), np.full(4, 0.8)
@@ -123,7 +125,14 @@ def test_gpu_equals_cpu():
 
 
 def test_errors():
-    for name, value in (("alpha", -0.1), ("alpha", 1.1), ("beta", 2.0), ("gamma", -1.0), ("initial", 1.5), ("per", "x")):
+    for name, value in (
+        ("alpha", -0.1),
+        ("alpha", 1.1),
+        ("beta", 2.0),
+        ("gamma", -1.0),
+        ("initial", 1.5),
+        ("per", "x"),
+    ):
         with pytest.raises(ValueError, match=f"`{name}`"):
             InstanceAdaptiveSelector(3, **{name: value})
     with pytest.raises(TypeError, match="`alpha`"):

@@ -135,9 +135,10 @@ def test_a_pixel_passes_its_own_threshold(select, value, seed):
 
 @SELECTORS
 def test_detached_unmutated_empty_and_single_class(select):
-    logits = random_logits().requires_grad_()
+    logits, kc, prior = random_logits().requires_grad_(), KC.clone().requires_grad_(), torch.rand(5, 7, 9)
     before = logits.detach().clone()
-    result = select(logits, KC)
+    assert not select(logits, kc, prior=prior.requires_grad_()).confidence.requires_grad
+    result = select(logits, kc)
     assert not any(t.requires_grad for t in result if t is not None)
     assert torch.equal(logits, before)
     assert select(torch.zeros(0, 5, 3, 3), KC).labels.shape == (0, 3, 3)
@@ -158,7 +159,10 @@ def test_autocast_and_half(select):
 def test_compiles_whole(select, with_prior):
     logits = random_logits(2, 5, 20, 16)
     prior = torch.rand(5, 20, 16) + 0.1 if with_prior else None
-    compiled, eager = torch.compile(select, fullgraph=True)(logits, KC, prior=prior), select(logits, KC, prior=prior)
+    compiled, eager = (
+        torch.compile(select, fullgraph=True)(logits, KC, prior=prior),
+        select(logits, KC, prior=prior),
+    )
     assert torch.equal(compiled.labels, eager.labels)
     torch.testing.assert_close(compiled.confidence, eager.confidence)
     if eager.soft is not None:
