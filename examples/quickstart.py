@@ -118,7 +118,9 @@ def adapt(
         net.train()
         optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, args.steps, power=0.9)
-        for _ in trange(args.steps, desc=f"{NAMES[method]} round {round + 1}", unit="step", leave=False, disable=None):
+        for _ in trange(
+            args.steps, desc=f"{NAMES[method]} round {round + 1}", unit="step", leave=False, disable=None
+        ):
             images, truth = source[draw(source, 4, generator)]
             loss = mrkld_loss(net(jitter(as_floats(images))), truth, weight=0.0)  # weight 0: cross entropy
             if method == "source":

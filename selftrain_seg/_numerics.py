@@ -1,4 +1,4 @@
-"""Numerical helpers shared by the stages: cache-sized blocks and means that never divide by zero."""
+"""Numerical helpers shared by the stages: cache-sized blocks, and a fast maximum over classes."""
 
 from __future__ import annotations
 
@@ -47,12 +47,3 @@ def winner(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # The winner keeps its countdown, all others fall far below; so the maximum tells the first winner's class.
     index = num_classes - torch.add(countdown, gaps, alpha=1e38).amax(dim=1)
     return top, index.long().clamp_(0, num_classes - 1), gaps
-
-
-def masked_mean(values: Tensor, count: Tensor) -> Tensor:
-    """Sum of ``values`` over ``count`` in the caller's sense of a count; exactly 0 where the count is 0.
-
-    ``values`` must already be 0 outside the mask. The result stays connected to the graph, so that an empty
-    selection gives zero gradients instead of none (which would hang distributed training).
-    """
-    return values.sum() / count.clamp(min=1).to(values.dtype)

@@ -22,7 +22,10 @@ SIDE_ROOMS = ("mining", "teachers", "views", "datasets", "store", "visualize", "
 SHARED = ("_checks", "_numerics", "types", "distributed")
 
 # Where the host may wait for the device, and why. Key: file, then the function's qualified name.
-READS_VALUES: dict[tuple[str, str], str] = {}
+READS_VALUES = {
+    ("selftrain_seg/mining/transform.py", "SmallClassCrop.extra_repr"): "text for people",
+    ("selftrain_seg/mining/transform.py", "_check_values"): "a few class numbers, on the CPU, once a round",
+}
 
 
 @functools.cache

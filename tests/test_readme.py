@@ -53,3 +53,11 @@ def test_pictures_and_links_exist():
     for target in re.findall(r"\]\(([^)#\s]+)", README) + re.findall(r"src=\"([^\"]+)\"", README):
         if "://" not in target:
             assert (ROOT / target).exists(), target
+
+
+def test_documented_options_exist():
+    example = (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    exists = set(re.findall(r"add_argument\(\s*\"(--[\w-]+)\"", example))
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README + page)) <= exists
+    assert exists <= set(re.findall(r"--[a-z][\w-]*", page))

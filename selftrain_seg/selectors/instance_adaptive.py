@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from selftrain_seg import _checks
@@ -13,6 +14,7 @@ from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 __all__ = ["InstanceAdaptiveSelector"]
 
 _CAP = 0.999
+_BITS = 30  # enough for the bits of a float32 from 0 to 1
 
 
 class InstanceAdaptiveSelector(nn.Module):
@@ -121,34 +123,41 @@ class InstanceAdaptiveSelector(nn.Module):
 
     def _update(self, labels: Tensor, confidence: Tensor, usable: Tensor) -> Tensor:
         """Move θ through the images; return the θ each image is labelled with, (B, C) float64."""
-        images = len(labels)
-        classes = torch.arange(self.num_classes + 1, dtype=torch.float64, device=labels.device)
-        # Sorting class + confidence sorts each class's confidences side by side, for all images at once; the
-        # factor 2 keeps classes apart where the confidence is 1, float64 keeps every float32 confidence exact.
-        keys = torch.where(usable, 2.0 * labels + confidence.double(), 2.0 * self.num_classes)
-        keys = keys.flatten(1) if self.per == "image" else keys.flatten().unsqueeze(0)[: min(images, 1)]
-        keys = keys.sort(dim=1).values
-        starts = torch.searchsorted(keys, (2.0 * classes).expand(len(keys), -1).contiguous())
+        images, rows = len(labels), self.num_classes + 1  # one more row for unusable pixels
+        group = torch.where(usable, labels, self.num_classes)
+        steps = min(images, 1)
+        if self.per == "image":
+            steps, offset = images, torch.arange(images, device=labels.device)
+            group = group + rows * rearrange(offset, "b -> b 1 1")
+        # One sort of integers, which is a radix sort, puts the confidences of each class of each image side by
+        # side in ascending order: the bits of floats from 0 to 1 are in the order of their values.
+        keys = rearrange((group << _BITS) | confidence.view(torch.int32), "b h w -> (b h w)").sort().values
+        edges = torch.arange(steps * rows + 1, device=labels.device) << _BITS
+        edge = torch.searchsorted(keys, edges)
+        starts, sizes = (rearrange(x, "(s r) -> s r", r=rows)[:, :-1] for x in (edge[:-1], edge.diff()))
+        groups = rearrange(edges[:-1], "(s r) -> s r", r=rows)[:, :-1]
         theta, history = self.thresholds.to(labels.device), []
-        for key, start in zip(keys, starts, strict=True):  # each image's thresholds depend on the one before
-            theta = self._step(theta, key, start[:-1], start.diff())
+        for group, start, size in zip(groups, starts, sizes, strict=True):  # each θ depends on the one before
+            theta = self._step(theta, keys, group, start, size)
             history.append(theta)
         self._keep_in_step(theta, images)
         if not history:
             return theta.expand(0, -1)
         return torch.stack(history).expand(images, -1)
 
-    def _step(self, theta: Tensor, keys: Tensor, start: Tensor, size: Tensor) -> Tensor:
-        """Move θ by one image, given its sorted ``2 c + confidence`` and where each class starts in it."""
-        offset = 2.0 * torch.arange(self.num_classes, dtype=torch.float64, device=keys.device)
-        own = torch.searchsorted(keys, offset + theta) - start  # place of θ_c among its class's confidences
+    def _step(self, theta: Tensor, keys: Tensor, group: Tensor, start: Tensor, size: Tensor) -> Tensor:
+        """Move θ by one image, given where each class's sorted confidences start in ``keys`` and their number."""
+        # A float32 lies below θ exactly if it lies below the least float32 that is not below θ.
+        nearest = theta.float()
+        least = torch.where(nearest.double() < theta, torch.nextafter(nearest, nearest + 1), nearest)
+        own = torch.searchsorted(keys, group | least.view(torch.int32)) - start  # θ's place among the confidences
         place = (1.0 - self.alpha * theta**self.gamma).clamp(0.0, 1.0) * size
 
         def element(index: Tensor) -> Tensor:
             """The index-th smallest of the class's confidences and θ_c."""
             at = start + torch.where(index > own, index - 1, index)
-            value = keys[at.clamp(max=len(keys) - 1)] - offset
-            return torch.where(index == own, theta, value)
+            bits = keys[at.clamp(max=len(keys) - 1)] & ((1 << _BITS) - 1)
+            return torch.where(index == own, theta, bits.int().view(torch.float32).double())
 
         low = place.floor().long()
         below, above = element(low), element(torch.minimum(low + 1, size))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -52,8 +53,9 @@ class Case:
     """A loss.
 
     Attributes:
-        target: makes the second argument for a shape; with a second value, one where nothing is valid.
-        extra: further positional tensors.
+        target: makes the second argument for a shape.
+        nothing: makes one that leaves nothing to learn from, where there is such a thing.
+        more: makes further positional tensors.
         settings: keyword arguments used unless a test says otherwise.
         other: for each keyword argument, another value, as a function of the shape.
     """
@@ -64,7 +66,7 @@ class Case:
     target: Callable[..., Tensor]
     nothing: Callable[..., Tensor] | None
     other: dict[str, Callable[[Any], Any]]
-    extra: Callable[..., tuple[Tensor, ...]] = lambda shape: ()
+    more: Callable[..., tuple[Tensor, ...]] = lambda shape: ()
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -80,7 +82,7 @@ class Case:
         return ("none", "sum", "mean") if "reduction" in self.parameters else ("mean",)
 
     def inputs(self, shape=(2, 4, 3, 5), dtype=torch.float64) -> tuple[Tensor, ...]:
-        return make_logits(shape, dtype), self.target(shape), *self.extra(shape)
+        return make_logits(shape, dtype), self.target(shape), *self.more(shape)
 
 
 HARD = {
@@ -137,7 +139,7 @@ CASES = [
         losses.DynamicMutualLoss,
         oracle.dynamic_mutual,
         **HARD,
-        extra=lambda shape: (make_map(shape, seed=3),),
+        more=lambda shape: (make_map(shape, seed=3),),
         settings={"gamma_agree": 2.5, "gamma_disagree": 0.5},
         other={
             "gamma_agree": lambda shape: 0.3,
@@ -161,7 +163,7 @@ CASES = [
         losses.ClassWeightedLoss,
         oracle.class_weighted,
         **HARD,
-        extra=lambda shape: (classes(shape),),
+        more=lambda shape: (classes(shape),),
         other={"normalize": lambda shape: "weights", **WEIGHTS},
     ),
     Case(
@@ -182,7 +184,7 @@ CASES = [
         oracle.fairness,
         target=lambda shape: torch.softmax(classes(shape), 0),
         nothing=None,
-        extra=lambda shape: (classes(shape, seed=6),),
+        more=lambda shape: (classes(shape, seed=6),),
         other={
             "mask": lambda shape: make_map(shape) < 0.6,
             "weight": lambda shape: 0.5,
@@ -190,3 +192,31 @@ CASES = [
     ),
 ]
 IDS = [f"{case.name}-soft" if case.target is make_soft else case.name for case in CASES]
+
+
+def losses_where(condition: Callable[[Case], Any]) -> pytest.MarkDecorator:
+    """Run a test with every case that the condition holds for."""
+    chosen = [(case, name) for case, name in zip(CASES, IDS, strict=True) if condition(case)]
+    return pytest.mark.parametrize("case", [case for case, _ in chosen], ids=[name for _, name in chosen])
+
+
+every_loss = losses_where(lambda case: True)
+loss_with_hard_labels = losses_where(lambda case: case.target is make_labels)
+loss_with_nothing = losses_where(lambda case: case.nothing)
+
+
+def variants(case, shape):
+    """The settings, and the settings with one argument changed, each under every reduction."""
+    for name in [None, *case.other]:
+        if name in ("reduction", "ignore_index"):
+            continue
+        settings = {**case.settings, **({name: case.other[name](shape)} if name else {})}
+        for reduction in case.reductions:
+            yield settings if len(case.reductions) == 1 else {**settings, "reduction": reduction}
+
+
+def loss_and_gradient(case, logits, *rest, **settings):
+    leaf = logits.detach().requires_grad_()
+    loss = case.function(leaf, *rest, **{**case.settings, **settings})
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return loss.detach(), gradient

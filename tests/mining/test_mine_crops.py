@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from selftrain_seg.mining import crop, mine_crops
+from selftrain_seg.datasets import SyntheticStreets
+from selftrain_seg.mining import crop, mine_crops, rare_classes
 from tests.oracles.mining import corner_distribution
 
 
@@ -127,6 +128,24 @@ def test_share_of_crops_with_a_rare_class():
     corners = mine_crops(labels, torch.tensor([1]), (10, 10), chance=0.8, generator=generator())
     hit = crop(labels, corners, (10, 10)).flatten(1).amax(1).sum()
     assert stats.binomtest(int(hit), 6000, 0.8 + 0.2 * 100 / 31**2).pvalue > 1e-3
+
+
+def test_share_of_crops_with_a_rare_class_on_the_embedded_benchmark():
+    streets = SyntheticStreets("source", "train", length=60, seed=0)
+    labels = torch.stack([streets[index][1] for index in range(60)])
+    rare = rare_classes(torch.bincount(labels[labels != 255], minlength=len(streets.classes)), k=3)
+    labels = labels[torch.isin(labels, rare).flatten(1).any(1)].repeat(50, 1, 1)
+
+    def share(chance):
+        corners = mine_crops(labels, rare, (32, 32), chance=chance, generator=generator(7))
+        return torch.isin(crop(labels, corners, (32, 32)), rare).flatten(1).any(1).double().mean().item()
+
+    uniform = share(0.0)
+    assert uniform < 0.6
+    expected = 0.8 + 0.2 * uniform
+    deviation = (0.25 / len(labels)) ** 0.5
+    assert abs(share(0.8) - expected) < 4 * deviation
+    assert share(1.0) == 1.0
 
 
 def test_chance_zero_never_mines(monkeypatch):

@@ -14,7 +14,9 @@ def instance_adaptive(logits, theta, *, alpha, beta, gamma, per="image"):
     groups = [[b] for b in range(len(logits))] if per == "image" else [list(range(len(logits)))]
     for group in groups:
         for c in range(logits.shape[1]):
-            values = [m[b][i] for b in group for i in np.ndindex(*labels.shape[1:]) if labels[b][i] == c and m[b][i] > 0]
+            values = [
+                m[b][i] for b in group for i in np.ndindex(*labels.shape[1:]) if labels[b][i] == c and m[b][i] > 0
+            ]
             if values:
                 psi = np.quantile([*values, theta[c]], 1 - alpha * theta[c] ** gamma)
                 theta[c] = min(beta * theta[c] + (1 - beta) * psi, 0.999)

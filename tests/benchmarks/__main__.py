@@ -1,0 +1,43 @@
+"""Run the benchmarks: ``python -m tests.benchmarks [losses ...] [--rounds N] [--json FILE] [--check]``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks import _harness
+
+
+def main() -> int:
+    available = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"which to run (default: all): {', '.join(available)}")
+    parser.add_argument("--rounds", type=int, default=9, help="how often every version runs (default: 9)")
+    parser.add_argument("--json", type=Path, help="also write results, versions and hardware to this file")
+    parser.add_argument("--check", action="store_true", help="exit with 1 when a promise is missed")
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - set(available)
+    if unknown:
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+
+    torch.set_num_threads(1)
+    before = _harness.environment()
+    report = _harness.Report()
+    for name in arguments.names or available:
+        importlib.import_module(f"tests.benchmarks.bench_{name}").run(report, rounds=arguments.rounds)
+    print(report.table())
+    print()
+    print(", ".join(f"{key} {value}" for key, value in before.items()))
+    if arguments.json:
+        results = {"environment": before, "rounds": arguments.rounds, **report.as_dict()}
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return int(arguments.check and not all(check.kept for check in report.checks))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

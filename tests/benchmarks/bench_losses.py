@@ -1,0 +1,173 @@
+"""The losses, forward and backward, on two images of 512 x 1024 with 19 classes.
+
+"straightforward" is the formula the way the methods' published code writes it: softmax and log_softmax tensors,
+labels and masks expanded to (B, C, H, W), one-hot products. "plain torch" is the shortest careful version from
+torch's own operations. "floor" reads the logits twice and writes a gradient, which every loss here must do.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from selftrain_seg import losses
+from tests.benchmarks._harness import Report
+
+SHAPE = (2, 19, 512, 1024)
+
+
+def expanded(labels, classes):
+    """Labels, valid mask and one-hot labels, each (B, C, H, W)."""
+    labels = labels.unsqueeze(1).repeat(1, classes, 1, 1)
+    valid = (labels != 255).float()
+    return valid, (labels == torch.arange(classes, device=labels.device).view(1, -1, 1, 1)).float()
+
+
+def mrkld_straightforward(logits, labels, image_weight):
+    classes = logits.shape[1]
+    valid, onehot = expanded(labels, classes)
+    count = (labels != 255).sum().float()
+    regularised = (labels[image_weight != 0] != 255).sum().float()
+    _ = torch.softmax(logits, 1) * valid  # computed by the published code, not used
+    log_p = torch.log_softmax(logits, 1)
+    ce = torch.sum(-log_p * onehot)
+    kld = torch.sum(-(log_p * valid) / classes * image_weight.view(-1, 1, 1, 1))
+    return ce / count + 0.1 * kld / regularised
+
+
+def mrkld_plain(logits, labels):
+    log_p = torch.log_softmax(logits, 1)
+    valid = labels != 255
+    kld = torch.where(valid, -log_p.mean(1), 0).sum() / valid.sum()
+    return F.nll_loss(log_p, labels, ignore_index=255) + 0.1 * kld
+
+
+def soft_straightforward(logits, soft):
+    valid = (soft.sum(1, keepdim=True) != 0).float().repeat(1, logits.shape[1], 1, 1)
+    count = valid[:, 0].sum()
+    _ = torch.softmax(logits, 1) * valid
+    log_p = torch.log_softmax(logits, 1)
+    return torch.sum(-log_p * soft * valid) / count
+
+
+def soft_plain(logits, soft):
+    return -(torch.log_softmax(logits, 1) * soft).sum() / (soft.sum(1) != 0).sum()
+
+
+def region_straightforward(logits, labels):
+    classes = logits.shape[1]
+    valid, onehot = expanded(labels, classes)
+    ignored = 1 - valid
+    p, log_p = torch.softmax(logits, 1), torch.log_softmax(logits, 1)
+    ce = torch.sum(-log_p * onehot) / valid[:, 0].sum()
+    kld = torch.sum(-log_p / classes * valid) / valid.sum()
+    entropy = torch.sum(-p * log_p * ignored) / ignored.sum()
+    return ce + 0.1 * kld + 3.0 * entropy
+
+
+def region_plain(logits, labels):
+    log_p = torch.log_softmax(logits, 1)
+    valid, classes = labels != 255, logits.shape[1]
+    kld = torch.where(valid, -log_p.mean(1), 0).sum() / valid.sum() / classes
+    entropy = torch.where(valid, 0, -(log_p.exp() * log_p).sum(1)).sum() / (~valid).sum() / classes
+    return F.nll_loss(log_p, labels, ignore_index=255) + 0.1 * kld + 3.0 * entropy
+
+
+def dynamic_straightforward(logits, labels):
+    loss = F.cross_entropy(logits, labels, ignore_index=255, reduction="none")
+    probs = logits.softmax(1).clone().detach()
+    index = labels.unsqueeze(1).clone()
+    index[index == 255] = 0
+    weight = probs.gather(1, index).squeeze(1) ** 9
+    return (loss * weight).sum() / (labels != 255).sum()
+
+
+def dynamic_plain(logits, labels):
+    loss = F.cross_entropy(logits, labels, ignore_index=255, reduction="none")
+    return (loss * torch.exp(-9 * loss.detach())).sum() / (labels != 255).sum()
+
+
+def run(report: Report, *, rounds: int) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator().manual_seed(0)
+    values = 3 * torch.randn(SHAPE, generator=generator)
+    labels = torch.randint(0, SHAPE[1], (SHAPE[0], *SHAPE[2:]), generator=generator)
+    labels = labels.masked_fill(torch.rand(labels.shape, generator=generator) < 0.3, 255).to(device)
+    soft = torch.softmax(2 * values, 1).masked_fill((labels == 255).cpu().unsqueeze(1), 0).to(device)
+    image_weight = torch.ones(SHAPE[0], device=device)
+    logits = values.to(device).requires_grad_()
+    channels_last = values.to(device).contiguous(memory_format=torch.channels_last).requires_grad_()
+    half = values.bfloat16().to(device).requires_grad_()
+
+    def step(loss, inputs=logits):
+        return lambda: torch.autograd.grad(loss(inputs), inputs)
+
+    def floor():
+        values.sum()
+        return values * 2.0
+
+    cross_entropy = step(lambda z: F.cross_entropy(z, labels, ignore_index=255))
+    mrkld = report.compare(
+        "mrkld_loss",
+        {
+            "ours": step(lambda z: losses.mrkld_loss(z, labels)),
+            "straightforward": step(lambda z: mrkld_straightforward(z, labels, image_weight)),
+            "plain torch": step(lambda z: mrkld_plain(z, labels)),
+            "F.cross_entropy alone": cross_entropy,
+            "floor": floor,
+        },
+        rounds=rounds,
+    )
+    region = report.compare(
+        "region_guided_loss",
+        {
+            "ours": step(lambda z: losses.region_guided_loss(z, labels)),
+            "straightforward": step(lambda z: region_straightforward(z, labels)),
+            "plain torch": step(lambda z: region_plain(z, labels)),
+        },
+        rounds=rounds,
+    )
+    lrent = report.compare(
+        "lrent_loss",
+        {
+            "ours": step(lambda z: losses.lrent_loss(z, soft)),
+            "straightforward": step(lambda z: soft_straightforward(z, soft)),
+            "plain torch": step(lambda z: soft_plain(z, soft)),
+        },
+        rounds=rounds,
+    )
+    dynamic = report.compare(
+        "dynamic_loss",
+        {
+            "ours": step(lambda z: losses.dynamic_loss(z, labels, gamma=9.0)),
+            "straightforward": step(lambda z: dynamic_straightforward(z, labels)),
+            "plain torch": step(lambda z: dynamic_plain(z, labels)),
+        },
+        rounds=rounds,
+    )
+    report.compare(
+        "mrkld_loss, channels-last",
+        {
+            "ours": step(lambda z: losses.mrkld_loss(z, labels), channels_last),
+            "F.cross_entropy alone": step(lambda z: F.cross_entropy(z, labels, ignore_index=255), channels_last),
+        },
+        rounds=rounds,
+    )
+    report.compare(
+        "mrkld_loss, bfloat16",
+        {
+            "ours": step(lambda z: losses.mrkld_loss(z, labels), half),
+            "F.cross_entropy alone": step(lambda z: F.cross_entropy(z, labels, ignore_index=255), half),
+        },
+        rounds=rounds,
+    )
+
+    def share(measured, version="straightforward", attribute="median_ms"):
+        return getattr(measured["ours"], attribute) / getattr(measured[version], attribute)
+
+    report.promise("mrkld_loss: time / straightforward", share(mrkld), 1 / 8)
+    report.promise("mrkld_loss: peak memory / straightforward", share(mrkld, attribute="peak_mb"), 1 / 4)
+    report.promise("mrkld_loss: time / one F.cross_entropy", share(mrkld, "F.cross_entropy alone"), 1.2)
+    report.promise("region_guided_loss: time / straightforward", share(region), 1 / 8)
+    report.promise("lrent_loss: time / straightforward", share(lrent), 1 / 6)
+    report.promise("dynamic_loss: time / straightforward", share(dynamic), 2 / 5)

@@ -1,0 +1,172 @@
+"""What is special about the shared pass: what it keeps, that it compiles, its limits."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from selftrain_seg import losses
+from selftrain_seg.losses._core import pixel_maps
+from tests.losses.cases import losses_where, make_labels, make_logits
+
+KINDS = ("nll", "kld", "entropy", "square", "ignored_entropy")
+
+
+def test_maps_come_in_the_order_asked_for():
+    logits, labels = make_logits(), make_labels((2, 4, 3, 5))
+    every = dict(zip(KINDS, pixel_maps(logits, labels, *KINDS)[1:], strict=True))
+    for kind in KINDS:
+        (valid, alone) = pixel_maps(logits, labels, kind)
+        assert torch.equal(alone, every[kind])
+        assert torch.equal(valid, labels != 255)
+    _, square, nll = pixel_maps(logits, labels, "square", "nll")
+    assert torch.equal(square, every["square"])
+    assert torch.equal(nll, every["nll"])
+    region = labels == 255
+    assert (every["ignored_entropy"][~region] == 0).all()
+    assert all((every[kind][region] == 0).all() for kind in KINDS[:-1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradient_of_one_map_does_not_need_the_others(kind, create_graph):
+    labels = make_labels((2, 4, 3, 5))
+    logits = make_logits().requires_grad_()
+    alone = pixel_maps(logits, labels, kind)[1]
+    among = pixel_maps(logits, labels, *KINDS)[1 + KINDS.index(kind)]
+    options = {"create_graph": create_graph}
+    (expected,) = torch.autograd.grad(alone.sum(), logits, **options)
+    (gradient,) = torch.autograd.grad(among.sum(), logits, **options)
+    assert torch.equal(gradient, expected)
+
+
+@losses_where(lambda case: case.name != "fairness_loss")  # a small extra, written with a softmax
+def test_only_inputs_and_maps_are_kept(case):
+    shape = (2, 19, 32, 32)
+    logits, *rest = case.inputs(shape, torch.float32)
+    known = {tensor.data_ptr() for tensor in (logits, *rest)}
+    kept = {}
+
+    def keep(tensor):
+        if tensor.data_ptr() not in known:
+            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        case.function(logits.requires_grad_(), *rest, **case.settings)
+    # A (B, H, W) float32 map is 1/19 of the logits. A softmax or a one-hot tensor would be 19 maps.
+    assert sum(kept.values()) <= 6 * 4 * 2 * 32 * 32
+
+
+def test_compiles_to_machine_code():
+    shape = (2, 5, 17, 33)
+    logits, labels = make_logits(shape, torch.float32), make_labels(shape)
+
+    def step(logits, labels):
+        guided = losses.region_guided_loss(logits, labels, ignored_weight=0.5)
+        return losses.mrkld_loss(logits, labels) + guided + losses.mrl2_loss(logits, labels)
+
+    eager = step(leaf := logits.clone().requires_grad_(), labels)
+    (eager_gradient,) = torch.autograd.grad(eager, leaf)
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True)(leaf, labels)
+    (gradient,) = torch.autograd.grad(compiled, leaf)
+    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(gradient, eager_gradient, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_compiled_gradient_keeps_the_memory_format(layout):
+    logits = make_logits((2, 5, 6, 7), torch.float32).contiguous(memory_format=layout).requires_grad_()
+    torch._dynamo.reset()
+    loss = torch.compile(losses.mrkld_loss, backend="aot_eager", fullgraph=True)(logits, make_labels((2, 5, 6, 7)))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.is_contiguous(memory_format=layout)
+
+
+def test_compiles_for_any_size():
+    torch._dynamo.reset()
+    compiled = torch.compile(losses.mrkld_loss, backend="aot_eager", fullgraph=True, dynamic=True)
+    for shape in [(2, 5, 6, 8), (3, 5, 10, 4), (1, 5, 7, 9)]:
+        logits, labels = make_logits(shape, torch.float32), make_labels(shape)
+        torch.testing.assert_close(compiled(logits, labels), losses.mrkld_loss(logits, labels))
+
+
+def test_float32_mean_over_millions_of_pixels():
+    shape = (1, 2, 1500, 2000)
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    labels = make_labels(shape)
+    loss = losses.mrkld_loss(logits, labels)
+    exact = losses.mrkld_loss(logits.double(), labels)
+    torch.testing.assert_close(loss.double(), exact, rtol=3e-7, atol=0)
+
+
+def test_confident_pixels_do_not_cancel():
+    # ln(1 + e^-12) = 6.1e-6 next to logits of 1000, whose spacing in float32 is 6.1e-5.
+    logits = torch.tensor([1000.0, 988.0]).reshape(1, 2, 1, 1)
+    loss = losses.mrkld_loss(logits, torch.zeros(1, 1, 1, dtype=torch.int64), weight=0.0)
+    torch.testing.assert_close(loss.item(), 6.1442e-6, rtol=1e-2, atol=0)
+
+
+def test_third_derivative():
+    logits = make_logits((1, 3, 1, 1)).requires_grad_()
+    labels = torch.zeros(1, 1, 1, dtype=torch.int64)
+
+    def third(function):
+        value = function(logits)
+        for _ in range(3):
+            (gradient,) = torch.autograd.grad(value, logits, create_graph=True)
+            value = (gradient * torch.arange(1.0, 4).reshape(1, 3, 1, 1)).sum()
+        return value
+
+    ours = third(lambda z: losses.mrent_loss(z, labels))
+    plain = third(lambda z: F.cross_entropy(z, labels) + 0.1 * (z.softmax(1) * z.log_softmax(1)).sum())
+    torch.testing.assert_close(ours, plain)
+
+
+def test_learning_pixel_weights_from_zero():
+    # Second derivatives at a pixel whose weight, and so whose gradient, is exactly 0.
+    logits, labels = make_logits((1, 3, 2, 2)).requires_grad_(), make_labels((1, 3, 2, 2), ignored=0.0)
+    weight = torch.zeros(1, 2, 2, dtype=torch.float64, requires_grad=True)
+
+    def outer(loss):
+        (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+        return torch.autograd.grad((gradient * make_logits((1, 3, 2, 2), seed=7)).sum(), weight)[0]
+
+    ours = outer(losses.mrkld_loss(logits, labels, weight=0.0, pixel_weight=weight, reduction="sum"))
+    plain = outer((weight * F.cross_entropy(logits, labels, reduction="none")).sum())
+    assert (ours != 0).all()
+    torch.testing.assert_close(ours, plain)
+
+
+def test_no_gradient_asked_for():
+    labels = make_labels((2, 4, 3, 5))
+    assert not losses.mrkld_loss(make_logits(), labels).requires_grad
+    with torch.inference_mode():
+        assert losses.mrkld_loss(make_logits(), labels).isfinite()
+
+
+def test_backward_twice_through_the_same_graph():
+    logits = make_logits().requires_grad_()
+    loss = losses.mrkld_loss(logits, make_labels((2, 4, 3, 5)))
+    (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (second,) = torch.autograd.grad(3 * loss, logits)
+    torch.testing.assert_close(3 * first, second)
+
+
+def test_inputs_changed_before_backward_are_noticed():
+    labels = make_labels((2, 4, 3, 5))
+    loss = losses.mrkld_loss(make_logits().requires_grad_(), labels)
+    labels.fill_(0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_forward_mode_says_so():
+    labels = make_labels((2, 4, 3, 5))
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(lambda z: losses.mrkld_loss(z, labels), (make_logits(),), (make_logits(),))
+
+
+def test_labels_out_of_range_are_an_error_without_value_checks_too():
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        losses.mrkld_loss(make_logits(), torch.full((2, 3, 5), 4))
