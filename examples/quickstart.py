@@ -100,9 +100,7 @@ def adapt(
             saved = torch.load(checkpoint, map_location=args.device, weights_only=True)
             net.load_state_dict(saved["net"])
             history.append(saved["iou"])
-            print(
-                f"{NAMES[method]}, round {round + 1}: target mIoU {saved['iou'].nanmean():.1f} (from {checkpoint})"
-            )
+            print(f"{NAMES[method]}, round {round + 1}: target mIoU {saved['iou'].nanmean():.1f} (from {checkpoint})")
             continue
         torch.manual_seed(1000 * seed + round)
         generator = torch.Generator().manual_seed(1000 * seed + round)
@@ -118,9 +116,7 @@ def adapt(
         net.train()
         optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, args.steps, power=0.9)
-        for _ in trange(
-            args.steps, desc=f"{NAMES[method]} round {round + 1}", unit="step", leave=False, disable=None
-        ):
+        for _ in trange(args.steps, desc=f"{NAMES[method]} round {round + 1}", unit="step", leave=False, disable=None):
             images, truth = source[draw(source, 4, generator)]
             loss = mrkld_loss(net(jitter(as_floats(images))), truth, weight=0.0)  # weight 0: cross entropy
             if method == "source":
@@ -177,9 +173,7 @@ def run(args: argparse.Namespace, seed: int, results: dict[str, list[Tensor]]) -
         if method == args.method:
             columns[f"adapted ({NAMES[method]})"] = predict(adapted, shown)
     columns["ground truth"] = truth.cpu()
-    write_report(
-        args.out / "quickstart-report.png", shown.cpu(), columns, curves, CLASSES, SyntheticStreets.palette
-    )
+    write_report(args.out / "quickstart-report.png", shown.cpu(), columns, curves, CLASSES, SyntheticStreets.palette)
 
 
 def main() -> None:

@@ -108,8 +108,7 @@ def check_label_values(labels: Tensor, num_classes: int, ignore_index: int, name
     wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= num_classes))]
     if wrong.numel():
         raise ValueError(
-            f"`{name}`: expected values in [0, {num_classes}) or ignore_index {ignore_index},"
-            f" got {int(wrong[0])}"
+            f"`{name}`: expected values in [0, {num_classes}) or ignore_index {ignore_index}, got {int(wrong[0])}"
         )
 
 
@@ -119,6 +118,31 @@ def check_image_values(value: Any, logits: Tensor, name: str) -> None:
     if tuple(value.shape) != (logits.shape[0],):
         raise ValueError(f"`{name}`: expected (B,) = ({logits.shape[0]},), got {tuple(value.shape)}")
     check_device(value, logits, name)
+
+
+def check_image_flags(value: Any, logits: Tensor, name: str) -> None:
+    """One yes or no an image: (B,) bool."""
+    check_image_values(value, logits, name)
+    if value.dtype != torch.bool:
+        raise TypeError(f"`{name}`: expected dtype torch.bool, got {value.dtype}")
+
+
+def check_class_values(value: Any, logits: Tensor, name: str) -> None:
+    """One value a class: (C,), on the device of ``logits``."""
+    check_tensor(value, name)
+    if tuple(value.shape) != (logits.shape[1],):
+        raise ValueError(f"`{name}`: expected (C,) = ({logits.shape[1]},), got {tuple(value.shape)}")
+    check_device(value, logits, name)
+
+
+def check_class_maps(value: Any, logits: Tensor, name: str) -> None:
+    """Soft labels or probabilities, like ``logits``; inside ``value_checks()`` none negative or NaN."""
+    check_logits(value, name=name)
+    if value.shape != logits.shape:
+        raise ValueError(f"`{name}`: expected (B, C, H, W) = {tuple(logits.shape)}, got {tuple(value.shape)}")
+    check_device(value, logits, name)
+    if _value_checks and not bool((value >= 0).all()):
+        raise ValueError(f"`{name}`: expected values of at least 0, got {float(value[~(value >= 0)][0])}")
 
 
 def check_thresholds(thresholds: Any, logits: Tensor, name: str = "thresholds") -> None:
@@ -134,9 +158,7 @@ def check_prior(prior: Any, logits: Tensor, name: str = "prior") -> None:
     """(C, H, W), floating point, on the device of ``logits``."""
     check_tensor(prior, name)
     if tuple(prior.shape) != tuple(logits.shape[1:]):
-        raise ValueError(
-            f"`{name}`: expected (C, H, W) = {tuple(logits.shape[1:])}, got {tuple(prior.shape)}"
-        )
+        raise ValueError(f"`{name}`: expected (C, H, W) = {tuple(logits.shape[1:])}, got {tuple(prior.shape)}")
     if not prior.is_floating_point():
         raise TypeError(f"`{name}`: expected a floating-point dtype, got {prior.dtype}")
     check_device(prior, logits, name)
@@ -149,9 +171,7 @@ def check_real(value: Any, name: str, low: float, high: float, *, open_low: bool
     number = float(value)
     inside = (low < number if open_low else low <= number) and number <= high
     if not inside:
-        raise ValueError(
-            f"`{name}`: expected a value in {'(' if open_low else '['}{low}, {high}], got {value}"
-        )
+        raise ValueError(f"`{name}`: expected a value in {'(' if open_low else '['}{low}, {high}], got {value}")
 
 
 def check_count(value: Any, name: str, minimum: int = 1) -> None:

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 
-def random_logits(
-    batch: int = 2, classes: int = 5, height: int = 7, width: int = 9, scale: float = 3.0, seed: int = 0
-):
+def random_logits(batch: int = 2, classes: int = 5, height: int = 7, width: int = 9, scale: float = 3.0, seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
     return scale * torch.randn(batch, classes, height, width, generator=generator)
 

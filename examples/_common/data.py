@@ -30,9 +30,7 @@ def streets(domain: str, split: str, length: int, seed: int, cache: Path, device
         dataset = SyntheticStreets(domain=domain, split=split, length=length, seed=seed)
         loader = DataLoader(dataset, batch_size=25, num_workers=min(2, os.cpu_count() or 1))
         parts = []
-        for images, labels in tqdm(
-            loader, desc=f"drawing {domain} {split}", unit="batch", leave=False, disable=None
-        ):
+        for images, labels in tqdm(loader, desc=f"drawing {domain} {split}", unit="batch", leave=False, disable=None):
             parts.append(((images * 255).round().byte(), labels.byte()))
         images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         save_atomically({"images": images, "labels": labels}, path)

@@ -6,61 +6,47 @@ gradient of all of them in another. Only the logits (which the network keeps any
 pixel are saved: no softmax, no one-hot tensor. What a loss does with the maps (weights, means) is plain torch on
 (B, H, W), in ``_reduce``.
 
-Differentiable twice (``create_graph=True``, ``torch.func.grad`` and ``vmap`` of it then take plain operations, which
-keep softmax tensors); forward-mode AD raises torch's ``NotImplementedError``. Tensors of more than 2^31 elements
-are fine: no index is computed here, and ATen's are 64-bit.
+Differentiable twice: with ``create_graph=True``, and under ``torch.func.grad`` and ``vmap`` of it, backward takes
+plain operations, which keep softmax tensors. Forward-mode AD raises torch's ``NotImplementedError``. Tensors of
+more than 2^31 elements are fine: no index is computed here, and ATen's are 64-bit.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from selftrain_seg._numerics import blocks
+from selftrain_seg.types import IGNORE_INDEX
 
-__all__ = ["PixelMaps", "class_dim", "cut", "pixel_maps", "statistics_dtype"]
+__all__ = ["Scratch", "fold_and_apply", "follow_layout", "pixel_maps", "statistics_dtype"]
 
-
-class PixelMaps(NamedTuple):
-    """(B, H, W) maps in float32 (float64 for float64 logits); None where not asked for.
-
-    A map is exactly 0 outside its region, and no gradient flows there, whatever the logits hold.
-
-    Attributes:
-        valid: bool, the pixels that have a label: not ``ignore_index``, or a soft label that is not all zero.
-        nll: on valid pixels ``-log p_y``, for soft labels ``-Σ_c y_c log p_c``.
-        kld: on valid pixels ``-(1/C) Σ_c log p_c``.
-        entropy: on valid pixels ``-Σ_c p_c log p_c``.
-        square: on valid pixels ``Σ_c p_c²``.
-        ignored_entropy: on all other pixels ``-Σ_c p_c log p_c``.
-    """
-
-    valid: Tensor
-    nll: Tensor | None = None
-    kld: Tensor | None = None
-    entropy: Tensor | None = None
-    square: Tensor | None = None
-    ignored_entropy: Tensor | None = None
-
-
-_KINDS = PixelMaps._fields[1:]
 _ENTROPIES = ("entropy", "ignored_entropy")
+_LOG_ZERO = -1e4  # in place of log p = -inf of a class masked out by its logit: p is 0 long before, 0 · log 0 too
 
 
-def pixel_maps(logits: Tensor, target: Tensor, *kinds: str, ignore_index: int = 255) -> PixelMaps:
-    """Compute the maps named in ``kinds``; differentiable in ``logits``, not in ``target``.
+def pixel_maps(logits: Tensor, target: Tensor, *kinds: str, ignore_index: int = IGNORE_INDEX) -> tuple[Tensor, ...]:
+    """Compute per-pixel maps in one pass; differentiable in ``logits``, not in ``target``.
+
+    A pixel is valid if it has a label: not ``ignore_index``, or soft labels that are not all zero. A map is
+    exactly 0 outside its region, and no gradient flows there, whatever the logits hold.
 
     Args:
         logits: (B, C, H, W).
-        target: (B, H, W) integer labels, or (B, C, H, W) floating-point soft labels (all zero: not valid).
-        kinds: names of the fields of ``PixelMaps`` wanted.
+        target: (B, H, W) integer labels, or (B, C, H, W) floating-point soft labels.
+        kinds: the maps wanted. On valid pixels "nll": ``-log p_y``, for soft labels ``-Σ_c y_c log p_c``;
+            "kld": ``-(1/C) Σ_c log p_c``; "entropy": ``-Σ_c p_c log p_c``; "square": ``Σ_c p_c²``. On all other
+            pixels "ignored_entropy": ``-Σ_c p_c log p_c``.
         ignore_index: label of the pixels that are not valid; not used with soft labels.
+
+    Returns:
+        ``(valid, *maps)``, each (B, H, W): bool, and float32 (float64 for float64 logits) in the order asked for.
     """
-    wanted = tuple(kind for kind in _KINDS if kind in kinds)
-    valid, *maps = _PixelMaps.apply(logits, target.detach(), ignore_index, wanted)  # type: ignore[no-untyped-call]
-    return PixelMaps(valid, **dict(zip(wanted, maps, strict=True)))
+    out: tuple[Tensor, ...] = _PixelMaps.apply(logits, target.detach(), ignore_index, kinds)
+    return out
 
 
 def statistics_dtype(logits: Tensor) -> torch.dtype:
@@ -68,36 +54,61 @@ def statistics_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def class_dim(logits: Tensor) -> int:
-    """3 where the classes of a pixel are neighbours in memory (channels-last), else 1.
+def follow_layout(gradient: Tensor, logits: Tensor) -> Tensor:
+    """Bring a gradient made of plain operations to dtype and, if channels-last, memory format of the logits."""
+    last = not logits.is_contiguous() and logits.is_contiguous(memory_format=torch.channels_last)
+    gradient = gradient.to(logits.dtype)
+    return gradient.contiguous(memory_format=torch.channels_last) if last else gradient
 
-    Blocks are worked on with the class dimension there, so that neither logits nor gradient are transposed.
-    """
-    return 3 if logits.shape[1] > 1 and logits.stride(1) < logits.stride(3) else 1
+
+class Scratch:
+    """Named buffers that all blocks of a pass share; fresh ones for each block would be paged in every time."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self._dtype, self.device = statistics_dtype(logits), logits.device
+        self._buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, shape: torch.Size) -> Tensor:
+        size = shape.numel()
+        if name not in self._buffers or self._buffers[name].numel() < size:
+            self._buffers[name] = torch.empty(size, dtype=self._dtype, device=self.device)
+        return self._buffers[name][:size].view(shape)
 
 
-def cut(tensor: Tensor, block: tuple[slice, slice], dim: int) -> Tensor:
-    """View one (images, rows) block of a (B, H, W) map, or of a (B, C, H, W) tensor with its classes at ``dim``."""
+def fold_and_apply(
+    function: type[torch.autograd.Function], info: Any, in_dims: tuple[int | None, ...], *args: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Apply under ``vmap`` a function that treats pixels independently: the mapped dimension joins the batch."""
+    folded = []
+    for arg, dim in zip(args, in_dims, strict=True):
+        if isinstance(arg, Tensor):
+            mapped = arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
+            folded.append(mapped.flatten(0, 1))
+        else:
+            folded.append(arg)
+    out = function.apply(*folded)
+    sizes = (info.batch_size, out[0].shape[0] // info.batch_size)
+    return tuple(part.unflatten(0, sizes) for part in out), (0,) * len(out)
+
+
+def _cut(tensor: Tensor, block: tuple[slice, slice]) -> Tensor:
+    """View the (images, rows) block of a (B, H, W) or (B, C, H, W) tensor."""
     images, rows = block
-    return tensor[images, rows] if tensor.ndim == 3 else tensor[images, :, rows].movedim(1, dim)
-
-
-_EVERYTHING = (slice(None), slice(None))
+    return tensor[images, rows] if tensor.ndim == 3 else tensor[images, :, rows]
 
 
 class _PixelMaps(torch.autograd.Function):
     @staticmethod
     def forward(logits: Tensor, target: Tensor, ignore_index: int, kinds: tuple[str, ...]) -> tuple[Tensor, ...]:
-        dim = class_dim(logits)
         if torch.compiler.is_compiling():
-            return _maps(cut(logits, _EVERYTHING, dim), cut(target, _EVERYTHING, dim), ignore_index, kinds, dim)
-        shape, dtype = (logits.shape[0], *logits.shape[2:]), statistics_dtype(logits)
+            return _maps(logits, target, ignore_index, kinds, None)
+        shape, scratch = (logits.shape[0], *logits.shape[2:]), Scratch(logits)
         valid = torch.empty(shape, dtype=torch.bool, device=logits.device)
-        maps = [torch.empty(shape, dtype=dtype, device=logits.device) for _ in kinds]
+        maps = [torch.empty(shape, dtype=statistics_dtype(logits), device=logits.device) for _ in kinds]
         for block in blocks(logits):
-            parts = _maps(cut(logits, block, dim), cut(target, block, dim), ignore_index, kinds, dim)
+            parts = _maps(_cut(logits, block), _cut(target, block), ignore_index, kinds, scratch)
             for whole, part in zip((valid, *maps), parts, strict=True):
-                cut(whole, block, dim).copy_(part)
+                _cut(whole, block).copy_(part)
         return (valid, *maps)
 
     @staticmethod
@@ -113,61 +124,61 @@ class _PixelMaps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, _valid: None, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         logits, target, *values = ctx.saved_tensors
-        arrived = [entry for entry in zip(ctx.kinds, grads, values, strict=True) if entry[1] is not None]
-        dim = class_dim(logits)
-
-        def gradient(block: tuple[slice, slice], out: Tensor | None) -> Tensor:
-            terms = {
-                kind: (cut(grad, block, dim), None if value is None else cut(value, block, dim))
-                for kind, grad, value in arrived
-            }
-            return _gradient(cut(logits, block, dim), cut(target, block, dim), terms, ctx.ignore_index, dim, out)
-
+        arrived = [
+            (kind, grad, value)
+            for kind, grad, value in zip(ctx.kinds, grads, values, strict=True)
+            if grad is not None
+        ]
         if not arrived:
             return None, None, None, None
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return gradient(_EVERYTHING, None).movedim(dim, 1).to(logits.dtype), None, None, None
-        result = torch.empty_like(logits)
+            terms = {kind: (grad, value) for kind, grad, value in arrived}
+            gradient = _gradient(logits, target, terms, ctx.ignore_index, None)
+            return follow_layout(gradient, logits), None, None, None
+        result, scratch = torch.empty_like(logits), Scratch(logits)
         for block in blocks(logits):
-            part = cut(result, block, dim)
-            if part.dtype == statistics_dtype(logits):
-                gradient(block, part)
-            else:
-                part.copy_(gradient(block, torch.empty_like(part, dtype=torch.float32)))
+            terms = {
+                kind: (_cut(grad, block), None if value is None else _cut(value, block))
+                for kind, grad, value in arrived
+            }
+            gradient = _gradient(_cut(logits, block), _cut(target, block), terms, ctx.ignore_index, scratch)
+            _cut(result, block).copy_(gradient)
         return result, None, None, None
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int | None, ...], logits: Tensor, target: Tensor, ignore_index: int, kinds: tuple[str, ...]
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        logits: Tensor,
+        target: Tensor,
+        ignore_index: int,
+        kinds: tuple[str, ...],
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        # Pixels are independent: the mapped dimension joins the batch.
-        def fold(tensor: Tensor, dim: int | None) -> Tensor:
-            mapped = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-            return mapped.flatten(0, 1)
-
-        folded = fold(logits, in_dims[0])
-        sizes = (info.batch_size, folded.shape[0] // info.batch_size)
-        out = _PixelMaps.apply(folded, fold(target, in_dims[1]), ignore_index, kinds)  # type: ignore[no-untyped-call]
-        return tuple(part.unflatten(0, sizes) for part in out), (0,) * len(out)
+        return fold_and_apply(_PixelMaps, info, in_dims, logits, target, ignore_index, kinds)
 
 
-def _maps(z: Tensor, y: Tensor, ignore_index: int, kinds: tuple[str, ...], dim: int) -> tuple[Tensor, ...]:
-    """``valid`` and the maps of one block whose classes are at ``dim``."""
-    valid = _valid(y, ignore_index, dim)
-    log_p = torch.log_softmax(z, dim, dtype=statistics_dtype(z))
-    p = log_p if set(kinds) <= {"nll", "kld"} else log_p.exp()
+def _maps(
+    z: Tensor, y: Tensor, ignore_index: int, kinds: tuple[str, ...], scratch: Scratch | None
+) -> tuple[Tensor, ...]:
+    """``valid`` and the maps of one block."""
+    y, valid, _ = _read_labels(y, ignore_index, scratch)
+    log_p = _log_softmax(z, scratch)
+    p = log_p if set(kinds) <= {"nll", "kld"} else _exp(log_p, scratch)
+    work = None if scratch is None else scratch("work", z.shape)
     maps = [valid]
     for kind in kinds:
         if kind == "nll" and y.ndim == 3:
-            value = log_p.gather(dim, _index(y, valid, dim)).squeeze(dim).neg_()
+            value = log_p.gather(1, _index(y, valid)).squeeze(1).neg_()
         elif kind == "nll":
-            value = (y * _no_infinity(log_p)).sum(dim).neg_()
+            # A class masked out by its logit has log p = -inf; where its label is 0 that must add 0.
+            finite = torch.clamp(log_p, min=torch.finfo(log_p.dtype).min, out=work)
+            value = finite.mul_(y).sum(1).neg_()
         elif kind == "kld":
-            value = log_p.mean(dim).neg_()
+            value = log_p.mean(1).neg_()
         elif kind == "square":
-            value = p.square().sum(dim)
+            value = torch.mul(p, p, out=work).sum(1)
         else:
-            value = (p * _no_infinity(log_p)).sum(dim).neg_()
+            value = torch.clamp(log_p, min=_LOG_ZERO, out=work).mul_(p).sum(1).neg_()
         maps.append(value.masked_fill_(valid if kind == "ignored_entropy" else ~valid, 0.0))
     return tuple(maps)
 
@@ -177,25 +188,97 @@ def _gradient(
     y: Tensor,
     terms: dict[str, tuple[Tensor, Tensor | None]],
     ignore_index: int,
-    dim: int,
-    out: Tensor | None,
+    scratch: Scratch | None,
 ) -> Tensor:
-    """Gradient of one block of logits: written into ``out`` or, without it, made of differentiable operations.
+    """Gradient of one block of logits: in ``scratch`` or, without it, made of differentiable operations.
 
     d nll = m p - y with m = Σ y, d kld = p - 1/C, d entropy = -p (log p + H), d square = 2 p (p - S). They add up
-    to ``p · slope + offset - g_nll · y``.
-
-    Args:
-        terms: for each map that a gradient arrived for, that gradient and the map itself where needed.
+    to ``p · slope + offset - g_nll · y``. ``terms`` holds, for each map that a gradient arrived for, that gradient
+    and the map itself where needed.
     """
-    valid, dtype = _valid(y, ignore_index, dim), statistics_dtype(z)
-    zero = torch.zeros((), dtype=dtype, device=z.device)
-    # 0 · NaN is NaN: logits that no map uses are taken out before they can spoil a gradient of zero. On CPU a
-    # look at the outcome (softmax spreads a NaN over its pixel's classes) is cheaper than masking every time.
-    if "ignored_entropy" not in terms and not (out is not None and z.device.type == "cpu" and _all_finite(z, dim)):
-        z = torch.where(valid.unsqueeze(dim), z, zero.to(z.dtype))
+
+    def buffer(name: str) -> Tensor | None:
+        return None if scratch is None else scratch(name, z.shape)
+
+    y, valid, mass = _read_labels(y, ignore_index, scratch)
+    zero = torch.zeros((), dtype=statistics_dtype(z), device=z.device)
+
+    # 0 · NaN is NaN: logits that no map uses are taken out before they can spoil a gradient of zero. On CPU one
+    # look at the outcome (softmax spreads a NaN over all classes of its pixel) is cheaper than always masking.
+    look = scratch is not None and z.device.type == "cpu"
+    unused = "ignored_entropy" not in terms
+    if unused and not look:
+        z = torch.where(valid.unsqueeze(1), z, zero.to(z.dtype))
+    with_log = any(kind in terms for kind in _ENTROPIES)
+    p, log_p = _softmax(z, with_log, scratch)
+    if unused and look and not bool(p[:, 0].sum().isfinite()):
+        p, log_p = _softmax(torch.where(valid.unsqueeze(1), z, zero.to(z.dtype)), with_log, scratch)
 
     slope, offset, nll = zero, zero, None
-    for kind, (grad, _) in terms.items():
-        grad = torch.where(~valid if kind == "ignored_entropy" else valid, grad, zero).unsqueeze(dim)
-    raise NotImplementedError
+    for kind, (grad, value) in terms.items():
+        grad = torch.where(~valid if kind == "ignored_entropy" else valid, grad, zero).unsqueeze(1)
+        if kind == "nll":
+            nll = grad
+            slope = slope + (grad if mass is None else grad * mass.unsqueeze(1))
+        elif kind == "kld":
+            slope, offset = slope + grad, grad / -z.shape[1]
+        elif kind == "square" and value is not None:
+            centred = torch.sub(p, value.unsqueeze(1), out=buffer("work"))
+            slope = torch.addcmul(slope, centred, grad, value=2, out=buffer("slope"))
+        elif value is not None:
+            centred = torch.add(log_p, value.unsqueeze(1), out=buffer("work"))
+            slope = torch.addcmul(slope, centred, grad, value=-1, out=buffer("slope"))
+
+    result = torch.addcmul(offset, p, slope, out=buffer("p"))
+    if nll is None:
+        return result
+    if mass is not None:
+        return torch.addcmul(result, nll, y, value=-1, out=buffer("p"))
+    index = _index(y, valid)
+    return result.scatter_add(1, index, -nll) if scratch is None else result.scatter_add_(1, index, -nll)
+
+
+def _log_softmax(z: Tensor, scratch: Scratch | None) -> Tensor:
+    if scratch is None:
+        return torch.log_softmax(z, 1, dtype=statistics_dtype(z))
+    if z.device.type == "cpu":  # it would make contiguous copies of its own; on a GPU it need not
+        z = scratch("z", z.shape).copy_(z)
+    return torch.log_softmax(z, 1, dtype=statistics_dtype(z), out=scratch("log_p", z.shape))
+
+
+def _exp(log_p: Tensor, scratch: Scratch | None) -> Tensor:
+    if scratch is None:
+        return log_p.exp()
+    out = scratch("p", log_p.shape)
+    if log_p.device.type != "cpu":
+        return torch.exp(log_p, out=out)
+    # On CPU exp goes through a vendor library that can take three times as long as exp2.
+    return torch.exp2(torch.mul(log_p, math.log2(math.e), out=out), out=out)
+
+
+def _softmax(z: Tensor, with_log: bool, scratch: Scratch | None) -> tuple[Tensor, Tensor]:
+    """``p`` and, only if asked for, ``log p`` without -inf (else it is not to be used)."""
+    if not with_log and (scratch is None or z.device.type != "cpu"):
+        out = None if scratch is None else scratch("p", z.shape)
+        p = torch.softmax(z, 1, dtype=statistics_dtype(z), out=out)
+        return p, p
+    log_p = _log_softmax(z, scratch)
+    if with_log:
+        log_p = torch.clamp(log_p, min=_LOG_ZERO, out=None if scratch is None else log_p)
+    return _exp(log_p, scratch), log_p
+
+
+def _read_labels(y: Tensor, ignore_index: int, scratch: Scratch | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Labels in a type to compute with, which pixels have one, and what soft labels sum to."""
+    if y.ndim == 3:
+        y = y.long()  # as uint8, the label 156 would equal an ignore_index of -100
+        return y, y != ignore_index, None
+    if scratch is not None:
+        y = scratch("y", y.shape).copy_(y)
+    mass = y.sum(1)
+    return y, mass != 0, mass
+
+
+def _index(y: Tensor, valid: Tensor) -> Tensor:
+    """Labels to gather or scatter by: a class even where there is no label."""
+    return torch.where(valid, y, 0).unsqueeze(1)

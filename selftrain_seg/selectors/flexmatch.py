@@ -117,8 +117,6 @@ class FlexMatchSelector(nn.Module):
 
     def _update(self, sums: Tensor) -> None:
         sums = all_reduce_sum(sums).to(self.running_shares.device)
-        keep = (
-            1.0 - (1.0 - self.momentum) * (sums[-1] > 0).double()
-        )  # a batch without usable pixels changes nothing
+        keep = 1.0 - (1.0 - self.momentum) * (sums[-1] > 0).double()  # a batch without usable pixels changes nothing
         shares = sums[:-1] / sums[-1].clamp(min=1)
         self.running_shares.copy_(keep * self.running_shares + (1.0 - keep) * shares)

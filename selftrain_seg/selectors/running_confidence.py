@@ -122,9 +122,7 @@ class RunningConfidenceSelector(nn.Module):
         self.seen.zero_()
 
     def _update(self, sums: Tensor, count: Tensor) -> None:
-        total = all_reduce_sum(torch.cat([sums, count.to(sums.dtype).reshape(1)])).to(
-            self.running_confidence.device
-        )
+        total = all_reduce_sum(torch.cat([sums, count.to(sums.dtype).reshape(1)])).to(self.running_confidence.device)
         mean = total[:-1] / total[-1].clamp(min=1)
         first = ~self.seen & (mean > _SEEN)
         before = torch.where(first, mean, self.running_confidence)

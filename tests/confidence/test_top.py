@@ -64,9 +64,7 @@ def test_unusable_pixels_have_confidence_zero(bad, classes):
 
 def test_masked_classes_are_fine():
     logits = torch.tensor([0.0, 1.0, -float("inf")]).reshape(1, 3, 1, 1)
-    torch.testing.assert_close(
-        top_confidence(logits).log_confidence.exp().item(), torch.tensor(1.0).sigmoid().item()
-    )
+    torch.testing.assert_close(top_confidence(logits).log_confidence.exp().item(), torch.tensor(1.0).sigmoid().item())
 
 
 def test_empty_batch_and_detached():

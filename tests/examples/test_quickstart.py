@@ -25,9 +25,7 @@ def environment():
 
 
 def run(out, *options):
-    return subprocess.run(
-        command(out, *options), env=environment(), capture_output=True, text=True, check=True
-    ).stdout
+    return subprocess.run(command(out, *options), env=environment(), capture_output=True, text=True, check=True).stdout
 
 
 def rounds(out):

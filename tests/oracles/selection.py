@@ -40,9 +40,7 @@ def confidence(logits: np.ndarray, prior: np.ndarray | None = None):
     return labels, values
 
 
-def pools(
-    logits: np.ndarray, *, pool: str, stride: int, prior: np.ndarray | None, pooled: bool
-) -> list[list[float]]:
+def pools(logits: np.ndarray, *, pool: str, stride: int, prior: np.ndarray | None, pooled: bool) -> list[list[float]]:
     num_classes = logits.shape[1]
     out: list[list[float]] = [[] for _ in range(1 if pooled else num_classes)]
     for _, i, j, z in pixels(logits):

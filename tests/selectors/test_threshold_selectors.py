@@ -194,7 +194,7 @@ def test_errors(select):
     logits = random_logits()
     with pytest.raises(ValueError, match=r"`thresholds`: expected \(C,\) = \(5,\), got \(4,\)"):
         select(logits, KC[:4])
-    with pytest.raises(TypeError, match="`thresholds`: expected a torch.Tensor, got float"):
+    with pytest.raises(TypeError, match=r"`thresholds`: expected a torch\.Tensor, got float"):
         select(logits, 0.9)
     with pytest.raises(TypeError, match="`thresholds`: expected a floating-point dtype"):
         select(logits, torch.ones(5, dtype=torch.int64))

@@ -81,9 +81,7 @@ def test_portion_per_class():
     portions = torch.tensor([0.1, 0.5, 0.9])
     thresholds = estimate(ClassBalancedThreshold, logits, portions).compute()
     result = select_hard(logits, thresholds)
-    share = torch.bincount(result.labels[result.labels < 255], minlength=3) / torch.bincount(
-        result.predicted.flatten()
-    )
+    share = torch.bincount(result.labels[result.labels < 255], minlength=3) / torch.bincount(result.predicted.flatten())
     torch.testing.assert_close(share, portions, atol=2e-3, rtol=0)
 
 
@@ -161,9 +159,7 @@ def test_nan_pixels_are_never_counted_and_never_selected():
     for thresholds in (kc.compute(), torch.zeros(3), kc.compute(1.0)):
         for select in (select_hard, select_reweighted):
             assert (select(dirty, thresholds).labels[0, 2] == 255).all()
-    clean = estimate(
-        ClassBalancedThreshold, torch.cat([logits[:, :, :2], logits[:, :, 3:]], dim=2), 0.5, exact=True
-    )
+    clean = estimate(ClassBalancedThreshold, torch.cat([logits[:, :, :2], logits[:, :, 3:]], dim=2), 0.5, exact=True)
     assert torch.equal(kc.compute(), clean.compute())
 
 
@@ -195,9 +191,7 @@ def test_every_option_changes_the_result():
     for options in ({"pool": "all"}, {"stride": 2}):
         assert not torch.equal(estimate(ClassBalancedThreshold, logits, 0.2, **options).compute(), base)
     exact = estimate(ClassBalancedThreshold, logits, 0.2, exact=True).compute()
-    assert not torch.equal(
-        estimate(ClassBalancedThreshold, logits, 0.2, exact=True, rank="dst-cbc").compute(), exact
-    )
+    assert not torch.equal(estimate(ClassBalancedThreshold, logits, 0.2, exact=True, rank="dst-cbc").compute(), exact)
 
 
 @BOTH
