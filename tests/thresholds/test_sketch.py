@@ -124,3 +124,16 @@ def test_errors():
         sketch.cdf(torch.zeros(3))
     with pytest.raises(TypeError, match="`scores`"):
         sketch.cdf(0.5)
+
+
+@pytest.mark.parametrize("options", [{}, {"low": -20.0, "high": 36.04}, {"low": -7.3, "high": 9.1}])
+def test_no_score_is_counted_above_an_edge_it_lies_below(options):
+    """Scores a rounding below an edge: the threshold that should select them all must not be that edge."""
+    sketch = ConfidenceSketch(1, **options)
+    edges = sketch.low + sketch.bin_width * torch.arange(1, 8191, dtype=torch.float64)
+    below = torch.nextafter(edges.float(), torch.tensor(-torch.inf))
+    for part in below.split(97):
+        sketch.reset()
+        sketch.update(part, torch.zeros(len(part), dtype=torch.int64))
+        lowest = sketch.kth_largest(sketch.total(), torch.tensor([len(part)]))
+        assert lowest <= part.min()
