@@ -93,11 +93,7 @@ def write_report(
     chart, legend = below.subplots(1, 2, width_ratios=[3, 1])
     for name, results in curves.items():
         values = _mean_iou(results, range(len(classes)))
-        line = chart.plot(range(len(values)), values, marker="o", label=name)[0]
-        chart.annotate(
-            f"{values[-1]:.1f}", (len(values) - 1, values[-1]), (7, 0), textcoords="offset points",
-            va="center", color=line.get_color(), fontsize=9,
-        )  # fmt: skip
+        chart.plot(range(len(values)), values, marker="o", label=f"{name}: {values[-1]:.1f}")
     chart.set_xticks(range(max(map(len, curves.values()))))
     chart.set_xlabel("round (0: BatchNorm re-estimated)")
     chart.set_ylabel("target mIoU, %")
