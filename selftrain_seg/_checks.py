@@ -62,8 +62,7 @@ def check_logits(logits: Any, num_classes: int | None = None, name: str = "logit
         raise ValueError(f"`{name}`: expected at least one class, got {tuple(logits.shape)}")
     if num_classes is not None and logits.shape[1] != num_classes:
         raise ValueError(
-            f"`{name}`: expected {num_classes} classes on dimension 1, got {logits.shape[1]}"
-            f" in {tuple(logits.shape)}"
+            f"`{name}`: expected {num_classes} classes on dimension 1, got {logits.shape[1]} in {tuple(logits.shape)}"
         )
 
 

@@ -150,6 +150,13 @@ def public_objects():
 PUBLIC = list(public_objects())
 
 
+@pytest.mark.parametrize("name", SUBPACKAGES)
+def test_every_public_name_is_in_the_reference(name):
+    page = (ROOT / "docs" / "api" / f"{name}.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\.\. auto(?:function|class|data):: (?:[\w.]+\.)?(\w+)$", page, re.MULTILINE))
+    assert documented == set(getattr(selftrain_seg, name).__all__)
+
+
 def docstring(value):
     """Its own, or for a Module that is a function with its settings kept, and says so, that function's."""
     text = value.__doc__ or ""

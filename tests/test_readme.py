@@ -19,7 +19,7 @@ COMMANDS = dict(re.findall(r"^<!-- command: (\w+) -->\n+```bash\n(.*?)^```$", RE
 def test_python_runs(number, tmp_path):
     file = tmp_path / f"block{number}.py"
     file.write_text(PYTHON[number], encoding="utf-8")
-    done = subprocess.run([sys.executable, file], cwd=tmp_path, capture_output=True, text=True, timeout=600)  # noqa: S603 - this interpreter, our own text
+    done = subprocess.run([sys.executable, file], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
 
 

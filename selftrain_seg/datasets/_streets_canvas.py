@@ -174,9 +174,7 @@ def convex(view: View, points: Sequence[tuple[float, float]]) -> tuple[slice, sl
     return rows, columns, inside
 
 
-def trapezoid(
-    x: float, top: float, bottom: float, top_width: float, bottom_width: float
-) -> list[tuple[float, float]]:
+def trapezoid(x: float, top: float, bottom: float, top_width: float, bottom_width: float) -> list[tuple[float, float]]:
     """An upright trapezoid centred on ``x``, clockwise."""
     a, b = 0.5 * top_width, 0.5 * bottom_width
     return [(x - a, top), (x + a, top), (x + b, bottom), (x - b, bottom)]

@@ -102,9 +102,7 @@ class Brush:
             canvas.line(canvas.paint(SIGN, white), x, centre - 0.4 * radius, x, centre + 0.4 * radius, 0.3 * radius)
         elif shape == 2:  # a yellow board
             board = canvas.paint(SIGN, self.palette.colour("yellow_sign"))
-            canvas.rectangle(
-                board, x - 1.1 * radius, centre - 0.85 * radius, x + 1.1 * radius, centre + 0.85 * radius
-            )
+            canvas.rectangle(board, x - 1.1 * radius, centre - 0.85 * radius, x + 1.1 * radius, centre + 0.85 * radius)
             ink = canvas.paint(SIGN, self.palette.colour("housing"))
             canvas.line(ink, x - 0.6 * radius, centre, x + 0.6 * radius, centre, 0.32 * radius)
         else:  # warning: a triangle

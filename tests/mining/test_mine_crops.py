@@ -297,9 +297,7 @@ def test_bad_arguments():
         fails(ValueError, f"`{name}`: expected device cpu, got meta", **{name: torch.ones(1, dtype=int).to("meta")})
     fails(TypeError, "`image_counts`: expected an integer dtype", image_counts=torch.ones(2, 5))
     for shape in ((3, 5), (2,), (2, 0)):
-        fails(
-            ValueError, r"`image_counts`: expected \(B, C\) = \(2, C\)", image_counts=torch.ones(shape, dtype=int)
-        )
+        fails(ValueError, r"`image_counts`: expected \(B, C\) = \(2, C\)", image_counts=torch.ones(shape, dtype=int))
     fails(ValueError, "`image_counts`: expected device cpu", image_counts=torch.ones(2, 5, dtype=int).to("meta"))
     elsewhere = {"labels": labels.to("meta"), "classes": classes.to("meta"), "generator": generator()}
     fails(ValueError, "`generator`: expected device meta, got cpu", **elsewhere)

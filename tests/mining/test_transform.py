@@ -148,7 +148,7 @@ def test_in_a_data_loader():
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_set_classes_reaches_running_workers(context):
     transform = SmallClassCrop(torch.tensor([1]), (1, 1), chance=1.0)
-    loader = DataLoader(Samples(transform), num_workers=2, persistent_workers=True, multiprocessing_context=context)
+    loader = DataLoader(Samples(transform), num_workers=1, persistent_workers=True, multiprocessing_context=context)
     assert (epoch(loader)[:, 2] == 1).all()
     transform.set_classes(torch.tensor([2]))
     assert (epoch(loader)[:, 2] == 2).all()

@@ -1,0 +1,117 @@
+"""Sphinx configuration. Build: ``sphinx-build -W --keep-going -n -b html docs docs/_build/html``."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import re
+
+from sphinx.domains.python import PyObject
+
+import selftrain_seg
+
+project = "selftrain_seg"
+author = "The selftrain_seg authors"
+copyright = f"2026, {author}"
+version = release = selftrain_seg.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build"]
+nitpicky = True
+myst_enable_extensions = ["deflist"]
+
+# Everything a page needs lies beside it: no fonts, scripts or search from elsewhere.
+html_theme = "furo"
+html_title = f"selftrain_seg {release}"
+html_copy_source = False
+html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
+pygments_style = "default"
+pygments_dark_style = "monokai"
+
+add_module_names = False
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+napoleon_custom_sections = ["State / distributed"]
+
+doctest_default_flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE  # as in pyproject.toml
+doctest_test_doctest_blocks = "default"
+
+# Other projects' names cannot be looked up offline.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(torch|torchvision|numpy|np|nn|kornia|PIL|collections|typing|pathlib|os)(\..*)?"),
+    (r"py:class", r"(Tensor|Module|Dataset|Generator|Path|Any|Callable|Iterator|Iterable|Sequence|Mapping|optional)"),
+    (r"py:class", r"selftrain_seg\..*\._\w+"),  # private base classes
+    (r"py:class", r"([BCHWK]|(float|int|uint)\d+|bool)"),  # "(C,) int64" said of a property
+]
+
+# Public names, so that ``name`` in a docstring becomes a link.
+PUBLIC = {
+    name: f"selftrain_seg.{room}.{name}"
+    for room in selftrain_seg._SUBPACKAGES
+    for name in getattr(selftrain_seg, room).__all__
+    if callable(getattr(getattr(selftrain_seg, room), name)) and not re.fullmatch("[A-Z0-9_]+", name)
+}
+PUBLIC |= {name: f"selftrain_seg.{name}" for name in ("PseudoLabels", "value_checks")}
+
+# Methods for torch and torchvision to call, not for people.
+INTERNAL = {"extra_repr", "make_params", "transform"}
+
+
+def skip_member(app, what, name, obj, skip, options):
+    """Leave out methods for the machinery, and the fields of named tuples: Attributes describes them."""
+    if name in INTERNAL or type(obj).__name__ == "_tuplegetter":
+        return True
+    return skip
+
+
+def link_names(app, what, name, obj, options, lines):
+    """Turn public names in double backticks and arXiv numbers into links.
+
+    And keep napoleon from taking what stands before a colon for a constant's type, and docutils from taking
+    "num_classes: C." for a list.
+    """
+    if what == "data":
+        lines[:0] = ["..", ""]
+    for number, line in enumerate(lines):
+        if not line.lstrip().startswith(">>>"):
+            line = re.sub(r"^(\s*\w+): ([A-Z]|\d+)\.$", r"\1: \2\\.", line)
+            line = re.sub(r"arXiv[: ](\d{4}\.\d{5})", r"`arXiv:\1 <https://arxiv.org/abs/\1>`__", line)
+            lines[number] = re.sub(r"``(?:selftrain_seg\.\w+\.)?(\w+)(?:\(\))?``", _link, line)
+
+
+def _link(match):
+    target = PUBLIC.get(match[1])
+    return f":py:obj:`{match[1]} <{target}>`" if target else match[0]
+
+
+def drop_class_return(app, what, name, obj, options, signature, return_annotation):
+    """No ``-> None`` behind the name of a class."""
+    if what == "class" and inspect.isclass(obj):
+        return signature, None
+    return None
+
+
+def setup(app):
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"
+    app.connect("autodoc-skip-member", skip_member)
+    app.connect("autodoc-process-docstring", link_names, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", drop_class_return)
