@@ -108,9 +108,7 @@ def mrent_loss(
         >>> mrent_loss(torch.zeros(1, 4, 1, 1), torch.tensor([[[0]]]), weight=0.5)  # ln 4 - 0.5 · ln 4
         tensor(0.6931)
     """
-    return _regularized(
-        logits, labels, "entropy", -1.0, weight, image_weight, pixel_weight, ignore_index, reduction
-    )
+    return _regularized(logits, labels, "entropy", -1.0, weight, image_weight, pixel_weight, ignore_index, reduction)
 
 
 def mrl2_loss(

@@ -171,10 +171,7 @@ def run(report: Report, *, rounds: int) -> None:
         "other selectors",
         {
             "RunningConfidenceSelector": lambda: running(logits),
-            **{
-                type(selector).__name__: (lambda selector=selector: selector(logits))
-                for selector in others.values()
-            },
+            **{type(selector).__name__: (lambda selector=selector: selector(logits)) for selector in others.values()},
         },
         rounds=rounds,
     )

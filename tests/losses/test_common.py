@@ -177,6 +177,17 @@ def test_gradient_reaches_pixel_weight(case):
     torch.testing.assert_close(torch.autograd.grad(loss, weight)[0], unweighted)
 
 
+@losses_where(lambda case: "image_weight" in case.other)
+def test_gradient_reaches_image_weight(case):
+    inputs = case.inputs()
+    weight = torch.tensor([0.5, 2.0], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(case.function(*inputs, image_weight=weight, reduction="sum"), weight)
+    only = torch.eye(2, dtype=torch.float64)
+    each = [case.function(*inputs, image_weight=row, reduction="sum") for row in only]
+    without = case.function(*inputs, weight=0.0, reduction="sum")
+    torch.testing.assert_close(gradient, torch.stack(each) - without)
+
+
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_autocast_changes_nothing(case, dtype):

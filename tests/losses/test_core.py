@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from selftrain_seg import losses
 from selftrain_seg.losses._core import pixel_maps
-from tests.losses.cases import losses_where, make_labels, make_logits
+from tests.losses.cases import losses_where, make_labels, make_logits, make_soft
 
 KINDS = ("nll", "kld", "entropy", "square", "ignored_entropy")
 
@@ -37,6 +37,24 @@ def test_gradient_of_one_map_does_not_need_the_others(kind, create_graph):
     (expected,) = torch.autograd.grad(alone.sum(), logits, **options)
     (gradient,) = torch.autograd.grad(among.sum(), logits, **options)
     assert torch.equal(gradient, expected)
+
+
+@pytest.mark.parametrize("soft_dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_soft_labels_of_another_dtype(dtype, soft_dtype):
+    shape = (2, 4, 3, 5)
+    soft = make_soft(shape, dtype=torch.bfloat16)  # values that every dtype holds
+    logits = make_logits(shape, dtype).requires_grad_()
+    loss = losses.mrkld_loss(logits, soft.to(soft_dtype))
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    exact = losses.mrkld_loss(logits.double(), soft.double())
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
+    (fast,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (plain,) = torch.autograd.grad(loss, logits, create_graph=True)
+    torch.testing.assert_close(fast, plain)
+    torch._dynamo.reset()
+    compiled = torch.compile(losses.mrkld_loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits, soft.to(soft_dtype)), loss)
 
 
 @losses_where(lambda case: case.name != "fairness_loss")  # a small extra, written with a softmax

@@ -3,12 +3,15 @@
 import pytest
 import torch
 
+from selftrain_seg import losses
 from tests.losses.cases import (
+    classes,
     every_loss,
     loss_and_gradient,
     loss_with_hard_labels,
     loss_with_nothing,
     make_labels,
+    make_logits,
     variants,
 )
 
@@ -50,6 +53,37 @@ def test_ignored_pixels_are_not_looked_at(case, bad):
         loss = case.function(leaf, target, *rest, **{**case.settings, **settings})
         (plain,) = torch.autograd.grad(loss, leaf, create_graph=True)
         torch.testing.assert_close(plain.detach(), gradient)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_else_is_not_looked_at(bad):
+    shape = (2, 4, 3, 5)
+    logits, labels = make_logits(shape), make_labels(shape)
+    away = labels == 255
+    spoilt = torch.where(away[:, None], bad, logits)
+
+    def same(function, *args, **kwargs):
+        leaves = [tensor.clone().requires_grad_() for tensor in (logits, spoilt)]
+        results = [function(leaf, *args, **kwargs) for leaf in leaves]
+        assert torch.equal(*results)
+        gradients = [torch.autograd.grad(loss, leaf)[0] for loss, leaf in zip(results, leaves, strict=True)]
+        assert torch.equal(*gradients)
+
+    same(losses.region_guided_loss, labels, ignored_weight=0.0)
+    probs, histogram = classes(shape), classes(shape, seed=6)
+    same(losses.fairness_loss, probs, histogram, mask=~away)
+
+
+def test_an_image_that_opts_out_may_have_an_infinite_regulariser():
+    shape = (2, 4, 3, 5)
+    logits, labels = make_logits(shape), make_labels(shape)
+    logits[1, 3] = -torch.inf
+    labels[1] = labels[1].where(labels[1] != 3, 0)
+    leaf = logits.requires_grad_()
+    assert losses.mrkld_loss(leaf, labels) == torch.inf
+    loss = losses.mrkld_loss(leaf, labels, image_weight=torch.tensor([1.0, 0.0]))
+    assert loss.isfinite()
+    assert torch.autograd.grad(loss, leaf)[0].isfinite().all()
 
 
 @every_loss

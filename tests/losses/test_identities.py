@@ -58,14 +58,23 @@ def test_one_hot_soft_labels_are_hard_labels():
     weights = {"pixel_weight": make_map(SHAPE), "image_weight": torch.tensor([0.0, 2.0])}
     for loss in (losses.mrkld_loss, losses.mrent_loss, losses.mrl2_loss):
         for soft in (hot.double(), hot.float(), hot.bfloat16()):
-            assert_same(
-                with_gradient(loss, logits, soft, **weights), with_gradient(loss, logits, labels, **weights)
-            )
+            assert_same(with_gradient(loss, logits, soft, **weights), with_gradient(loss, logits, labels, **weights))
 
 
 def test_soft_labels_are_torch_soft_labels():
     logits, soft = make_logits(SHAPE), make_soft(SHAPE, ignored=0.0)
     assert_same(with_gradient(losses.lrent_loss, logits, soft), with_gradient(F.cross_entropy, logits, soft))
+
+
+def test_soft_labels_need_not_sum_to_one():
+    logits, soft = make_logits(SHAPE), make_soft(SHAPE)
+    scale = make_map(SHAPE)
+    scaled = soft * scale[:, None]
+    weighted = with_gradient(losses.lrent_loss, logits, soft, pixel_weight=scale)
+    assert_same(with_gradient(losses.lrent_loss, logits, scaled), weighted)
+    leaf = logits.clone().requires_grad_()
+    (plain,) = torch.autograd.grad(losses.lrent_loss(leaf, scaled), leaf, create_graph=True)
+    assert_same(plain.detach(), weighted[1])
 
 
 def test_mrkld_on_top_of_lrent():

@@ -1,0 +1,150 @@
+"""Cross entropy with class weights, and the focal weights that SAC derives from a running class confidence."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from selftrain_seg import _checks
+from selftrain_seg.losses._core import pixel_maps
+from selftrain_seg.losses._module import LossModule
+from selftrain_seg.losses._reduce import REDUCTIONS, Term, reduce, weigh
+from selftrain_seg.types import IGNORE_INDEX
+
+__all__ = ["ClassWeightedLoss", "class_weighted_loss", "focal_class_weight"]
+
+_NORMALIZE = ("valid", "all", "weights")
+
+
+def focal_class_weight(running_confidence: Tensor, *, exponent: float = 3.0) -> Tensor:
+    """Turn a running class confidence into class weights: the rarer or harder a class, the larger.
+
+    ``w_c = (1 - r_c)^λ``. Matches the focal term of SAC.
+
+    Args:
+        running_confidence: (C,) floating point in [0, 1], such as ``RunningConfidenceSelector.running_confidence``;
+            clamped to that range, detached.
+        exponent: λ, not negative; 0 gives weights of 1. SAC: 3.
+
+    Returns:
+        (C,) weights in [0, 1], same dtype and device.
+
+    Raises:
+        TypeError: ``running_confidence`` is no floating-point tensor, or ``exponent`` no number.
+        ValueError: ``running_confidence`` is not (C,), or ``exponent`` is negative.
+
+    References:
+        SAC (Araslanov and Roth, Self-supervised Augmentation Consistency for Adapting Semantic Segmentation,
+        CVPR 2021, arXiv 2105.00097).
+
+    Example:
+        >>> import torch
+        >>> focal_class_weight(torch.tensor([0.5, 0.0]), exponent=2.0)
+        tensor([0.2500, 1.0000])
+    """
+    _checks.check_tensor(running_confidence, "running_confidence")
+    if running_confidence.ndim != 1:
+        raise ValueError(f"`running_confidence`: expected (C,), got {tuple(running_confidence.shape)}")
+    if not running_confidence.is_floating_point():
+        raise TypeError(f"`running_confidence`: expected a floating-point dtype, got {running_confidence.dtype}")
+    _checks.check_real(exponent, "exponent", 0.0, math.inf)
+    return (1 - running_confidence.detach().clamp(0, 1)) ** exponent
+
+
+def class_weighted_loss(
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor,
+    *,
+    normalize: str = "valid",
+    pixel_weight: Tensor | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    reduction: str = "mean",
+) -> Tensor:
+    """Compute cross entropy in which every pixel counts by the weight of its label's class.
+
+    ``(1/D) Σ_valid w_y · -log p_y``, where D is
+
+    - "valid": the number of valid pixels.
+    - "all": the number of pixels, B·H·W, as SAC's published code does; a sparse pseudo-label then counts less.
+    - "weights": ``Σ_valid w_y``, as ``torch.nn.functional.cross_entropy`` does.
+
+    With ``focal_class_weight`` and the teacher's confidence as ``pixel_weight`` it is the loss of SAC.
+
+    Args:
+        logits: (B, C, H, W), any floating-point dtype and memory layout. The only argument gradients are sure
+            to reach; ``pixel_weight`` gets one if it requires it, ``class_weight`` never.
+        labels: (B, H, W) integers in [0, C) or ``ignore_index``.
+        class_weight: (C,) w.
+        normalize: what ``reduction="mean"`` divides by.
+        pixel_weight: (B, H, W) further factor of a pixel's cross entropy; None is 1. Does not enter D.
+        ignore_index: label of the pixels that take part in nothing.
+        reduction: "mean" as above; "sum" without the division; "none" for the map whose sum that is.
+
+    Returns:
+        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without any valid pixel exactly
+        0 with gradients of exactly 0.
+
+    Raises:
+        TypeError: ``logits`` is not floating point, ``labels`` not integer, or a weight no tensor.
+        ValueError: a shape or device does not fit ``logits``, or ``normalize`` or ``reduction`` is unknown.
+            Labels outside [0, C), only inside ``value_checks()``.
+
+    References:
+        SAC (Araslanov and Roth, Self-supervised Augmentation Consistency for Adapting Semantic Segmentation,
+        CVPR 2021, arXiv 2105.00097).
+
+    Example:
+        >>> import torch
+        >>> labels = torch.tensor([[[0, 1, 255, 255]]])
+        >>> class_weighted_loss(torch.zeros(1, 2, 1, 4), labels, torch.tensor([1.0, 0.5]))  # (1 + 0.5) · ln 2 / 2
+        tensor(0.5199)
+    """
+    _checks.check_logits(logits)
+    _checks.check_labels(labels, logits, ignore_index)
+    _checks.check_class_values(class_weight, logits, "class_weight")
+    _check_settings(normalize, reduction)
+    if pixel_weight is not None:
+        _checks.check_map(pixel_weight, logits, "pixel_weight")
+    valid, nll = pixel_maps(logits, labels, "nll", ignore_index=ignore_index)
+    weight = class_weight.detach().to(nll.dtype)[torch.where(valid, labels.long(), 0)]
+    weight = torch.where(valid, weight, 0)
+    divisor: Tensor | int = nll.numel() if normalize == "all" else valid.sum()
+    if normalize == "weights":
+        divisor = weight.sum()
+    return reduce([Term(1.0, weigh(nll * weight, pixel_weight, valid), divisor)], reduction)
+
+
+def _check_settings(normalize: str, reduction: str) -> None:
+    _checks.check_choice(normalize, "normalize", _NORMALIZE)
+    _checks.check_choice(reduction, "reduction", REDUCTIONS)
+
+
+class ClassWeightedLoss(LossModule):
+    """``class_weighted_loss`` with its settings kept; the weights, which change, come with each call.
+
+    ``ClassWeightedLoss()(logits, labels, focal_class_weight(selector.running_confidence))``.
+    """
+
+    def __init__(self, *, normalize: str = "valid", ignore_index: int = IGNORE_INDEX, reduction: str = "mean") -> None:
+        super().__init__()
+        _check_settings(normalize, reduction)
+        self.normalize = normalize
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+
+    def forward(
+        self, logits: Tensor, labels: Tensor, class_weight: Tensor, *, pixel_weight: Tensor | None = None
+    ) -> Tensor:
+        """Call ``class_weighted_loss`` with the settings of this module."""
+        return class_weighted_loss(
+            logits,
+            labels,
+            class_weight,
+            normalize=self.normalize,
+            pixel_weight=pixel_weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+        )

@@ -1,0 +1,250 @@
+"""Cross entropy weighted by how much the network believes each pseudo-label (DST-CBC, DMT)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from selftrain_seg import _checks
+from selftrain_seg.confidence import top_confidence
+from selftrain_seg.losses._core import pixel_maps
+from selftrain_seg.losses._module import LossModule
+from selftrain_seg.losses._reduce import REDUCTIONS, Term, reduce, weigh
+from selftrain_seg.types import IGNORE_INDEX
+
+__all__ = ["DynamicLoss", "DynamicMutualLoss", "dynamic_loss", "dynamic_mutual_loss"]
+
+
+def dynamic_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    gamma: float,
+    is_pseudo: Tensor | None = None,
+    pixel_weight: Tensor | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    reduction: str = "mean",
+) -> Tensor:
+    """Compute cross entropy in which a pseudo-labelled pixel counts as much as the network believes its label.
+
+    ``(1/N) Σ w · -log p_y`` with ``w = p_y^γ``, no gradient through w, on pseudo-labelled images and ``w = 1`` on
+    labelled ones. N counts the valid pixels of both; weights do not enter it. Matches the dynamic loss of
+    DST-CBC.
+
+    Args:
+        logits: (B, C, H, W), any floating-point dtype and memory layout. The only argument gradients are sure
+            to reach; ``pixel_weight`` gets one if it requires it.
+        labels: (B, H, W) integers in [0, C) or ``ignore_index``.
+        gamma: γ, not negative; 0 is plain cross entropy. DST-CBC: 9 with 1/106 of VOC labelled, less with more.
+        is_pseudo: (B,) bool, the images whose labels are pseudo-labels; None is all of them.
+        pixel_weight: (B, H, W) further factor of a pixel's cross entropy; None is 1.
+        ignore_index: label of the pixels that take part in nothing.
+        reduction: "mean" as above; "sum" without the division; "none" for the map whose sum that is.
+
+    Returns:
+        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without any valid pixel exactly
+        0 with gradients of exactly 0.
+
+    Raises:
+        TypeError: ``logits`` is not floating point, ``labels`` not integer, ``is_pseudo`` not bool, ``gamma`` no
+            number, or ``pixel_weight`` no tensor.
+        ValueError: a shape or device does not fit ``logits``, ``gamma`` is negative, or ``reduction`` is unknown.
+            Labels outside [0, C), only inside ``value_checks()``.
+
+    References:
+        DST-CBC (Feng et al., Semi-Supervised Semantic Segmentation via Dynamic Self-Training and Class-Balanced
+        Curriculum, 2020, arXiv 2004.08514).
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([1.0, 1.0]).log().reshape(1, 2, 1, 1)  # p = (1/2, 1/2)
+        >>> dynamic_loss(logits, torch.tensor([[[0]]]), gamma=2.0)  # (1/2)² · ln 2
+        tensor(0.1733)
+    """
+    _checks.check_logits(logits)
+    _checks.check_labels(labels, logits, ignore_index)
+    _checks.check_real(gamma, "gamma", 0.0, math.inf)
+    if is_pseudo is not None:
+        _checks.check_image_flags(is_pseudo, logits, "is_pseudo")
+    if pixel_weight is not None:
+        _checks.check_map(pixel_weight, logits, "pixel_weight")
+    _checks.check_choice(reduction, "reduction", REDUCTIONS)
+
+    valid, nll = pixel_maps(logits, labels, "nll", ignore_index=ignore_index)
+    values = nll * _only_pseudo(torch.exp(-gamma * nll.detach()), is_pseudo)
+    return reduce([Term(1.0, weigh(values, pixel_weight, valid), valid.sum())], reduction)
+
+
+def dynamic_mutual_loss(
+    logits: Tensor,
+    labels: Tensor,
+    confidence: Tensor,
+    *,
+    gamma_agree: float,
+    gamma_disagree: float,
+    is_pseudo: Tensor | None = None,
+    flip: bool = False,
+    ignore_index: int = IGNORE_INDEX,
+    reduction: str = "mean",
+) -> Tensor:
+    """Compute cross entropy with another network's labels, weighted by whether the two networks agree.
+
+    ``(1/N) Σ w · -log p_y`` over valid pixels. With ŷ and m this network's label and confidence, y and m_B the
+    other's, on pseudo-labelled images
+
+    - ŷ = y: ``w = p_y^γ1``
+    - ŷ ≠ y and m > m_B: ``w = 0``; with ``flip`` the label becomes ŷ and ``w = (1 - m_B)^γ2``
+    - ŷ ≠ y and m ≤ m_B: ``w = p_y^γ2``
+
+    and ``w = 1`` on labelled ones. No gradient flows through w. N counts the valid pixels of all images, whatever
+    their w. Matches the dynamic mutual loss of DMT, ``flip`` its ablation. Not to be used under
+    ``torch.func.vmap``: ``top_confidence``, which finds ŷ and m (in float32), cannot be mapped.
+
+    Args:
+        logits: (B, C, H, W) of the network that learns, any floating-point dtype and memory layout. The only
+            argument that gets a gradient.
+        labels: (B, H, W) integers in [0, C) or ``ignore_index``: the other network's pseudo-labels, or labels.
+        confidence: (B, H, W) in [0, 1], m_B, such as ``PseudoLabels.confidence``.
+        gamma_agree: γ1, not negative. DMT: 5 on VOC with 1/20 labelled, 3 on Cityscapes with 1/8.
+        gamma_disagree: γ2, not negative. DMT: the same.
+        is_pseudo: (B,) bool, the images whose labels are pseudo-labels; None is all of them.
+        flip: learn this network's own label where it is the surer one of two that disagree.
+        ignore_index: label of the pixels that take part in nothing.
+        reduction: "mean" as above; "sum" without the division; "none" for the map whose sum that is.
+
+    Returns:
+        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without any valid pixel exactly
+        0 with gradients of exactly 0.
+
+    Raises:
+        TypeError: ``logits`` is not floating point, ``labels`` not integer, ``confidence`` no tensor,
+            ``is_pseudo`` not bool, or a gamma no number.
+        ValueError: a shape or device does not fit ``logits``, a gamma is negative, or ``reduction`` is unknown.
+            Labels outside [0, C), only inside ``value_checks()``.
+
+    References:
+        DMT (Feng et al., DMT: Dynamic Mutual Training for Semi-Supervised Learning, Pattern Recognition 2022,
+        arXiv 2004.08514).
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([3.0, 1.0]).log().reshape(1, 2, 1, 1)  # p = (3/4, 1/4), so it says class 0
+        >>> def loss(label, confidence, **options):
+        ...     confidence = torch.full((1, 1, 1), confidence)
+        ...     labels = torch.full((1, 1, 1), label)
+        ...     return dynamic_mutual_loss(
+        ...         logits, labels, confidence, gamma_agree=1.0, gamma_disagree=2.0, **options
+        ...     ).item()
+        >>> round(loss(0, 0.6), 4)  # 3/4 · ln 4/3
+        0.2158
+        >>> round(loss(1, 0.9), 4)  # (1/4)² · ln 4
+        0.0866
+        >>> loss(1, 0.6)
+        0.0
+        >>> round(loss(1, 0.6, flip=True), 4)  # (1 - 0.6)² · ln 4/3
+        0.046
+    """
+    _checks.check_logits(logits)
+    _checks.check_labels(labels, logits, ignore_index)
+    _checks.check_map(confidence, logits, "confidence")
+    _checks.check_real(gamma_agree, "gamma_agree", 0.0, math.inf)
+    _checks.check_real(gamma_disagree, "gamma_disagree", 0.0, math.inf)
+    if is_pseudo is not None:
+        _checks.check_image_flags(is_pseudo, logits, "is_pseudo")
+    _checks.check_choice(reduction, "reduction", REDUCTIONS)
+
+    own = top_confidence(logits)
+    agree = own.labels == labels
+    surer = ~agree & (own.log_confidence.exp() > confidence)
+    if flip:
+        flipped = surer & (labels.long() != ignore_index)
+        if is_pseudo is not None:
+            flipped = flipped & is_pseudo[:, None, None]
+        labels = torch.where(flipped, own.labels, labels)
+    valid, nll = pixel_maps(logits, labels, "nll", ignore_index=ignore_index)
+    detached = nll.detach()
+    believed = torch.exp(-torch.where(agree, gamma_agree * detached, gamma_disagree * detached))
+    if flip:
+        doubted = (1 - confidence.detach().to(nll.dtype)).clamp(min=0) ** gamma_disagree
+    else:
+        doubted = torch.zeros_like(detached)
+    weight = _only_pseudo(torch.where(surer, doubted, believed), is_pseudo)
+    return reduce([Term(1.0, weigh(nll, weight, valid), valid.sum())], reduction)
+
+
+def _only_pseudo(weight: Tensor, is_pseudo: Tensor | None) -> Tensor:
+    """Weights on pseudo-labelled images, 1 on the others."""
+    return weight if is_pseudo is None else torch.where(is_pseudo[:, None, None], weight, 1.0)
+
+
+class DynamicLoss(LossModule):
+    """``dynamic_loss`` with its settings kept: ``DynamicLoss(gamma=9.0)(logits, labels, is_pseudo=flags)``."""
+
+    def __init__(self, *, gamma: float, ignore_index: int = IGNORE_INDEX, reduction: str = "mean") -> None:
+        super().__init__()
+        _checks.check_real(gamma, "gamma", 0.0, math.inf)
+        _checks.check_choice(reduction, "reduction", REDUCTIONS)
+        self.gamma = gamma
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+
+    def forward(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        *,
+        is_pseudo: Tensor | None = None,
+        pixel_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Call ``dynamic_loss`` with the settings of this module."""
+        return dynamic_loss(
+            logits,
+            labels,
+            gamma=self.gamma,
+            is_pseudo=is_pseudo,
+            pixel_weight=pixel_weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+        )
+
+
+class DynamicMutualLoss(LossModule):
+    """``dynamic_mutual_loss`` with its settings kept.
+
+    ``DynamicMutualLoss(gamma_agree=5.0, gamma_disagree=5.0)(logits, labels, confidence, is_pseudo=flags)``.
+    """
+
+    def __init__(
+        self,
+        *,
+        gamma_agree: float,
+        gamma_disagree: float,
+        flip: bool = False,
+        ignore_index: int = IGNORE_INDEX,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        _checks.check_real(gamma_agree, "gamma_agree", 0.0, math.inf)
+        _checks.check_real(gamma_disagree, "gamma_disagree", 0.0, math.inf)
+        _checks.check_choice(reduction, "reduction", REDUCTIONS)
+        self.gamma_agree = gamma_agree
+        self.gamma_disagree = gamma_disagree
+        self.flip = flip
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+
+    def forward(self, logits: Tensor, labels: Tensor, confidence: Tensor, *, is_pseudo: Tensor | None = None) -> Tensor:
+        """Call ``dynamic_mutual_loss`` with the settings of this module."""
+        return dynamic_mutual_loss(
+            logits,
+            labels,
+            confidence,
+            gamma_agree=self.gamma_agree,
+            gamma_disagree=self.gamma_disagree,
+            is_pseudo=is_pseudo,
+            flip=self.flip,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+        )
