@@ -145,13 +145,13 @@ def adapt(
 
 def run(args: argparse.Namespace, seed: int, results: dict[str, list[Tensor]]) -> None:
     """One seed: source training, BatchNorm re-estimation, adaptation, and with --compare the controls."""
-    device, cache = torch.device(args.device), args.out / "cache"
+    device, cache = torch.device(args.device), args.out / f"cache-{selftrain_seg.__version__}"
     splits = [("source", "train"), ("target", "train"), ("target", "val")]
     source, target, val = (
         streets(domain, split, length, seed, cache, device)
         for (domain, split), length in zip(splits, args.images, strict=True)
     )
-    weights = cache / f"source-{len(source)}images-{args.source_steps}steps-seed{seed}.pt"
+    weights = cache / f"source-{len(source)}images-{args.source_steps}steps-{args.threads}threads-seed{seed}.pt"
     if not weights.exists():
         trained = train_source(source, len(CLASSES), steps=args.source_steps, seed=seed)
         save_atomically(trained.state_dict(), weights)

@@ -42,7 +42,7 @@ def fuse_views(
     Raises:
         TypeError: ``images`` is no floating-point tensor, a scale no number, or ``model`` returns no tensor.
         ValueError: ``images`` is not (B, 3, H, W) in rank, ``scales`` is empty or not above 0, or ``model``
-            returns no (B, C, h, w).
+            returns no (B, C, h, w) of the same B.
 
     References:
         Test-time fusion of CRST (Zou et al., ICCV 2019) and IAST (Mei et al., ECCV 2020).
@@ -67,6 +67,8 @@ def fuse_views(
             with torch.no_grad():
                 logits = model(view.flip(-1) if mirrored else view)
             _checks.check_logits(logits, name="model(images)")
+            if logits.shape[0] != images.shape[0]:
+                raise ValueError(f"`model(images)`: expected a batch of {images.shape[0]}, got {logits.shape[0]}")
             logits = logits.flip(-1).float() if mirrored else logits.float()
             probs = _resize(logits, list(size), align_corners).softmax(dim=1)
             total = total + probs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +26,7 @@ class SpatialPrior(nn.Module):
         num_classes: C.
         size: (H, W) the maps are counted at.
         sigma_px: standard deviation of the Gaussian, in pixels of ``size``, at least 0; 0 does not smooth.
-        kernel_px: odd side of the Gaussian's window; by default the least odd number from 6 sigma up. The paper
+        kernel_px: odd side of the Gaussian's window; by default an odd number of about 6 sigma. The paper
             gives "a 70 × 70 Gaussian" at 1024 × 2048.
         ignore_index: label that is not counted.
 
@@ -68,13 +70,13 @@ class SpatialPrior(nn.Module):
         height, width = size
         _checks.check_count(height, "size")
         _checks.check_count(width, "size")
-        _checks.check_real(sigma_px, "sigma_px", 0.0, float("inf"))
+        _checks.check_real(sigma_px, "sigma_px", 0.0, 1e6)
         if kernel_px is not None:
             _checks.check_count(kernel_px, "kernel_px")
             if kernel_px % 2 == 0:
                 raise ValueError(f"`kernel_px`: expected an odd number, got {kernel_px}")
         self.num_classes, self.size, self.sigma_px = num_classes, (int(height), int(width)), float(sigma_px)
-        self.kernel_px = kernel_px if kernel_px is not None else 2 * int(-(-3.0 * sigma_px // 1)) + 1
+        self.kernel_px = kernel_px if kernel_px is not None else math.ceil(6.0 * sigma_px) // 2 * 2 + 1
         self.ignore_index = ignore_index
         self.register_buffer("frequencies", torch.zeros(num_classes, height, width, dtype=torch.float64))
 
@@ -106,11 +108,10 @@ class SpatialPrior(nn.Module):
         labels, columns, column_weight = _to_cells(labels, 2, width)
         counted = (labels >= 0) & (labels < self.num_classes) & (labels != self.ignore_index)
         cell = rows.view(-1, 1) * width + columns
-        index = torch.where(counted, labels.long() * (height * width) + cell, self.num_classes * height * width)
-        weight = (row_weight.view(-1, 1) * column_weight).expand(labels.shape)
-        sums = torch.zeros(self.frequencies.numel() + 1, dtype=torch.float64, device=labels.device)
-        sums.scatter_add_(0, index.flatten(), weight.flatten())
-        self.frequencies += sums[:-1].view_as(self.frequencies).to(self.frequencies.device)
+        index = torch.where(counted, labels.long() * (height * width) + cell, 0)
+        weight = torch.where(counted, row_weight.view(-1, 1) * column_weight, 0.0)
+        home = self.frequencies.device
+        self.frequencies.view(-1).scatter_add_(0, index.flatten().to(home), weight.flatten().to(home))
 
     @torch.no_grad()
     def compute(self, size: tuple[int, int] | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selftrain_seg import _checks
 from selftrain_seg._numerics import blocks
-from selftrain_seg.confidence._scores import pixel_scores
+from selftrain_seg.confidence._scores import pixel_scores, prior_peaks
 
 __all__ = ["TopConfidence", "log_odds", "top_confidence"]
 
@@ -40,7 +40,7 @@ def top_confidence(logits: Tensor, *, prior: Tensor | None = None) -> TopConfide
 
     Returns:
         ``TopConfidence(labels, log_confidence)``. Where a logit is NaN, or the largest is infinite, the
-        log-confidence is ``-inf`` (confidence 0): such a pixel is never selected and never counted.
+        log-confidence is NaN: such a pixel is never counted, and passes no comparison.
 
     Raises:
         TypeError: ``logits`` or ``prior`` is no floating-point tensor.
@@ -62,12 +62,13 @@ def top_confidence(logits: Tensor, *, prior: Tensor | None = None) -> TopConfide
     if prior is not None:
         _checks.check_prior(prior, logits)
         prior = prior.detach()
+    peaks = None if prior is None else prior_peaks(prior)
     logits = logits.detach()
     shape = (logits.shape[0], *logits.shape[-2:])
     labels = torch.empty(shape, dtype=torch.int64, device=logits.device)
     log_confidence = torch.empty(shape, dtype=torch.float32, device=logits.device)
     for images, rows in blocks(logits):
-        part = pixel_scores(logits[images, :, rows], None if prior is None else prior[:, rows])
+        part = pixel_scores(logits[images, :, rows], None if prior is None else prior[:, rows], peaks)
         labels[images, rows] = part.labels
         log_confidence[images, rows] = part.log_confidence
     return TopConfidence(labels, log_confidence)

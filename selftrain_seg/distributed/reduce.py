@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["all_reduce_sum"]
+__all__ = ["all_reduce_max", "all_reduce_sum", "several_ranks"]
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
@@ -30,12 +30,40 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
         >>> all_reduce_sum(torch.tensor([1, 2]))
         tensor([1, 2])
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return tensor
+    return _all_reduce(tensor, dist.ReduceOp.SUM) if several_ranks() else tensor
+
+
+def all_reduce_max(tensor: Tensor) -> Tensor:
+    """Return the elementwise maximum of ``tensor`` over all ranks; in all else as ``all_reduce_sum``.
+
+    Args:
+        tensor: any shape and dtype the backend supports, the same on every rank. It is not changed.
+
+    Returns:
+        A tensor of the same shape, dtype and device.
+
+    Example:
+        >>> import torch
+        >>> all_reduce_max(torch.tensor([1, 2]))
+        tensor([1, 2])
+    """
+    return _all_reduce(tensor, dist.ReduceOp.MAX) if several_ranks() else tensor
+
+
+def several_ranks() -> bool:
+    """Tell whether the default process group has more than one rank.
+
+    Returns:
+        False where there is none.
+    """
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _all_reduce(tensor: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
     home = tensor.device
     if home.type == "cpu" and dist.get_backend() == "nccl":
         total = tensor.to(torch.device("cuda", torch.cuda.current_device()))
     else:
         total = tensor.clone()
-    dist.all_reduce(total, op=dist.ReduceOp.SUM)
+    dist.all_reduce(total, op=op)
     return total.to(home)

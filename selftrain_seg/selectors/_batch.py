@@ -30,10 +30,10 @@ def read(logits: Tensor, *, sum_probabilities: bool = False, offset: Tensor | No
         block = logits[images, :, rows]
         part = pixel_scores(block if offset is None else block.float() + offset.view(-1, 1, 1))
         labels[images, rows] = part.labels
-        confidence[images, rows] = part.log_confidence.exp()
+        confidence[images, rows] = part.log_confidence.exp().nan_to_num(nan=0.0)
         if sums is not None:
             # p_c = exp(z_c - max z) / (1 + s); the winner's 1 / (1 + s) is the confidence.
-            scale = torch.where(part.score > -torch.inf, (-part.log_norm).exp(), 0.0)
+            scale = (-part.log_norm).exp().nan_to_num(nan=0.0)
             others = torch.where(scale.unsqueeze(1) > 0, part.others * scale.unsqueeze(1), 0.0)
             sums += others.sum(dim=(0, 2, 3)).double() + class_sums(part.labels, scale, len(sums))
     return Reading(labels, confidence, confidence > 0, sums)
@@ -43,3 +43,9 @@ def class_sums(labels: Tensor, weights: Tensor, num_classes: int) -> Tensor:
     """Sum (B, H, W) weights by label: (C,) float64. No host synchronisation, unlike bincount on a GPU."""
     sums = torch.zeros(num_classes, dtype=torch.float64, device=labels.device)
     return sums.scatter_add_(0, labels.flatten(), weights.flatten().double())
+
+
+def moving_average(old: Tensor, new: Tensor, momentum: float, count: Tensor) -> Tensor:
+    """``momentum · old + (1 - momentum) · new``, but ``old`` where the batch had nothing to count."""
+    keep = 1.0 - (1.0 - momentum) * (count > 0).double()
+    return keep * old + (1.0 - keep) * new

@@ -13,19 +13,29 @@ _SLACK = 8 * torch.finfo(torch.float32).eps
 _LARGE = 1e4
 
 
-def threshold_scores(thresholds: Tensor, device: torch.device, *, with_prior: bool) -> Tensor:
-    """(C,) float32 thresholds on the scale of ``pixel_scores``: log-odds, or logarithms under a prior."""
-    kc = thresholds.double()
-    score = kc.log() if with_prior else torch.logit(kc.clamp(max=1.0))
+def threshold_scores(thresholds: Tensor, device: torch.device, peaks: Tensor | None) -> Tensor:
+    """(C,) float32 thresholds on the scale of ``pixel_scores``; ``peaks`` those of the prior, if there is one."""
+    score = torch.logit(_relative(thresholds, peaks))
     slack = torch.where(score.isfinite(), _SLACK * (1.0 + score.abs()), 0.0)
-    return (score - slack).float().to(device, non_blocking=True)
+    return _send(score - slack, device)
 
 
-def negative_log(thresholds: Tensor, device: torch.device, *, with_prior: bool) -> Tensor:
-    """(C,) float32 ``-log kc``: what re-weighting by 1 / kc adds to a log-probability."""
-    kc = thresholds.double()
-    if not with_prior:
-        kc = kc.clamp(max=1.0)
+def negative_log(thresholds: Tensor, device: torch.device, peaks: Tensor | None) -> Tensor:
+    """(C,) float32 ``-log(kc / Q)``, Q = 1 without a prior: what re-weighting by 1 / kc adds to ``Scores.gaps``."""
+    kc = _relative(thresholds, peaks)
     gain = (-kc.log()).clamp(max=_LARGE)
-    slack = torch.where(gain.isfinite(), _SLACK * gain.abs() + (_SLACK if with_prior else 0.0), 0.0)
-    return (gain + slack).float().to(device, non_blocking=True)
+    return _send(torch.where(kc == torch.inf, -torch.inf, gain + _SLACK * gain.abs()), device)
+
+
+def _relative(thresholds: Tensor, peaks: Tensor | None) -> Tensor:
+    """Thresholds as shares of what a confidence can reach; above that, where nothing passes, infinite."""
+    kc = thresholds.double()
+    if peaks is None:
+        return kc.clamp(max=1.0)
+    share = kc / peaks.to(kc.device).double()
+    return torch.where(share > 1.0 + _SLACK, torch.inf, share.clamp(max=1.0))
+
+
+def _send(values: Tensor, device: torch.device) -> Tensor:
+    # Without waiting, but never towards the CPU, where the values would be read before they arrive.
+    return values.float().to(device, non_blocking=device.type != "cpu")

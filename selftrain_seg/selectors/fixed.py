@@ -18,8 +18,8 @@ def select_fixed(
     """Label the pixels whose confidence reaches a fixed threshold, or all of them, weighted by how many do.
 
     ``y = ŷ`` if ``m ≥ τ``, else ``ignore_index``. With ``weight`` every pixel keeps its label and weighs
-    ``q = share of pixels with m ≥ τ``: of its image (``"image"``), or of the whole batch (``"batch"``, as in
-    DAFormer's published code).
+    ``q = share of pixels with m ≥ τ``: of its image (``"image"``), or of the whole batch on this rank
+    (``"batch"``, as in DAFormer's published code).
 
     Args:
         logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from selftrain_seg import _checks
 from selftrain_seg.distributed import all_reduce_sum
-from selftrain_seg.selectors._batch import class_sums, read
+from selftrain_seg.selectors._batch import class_sums, moving_average, read
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["FlexMatchSelector"]
@@ -117,6 +117,5 @@ class FlexMatchSelector(nn.Module):
 
     def _update(self, sums: Tensor) -> None:
         sums = all_reduce_sum(sums).to(self.running_shares.device)
-        keep = 1.0 - (1.0 - self.momentum) * (sums[-1] > 0).double()  # a batch without usable pixels changes nothing
         shares = sums[:-1] / sums[-1].clamp(min=1)
-        self.running_shares.copy_(keep * self.running_shares + (1.0 - keep) * shares)
+        self.running_shares.copy_(moving_average(self.running_shares, shares, self.momentum, sums[-1]))

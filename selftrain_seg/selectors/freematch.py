@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from selftrain_seg import _checks
 from selftrain_seg.distributed import all_reduce_sum
-from selftrain_seg.selectors._batch import class_sums, read
+from selftrain_seg.selectors._batch import class_sums, moving_average, read
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["FreeMatchSelector"]
@@ -107,11 +107,10 @@ class FreeMatchSelector(nn.Module):
     def _update(self, sums: Tensor) -> None:
         sums = all_reduce_sum(sums).to(self.running_probs.device)
         count = sums[self.num_classes : -1].sum()
-        keep = 1.0 - (1.0 - self.momentum) * (count > 0).double()  # a batch without usable pixels changes nothing
         means = sums / count.clamp(min=1)
         for buffer, mean in (
             (self.running_probs, means[: self.num_classes]),
             (self.running_histogram, means[self.num_classes : -1]),
             (self.global_threshold, means[-1]),
         ):
-            buffer.copy_(keep * buffer + (1.0 - keep) * mean)
+            buffer.copy_(moving_average(buffer, mean, self.momentum, count))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from selftrain_seg import _checks
 from selftrain_seg._numerics import blocks
-from selftrain_seg.confidence._scores import pixel_scores
+from selftrain_seg.confidence._scores import pixel_scores, prior_peaks
 from selftrain_seg.selectors._log_domain import threshold_scores
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
@@ -52,15 +52,16 @@ def select_hard(
         _checks.check_prior(prior, logits)
         prior = prior.detach()
     logits, thresholds = logits.detach(), thresholds.detach()
-    bar = threshold_scores(thresholds, logits.device, with_prior=prior is not None)
+    peaks = None if prior is None else prior_peaks(prior)
+    bar = threshold_scores(thresholds, logits.device, peaks)
     shape = (logits.shape[0], *logits.shape[-2:])
     labels = torch.empty(shape, dtype=torch.int64, device=logits.device)
     predicted = torch.empty_like(labels)
     confidence = torch.empty(shape, dtype=torch.float32, device=logits.device)
     for images, rows in blocks(logits):
-        part = pixel_scores(logits[images, :, rows], None if prior is None else prior[:, rows])
-        keep = (part.score >= bar[part.labels]) & (part.score > -torch.inf)
+        part = pixel_scores(logits[images, :, rows], None if prior is None else prior[:, rows], peaks)
+        keep = part.score >= bar[part.labels]
         labels[images, rows] = torch.where(keep, part.labels, ignore_index)
         predicted[images, rows] = part.labels
-        confidence[images, rows] = part.log_confidence.exp()
+        confidence[images, rows] = part.log_confidence.exp().nan_to_num(nan=0.0)
     return PseudoLabels(labels, confidence, predicted=predicted)

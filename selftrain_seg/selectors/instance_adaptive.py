@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from selftrain_seg import _checks
-from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg.distributed import all_reduce_sum, several_ranks
 from selftrain_seg.selectors._batch import read
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
@@ -125,9 +125,9 @@ class InstanceAdaptiveSelector(nn.Module):
         """Move θ through the images; return the θ each image is labelled with, (B, C) float64."""
         images, rows = len(labels), self.num_classes + 1  # one more row for unusable pixels
         group = torch.where(usable, labels, self.num_classes)
-        steps = min(images, 1)
+        steps = min(images, 1) if labels.numel() else 0
         if self.per == "image":
-            steps, offset = images, torch.arange(images, device=labels.device)
+            steps, offset = (images if labels.numel() else 0), torch.arange(images, device=labels.device)
             group = group + rows * rearrange(offset, "b -> b 1 1")
         # One sort of integers, which is a radix sort, puts the confidences of each class of each image side by
         # side in ascending order: the bits of floats from 0 to 1 are in the order of their values.
@@ -142,7 +142,7 @@ class InstanceAdaptiveSelector(nn.Module):
             history.append(theta)
         self._keep_in_step(theta, images)
         if not history:
-            return theta.expand(0, -1)
+            return theta.expand(images, -1)
         return torch.stack(history).expand(images, -1)
 
     def _step(self, theta: Tensor, keys: Tensor, group: Tensor, start: Tensor, size: Tensor) -> Tensor:
@@ -167,9 +167,8 @@ class InstanceAdaptiveSelector(nn.Module):
 
     def _keep_in_step(self, theta: Tensor, images: int) -> None:
         before = self.thresholds.to(theta.device)
-        local = torch.cat([theta * images, theta.new_tensor([images])])
-        total = all_reduce_sum(local)
-        if total is local:  # one process: no rounding by a product and a division
+        if not several_ranks():
             self.thresholds.copy_(theta)
-        else:
-            self.thresholds.copy_(torch.where(total[-1] > 0, total[:-1] / total[-1].clamp(min=1), before))
+            return
+        total = all_reduce_sum(torch.cat([theta * images, theta.new_full((1,), images)]))
+        self.thresholds.copy_(torch.where(total[-1] > 0, total[:-1] / total[-1].clamp(min=1), before))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from selftrain_seg import _checks
 from selftrain_seg._numerics import blocks, winner
-from selftrain_seg.confidence._scores import pixel_scores
+from selftrain_seg.confidence._scores import pixel_scores, prior_peaks
 from selftrain_seg.selectors._log_domain import negative_log
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
@@ -56,16 +56,17 @@ def select_reweighted(
         _checks.check_prior(prior, logits)
         prior = prior.detach()
     logits, thresholds = logits.detach(), thresholds.detach()
-    gain = negative_log(thresholds, logits.device, with_prior=prior is not None).view(-1, 1, 1)
+    peaks = None if prior is None else prior_peaks(prior)
+    gain = negative_log(thresholds, logits.device, peaks).view(-1, 1, 1)
     shape = (logits.shape[0], *logits.shape[-2:])
     labels = torch.empty(shape, dtype=torch.int64, device=logits.device)
     predicted = torch.empty_like(labels)
     confidence = torch.empty(shape, dtype=torch.float32, device=logits.device)
     for images, rows in blocks(logits):
-        part = pixel_scores(logits[images, :, rows], None if prior is None else prior[:, rows])
+        part = pixel_scores(logits[images, :, rows], None if prior is None else prior[:, rows], peaks)
         value, best, _ = winner(part.gaps + gain)
-        keep = (value.squeeze(1) >= part.log_norm) & (part.score > -torch.inf)
+        keep = value.squeeze(1) >= part.log_norm
         labels[images, rows] = torch.where(keep, best, ignore_index)
         predicted[images, rows] = part.labels
-        confidence[images, rows] = part.log_confidence.exp()
+        confidence[images, rows] = part.log_confidence.exp().nan_to_num(nan=0.0)
     return PseudoLabels(labels, confidence, predicted=predicted)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from selftrain_seg import _checks
 from selftrain_seg._numerics import blocks, winner
-from selftrain_seg.confidence._scores import pixel_scores
+from selftrain_seg.confidence._scores import pixel_scores, prior_peaks
 from selftrain_seg.selectors._log_domain import negative_log
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
@@ -31,7 +31,7 @@ def select_soft(
     Args:
         logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
         thresholds: (C,) floating-point probabilities, from ``ClassBalancedThreshold``. On any device.
-        alpha: weight of the entropy regulariser, above 0. CRST: 0.25.
+        alpha: weight of the entropy regulariser, at least 1e-6. CRST: 0.25.
         prior: (C, H, W) spatial prior; with thresholds that were estimated with the same.
         ignore_index: label, in ``labels``, of the pixels that are not selected.
 
@@ -41,7 +41,7 @@ def select_soft(
 
     Raises:
         TypeError: ``logits``, ``thresholds`` or ``prior`` is no floating-point tensor, ``alpha`` no number.
-        ValueError: a shape or device does not fit ``logits``, or ``alpha`` is not above 0.
+        ValueError: a shape or device does not fit ``logits``, or ``alpha`` is below 1e-6.
 
     References:
         CRST (Zou et al., ICCV 2019), LRENT.
@@ -54,28 +54,28 @@ def select_soft(
     """
     _checks.check_logits(logits)
     _checks.check_thresholds(thresholds, logits)
-    _checks.check_real(alpha, "alpha", 0.0, float("inf"), open_low=True)
+    _checks.check_real(alpha, "alpha", 1e-6, float("inf"))
     if prior is not None:
         _checks.check_prior(prior, logits)
         prior = prior.detach()
     logits, thresholds = logits.detach(), thresholds.detach()
-    gain = negative_log(thresholds, logits.device, with_prior=prior is not None).view(-1, 1, 1)
+    peaks = None if prior is None else prior_peaks(prior)
+    gain = negative_log(thresholds, logits.device, peaks).view(-1, 1, 1)
     shape = (logits.shape[0], *logits.shape[-2:])
     soft = torch.empty_like(logits, dtype=torch.float32)
     labels = torch.empty(shape, dtype=torch.int64, device=logits.device)
     predicted = torch.empty_like(labels)
     confidence = torch.empty(shape, dtype=torch.float32, device=logits.device)
     for images, rows in blocks(logits):
-        part = pixel_scores(logits[images, :, rows], None if prior is None else prior[:, rows])
+        part = pixel_scores(logits[images, :, rows], None if prior is None else prior[:, rows], peaks)
         value, best, gaps = winner((part.gaps + gain) / alpha)
         powers = gaps.exp_()
         # logsumexp as max + log1p(the others): the others may be 1e-30 and still decide at a saturated pixel.
         others = powers.scatter(1, best.unsqueeze(1), 0.0).sum(dim=1)
         keep = value.squeeze(1) + torch.log1p(others) > part.log_norm / alpha
-        keep &= part.score > -torch.inf
         scale = torch.where(keep, 1.0 / (1.0 + others), 0.0).unsqueeze(1)
         soft[images, :, rows] = torch.where(keep.unsqueeze(1), powers * scale, 0.0)
         labels[images, rows] = torch.where(keep, best, ignore_index)
         predicted[images, rows] = part.labels
-        confidence[images, rows] = part.log_confidence.exp()
+        confidence[images, rows] = part.log_confidence.exp().nan_to_num(nan=0.0)
     return PseudoLabels(labels, confidence, soft=soft, predicted=predicted)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from selftrain_seg import _checks
 from selftrain_seg.distributed import all_reduce_sum
-from selftrain_seg.selectors._batch import Reading, read
+from selftrain_seg.selectors._batch import Reading, moving_average, read
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["SoftMatchSelector"]
@@ -120,8 +120,8 @@ class SoftMatchSelector(nn.Module):
         if batch.probability_sums is not None:
             count = batch.usable.sum(dtype=torch.float64).reshape(1)
             sums = all_reduce_sum(torch.cat([batch.probability_sums, count])).to(self.running_probs.device)
-            keep = 1.0 - (1.0 - self.momentum) * (sums[-1] > 0).double()
-            self.running_probs.copy_(keep * self.running_probs + (1.0 - keep) * sums[:-1] / sums[-1].clamp(min=1))
+            mean = sums[:-1] / sums[-1].clamp(min=1)
+            self.running_probs.copy_(moving_average(self.running_probs, mean, self.momentum, sums[-1]))
         # p_c / p̃_c, renormalised, is the softmax of the logits less log p̃.
         offset = -self.running_probs.clamp(min=1e-30).log().float().to(logits.device)
         return read(logits, offset=offset).confidence
@@ -132,6 +132,5 @@ class SoftMatchSelector(nn.Module):
         count, total, squares = all_reduce_sum(sums).to(self.mean.device)
         mean = total / count.clamp(min=1)
         variance = (squares / count.clamp(min=1) - mean * mean).clamp(min=0.0)
-        keep = 1.0 - (1.0 - self.momentum) * (count > 0).double()  # a batch without usable pixels changes nothing
-        self.mean.copy_(keep * self.mean + (1.0 - keep) * mean)
-        self.variance.copy_(keep * self.variance + (1.0 - keep) * variance)
+        self.mean.copy_(moving_average(self.mean, mean, self.momentum, count))
+        self.variance.copy_(moving_average(self.variance, variance, self.momentum, count))

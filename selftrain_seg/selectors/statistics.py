@@ -89,14 +89,14 @@ class SelectionStatistics(nn.Module):
             if target.shape != pseudo.labels.shape:
                 raise ValueError(f"`target`: expected {tuple(pseudo.labels.shape)}, got {tuple(target.shape)}")
             _checks.check_device(target, pseudo.labels, "target")
-        labels, none = pseudo.labels, torch.tensor(self.num_classes, device=pseudo.labels.device)
-        selected = labels != self.ignore_index
+        labels, none = pseudo.labels, self.num_classes
+        selected = (labels >= 0) & (labels < none) & (labels != self.ignore_index)
         rows = [
-            torch.where(pseudo.confidence > 0, pseudo.predicted, none),
+            torch.where((pseudo.confidence > 0) & (pseudo.predicted < none), pseudo.predicted, none),
             torch.where(selected, labels, none),
         ]
         if target is not None:
-            known = selected & (target != self.ignore_index)
+            known = selected & (target >= 0) & (target < none) & (target != self.ignore_index)
             rows += [torch.where(known, labels, none), torch.where(known & (target == labels), labels, none)]
         for row, values in enumerate(rows):
             self.counts[row] += self._histogram(values, None).long().to(self.counts.device)

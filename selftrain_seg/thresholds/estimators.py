@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from selftrain_seg import _checks
 from selftrain_seg._numerics import blocks
-from selftrain_seg.confidence._scores import class_scores, pixel_scores
-from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg.confidence._scores import class_scores, pixel_scores, prior_peaks
+from selftrain_seg.distributed import all_reduce_max, all_reduce_sum, several_ranks
 from selftrain_seg.thresholds.sketch import ConfidenceSketch
 
 __all__ = ["ClassBalancedThreshold", "GlobalThreshold"]
@@ -26,6 +25,7 @@ class _Threshold(nn.Module):
     _pooled: bool
 
     updates: Tensor
+    peaks: Tensor
     exact_scores: Tensor
     exact_classes: Tensor
 
@@ -50,8 +50,11 @@ class _Threshold(nn.Module):
         self.num_classes, self.pool, self.rank, self.small = num_classes, pool, rank, small
         self.stride, self.exact = stride, exact
         self.portion = self._checked(portion)
+        self._check_pooled(self.portion)
         self.sketch = ConfidenceSketch(num_classes)
         self.register_buffer("updates", torch.zeros(2, dtype=torch.int64))  # without a prior, with one
+        # Peaks of the prior, what its scores are relative to; -inf until there is one.
+        self.register_buffer("peaks", torch.full((num_classes,), -torch.inf))
         if exact:
             self.register_buffer("exact_scores", torch.empty(0))
             self.register_buffer("exact_classes", torch.empty(0, dtype=torch.int32))
@@ -70,7 +73,8 @@ class _Threshold(nn.Module):
             raise ValueError(
                 f"`portion`: expected a number or (C,) = ({self.num_classes},), got {tuple(portion.shape)}"
             )
-        shares: Tensor = portion.double()
+        # A float32 0.7 means 0.7, not 0.699999988: its product with a count must not be rounded down to one less.
+        shares: Tensor = portion if portion.dtype == torch.float64 else portion.double().round(decimals=6)
         if not bool(((shares > 0) & (shares <= 1)).all()):
             raise ValueError(f"`portion`: expected values in (0.0, 1.0], got {shares}")
         return shares
@@ -82,7 +86,7 @@ class _Threshold(nn.Module):
         Args:
             logits: (B, C, H, W), any floating-point dtype, layout and B (0 too); detached, read once in float32.
                 A pixel with a NaN logit is not counted.
-            prior: (C, H, W) spatial prior that multiplies the probabilities; with all batches or with none.
+            prior: (C, H, W) spatial prior that multiplies the probabilities: the same with all batches, or none.
 
         Raises:
             TypeError: ``logits`` or ``prior`` is no floating-point tensor.
@@ -91,6 +95,9 @@ class _Threshold(nn.Module):
         _checks.check_logits(logits, self.num_classes)
         if prior is not None:
             _checks.check_prior(prior, logits)
+            peaks = prior_peaks(prior).to(self.peaks.device)
+            peaks = peaks.amax().expand_as(peaks) if self._pooled else peaks
+            self.peaks = torch.where(self.peaks > -torch.inf, self.peaks, peaks)
             prior = prior[:, :: self.stride, :: self.stride]
         logits = logits[:, :, :: self.stride, :: self.stride]
         batch, num_classes, height, width = logits.shape
@@ -101,10 +108,10 @@ class _Threshold(nn.Module):
         for images, rows in blocks(logits):
             block, block_prior = logits[images, :, rows], None if prior is None else prior[:, rows]
             if self.pool == "predicted":
-                part = pixel_scores(block, block_prior)
+                part = pixel_scores(block, block_prior, self.peaks)
                 scores, classes = part.score, part.labels
             else:
-                scores = class_scores(block, block_prior)
+                scores = class_scores(block, block_prior, self.peaks)
                 classes = each_class.expand_as(scores)
             keys[images, ..., rows, :] = self.sketch.keys(scores, classes)
             if self.exact:
@@ -113,7 +120,7 @@ class _Threshold(nn.Module):
         self.updates[int(prior is not None)] += 1
         if kept:
             scores, classes = (torch.cat(parts).to(self.exact_scores.device) for parts in zip(*kept, strict=True))
-            counted = scores > -torch.inf
+            counted = ~scores.isnan()
             self.exact_scores = torch.cat([self.exact_scores, scores[counted]])
             self.exact_classes = torch.cat([self.exact_classes, classes[counted]])
 
@@ -125,7 +132,7 @@ class _Threshold(nn.Module):
 
         Raises:
             TypeError: ``other`` is no threshold estimator.
-            ValueError: its classes, pool, stride or mode differ.
+            ValueError: its classes, pool, stride, mode or prior differ.
         """
         if not isinstance(other, _Threshold):
             raise TypeError(f"`other`: expected a threshold estimator, got {type(other).__name__}")
@@ -133,6 +140,10 @@ class _Threshold(nn.Module):
             mine, its = getattr(self, name), getattr(other, name)
             if mine != its:
                 raise ValueError(f"`other`: expected {name} = {mine!r}, got {its!r}")
+        peaks = other.peaks.to(self.peaks.device)
+        if bool(((peaks != self.peaks) & (peaks > -torch.inf) & (self.peaks > -torch.inf)).any()):
+            raise ValueError("`other`: expected the same prior, got one with other peaks")
+        self.peaks = torch.maximum(self.peaks, peaks)
         self.sketch.merge(other.sketch)
         self.updates += other.updates.to(self.updates.device)
         if self.exact:
@@ -144,13 +155,17 @@ class _Threshold(nn.Module):
         """Forget all batches; settings stay."""
         self.sketch.reset()
         self.updates.zero_()
+        self.peaks.fill_(-torch.inf)
         if self.exact:
             self.exact_scores = self.exact_scores[:0]
             self.exact_classes = self.exact_classes[:0]
 
     @property
     def class_counts(self) -> Tensor:
-        """(C,) int64: pixels predicted as each class (``pool="all"``: pixels), over all ranks (a collective)."""
+        """(C,) int64: counted pixels predicted as each class (``pool="all"``: all that were counted).
+
+        Summed over ranks: where there are several, all of them must read it.
+        """
         return self.sketch.class_counts
 
     @torch.no_grad()
@@ -172,8 +187,7 @@ class _Threshold(nn.Module):
                 mixed; or exact mode on several ranks.
         """
         wanted = self.portion if portion is None else self._checked(portion)
-        if self._pooled and isinstance(wanted, Tensor):
-            raise ValueError("`portion`: expected a number, one portion for all classes, got a tensor")
+        self._check_pooled(wanted)
         counts, with_prior = self._reduced()
         if self._pooled:
             counts = counts.sum(dim=0, keepdim=True)
@@ -182,12 +196,16 @@ class _Threshold(nn.Module):
         taken = (size.double() * share).floor().long()
         k = taken if self.rank == "crst" else (taken + 1).minimum(size)
         score = self._exact_kth_largest(k, size) if self.exact else self.sketch.kth_largest(counts, k)
+        nothing = (torch.inf if with_prior else 1.0) if self.small == "none" else 0.0
+        thresholds = torch.where(taken > 0, _probability_not_above(score), nothing).expand(self.num_classes)
         if with_prior:
-            thresholds, nothing = score.exp(), torch.inf
-        else:
-            thresholds, nothing = _probability_not_above(score), 1.0
-        thresholds = torch.where(taken > 0, thresholds, nothing if self.small == "none" else 0.0)
-        return thresholds.expand(self.num_classes).clone()
+            peaks = all_reduce_max(self.peaks).to(thresholds.device).double().clamp(min=0.0)
+            thresholds = torch.where(thresholds.isfinite(), thresholds * peaks, thresholds)
+        return thresholds.clone()
+
+    def _check_pooled(self, portion: float | Tensor) -> None:
+        if self._pooled and isinstance(portion, Tensor):
+            raise ValueError("`portion`: expected a number, one portion for all classes, got a tensor")
 
     def _reduced(self) -> tuple[Tensor, bool]:
         """Counts over all ranks by one all-reduce, and whether they were made with a prior."""
@@ -201,7 +219,7 @@ class _Threshold(nn.Module):
         return flat[:-2].view_as(counts), with_prior
 
     def _exact_kth_largest(self, k: Tensor, size: Tensor) -> Tensor:
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if several_ranks():
             raise ValueError("`exact`: expected a single process, since exact mode does not reduce over ranks")
         scores, order = self.exact_scores.double().sort(descending=True)
         if not self._pooled:
@@ -235,7 +253,8 @@ class ClassBalancedThreshold(_Threshold):
     Over all pixels predicted as class c, n_c of them, with confidences sorted in descending order, ``kc[c]`` is
     element ``floor(n_c · portion) - 1``, counted from 0 (``rank="crst"``), or ``floor(n_c · portion)``
     (``rank="dst-cbc"``, where portion 1 gives the smallest). Confidences are ranked by their log-odds, so a class
-    whose probabilities round to 1.0 still yields the portion asked for.
+    whose probabilities round to 1.0 still yields the portion asked for; up to a log-odds of about 33, beyond which the
+    threshold itself, a float64 probability, can no longer tell values apart.
     Differs from the papers: no values are kept but counts in fixed bins (``ConfidenceSketch``), so memory does
     not grow with images; ``exact=True`` keeps all values, for tests and small sets.
 
@@ -251,7 +270,9 @@ class ClassBalancedThreshold(_Threshold):
         exact: keep all values (4 + 4 bytes each) and return exact elements. One process only.
 
     State / distributed:
-        Counts and the number of updates are buffers. ``compute`` and ``class_counts`` sum them over ranks, so
+        Counts, the number of updates and the prior's peaks are buffers, each rank's own: a checkpoint must keep
+        those of every rank (or be loaded on one rank, with the others reset). Keep the module on the device of the
+        logits, or every update copies its counts to the host. ``compute`` and ``class_counts`` sum them over ranks, so
         every rank must call them; thresholds are the same on all, bit for bit those of one process.
 
     Raises:

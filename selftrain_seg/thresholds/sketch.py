@@ -22,9 +22,8 @@ class ConfidenceSketch(nn.Module):
 
     A score is a log-odds ``o = log(m / (1 - m))`` (see ``log_odds``): evenly spread where probabilities
     saturate. The bins are the same for everybody, so the sketch of a union is the sum of the sketches: batches,
-    machines and ranks merge exactly, in any order. The 8192 bins over [-20, 44) are 1/128 wide, a relative error of
-    the odds below 0.8 %; whatever lies outside is counted in the outermost bins. A float64 probability holds log-odds
-    up to 36.
+    machines and ranks merge exactly, in any order. The 16384 bins over [-84, 44) are 1/128 wide, a relative error of
+    the odds below 0.8 %; whatever lies outside is counted in the outermost bins.
 
     Args:
         num_classes: number of rows C.
@@ -36,7 +35,8 @@ class ConfidenceSketch(nn.Module):
         counts: (C, K) int64, this rank's counts.
 
     State / distributed:
-        ``counts`` is a buffer, so ``state_dict`` holds all there is. ``total`` sums it over ranks by one
+        ``counts`` is a buffer and holds what this rank has seen: a checkpoint must keep every rank's, or the
+        ``total`` on one rank with the others reset. ``total`` sums it over ranks by one
         all-reduce; ``quantile``, ``cdf`` and ``class_counts`` use that sum, so every rank must call them and
         every rank gets what one process over all the data would get, bit for bit.
 
@@ -55,7 +55,7 @@ class ConfidenceSketch(nn.Module):
 
     counts: Tensor
 
-    def __init__(self, num_classes: int, *, bins: int = 8192, low: float = -20.0, high: float = 44.0) -> None:
+    def __init__(self, num_classes: int, *, bins: int = 16384, low: float = -84.0, high: float = 44.0) -> None:
         super().__init__()
         _checks.check_count(num_classes, "num_classes")
         _checks.check_count(bins, "bins")
@@ -88,7 +88,7 @@ class ConfidenceSketch(nn.Module):
         """Count scores.
 
         Args:
-            scores: any shape, floating point. NaN and ``-inf`` are not counted (see ``top_confidence``).
+            scores: any shape, floating point. NaN is not counted (see ``top_confidence``), ``-inf`` as the lowest.
             classes: same shape and device, integers. Values outside [0, C), the ignore label for one, are not
                 counted.
 
@@ -113,8 +113,8 @@ class ConfidenceSketch(nn.Module):
             place = (scores.float() * (1.0 / self.bin_width)).floor() - self.low / self.bin_width
         else:
             place = (scores.double() - self.low) / self.bin_width
-        counted = (place > -torch.inf) & (classes >= 0) & (classes < self.num_classes)  # NaN compares false
-        keys = place.nan_to_num(nan=0.0).clamp(0, self.bins - 1).to(torch.int32)
+        counted = ~place.isnan() & (classes >= 0) & (classes < self.num_classes)
+        keys = place.clamp(0, self.bins - 1).nan_to_num(nan=0.0).to(torch.int32)
         keys = keys + classes.to(torch.int32) * self.bins
         return torch.where(counted, keys, self.num_classes * self.bins)
 
@@ -150,7 +150,7 @@ class ConfidenceSketch(nn.Module):
 
     def total(self) -> Tensor:
         """Return the counts summed over all ranks, (C, K) int64."""
-        return all_reduce_sum(self.counts)
+        return all_reduce_sum(self.counts.clone())
 
     def kth_largest(self, counts: Tensor, k: Tensor) -> Tensor:
         """Estimate the k-th largest score of each row of counts.
@@ -164,7 +164,7 @@ class ConfidenceSketch(nn.Module):
             k: (R,) int64, 1 for the largest; clamped to what there is.
 
         Returns:
-            (R,) float64; ``-inf`` for the lower end of the first bin, which has none, and NaN for an empty row.
+            (R,) float64; NaN for an empty row.
         """
         from_top = counts.flip(1).cumsum(1)  # scores at or above each bin, highest bin first
         size = from_top[:, -1:]
@@ -177,7 +177,6 @@ class ConfidenceSketch(nn.Module):
         nearest_edge = ((share >= 0.5) | (above == 0)).double()
         from_high = place.double() + torch.where(tied, nearest_edge, share)
         score = self.low + (self.bins - from_high) * self.bin_width
-        score = torch.where(from_high >= self.bins, -torch.inf, score)
         return torch.where(size > 0, score, torch.nan).squeeze(1)
 
     def quantile(self, q: float) -> Tensor:
@@ -195,7 +194,7 @@ class ConfidenceSketch(nn.Module):
         """
         _checks.check_real(q, "q", 0.0, 1.0)
         counts = self.total()
-        return self.kth_largest(counts, ((1.0 - q) * counts.sum(dim=1)).ceil().long())
+        return self.kth_largest(counts, counts.sum(dim=1) - (q * counts.sum(dim=1)).floor().long())
 
     def cdf(self, scores: Tensor) -> Tensor:
         """Return the share of each class's scores at or below given ones.
@@ -215,7 +214,7 @@ class ConfidenceSketch(nn.Module):
             raise ValueError(f"`scores`: expected () or (C,) = ({self.num_classes},), got {tuple(scores.shape)}")
         counts = self.total()
         place = (scores.to(counts.device).double().expand(self.num_classes) - self.low) / self.bin_width
-        place = place.clamp(0, self.bins)
+        place = place.clamp(0, self.bins).nan_to_num(nan=0.0)
         whole = place.floor().long().clamp(max=self.bins - 1).unsqueeze(1)
         upto = counts.cumsum(1).gather(1, whole).squeeze(1).double()
         inside = counts.gather(1, whole).squeeze(1).double()

@@ -77,6 +77,8 @@ def test_errors(model):
         fuse_views(model, images, scales=("1",))
     with pytest.raises(TypeError, match=r"`model\(images\)`: expected a torch.Tensor, got dict"):
         fuse_views(lambda x: {"out": x}, images)
+    with pytest.raises(ValueError, match=r"`model\(images\)`: expected a batch of 1, got 2"):
+        fuse_views(lambda x: torch.zeros(2, 3, 8, 8), images)
     with pytest.raises(ValueError, match=r"`model\(images\)`"):
         fuse_views(lambda x: x.mean(1), images)
 

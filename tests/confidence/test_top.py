@@ -52,13 +52,13 @@ def test_saturation_keeps_the_order():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("classes", [1, 4])
-def test_unusable_pixels_have_confidence_zero(bad, classes):
+def test_unusable_pixels_are_nan(bad, classes):
     logits = random_logits(1, classes, 2, 2)
     logits[0, 0, 0, 0] = bad
     logits[0, :, 1, 1] = -float("inf")
     log_confidence = top_confidence(logits).log_confidence
-    assert log_confidence[0, 0, 0] == -torch.inf
-    assert log_confidence[0, 1, 1] == -torch.inf
+    assert log_confidence[0, 0, 0].isnan()
+    assert log_confidence[0, 1, 1].isnan()
     assert log_confidence[0, 0, 1].isfinite()
 
 
@@ -95,6 +95,12 @@ def test_compiles_whole(with_prior):
     eager = top_confidence(logits, prior=prior)
     assert torch.equal(compiled.labels, eager.labels)
     torch.testing.assert_close(compiled.log_confidence, eager.log_confidence, rtol=1e-5, atol=1e-7)
+
+
+def test_log_odds_compiles_whole():
+    log_confidence = top_confidence(random_logits(1, 3, 8, 8)).log_confidence
+    compiled = torch.compile(log_odds, fullgraph=True)(log_confidence)
+    torch.testing.assert_close(compiled, log_odds(log_confidence), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.gpu

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from selftrain_seg.selectors import FlexMatchSelector, FreeMatchSelector, SoftMatchSelector, select_fixed
+from selftrain_seg.selectors import (
+    FlexMatchSelector,
+    FreeMatchSelector,
+    InstanceAdaptiveSelector,
+    RunningConfidenceSelector,
+    SoftMatchSelector,
+    select_fixed,
+)
 from tests.helpers import layouts, random_logits
 from tests.oracles import adaptive as oracle
 from tests.oracles.selection import confidence
@@ -108,6 +115,22 @@ def test_layouts(make, layout):
     assert torch.equal(x.labels, y.labels)
     if x.weight is not None:
         torch.testing.assert_close(x.weight, y.weight)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [*MODULES, pytest.param(lambda **o: RunningConfidenceSelector(4), id="running"),
+     pytest.param(lambda **o: InstanceAdaptiveSelector(4), id="instance-adaptive")],
+)  # fmt: skip
+def test_autocast_half_precision_and_extreme_logits(make):
+    logits = random_logits(2, 4, 16, 16, scale=60.0).clamp(-80, 80)
+    a, b, c = make(), make(), make()
+    plain = a(logits.half().float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(b(logits.half().float()).labels, plain.labels)
+    assert torch.equal(c(logits.half()).labels, plain.labels)
+    assert all(value.isfinite().all() for value in a.state_dict().values() if value.is_floating_point())
+    assert plain.weight is None or plain.weight.isfinite().all()
 
 
 @EACH

@@ -67,6 +67,7 @@ def test_eval_mode_keeps_theta_and_labels_all_images_alike():
 def test_empty_batch_one_class_all_nan(per, training):
     selector = InstanceAdaptiveSelector(3, per=per).train(training)
     assert selector(torch.zeros(0, 3, 4, 4)).labels.shape == (0, 4, 4)
+    assert selector(torch.zeros(2, 3, 0, 5)).labels.shape == (2, 0, 5)
     assert (selector(torch.full((2, 3, 4, 4), float("nan"))).labels == 255).all()
     assert (selector.thresholds == 0.9).all()
     assert (InstanceAdaptiveSelector(1, per=per)(torch.zeros(1, 1, 2, 2)).labels == 0).all()

@@ -50,6 +50,14 @@ def test_without_target_absent_classes_and_reset():
     assert statistics.confidence_sums.sum() == 0
 
 
+def test_labels_of_another_ignore_index_are_not_counted():
+    statistics = SelectionStatistics(3)
+    pseudo = select_hard(random_logits(1, 3, 8, 8), KC, ignore_index=-1)
+    statistics.update(pseudo, torch.full((1, 8, 8), -1))
+    assert statistics.counts[1].sum() == (pseudo.labels >= 0).sum()
+    assert statistics.counts[2:].sum() == 0
+
+
 def test_state_dict_mid_stream():
     first, straight, resumed = (SelectionStatistics(3) for _ in range(3))
     batches = [select_hard(random_logits(1, 3, 8, 8, seed=s), KC) for s in range(2)]
