@@ -12,7 +12,7 @@ from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __version__ = "0.1.0.dev0"
 
-_SUBPACKAGES = ("confidence", "datasets", "distributed", "losses", "mining", "selectors", "thresholds")
+_SUBPACKAGES = ("confidence", "datasets", "distributed", "losses", "mining", "selectors", "thresholds", "views")
 
 __all__ = ["IGNORE_INDEX", "PseudoLabels", "__version__", "value_checks", *_SUBPACKAGES]
 

@@ -1,0 +1,287 @@
+"""A weak and a strong view of each image of a batch, with the parameters that made them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from selftrain_seg import _checks
+from selftrain_seg.views._arguments import check_range, check_size, uniform_integers
+from selftrain_seg.views.geometry import ViewParameters, replay
+
+__all__ = ["StrongSettings", "Views", "WeakStrongViews"]
+
+# Height over width of what is cut out, drawn between these with a uniform logarithm.
+_LEAST_ASPECT, _GREATEST_ASPECT = 0.3, 1 / 0.3
+# Of scales, half widths of factors and blurs: beyond any use, and far from overflow.
+_MOST = 100.0
+
+
+class StrongSettings(NamedTuple):
+    """How far the strong view of ``WeakStrongViews`` goes from the weak one; UniMatch's values by default.
+
+    Attributes:
+        jitter: half widths (b, c, s, h), at least 0: the factors of brightness, contrast and saturation are
+            uniform in [max(0, 1 - b), 1 + b] and so on, the shift of the hue in [-h, h] turns, h at most 0.5.
+        jitter_chance: probability that an image is jittered.
+        grey_chance: probability that it loses its colours.
+        blur_sigma_px: (low, high), at least 0, between which the standard deviation of the blur is uniform, in
+            pixels of the view.
+        blur_chance: probability that it is blurred.
+        cut_out_area: (low, high) in [0, 1], between which the area of the box that is cut out is uniform, as a
+            share of the view's.
+        cut_out_chance: probability that a box is cut out.
+    """
+
+    jitter: tuple[float, float, float, float] = (0.5, 0.5, 0.5, 0.25)
+    jitter_chance: float = 0.8
+    grey_chance: float = 0.2
+    blur_sigma_px: tuple[float, float] = (0.1, 2.0)
+    blur_chance: float = 0.5
+    cut_out_area: tuple[float, float] = (0.02, 0.4)
+    cut_out_chance: float = 0.5
+
+
+class Views(NamedTuple):
+    """What ``WeakStrongViews`` returns.
+
+    Attributes:
+        weak: (B, 3, h, w), dtype of the images: scaled, cropped, flipped.
+        strong: (B, 3, h, w): the weak view, jittered, greyed, blurred and with a box cut out.
+        parameters: what was drawn, for ``replay``; ``parameters.cut_out`` tells which pixels of the strong view
+            show nothing of the image.
+    """
+
+    weak: Tensor
+    strong: Tensor
+    parameters: ViewParameters
+
+
+class WeakStrongViews(nn.Module):
+    """Make a weak and a strong view of every image of a batch, each image with parameters of its own.
+
+    Weak: scale by a factor s uniform in ``scale`` (both sides rounded to whole pixels), a uniform window of
+    ``size``, padded at the bottom and on the right where the scaled image is smaller, mirrored with probability
+    ``flip_chance``. Strong, on top of the weak view, each with its own chance: colour jitter (brightness,
+    contrast, saturation, hue), grey, Gaussian blur, a box cut out. The labels of the same view come from
+    ``replay(labels, parameters)``. A second strong view of the same weak view, as UniMatch has, is
+    ``views.strong(weak, views.draw(images))``.
+
+    Differs from UniMatch: s multiplies the image's size, there the length of the longer side is a uniform
+    integer; the four kinds of jitter keep the order above, which torchvision shuffles; UniMatch mixes other images
+    into the box (CutMix) and draws a box again that does not fit, where this one is cut to the view's height or width;
+    the box's aspect ratio is uniform in its logarithm from 0.3 to 1/0.3, as in Random Erasing.
+
+    Args:
+        size: (h, w) of the views in pixels.
+        scale: (low, high), above 0 and at most 100; UniMatch: (0.5, 2.0).
+        flip_chance: probability of mirroring, in [0, 1].
+        strong: the settings of the strong view.
+        fill: value of the pixels outside the image and of those cut out.
+
+    State / distributed:
+        None. Give every rank a generator with another seed.
+
+    Raises:
+        TypeError: an argument, or a field of ``strong``, of the wrong type.
+        ValueError: an argument, or a field of ``strong``, out of its range.
+
+    References:
+        Yang et al., Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation (UniMatch),
+        CVPR 2023, arXiv:2208.09910. DeVries and Taylor, Improved Regularization of Convolutional Neural Networks
+        with Cutout, 2017, arXiv:1708.04552. Zhong et al., Random Erasing Data Augmentation, AAAI 2020,
+        arXiv:1708.04896.
+
+    Example:
+        >>> import torch
+        >>> from selftrain_seg.views import WeakStrongViews, replay
+        >>> images, labels = torch.rand(2, 3, 40, 60), torch.randint(0, 19, (2, 40, 60))
+        >>> views = WeakStrongViews((32, 32))
+        >>> weak, strong, parameters = views(images, generator=torch.Generator().manual_seed(0))
+        >>> weak.shape, strong.shape, replay(labels, parameters).shape
+        (torch.Size([2, 3, 32, 32]), torch.Size([2, 3, 32, 32]), torch.Size([2, 32, 32]))
+        >>> replay(labels, parameters).masked_fill(parameters.cut_out, 255).shape  # nothing to learn there
+        torch.Size([2, 32, 32])
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        *,
+        scale: tuple[float, float] = (0.5, 2.0),
+        flip_chance: float = 0.5,
+        strong: StrongSettings = StrongSettings(),  # noqa: B008, a constant
+        fill: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.size = check_size(size)
+        self.scale = check_range(scale, "scale", _MOST, open_low=True)
+        _checks.check_real(flip_chance, "flip_chance", 0.0, 1.0)
+        _checks.check_real(fill, "fill", -math.inf, math.inf)
+        _check_settings(strong)
+        self.flip_chance, self.settings, self.fill = float(flip_chance), strong, float(fill)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return (
+            f"size={self.size}, scale={self.scale}, flip_chance={self.flip_chance}, strong={self.settings}, "
+            f"fill={self.fill}"
+        )
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        parameters: ViewParameters | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Views:
+        """Make the two views.
+
+        Args:
+            images: (B, 3, H, W), RGB in [0, 1], any floating-point dtype; normalise after. Not changed.
+            parameters: from an earlier call or :meth:`draw`, to make the same views again; None draws new ones.
+            generator: source of the random numbers, on the device of ``images``; None for torch's default one.
+
+        Returns:
+            The views, in the dtype of ``images``; channels_last images give channels_last views.
+
+        Raises:
+            TypeError: ``images`` is no floating-point tensor, or ``parameters`` are no ViewParameters.
+            ValueError: ``images`` is not (B, 3, H, W) with H and W of at least 1, ``parameters`` are of another batch,
+                image size or device, or the generator is on another device.
+        """
+        _check_images(images, "images")
+        if parameters is None:
+            parameters = self.draw(images, generator=generator)
+        weak = replay(images, parameters, mode="bilinear", fill=self.fill)
+        return Views(weak, self.strong(weak, parameters), parameters)
+
+    @torch.no_grad()
+    def draw(self, images: Tensor, *, generator: torch.Generator | None = None) -> ViewParameters:
+        """Draw parameters for a batch, without making the views. No host synchronisation.
+
+        Args:
+            images: (B, 3, H, W); only its shape and device count.
+            generator: source of the random numbers, on the device of ``images``; None for torch's default one.
+
+        Returns:
+            The parameters.
+
+        Raises:
+            TypeError: ``images`` is no floating-point tensor.
+            ValueError: ``images`` is not (B, 3, H, W) with H and W of at least 1, or the generator is on another
+                device.
+        """
+        _check_images(images, "images")
+        if generator is not None and generator.device.type != images.device.type:
+            raise ValueError(f"`generator`: expected device {images.device}, got {generator.device}")
+        batch, _, height, width = images.shape
+        draws = uniform_integers(batch, 17, images.device, generator)
+        shares = (draws >> 38).float() / 2**24  # the upper 24 bits: uniform in [0, 1)
+        settings = self.settings
+
+        scale = _between(shares[:, 0], *self.scale)
+        scaled = torch.stack([scale * height, scale * width], 1).round().long().clamp(min=1)
+        view = torch.stack([torch.full_like(scaled[:, 0], side) for side in self.size], 1)
+        corner = draws[:, 1:3] % ((scaled - view).clamp(min=0) + 1)
+
+        jitter = [
+            _between(shares[:, 5 + k], max(0.0, 1 - half), 1 + half) for k, half in enumerate(settings.jitter[:3])
+        ]
+        jitter.append(_between(shares[:, 8], -settings.jitter[3], settings.jitter[3]))
+        jittered = shares[:, 4] < settings.jitter_chance
+        neutral = [torch.ones_like(jitter[0])] * 3 + [torch.zeros_like(jitter[0])]
+        sigma = _between(shares[:, 11], *settings.blur_sigma_px)
+
+        area = _between(shares[:, 13], *settings.cut_out_area) * (self.size[0] * self.size[1])
+        aspect = _between(shares[:, 14], math.log(_LEAST_ASPECT), math.log(_GREATEST_ASPECT)).exp()
+        sides = torch.stack([area * aspect, area / aspect], 1).sqrt().round().long()
+        sides = torch.minimum(sides.clamp(min=1), view)
+        start = draws[:, 15:17] % (view - sides + 1)
+        row, column = (torch.arange(side, device=images.device) for side in self.size)
+        end = start + sides
+        cut_out = ((row >= start[:, :1]) & (row < end[:, :1]))[:, :, None]
+        cut_out = cut_out & ((column >= start[:, 1:]) & (column < end[:, 1:]))[:, None, :]
+
+        return ViewParameters(
+            image_size=(height, width),
+            size=self.size,
+            scaled=scaled,
+            corner=corner,
+            flipped=shares[:, 3] < self.flip_chance,
+            jitter=torch.where(jittered[:, None], torch.stack(jitter, 1), torch.stack(neutral, 1)),
+            grey=shares[:, 9] < settings.grey_chance,
+            blur_sigma_px=torch.where(shares[:, 10] < settings.blur_chance, sigma, 0.0),
+            cut_out=cut_out & (shares[:, 12] < settings.cut_out_chance)[:, None, None],
+        )
+
+    def strong(self, weak: Tensor, parameters: ViewParameters) -> Tensor:
+        """Make strong views from weak ones.
+
+        Images that the parameters leave alone come out bit for bit. Half precision is computed in float32.
+
+        Args:
+            weak: (B, 3, h, w), RGB in [0, 1], floating point. Not changed.
+            parameters: the jitter, greys, blurs and boxes; the geometry does not count here. Their blur must
+                not be wider than this object's settings allow.
+
+        Returns:
+            (B, 3, h, w), in the dtype and memory format of ``weak``.
+
+        Raises:
+            TypeError: ``weak`` is no floating-point tensor, or ``parameters`` are no ViewParameters.
+            ValueError: ``weak`` is not (B, 3, h, w) with the B, h and w of ``parameters``, or on another device.
+        """
+        _check_images(weak, "weak")
+        if not isinstance(parameters, ViewParameters):
+            raise TypeError(f"`parameters`: expected ViewParameters, got {type(parameters).__name__}")
+        _checks.check_map(parameters.cut_out, weak, "parameters.cut_out")
+        if weak.shape[0] == 0:
+            return weak.clone()
+        from kornia import color, enhance, filters  # slow to import
+
+        strong = weak.to(torch.promote_types(weak.dtype, torch.float32))
+        brightness, contrast, saturation, hue = parameters.jitter.to(strong.dtype).unbind(1)
+        jittered = enhance.adjust_brightness_accumulative(strong, brightness)
+        jittered = enhance.adjust_contrast_with_mean_subtraction(jittered, contrast)
+        jittered = enhance.adjust_saturation_with_gray_subtraction(jittered, saturation)
+        jittered = enhance.adjust_hue(jittered, hue * (2 * math.pi))
+        changed = ((brightness != 1) | (contrast != 1) | (saturation != 1) | (hue != 0))[:, None, None, None]
+        strong = torch.where(changed, jittered, strong)
+        strong = torch.where(parameters.grey[:, None, None, None], color.rgb_to_grayscale(strong), strong)
+
+        sigma = parameters.blur_sigma_px.to(strong.dtype)
+        side = 2 * math.ceil(3 * self.settings.blur_sigma_px[1]) + 1
+        some = torch.where(sigma > 0, sigma, 1.0)[:, None].expand(-1, 2)
+        blurred = filters.gaussian_blur2d(strong, (side, side), some, border_type="replicate")
+        strong = torch.where((sigma > 0)[:, None, None, None], blurred, strong)
+
+        strong = torch.where(parameters.cut_out[:, None], self.fill, strong).to(weak.dtype)
+        if weak.is_contiguous(memory_format=torch.channels_last) and not weak.is_contiguous():
+            return strong.contiguous(memory_format=torch.channels_last)
+        return strong.contiguous()
+
+
+def _between(share: Tensor, low: float, high: float) -> Tensor:
+    return low + (high - low) * share
+
+
+def _check_images(images: Any, name: str) -> None:
+    _checks.check_logits(images, name=name)
+    if images.shape[1] != 3 or 0 in images.shape[-2:]:
+        raise ValueError(f"`{name}`: expected (B, 3, H, W) with at least one pixel, got {tuple(images.shape)}")
+
+
+def _check_settings(settings: Any) -> None:
+    if not isinstance(settings, StrongSettings):
+        raise TypeError(f"`strong`: expected StrongSettings, got {type(settings).__name__}")
+    if not isinstance(settings.jitter, (tuple, list)) or len(settings.jitter) != 4:
+        raise ValueError(f"`strong.jitter`: expected four numbers, got {settings.jitter!r}")
+    for place, half in enumerate(settings.jitter):
+        _checks.check_real(half, f"strong.jitter[{place}]", 0.0, 0.5 if place == 3 else _MOST)
+    for name in ("jitter_chance", "grey_chance", "blur_chance", "cut_out_chance"):
+        _checks.check_real(getattr(settings, name), f"strong.{name}", 0.0, 1.0)
+    check_range(settings.blur_sigma_px, "strong.blur_sigma_px", _MOST)
+    check_range(settings.cut_out_area, "strong.cut_out_area", 1.0)
