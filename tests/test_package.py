@@ -36,7 +36,19 @@ PROMISED = {
         "negative_loss",
         "region_guided_loss",
     ],
-    "mining": ["SmallClassCrop", "classes_below", "crop", "mine_crops", "rare_classes"],
+    "mining": [
+        "ClassBalancedSampler",
+        "RareClassSampler",
+        "ReliabilityBank",
+        "SmallClassCrop",
+        "class_mix",
+        "classes_below",
+        "crop",
+        "mine_crops",
+        "paste_classes",
+        "rare_classes",
+    ],
+    "views": ["WeakStrongViews", "replay"],
     "datasets": ["SyntheticStreets"],
 }
 
@@ -56,7 +68,7 @@ def test_import_is_light():
 
 
 def test_numerical_stages_need_torch_only():
-    stages = ("confidence", "thresholds", "selectors", "losses", "mining", "distributed")
+    stages = ("confidence", "thresholds", "selectors", "losses", "mining", "views", "distributed")
     loaded = modules_after("\n".join(f"import selftrain_seg.{name}" for name in stages))
     assert not loaded & {"kornia", "torchvision", "matplotlib", "scipy"}
 

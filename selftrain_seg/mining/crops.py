@@ -18,6 +18,8 @@ __all__ = ["crop", "mine_crops"]
 _MAX_VALUES = 65536
 # Pixels (int64) whose temporaries stay in a CPU core's cache.
 _CACHED_PIXELS = 131072
+# Comparing bytes with so many classes takes no longer than looking the bytes up.
+_FEW_CLASSES = 16
 
 
 def mine_crops(
@@ -103,9 +105,15 @@ def mine_crops(
     draws = _draw(batch, 4 + candidates.shape[0], labels.device, generator)
     coin, pixel, place_y, place_x = draws[:, :4].unbind(1)
     ranked = _rank(candidates, 0 if fallback is None else fallback.shape[0], draws[:, 4:], ignore_index)
-    best = _best_present(labels, ranked) if image_counts is None else _best_counted(image_counts, ranked)
-    chosen = ranked.gather(1, best[:, None])[:, 0]
-    row, column, found = _pick_pixel(labels, chosen, pixel)
+    if image_counts is not None:
+        best = _best_counted(image_counts, ranked)
+        row, column, found = _pick_pixel(labels, ranked.gather(1, best[:, None])[:, 0], pixel)
+    elif _few_bytes(labels, ranked):
+        best = _best_compared(labels, ranked)
+        row, column, found = _pick_pixel(labels, ranked.gather(1, best[:, None])[:, 0], pixel)
+    else:
+        best, places = _best_present(labels, ranked)
+        row, column, found = _pick_pixel(places, best, pixel)  # fewer bytes to read than the labels
     mined = found & (best > 0) & ((coin >> 38).float() / 2**24 < chance)
 
     last_top, last_left = max(0, height - crop_height), max(0, width - crop_width)
@@ -227,8 +235,26 @@ def _rank(candidates: Tensor, fallbacks: int, keys: Tensor, ignore_index: int) -
     return torch.constant_pad_nd(ranked, (1, 0), -1)
 
 
-def _best_present(labels: Tensor, ranked: Tensor) -> Tensor:
-    """(B,): the last column of ``ranked`` whose class occurs in the image's labels, 0 where none does."""
+def _few_bytes(labels: Tensor, ranked: Tensor) -> bool:
+    """Whether one vectorised comparison a class is faster than a look-up a pixel."""
+    eager = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+    return eager and labels.dtype == torch.uint8 and ranked.shape[1] <= _FEW_CLASSES
+
+
+def _best_compared(labels: Tensor, ranked: Tensor) -> Tensor:
+    """As :func:`_best_present`, by comparison with one class after the other."""
+    possible = (ranked >= 0) & (ranked < 256)
+    values = ranked.to(torch.uint8)[:, :, None, None]
+    best = torch.zeros_like(ranked[:, 0])
+    for rows in _row_blocks(labels, 8):
+        for column in range(1, ranked.shape[1]):
+            some = _equal(labels[:, rows], values[:, column]).flatten(1).amax(1)
+            best = torch.maximum(best, column * (some.bool() & possible[:, column]))
+    return best
+
+
+def _best_present(labels: Tensor, ranked: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,), (B, H, W): the last column of ``ranked`` whose class occurs in the image, 0 for none; each pixel's."""
     batch, columns = ranked.shape
     values = min(_MAX_VALUES, torch.iinfo(labels.dtype).max + 1)
     # One table per image from label value to column of `ranked`; entries 0 and -1 catch what is out of range.
@@ -241,12 +267,12 @@ def _best_present(labels: Tensor, ranked: Tensor) -> Tensor:
 
     wide = torch.int64 if labels.dtype == torch.int64 else torch.int32
     offset = torch.arange(batch, dtype=wide, device=labels.device)[:, None] * (values + 2) + 1
-    best = torch.zeros(batch, dtype=dtype, device=labels.device)
+    places = []
     for rows in _row_blocks(labels):
         entry = labels[:, rows].flatten(1).to(wide).clamp(-1, values) + offset
-        here = table.view(-1).index_select(0, entry.view(-1)).view(entry.shape)
-        best = torch.maximum(best, here.amax(1))
-    return best.long()
+        places.append(table.view(-1).index_select(0, entry.view(-1)).view(labels[:, rows].shape))
+    best = torch.stack([part.flatten(1).amax(1) for part in places]).amax(0).long()
+    return best, torch.cat(places, dim=1)
 
 
 def _best_counted(image_counts: Tensor, ranked: Tensor) -> Tensor:
@@ -260,7 +286,7 @@ def _best_counted(image_counts: Tensor, ranked: Tensor) -> Tensor:
 def _pick_pixel(labels: Tensor, chosen: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(row, column, found), each (B,): the pixel number ``pixel`` modulo n of the n that show class ``chosen``."""
     shown = chosen.to(labels.dtype)[:, None, None]
-    counts = [(labels[:, rows] == shown).sum(2, dtype=torch.int32) for rows in _row_blocks(labels)]
+    counts = [_row_sums(_equal(labels[:, rows], shown)) for rows in _row_blocks(labels, 8 // labels.element_size())]
     in_row = torch.cat(counts, dim=1).long()
     up_to_row = in_row.cumsum(1)
     count = up_to_row[:, -1]
@@ -272,12 +298,29 @@ def _pick_pixel(labels: Tensor, chosen: Tensor, pixel: Tensor) -> tuple[Tensor, 
     return row, column, count > 0
 
 
-def _row_blocks(labels: Tensor) -> Iterator[slice]:
+def _equal(labels: Tensor, value: Tensor) -> Tensor:
+    """``labels == value`` as bytes. The result in the dtype of the operands is vectorised on the CPU, bool is not."""
+    if labels.dtype == torch.uint8 and not torch.compiler.is_compiling():
+        return labels.clone(memory_format=torch.contiguous_format).eq_(value)
+    return (labels == value).contiguous().view(torch.uint8)
+
+
+def _row_sums(ones: Tensor) -> Tensor:
+    """(B, H) int32 sums of (B, H, W) bytes 0 or 1: on the CPU eight columns at once, as bytes of a word."""
+    words = ones.shape[2] // 8
+    eager = ones.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not eager or ones.shape[2] % 8 or words > 255:
+        return ones.sum(2, dtype=torch.int32)
+    by_byte: Tensor = ones.view(torch.int64).sum(2, keepdim=True).view(torch.uint8)
+    return by_byte.sum(2, dtype=torch.int32)
+
+
+def _row_blocks(labels: Tensor, times: int = 1) -> Iterator[slice]:
     """Ranges of rows whose pixels stay in a CPU's cache; all rows at once on a GPU and while compiling."""
     batch, height, width = labels.shape
     step = height
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        step = max(1, _CACHED_PIXELS // max(1, batch * width))
+        step = max(1, times * _CACHED_PIXELS // max(1, batch * width))
     for row in range(0, height, step):
         yield slice(row, row + step)
 

@@ -1,0 +1,249 @@
+"""The frame of the samplers: one global order of images, its parts for the ranks, and how to resume it."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from selftrain_seg import _checks
+from selftrain_seg.mining.index import ClassIndex
+
+# Random numbers of this many places of the order come from one seed.
+_BLOCK = 512
+_UNIFORM, _SHUFFLE = 0, 1
+
+
+class Randomness:
+    """Random numbers that depend on seed, epoch and place only, so that nothing of them need be saved."""
+
+    def __init__(self, seed: int, epoch: int) -> None:
+        self.seed, self.epoch = seed, epoch
+        self._block = -1
+        self._numbers: list[list[float]] = []
+
+    def uniform(self, place: int) -> list[float]:
+        """Two numbers in [0, 1) for a place of the order."""
+        block, row = divmod(place, _BLOCK)
+        if block != self._block:
+            source = np.random.default_rng([self.seed, self.epoch, _UNIFORM, block])
+            self._block, self._numbers = block, [list(map(float, pair)) for pair in source.random((_BLOCK, 2))]
+        return self._numbers[row]
+
+    def shuffle(self, images: np.ndarray[Any, Any], label: int, turn: int) -> np.ndarray[Any, Any]:
+        """A class's list of images in the random order of its ``turn``-th pass."""
+        source = np.random.default_rng([self.seed, self.epoch, _SHUFFLE, label, turn])
+        return source.permutation(images)
+
+
+class ClassSampler(Sampler[int]):
+    """Draws images one after another from ``self._lists``; a subclass says how (:meth:`_next`)."""
+
+    def __init__(
+        self,
+        index: ClassIndex,
+        *,
+        num_samples: int | None,
+        min_share: float,
+        candidates: Tensor | None,
+        seed: int,
+        rank: int | None,
+        num_replicas: int | None,
+    ) -> None:
+        _check_index(index)
+        total = len(index) if num_samples is None else num_samples
+        _checks.check_count(total, "index" if num_samples is None else "num_samples")
+        _checks.check_count(seed, "seed", minimum=0)
+        self.rank, self.num_replicas = _place(rank, num_replicas)
+        self.num_samples = math.ceil(total / self.num_replicas)
+        self.index, self.min_share, self.seed = index, min_share, int(seed)
+        self._iterators, self._resumes = 0, False
+        self._start(0)
+        self.update(candidates=candidates)
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that begins next: its order is the same whenever seed, epoch and classes are the same.
+
+        After :meth:`load_state_dict`, the number of the epoch that was left goes on with it.
+
+        Args:
+            epoch: at least 0.
+
+        Raises:
+            TypeError: ``epoch`` is not an int.
+            ValueError: ``epoch`` is negative.
+        """
+        _checks.check_count(epoch, "epoch", minimum=0)
+        if not (self._resumes and epoch == self.epoch):
+            self._start(int(epoch))
+
+    def update(self, index: ClassIndex | None = None, *, candidates: Tensor | None = None) -> None:
+        """Draw by other classes from the next image on, in the middle of an epoch too.
+
+        Indices are drawn in the main process, so this takes effect whatever workers are running, after the few
+        batches they have been asked for already. Every rank must be given the same at the same step.
+
+        Args:
+            index: new class counts of the same images; None keeps the present ones.
+            candidates: (N, C) bool, which classes of which images may be drawn, such as
+                ``ReliabilityBank.candidates``; None for all.
+
+        Raises:
+            TypeError: ``index`` is not a ClassIndex, ``candidates`` is not a bool tensor.
+            ValueError: ``index`` has not as many images and classes as before; ``candidates`` is not (N, C); no
+                image shows a class that may be drawn.
+        """
+        index = self.index if index is None else index
+        _check_index(index)
+        shape = self.index.counts.shape
+        if index.counts.shape != shape:
+            raise ValueError(f"`index`: expected (N, C) = {tuple(shape)}, got {tuple(index.counts.shape)}")
+        contains = index.contains(self.min_share)
+        if candidates is not None:
+            _checks.check_tensor(candidates, "candidates")
+            if candidates.dtype != torch.bool:
+                raise TypeError(f"`candidates`: expected dtype torch.bool, got {candidates.dtype}")
+            if candidates.shape != shape:
+                raise ValueError(f"`candidates`: expected (N, C) = {tuple(shape)}, got {tuple(candidates.shape)}")
+            candidates = candidates.detach().to("cpu", copy=True)
+            contains &= candidates
+        if not bool(contains.any()):
+            name = "index" if candidates is None else "candidates"
+            raise ValueError(f"`{name}`: expected at least one image with a class that may be drawn, got none")
+        self.index, self.candidates = index, candidates
+        self._contains = np.asarray(contains)
+        classes, images = np.nonzero(self._contains.T)
+        sizes = np.bincount(classes, minlength=index.num_classes)
+        self._lists = np.split(images.astype(np.int32), sizes.cumsum()[:-1])
+        self._changed()
+
+    def __iter__(self) -> Iterator[int]:
+        """Begin the epoch, or go on where a loaded state left it."""
+        if not self._resumes or self._yielded >= self.num_samples:
+            self._start(self.epoch)
+        self._resumes = False
+        self._iterators += 1
+        return self._iterate(self._iterators)
+
+    def _iterate(self, iterator: int) -> Iterator[int]:
+        while self._yielded < self.num_samples and iterator == self._iterators:  # an older iterator has ended
+            while self._base + len(self._history) < (self._yielded + 1) * self.num_replicas:
+                self._history.append(self._next(self._base + len(self._history)))
+            image = self._history[self._yielded * self.num_replicas + self.rank - self._base]
+            self._yielded += 1
+            yield image
+
+    def state_dict(self, *, consumed: int | None = None) -> dict[str, Any]:
+        """Return all that is needed to go on where the epoch was left.
+
+        A DataLoader with workers asks for indices ahead of the batches it hands out. Give ``consumed``, and the
+        images asked for but not yet trained on come first after resuming.
+
+        Args:
+            consumed: images of this epoch that each rank has trained on, such as steps × batch size; None for as
+                many as were drawn.
+
+        Returns:
+            Tensors and numbers, fit for ``torch.load(weights_only=True)``. The same on all ranks, so that of one
+            serves all.
+
+        Raises:
+            TypeError: ``consumed`` is not an int.
+            ValueError: ``consumed`` is negative, more than were drawn, or before the place where this sampler was
+                itself resumed.
+        """
+        consumed = self._yielded if consumed is None else consumed
+        first = self._base // self.num_replicas
+        _checks.check_count(consumed, "consumed", minimum=first)
+        if consumed > self._yielded:
+            raise ValueError(f"`consumed`: expected at most the {self._yielded} images drawn, got {consumed}")
+        pending = self._history[consumed * self.num_replicas - self._base :]
+        return {
+            "epoch": self.epoch,
+            "seed": self.seed,
+            "num_replicas": self.num_replicas,
+            "consumed": int(consumed),
+            "pending": torch.tensor(pending, dtype=torch.int32),
+            "candidates": self.candidates,
+            "class_images": torch.tensor([len(images) for images in self._lists]),
+            "draw": self._draw_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a sampler of the same data and number of ranks was left, with the next ``iter``.
+
+        Args:
+            state: from :meth:`state_dict`.
+
+        Raises:
+            ValueError: ``state`` was made with another number of ranks, or other images or classes.
+        """
+        if state["num_replicas"] != self.num_replicas:
+            raise ValueError(f"`state`: expected {self.num_replicas} ranks, got {state['num_replicas']}")
+        before = self.candidates
+        self.update(candidates=state["candidates"])
+        mine = torch.tensor([len(images) for images in self._lists])
+        if not torch.equal(mine, state["class_images"]):
+            self.update(candidates=before)
+            raise ValueError("`state`: expected that of a sampler with the same index and min_share, got another")
+        self.seed = int(state["seed"])
+        self._start(int(state["epoch"]))
+        self._yielded = int(state["consumed"])
+        self._base = self._yielded * self.num_replicas
+        self._history = array("i", np.asarray(state["pending"], dtype=np.intc).tobytes())
+        self._resumes = True
+        self._load_draw_state(state["draw"])
+
+    def _start(self, epoch: int) -> None:
+        self.epoch = epoch
+        self._random = Randomness(self.seed, epoch)
+        self._yielded = 0  # by this rank
+        self._history, self._base = array("i"), 0  # the global order as far as drawn, from place _base on
+        self._resumes = False
+        self._iterators += 1
+        self._begin()
+
+    def _begin(self) -> None:
+        """An epoch starts: forget what was drawn."""
+
+    def _changed(self) -> None:
+        """``self._lists``, the images that may be drawn for each class, have become others."""
+
+    def _next(self, place: int) -> int:
+        """Draw the image at a place of the global order; called once for every place, in order."""
+        raise NotImplementedError
+
+    def _draw_state(self) -> dict[str, Any]:
+        return {}
+
+    def _load_draw_state(self, state: dict[str, Any]) -> None:
+        """Set what :meth:`_draw_state` told; the lists are in place."""
+
+
+def _check_index(index: Any) -> None:
+    if not isinstance(index, ClassIndex):
+        raise TypeError(f"`index`: expected a ClassIndex, got {type(index).__name__}")
+
+
+def _place(rank: int | None, num_replicas: int | None) -> tuple[int, int]:
+    """This process among the ranks; both from torch.distributed where they are not given."""
+    together = dist.is_available() and dist.is_initialized()
+    if num_replicas is None:
+        num_replicas = dist.get_world_size() if together else 1
+    _checks.check_count(num_replicas, "num_replicas")
+    if rank is None:
+        rank = dist.get_rank() if together else 0
+    _checks.check_count(rank, "rank", minimum=0)
+    if rank >= num_replicas:
+        raise ValueError(f"`rank`: expected at most {num_replicas - 1}, got {rank}")
+    return int(rank), int(num_replicas)

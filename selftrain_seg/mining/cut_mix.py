@@ -1,0 +1,111 @@
+"""CutMix: a box of one image on top of another."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from selftrain_seg import _checks
+from selftrain_seg.mining.mixed import MixedBatch, blend, check_batch, check_generator
+from selftrain_seg.types import IGNORE_INDEX
+
+__all__ = ["cut_mix"]
+
+
+def cut_mix(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    weight: Tensor | None = None,
+    source: tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None] | None = None,
+    alpha: float = 1.0,
+    area: tuple[float, float] | None = None,
+    paste_ignored: bool = False,
+    ignore_index: int = IGNORE_INDEX,
+    generator: torch.Generator | None = None,
+) -> MixedBatch:
+    """Paste a box of another image onto each image of a batch, at the same place.
+
+    The share of the image that the box covers is drawn for each image from ``Beta(alpha, alpha)``, or uniformly
+    from the range ``area``. The box has the image's proportions, ``sqrt(share)`` of its height and width rounded to
+    whole pixels, and lies at a uniformly drawn place inside the image. Differs from the paper, where a box of the
+    drawn size may stick out and is cut off: here the drawn share is the covered one. No host synchronisation.
+
+    Args:
+        images: (B, D, H, W), any dtype: the images pasted onto; gradients flow.
+        labels: (B, H, W), integer: their labels or pseudo-labels.
+        weight: (B, H, W), floating point: their pixel weights in the loss; None for none.
+        source: (images, labels) or (images, labels, weight) to paste from, of the same shapes and dtypes. None
+            takes the batch itself, shifted by one: image b gets a box of image b + 1, the last one of the first.
+            Where only one side has weights, the other's are 1.
+        alpha: above 0; 1 in CutMix, a uniform share.
+        area: (low, high) in [0, 1], range of the share instead of the Beta law; (0.02, 0.4) in UniMatch, (0.5, 0.5)
+            in CutMix-Seg.
+        paste_ignored: whether pixels without a label are pasted too, with that label. False leaves the image as it
+            is there, so that no box brings padding along.
+        ignore_index: the label of pixels without one.
+        generator: source of the random numbers, on the device of ``images``; None for torch's default one.
+
+    Returns:
+        The mixed batch, in the order of ``images``; a copy.
+
+    Raises:
+        TypeError: ``images`` is not a tensor, ``labels`` not an integer one, ``weight`` not a floating-point one,
+            or those of ``source`` alike; ``alpha`` or an end of ``area`` is not a number.
+        ValueError: ``images`` is not (B, D, H, W); ``labels`` or ``weight`` does not fit it or has no pixels;
+            ``source`` is not two or three tensors of the same shapes and dtypes; ``alpha`` is not above 0;
+            ``area`` is not (low, high) with 0 ≤ low ≤ high ≤ 1; a tensor or the generator is on another device.
+
+    References:
+        Yun et al., CutMix, ICCV 2019, arXiv:1905.04899. French et al., Semi-supervised semantic segmentation needs
+        strong, varied perturbations, BMVC 2020, arXiv:1906.01916.
+
+    Example:
+        >>> import torch
+        >>> from selftrain_seg.mining import cut_mix
+        >>> labels = torch.tensor([0, 1])[:, None, None].expand(2, 8, 8)
+        >>> mixed = cut_mix(torch.zeros(2, 3, 8, 8), labels, area=(0.25, 0.25))
+        >>> mixed.labels.sum((1, 2))  # a box of 4 × 4 ones, and one of zeros
+        tensor([16, 48])
+    """
+    others = check_batch(images, labels, weight, source)
+    _checks.check_real(alpha, "alpha", 0.0, math.inf, open_low=True)
+    if area is not None:
+        if not isinstance(area, (tuple, list)) or len(area) != 2:
+            raise ValueError(f"`area`: expected (low, high), got {area!r}")
+        _checks.check_real(area[0], "area[0]", 0.0, 1.0)
+        _checks.check_real(area[1], "area[1]", float(area[0]), 1.0)
+    check_generator(generator, images)
+    batch, height, width = labels.shape
+    draws = torch.rand(batch, 4, generator=generator, device=images.device, dtype=torch.float64)
+    share = _beta(draws[:, 0], draws[:, 1], alpha)
+    if area is not None:
+        share = area[0] + (area[1] - area[0]) * draws[:, 0]
+    side = share.sqrt()
+    rows = _interval(height, side, draws[:, 2])
+    columns = _interval(width, side, draws[:, 3])
+    pasted = rows[:, :, None] & columns[:, None, :]
+    if not paste_ignored:
+        pasted = pasted & (others[1] != ignore_index)
+    return blend((images, labels, weight), others, pasted)
+
+
+def _interval(length: int, side: Tensor, place: Tensor) -> Tensor:
+    """(B, length) bool: ``side`` of the length, at one of the places inside, all equally likely."""
+    size = (length * side).round()
+    start = (place * (length - size + 1)).floor()
+    at = torch.arange(length, device=side.device)
+    return (at >= start[:, None]) & (at < (start + size)[:, None])
+
+
+def _beta(first: Tensor, second: Tensor, alpha: float) -> Tensor:
+    """Beta(alpha, alpha) from two uniform numbers: (1 + t / sqrt(2·alpha + t²)) / 2 for t of Student's law.
+
+    Bailey's polar form of t with 2·alpha degrees of freedom is ``sqrt(2·alpha·(u^(-1/alpha) - 1))·cos(2πv)``.
+    """
+    power = (1 - first).pow(1 / alpha)  # of a number in (0, 1]
+    wave = (1 - power).sqrt() * (2 * math.pi * second).cos()
+    ratio = wave / (power + wave.square()).sqrt().clamp(min=1e-300)
+    return ((1 + ratio) / 2).clamp(0, 1)

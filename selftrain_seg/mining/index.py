@@ -1,0 +1,268 @@
+"""Which classes each image of a data set shows, counted once and kept on disk."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Sized
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selftrain_seg import _checks
+from selftrain_seg.types import IGNORE_INDEX
+
+__all__ = ["ClassIndex"]
+
+_FORMAT = 1
+
+
+class ClassIndex:
+    """Pixel counts of every class in every image of a data set.
+
+    ``counts[i, c]`` is the number of pixels of class c in image i. It is what the samplers draw from, what
+    ``mine_crops`` takes as ``image_counts`` and, summed, what ``rare_classes`` takes. Memory: 4·(C + 1) bytes an
+    image, 8 MB for 100,000 images and 19 classes.
+
+    Args:
+        counts: (N, C), integer, at least 0; kept as int32 on the CPU.
+        pixels: (N,), integer, at least 1: all pixels of each image, those without a label included.
+
+    Attributes:
+        counts: (N, C) int32.
+        pixels: (N,) int32.
+
+    Raises:
+        TypeError: ``counts`` or ``pixels`` is not an integer tensor.
+        ValueError: ``counts`` is not (N, C) with C of at least 1 or has negative values; ``pixels`` is not (N,),
+            or smaller than the image's counts, or not in [1, 2**31).
+
+    Example:
+        >>> import torch
+        >>> from selftrain_seg.mining import ClassIndex
+        >>> masks = [torch.tensor([[0, 0], [1, 255]]), torch.tensor([[2, 2], [2, 2]])]
+        >>> index = ClassIndex.from_masks(masks, 3)
+        >>> index.counts
+        tensor([[2, 1, 0],
+                [0, 0, 4]], dtype=torch.int32)
+        >>> index.contains(0.5)
+        tensor([[ True, False, False],
+                [False, False,  True]])
+    """
+
+    def __init__(self, counts: Tensor, pixels: Tensor) -> None:
+        _checks.check_integer(counts, "counts")
+        if counts.ndim != 2 or counts.shape[1] == 0:
+            raise ValueError(f"`counts`: expected (N, C) with at least one class, got {tuple(counts.shape)}")
+        _checks.check_integer(pixels, "pixels")
+        if tuple(pixels.shape) != (counts.shape[0],):
+            raise ValueError(f"`pixels`: expected (N,) = ({counts.shape[0]},), got {tuple(pixels.shape)}")
+        if bool((counts < 0).any()):
+            raise ValueError("`counts`: expected values of at least 0, got negative ones")
+        pixels = pixels.long()  # as int32, 2**31 is negative
+        wrong = (pixels < 1) | (pixels >= 2**31) | (counts.sum(1) > pixels)
+        if bool(wrong.any()):
+            image = int(wrong.nonzero()[0, 0])
+            raise ValueError(
+                f"`pixels`: expected values in [1, 2**31), at least the sum of the image's counts,"
+                f" got {int(pixels[image])} for image {image}"
+            )
+        self.counts = counts.detach().to("cpu", torch.int32)
+        self.pixels = pixels.detach().to("cpu", torch.int32)
+
+    @classmethod
+    def from_masks(
+        cls,
+        masks: Iterable[Any],
+        num_classes: int,
+        *,
+        ignore_index: int = IGNORE_INDEX,
+        cache: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> ClassIndex:
+        """Count the classes of any iterable of label maps, in its order.
+
+        Args:
+            masks: label maps as integer tensors, arrays or images, (H, W) each, of any sizes; or batches (B, H, W)
+                of them, so that a DataLoader may read them in parallel. Each is looked at once.
+            num_classes: C. Labels outside [0, C) are not counted.
+            ignore_index: a label that is not counted even if it lies in [0, C).
+            cache: file that holds the counts. If it exists, it is read and ``masks`` is not touched, but for its
+                length if it has one; otherwise it is written, whole or not at all.
+            progress: show a bar while counting, if tqdm is installed.
+
+        Returns:
+            The index, one row per label map.
+
+        Raises:
+            TypeError: ``num_classes`` or ``ignore_index`` is not an int, a mask is not of integers.
+            ValueError: ``num_classes`` is below 1; a mask is not (H, W) or (B, H, W) or has no pixels; ``cache``
+                is not the file of an index, or of one for other classes, or for another number of images.
+        """
+        _checks.check_count(num_classes, "num_classes")
+        _checks.check_count(ignore_index, "ignore_index", minimum=-(2**63))
+        settings = {"num_classes": int(num_classes), "ignore_index": int(ignore_index)}
+        if cache is not None and Path(cache).exists():
+            return _read_for(Path(cache), settings, masks)
+        rows, items = _Rows(num_classes + 1), 0
+        for mask in _with_progress(masks, progress):
+            rows.add(_count(mask, num_classes, ignore_index))
+            items += 1
+        table = rows.table()
+        index = cls(table[:, :-1], table[:, -1])
+        if cache is not None:
+            _write(Path(cache), index, {**settings, "items": items})
+        return index
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.counts.shape[1]
+
+    @property
+    def class_counts(self) -> Tensor:
+        """(C,) int64: pixels of each class over all images, for :func:`rare_classes` and :func:`classes_below`."""
+        return self.counts.sum(0)
+
+    def __len__(self) -> int:
+        return self.counts.shape[0]
+
+    def __repr__(self) -> str:
+        return f"ClassIndex({len(self)} images, {self.num_classes} classes)"
+
+    def contains(self, min_share: float = 0.0) -> Tensor:
+        """Tell which images show which classes.
+
+        Args:
+            min_share: in [0, 1], share of the image's pixels a class must cover; a share rather than a number of
+                pixels, so that it means the same at every resolution. 0 asks for one pixel.
+
+        Returns:
+            (N, C) bool.
+
+        Raises:
+            TypeError: ``min_share`` is not a number.
+            ValueError: ``min_share`` is outside [0, 1].
+        """
+        _checks.check_real(min_share, "min_share", 0.0, 1.0)
+        needed = (self.pixels.double() * float(min_share)).clamp(min=1.0)
+        return self.counts >= needed[:, None]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the index to a file, whole or not at all.
+
+        Args:
+            path: where to; an existing file is replaced.
+        """
+        _write(Path(path), self, {"num_classes": self.num_classes})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ClassIndex:
+        """Read what :meth:`save` or ``cache`` wrote; tensors only, so a file from elsewhere cannot run code.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The index.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: ``path`` is not the file of an index.
+        """
+        return _read(Path(path))[0]
+
+
+class _Rows:
+    """A table of int64 rows that grows by doubling: no list of a hundred thousand small tensors."""
+
+    def __init__(self, columns: int) -> None:
+        self.rows = np.empty((256, columns), np.int64)
+        self.used = 0
+
+    def add(self, rows: np.ndarray[Any, Any]) -> None:
+        end = self.used + len(rows)
+        if end > len(self.rows):
+            larger = np.empty((max(end, 2 * len(self.rows)), self.rows.shape[1]), np.int64)
+            larger[: self.used] = self.rows[: self.used]
+            self.rows = larger
+        self.rows[self.used : end] = rows
+        self.used = end
+
+    def table(self) -> Tensor:
+        return torch.from_numpy(self.rows[: self.used])
+
+
+def _count(mask: Any, num_classes: int, ignore_index: int) -> np.ndarray[Any, Any]:
+    """(B, C + 1): the pixels of each class, and of the image."""
+    labels = mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
+    _checks.check_integer(labels, "masks")
+    if labels.ndim not in (2, 3) or 0 in labels.shape[-2:]:
+        raise ValueError(f"`masks`: expected (H, W) or (B, H, W) with pixels, got {tuple(labels.shape)}")
+    labels = labels.detach().to("cpu").reshape(-1, labels.shape[-2] * labels.shape[-1])
+    out = np.zeros((len(labels), num_classes + 1), np.int64)
+    out[:, -1] = labels.shape[1]
+    for row, image in zip(out, labels, strict=True):
+        if image.dtype != torch.uint8:
+            wide = image.long()
+            image = torch.where((wide < 0) | (wide >= num_classes), num_classes, wide)
+        found = np.asarray(torch.bincount(image, minlength=num_classes))[:num_classes]
+        row[:num_classes] = found
+    if 0 <= ignore_index < num_classes:
+        out[:, ignore_index] = 0
+    return out
+
+
+def _with_progress(masks: Iterable[Any], progress: bool) -> Iterable[Any]:
+    if not progress:
+        return masks
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return masks
+    bar: Iterable[Any] = tqdm(masks, desc="class index", unit="mask")
+    return bar
+
+
+def _write(path: Path, index: ClassIndex, settings: dict[str, int]) -> None:
+    """Into a file beside it first, so that neither a crash nor a second process leaves half an index."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            torch.save({"format": _FORMAT, "counts": index.counts, "pixels": index.pixels, **settings}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[ClassIndex, dict[str, Any]]:
+    with path.open("rb") as file:
+        try:
+            content = torch.load(file, weights_only=True, map_location="cpu")
+            if content["format"] != _FORMAT:
+                raise ValueError(f"format {content['format']}")
+            return ClassIndex(content["counts"], content["pixels"]), content
+        except Exception as error:
+            raise ValueError(f"`path`: expected the file of a ClassIndex, got {path} ({error})") from error
+
+
+def _read_for(path: Path, settings: dict[str, int], masks: Iterable[Any]) -> ClassIndex:
+    try:
+        index, content = _read(path)
+    except ValueError as error:
+        raise ValueError(f"`cache`: {error}") from error
+    for name, value in settings.items():
+        if content.get(name, value) != value:
+            raise ValueError(f"`cache`: expected an index with {name} {value}, got {content[name]} in {path}")
+    # How many label maps there should be: a DataLoader's length counts batches, of which the size may differ.
+    dataset = getattr(masks, "dataset", None)
+    expected, found = (masks, content.get("items")) if dataset is None else (dataset, len(index))
+    if isinstance(expected, Sized) and found not in (None, len(expected)):
+        raise ValueError(f"`cache`: expected an index of {len(expected)} masks, got {found} in {path}")
+    return index

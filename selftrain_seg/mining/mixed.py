@@ -1,0 +1,88 @@
+"""What mixing takes and returns: a batch, the batch it is mixed with, and the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from selftrain_seg import _checks
+
+__all__ = ["MixedBatch"]
+
+
+class MixedBatch(NamedTuple):
+    """A batch into which regions of other images were pasted.
+
+    Attributes:
+        images: (B, D, H, W), dtype of the images.
+        labels: (B, H, W), dtype of the labels.
+        weight: (B, H, W) pixel weights, or None where none were given.
+        pasted: (B, H, W) bool, where the pixels come from another image: for mixing whatever else belongs to them.
+    """
+
+    images: Tensor
+    labels: Tensor
+    weight: Tensor | None
+    pasted: Tensor
+
+
+def check_batch(
+    images: Tensor, labels: Tensor, weight: Tensor | None, source: Sequence[Tensor | None] | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Check a batch and its source; return the images, labels and weights to paste from."""
+    _check_parts(images, labels, weight, "")
+    if source is None:
+        return images.roll(-1, 0), labels.roll(-1, 0), None if weight is None else weight.roll(-1, 0)
+    if not isinstance(source, (tuple, list)) or len(source) not in (2, 3):
+        raise ValueError(f"`source`: expected (images, labels) or (images, labels, weight), got {_kind(source)}")
+    parts = (*source, None)[:3]
+    others, classes, shares = parts
+    _check_parts(others, classes, shares, "source ")
+    for name, theirs, mine in (("images", others, images), ("labels", classes, labels)):
+        if theirs is None or theirs.shape != mine.shape or theirs.dtype != mine.dtype:
+            got = "None" if theirs is None else f"{tuple(theirs.shape)} {theirs.dtype}"
+            raise ValueError(f"`source {name}`: expected {tuple(mine.shape)} {mine.dtype}, got {got}")
+        _checks.check_device(theirs, mine, f"source {name}")
+    return others, classes, shares
+
+
+def check_generator(generator: torch.Generator | None, like: Tensor) -> None:
+    if generator is not None and generator.device.type != like.device.type:
+        raise ValueError(f"`generator`: expected device {like.device}, got {generator.device}")
+
+
+def blend(
+    batch: tuple[Tensor, Tensor, Tensor | None], source: tuple[Tensor, Tensor, Tensor | None], pasted: Tensor
+) -> MixedBatch:
+    """The source where ``pasted``, the batch elsewhere; a missing weight counts 1 beside a given one."""
+    images = torch.where(pasted[:, None], source[0], batch[0])
+    labels = torch.where(pasted, source[1], batch[1])
+    weight = None
+    if batch[2] is not None or source[2] is not None:
+        weight = torch.where(
+            pasted,
+            1.0 if source[2] is None else source[2],
+            1.0 if batch[2] is None else batch[2],
+        )
+    return MixedBatch(images, labels, weight, pasted)
+
+
+def _check_parts(images: Any, labels: Any, weight: Any, prefix: str) -> None:
+    _checks.check_tensor(images, f"{prefix}images")
+    if images.ndim != 4:
+        raise ValueError(f"`{prefix}images`: expected (B, D, H, W), got {tuple(images.shape)}")
+    _checks.check_integer(labels, f"{prefix}labels")
+    _checks.check_map(labels, images, f"{prefix}labels")
+    if 0 in labels.shape[1:]:
+        raise ValueError(f"`{prefix}labels`: expected at least one pixel per image, got {tuple(labels.shape)}")
+    if weight is not None:
+        _checks.check_map(weight, images, f"{prefix}weight")
+        if not weight.is_floating_point():
+            raise TypeError(f"`{prefix}weight`: expected a floating-point dtype, got {weight.dtype}")
+
+
+def _kind(value: Any) -> str:
+    return f"{len(value)} values" if isinstance(value, (tuple, list)) else type(value).__name__
