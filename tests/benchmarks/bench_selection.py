@@ -78,18 +78,20 @@ def run(report: Report, *, rounds: int) -> None:
     logits = noise.scatter_add_(
         1, torch.randint(0, 19, (2, 1, 512, 1024), generator=generator), torch.full_like(noise, 6)
     )
+    host, device = logits, "cuda" if torch.cuda.is_available() else "cpu"
+    logits = host.to(device)
     size_mb = logits.numel() * logits.element_size() / 1e6
     thresholds = torch.full((19,), 0.9, dtype=torch.float64)
     kc = thresholds.numpy()
     half = logits.bfloat16()
 
-    estimators = {pool: ClassBalancedThreshold(19, 0.2, pool=pool) for pool in ("predicted", "all")}
-    strided = ClassBalancedThreshold(19, 0.2, stride=STRIDE)
-    instance, running = InstanceAdaptiveSelector(19), RunningConfidenceSelector(19)
+    estimators = {pool: ClassBalancedThreshold(19, 0.2, pool=pool).to(device) for pool in ("predicted", "all")}
+    strided = ClassBalancedThreshold(19, 0.2, stride=STRIDE).to(device)
+    instance, running = InstanceAdaptiveSelector(19).to(device), RunningConfidenceSelector(19).to(device)
     others = {
-        "freematch": FreeMatchSelector(19),
-        "flexmatch": FlexMatchSelector(19),
-        "softmatch": SoftMatchSelector(19),
+        "freematch": FreeMatchSelector(19).to(device),
+        "flexmatch": FlexMatchSelector(19).to(device),
+        "softmatch": SoftMatchSelector(19).to(device),
     }
 
     def floor():
@@ -98,7 +100,7 @@ def run(report: Report, *, rounds: int) -> None:
     measured = report.compare(
         "kc statistics",
         {
-            "straightforward": lambda: statistics_straightforward(logits),
+            "straightforward": lambda: statistics_straightforward(host),
             "softmax + max": lambda: logits.softmax(1).max(1),
             "top_confidence": lambda: top_confidence(logits),
             "update": lambda: estimators["predicted"].update(logits),
@@ -120,7 +122,7 @@ def run(report: Report, *, rounds: int) -> None:
     measured = report.compare(
         "selection",
         {
-            "straightforward re-weighted": lambda: reweighted_straightforward(logits, kc),
+            "straightforward re-weighted": lambda: reweighted_straightforward(host, kc),
             "select_hard": lambda: select_hard(logits, thresholds),
             "select_reweighted": lambda: select_reweighted(logits, thresholds),
             "select_fixed": lambda: select_fixed(logits),
@@ -139,7 +141,7 @@ def run(report: Report, *, rounds: int) -> None:
     measured = report.compare(
         "soft labels",
         {
-            "straightforward": lambda: soft_straightforward(logits, kc),
+            "straightforward": lambda: soft_straightforward(host, kc),
             "select_soft": lambda: select_soft(logits, thresholds),
         },
         rounds=rounds,
@@ -156,7 +158,7 @@ def run(report: Report, *, rounds: int) -> None:
     measured = report.compare(
         "instance-adaptive",
         {
-            "straightforward": lambda: instance_adaptive_straightforward(logits, np.full(19, 0.9)),
+            "straightforward": lambda: instance_adaptive_straightforward(host, np.full(19, 0.9)),
             "InstanceAdaptiveSelector": lambda: instance(logits),
         },
         rounds=rounds,
