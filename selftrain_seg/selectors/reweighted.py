@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from selftrain_seg import _checks
 from selftrain_seg._numerics import blocks, winner
-from selftrain_seg.confidence._scores import pixel_scores, prior_peaks
+from selftrain_seg.confidence._scores import pixel_scores
+from selftrain_seg.selectors._inputs import checked, empty_maps
 from selftrain_seg.selectors._log_domain import negative_log
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
@@ -50,18 +50,9 @@ def select_reweighted(
         >>> select_reweighted(logits, torch.tensor([0.9, 0.8])).labels.item()
         255
     """
-    _checks.check_logits(logits)
-    _checks.check_thresholds(thresholds, logits)
-    if prior is not None:
-        _checks.check_prior(prior, logits)
-        prior = prior.detach()
-    logits, thresholds = logits.detach(), thresholds.detach()
-    peaks = None if prior is None else prior_peaks(prior)
+    logits, thresholds, prior, peaks = checked(logits, thresholds, prior)
     gain = negative_log(thresholds, logits.device, peaks).view(-1, 1, 1)
-    shape = (logits.shape[0], *logits.shape[-2:])
-    labels = torch.empty(shape, dtype=torch.int64, device=logits.device)
-    predicted = torch.empty_like(labels)
-    confidence = torch.empty(shape, dtype=torch.float32, device=logits.device)
+    labels, predicted, confidence = empty_maps(logits)
     for images, rows in blocks(logits):
         part = pixel_scores(logits[images, :, rows], None if prior is None else prior[:, rows], peaks)
         value, best, _ = winner(part.gaps + gain)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from selftrain_seg import _checks
 from selftrain_seg._numerics import blocks, winner
-from selftrain_seg.confidence._scores import pixel_scores, prior_peaks
+from selftrain_seg.confidence._scores import pixel_scores
+from selftrain_seg.selectors._inputs import checked, empty_maps
 from selftrain_seg.selectors._log_domain import negative_log
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
@@ -52,20 +53,11 @@ def select_soft(
         >>> select_soft(logits, torch.tensor([0.5, 0.5]), alpha=0.5).soft.flatten()  # 1.2², 0.8² normalised
         tensor([0.6923, 0.3077])
     """
-    _checks.check_logits(logits)
-    _checks.check_thresholds(thresholds, logits)
     _checks.check_real(alpha, "alpha", 1e-6, float("inf"))
-    if prior is not None:
-        _checks.check_prior(prior, logits)
-        prior = prior.detach()
-    logits, thresholds = logits.detach(), thresholds.detach()
-    peaks = None if prior is None else prior_peaks(prior)
+    logits, thresholds, prior, peaks = checked(logits, thresholds, prior)
     gain = negative_log(thresholds, logits.device, peaks).view(-1, 1, 1)
-    shape = (logits.shape[0], *logits.shape[-2:])
     soft = torch.empty_like(logits, dtype=torch.float32)
-    labels = torch.empty(shape, dtype=torch.int64, device=logits.device)
-    predicted = torch.empty_like(labels)
-    confidence = torch.empty(shape, dtype=torch.float32, device=logits.device)
+    labels, predicted, confidence = empty_maps(logits)
     for images, rows in blocks(logits):
         part = pixel_scores(logits[images, :, rows], None if prior is None else prior[:, rows], peaks)
         value, best, gaps = winner((part.gaps + gain) / alpha)
