@@ -300,7 +300,9 @@ def _pick_pixel(labels: Tensor, chosen: Tensor, pixel: Tensor) -> tuple[Tensor, 
 
 def _equal(labels: Tensor, value: Tensor) -> Tensor:
     """``labels == value`` as bytes. The result in the dtype of the operands is vectorised on the CPU, bool is not."""
-    if labels.dtype == torch.uint8 and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return (labels == value).to(torch.uint8)
+    if labels.dtype == torch.uint8:
         return labels.clone(memory_format=torch.contiguous_format).eq_(value)
     return (labels == value).contiguous().view(torch.uint8)
 

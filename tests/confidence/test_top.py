@@ -100,7 +100,8 @@ def test_compiles_whole(with_prior):
 def test_log_odds_compiles_whole():
     log_confidence = top_confidence(random_logits(1, 3, 8, 8)).log_confidence
     compiled = torch.compile(log_odds, fullgraph=True)(log_confidence)
-    torch.testing.assert_close(compiled, log_odds(log_confidence), rtol=1e-5, atol=1e-5)
+    # Near certainty the compiler's expm1 may differ in the last bits of 1 - m, which is all that log-odds are made of.
+    torch.testing.assert_close(compiled, log_odds(log_confidence), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.gpu
