@@ -209,7 +209,7 @@ def test_argmax_of_replayed_probabilities_is_the_replayed_label_away_from_edges(
 
 
 OLD_TORCH = pytest.mark.skipif(
-    tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11), reason="torch gathers no uint16 yet"
+    tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 12), reason="torch gathers no uint16 yet"
 )
 
 
