@@ -167,18 +167,19 @@ def _maps(
     maps = [valid]
     for kind in kinds:
         if kind == "nll" and y.ndim == 3:
-            value = log_p.gather(1, _index(y, valid)).squeeze(1).neg_()
+            value = log_p.gather(1, _index(y, valid)).squeeze(1).neg()
         elif kind == "nll":
             # A class masked out by its logit has log p = -inf; where its label is 0 that must add 0.
             finite = torch.clamp(log_p, min=torch.finfo(log_p.dtype).min, out=work)
-            value = finite.mul_(y).sum(1).neg_()
+            value = finite.mul_(y).sum(1).neg()
         elif kind == "kld":
-            value = log_p.mean(1).neg_()
+            value = log_p.mean(1).neg()
         elif kind == "square":
             value = torch.mul(p, p, out=work).sum(1)
         else:
-            value = torch.clamp(log_p, min=_LOG_ZERO, out=work).mul_(p).sum(1).neg_()
-        maps.append(value.masked_fill_(valid if kind == "ignored_entropy" else ~valid, 0.0))
+            value = torch.clamp(log_p, min=_LOG_ZERO, out=work).mul_(p).sum(1).neg()
+        # Not in place: torch 2.11's compiler loses the gradient of an output that was changed in place.
+        maps.append(value.masked_fill(valid if kind == "ignored_entropy" else ~valid, 0.0))
     return tuple(maps)
 
 
