@@ -107,10 +107,11 @@ def adapt(
         corner_generator = torch.Generator(args.device).manual_seed(1000 * seed + round)
 
         reestimate_batchnorm(net, target)
-        labels, counts = target.tensors[1], None  # what the bound trains on
+        labels, rare = target.tensors[1], None  # what the bound trains on
         if method in ("cbst", "mrkld", "global"):
             portion = linear_portion(round, start=0.3, step=0.1, stop=0.5)
             labels, thresholds, counts, summary = label_target(net, target, method, portion)
+            rare = rare_classes(counts, k=3)
             print_round(f"{NAMES[method]}, round {round + 1}, portion {portion}", CLASSES, thresholds, summary)
 
         net.train()
@@ -124,9 +125,9 @@ def adapt(
             else:
                 index = draw(target, 4, generator)
                 images, chosen = target.tensors[0][index], labels[index]
-            if args.mine and counts is not None:
+            if args.mine and rare is not None:
                 size = (images.shape[-2] * 3 // 4, images.shape[-1] * 3 // 4)
-                corners = mine_crops(chosen, rare_classes(counts, k=3), size, generator=corner_generator)
+                corners = mine_crops(chosen, rare, size, generator=corner_generator)
                 images, chosen = crop(images, corners, size), crop(chosen, corners, size)
             # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
             weight = 0.1 if method == "mrkld" else 0.0

@@ -184,3 +184,12 @@ def check_count(value: Any, name: str, minimum: int = 1) -> None:
 def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"`{name}`: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_size(size: Any) -> tuple[int, int]:
+    """(height, width) of Python ints of at least 1; returned as such."""
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise ValueError(f"`size`: expected (height, width), got {size!r}")
+    for place, side in enumerate(size):
+        check_count(side, f"size[{place}]")
+    return int(size[0]), int(size[1])

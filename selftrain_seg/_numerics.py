@@ -1,4 +1,4 @@
-"""Numerical helpers shared by the stages: cache-sized blocks, and a fast maximum over classes."""
+"""Numerical helpers shared by the stages: cache-sized blocks, a fast maximum over classes, exact random integers."""
 
 from __future__ import annotations
 
@@ -50,3 +50,10 @@ def winner(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # The winner keeps its countdown, all others fall far below; so the maximum tells the first winner's class.
     index = num_classes - torch.add(countdown, gaps, alpha=1e38).amax(dim=1)
     return top, index.long().clamp_(0, num_classes - 1), gaps
+
+
+def uniform_integers(batch: int, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """(B, count) uniform integers below 2**62: modulo n they are uniform to n / 2**62, without rounding."""
+    if generator is None:  # said apart: with the argument, even None, it does not compile for dynamic shapes
+        return torch.randint(2**62, (batch, count), device=device)
+    return torch.randint(2**62, (batch, count), generator=generator, device=device)

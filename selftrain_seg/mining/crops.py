@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
+from selftrain_seg._numerics import uniform_integers
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["crop", "mine_crops"]
@@ -88,7 +89,7 @@ def mine_crops(
     _check_classes(classes, labels, "classes")
     if fallback is not None:
         _check_classes(fallback, labels, "fallback")
-    crop_height, crop_width = _pair(size)
+    crop_height, crop_width = _checks.check_size(size)
     if image_counts is not None:
         _checks.check_integer(image_counts, "image_counts")
         if image_counts.ndim != 2 or image_counts.shape[0] != batch or image_counts.shape[1] == 0:
@@ -102,7 +103,7 @@ def mine_crops(
         raise ValueError(f"`generator`: expected device {labels.device}, got {generator.device}")
 
     candidates = classes.long() if fallback is None else torch.cat([fallback.long(), classes.long()])
-    draws = _draw(batch, 4 + candidates.shape[0], labels.device, generator)
+    draws = uniform_integers(batch, 4 + candidates.shape[0], labels.device, generator)
     coin, pixel, place_y, place_x = draws[:, :4].unbind(1)
     ranked = _rank(candidates, 0 if fallback is None else fallback.shape[0], draws[:, 4:], ignore_index)
     if image_counts is not None:
@@ -169,7 +170,7 @@ def crop(tensor: Tensor, corners: Tensor, size: tuple[int, int], *, fill: float 
     if tuple(corners.shape) != (tensor.shape[0], 2):
         raise ValueError(f"`corners`: expected (B, 2) = ({tensor.shape[0]}, 2), got {tuple(corners.shape)}")
     _checks.check_device(corners, tensor, "corners")
-    crop_height, crop_width = _pair(size)
+    crop_height, crop_width = _checks.check_size(size)
     value = _fill_value(tensor, fill)
 
     height, width = tensor.shape[-2:]
@@ -213,13 +214,6 @@ def _gather_windows(tensor: Tensor, top: Tensor, left: Tensor, size: tuple[int, 
     flat = tensor.flatten(-2)
     places = places.view(places.shape[0], *(1,) * (tensor.ndim - 3), places.shape[1])
     return flat.gather(-1, places.expand(*flat.shape[:-1], -1)).view(*tensor.shape[:-2], *size)
-
-
-def _draw(batch: int, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """(B, count) uniform integers below 2**62: modulo n they are uniform to n / 2**62, without rounding."""
-    if generator is None:  # said apart: with the argument, even None, it does not compile for dynamic shapes
-        return torch.randint(2**62, (batch, count), device=device)
-    return torch.randint(2**62, (batch, count), generator=generator, device=device)
 
 
 def _rank(candidates: Tensor, fallbacks: int, keys: Tensor, ignore_index: int) -> Tensor:
@@ -332,15 +326,6 @@ def _check_classes(classes: Tensor, labels: Tensor, name: str) -> None:
     if classes.ndim != 1:
         raise ValueError(f"`{name}`: expected (K,), got {tuple(classes.shape)}")
     _checks.check_device(classes, labels, name)
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise ValueError(f"`size`: expected (height, width), got {size!r}")
-    height, width = size
-    _checks.check_count(height, "size[0]")
-    _checks.check_count(width, "size[1]")
-    return height, width
 
 
 def _fill_value(tensor: Tensor, fill: Any) -> float:

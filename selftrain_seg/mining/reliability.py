@@ -115,10 +115,7 @@ class ReliabilityBank(nn.Module):
         _checks.check_count(ignore_index, "ignore_index", minimum=-(2**63))
         shape = (0, 0, 0)
         if size is not None:
-            if not isinstance(size, (tuple, list)) or len(size) != 2:
-                raise ValueError(f"`size`: expected (height, width), got {size!r}")
-            for place in (0, 1):
-                _checks.check_count(size[place], f"size[{place}]")
+            size = _checks.check_size(size)
             if num_classes > _MAX_CLASSES:
                 raise ValueError(f"`num_classes`: expected at most {_MAX_CLASSES} to be kept, got {num_classes}")
             shape = (num_images, *size)

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from selftrain_seg import _checks
-from selftrain_seg.mining.crops import _pair, mine_crops
+from selftrain_seg.mining.crops import mine_crops
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["SmallClassCrop"]
@@ -81,7 +81,7 @@ class SmallClassCrop(v2.Transform):  # type: ignore[misc]
         ignore_index: int = IGNORE_INDEX,
     ) -> None:
         super().__init__()
-        self.size = _pair(size)
+        self.size = _checks.check_size(size)
         _checks.check_real(chance, "chance", 0.0, 1.0)
         _checks.check_real(fill, "fill", -torch.inf, torch.inf)
         _checks.check_count(ignore_index, "ignore_index", minimum=-(2**63))

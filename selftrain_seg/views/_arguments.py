@@ -11,14 +11,6 @@ from selftrain_seg import _checks
 from selftrain_seg.types import IGNORE_INDEX
 
 
-def check_size(size: Any) -> tuple[int, int]:
-    if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise ValueError(f"`size`: expected (height, width), got {size!r}")
-    for place, side in enumerate(size):
-        _checks.check_count(side, f"size[{place}]")
-    return int(size[0]), int(size[1])
-
-
 def check_range(value: Any, name: str, most: float, *, open_low: bool = False) -> tuple[float, float]:
     """Two numbers (low, high) with 0 <= low <= high <= most, or 0 < low with ``open_low``."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
@@ -44,10 +36,3 @@ def fill_value(tensor: Tensor, fill: Any) -> float:
     if not low <= fill <= high or int(fill) != fill:
         raise ValueError(f"`fill`: expected a value that {tensor.dtype} can hold, got {fill}")
     return int(fill)
-
-
-def uniform_integers(batch: int, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """(B, count) uniform integers below 2**62: modulo n they are uniform to n / 2**62, without rounding."""
-    if generator is None:  # said apart: with the argument, even None, it does not compile for dynamic shapes
-        return torch.randint(2**62, (batch, count), device=device)
-    return torch.randint(2**62, (batch, count), generator=generator, device=device)

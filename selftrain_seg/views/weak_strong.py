@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from selftrain_seg import _checks
-from selftrain_seg.views._arguments import check_range, check_size, uniform_integers
+from selftrain_seg._numerics import uniform_integers
+from selftrain_seg.views._arguments import check_range
 from selftrain_seg.views.geometry import ViewParameters, replay
 
 __all__ = ["StrongSettings", "Views", "WeakStrongViews"]
@@ -117,7 +118,7 @@ class WeakStrongViews(nn.Module):
         fill: float = 0.0,
     ) -> None:
         super().__init__()
-        self.size = check_size(size)
+        self.size = _checks.check_size(size)
         self.scale = check_range(scale, "scale", _MOST, open_low=True)
         _checks.check_real(flip_chance, "flip_chance", 0.0, 1.0)
         _checks.check_real(fill, "fill", -math.inf, math.inf)

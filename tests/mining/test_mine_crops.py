@@ -150,7 +150,9 @@ def test_share_of_crops_with_a_rare_class_on_the_embedded_benchmark():
 
 def test_chance_zero_never_mines(monkeypatch):
     # The smallest of all possible draws, which a chance above 0 would take for mining.
-    monkeypatch.setattr("selftrain_seg.mining.crops._draw", lambda b, n, device, source: torch.zeros(b, n).long())
+    monkeypatch.setattr(
+        "selftrain_seg.mining.crops.uniform_integers", lambda b, n, device, source: torch.zeros(b, n).long()
+    )
     labels = torch.tensor([[[0, 0, 1]]])
     assert mine_crops(labels, torch.tensor([1]), (1, 1), chance=0.0).tolist() == [[0, 0]]
     assert mine_crops(labels, torch.tensor([1]), (1, 1), chance=1e-6).tolist() == [[0, 2]]
