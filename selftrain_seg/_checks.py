@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selftrain_seg.types import IGNORE_INDEX
+
 __all__ = ["value_checks"]
 
 _value_checks = False
@@ -193,3 +195,20 @@ def check_size(size: Any) -> tuple[int, int]:
     for place, side in enumerate(size):
         check_count(side, f"size[{place}]")
     return int(size[0]), int(size[1])
+
+
+def fill_value(tensor: Tensor, fill: Any) -> float:
+    """The padding ``fill`` if the dtype holds it; for None 255 in label maps (integers of rank 3), else 0."""
+    exact = not (tensor.is_floating_point() or tensor.is_complex())
+    low, high = 0, 1
+    if exact and tensor.dtype != torch.bool:
+        info = torch.iinfo(tensor.dtype)
+        low, high = info.min, info.max
+    if fill is None:
+        fill = IGNORE_INDEX if exact and tensor.ndim == 3 and tensor.dtype != torch.bool else 0
+    check_real(fill, "fill", -torch.inf, torch.inf)
+    if not exact:
+        return float(fill)
+    if not low <= fill <= high or int(fill) != fill:
+        raise ValueError(f"`fill`: expected a value that {tensor.dtype} can hold, got {fill}")
+    return int(fill)

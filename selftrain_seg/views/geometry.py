@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.views._arguments import fill_value
 
 __all__ = ["ViewParameters", "replay", "replay_inverse"]
 
@@ -241,4 +240,4 @@ def _check_arguments(tensor: Any, parameters: Any, size: str, mode: Any, fill: f
     _checks.check_choice(mode, "mode", _MODES)
     if mode == "bilinear" and not floating:
         raise TypeError(f"`tensor`: expected a floating-point dtype with mode 'bilinear', got {tensor.dtype}")
-    return mode, fill_value(tensor, fill)
+    return mode, _checks.fill_value(tensor, fill)
