@@ -12,7 +12,17 @@ from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __version__ = "0.1.0.dev0"
 
-_SUBPACKAGES = ("confidence", "datasets", "distributed", "losses", "mining", "selectors", "thresholds", "views")
+_SUBPACKAGES = (
+    "confidence",
+    "datasets",
+    "distributed",
+    "losses",
+    "mining",
+    "selectors",
+    "teachers",
+    "thresholds",
+    "views",
+)
 
 __all__ = ["IGNORE_INDEX", "PseudoLabels", "__version__", "value_checks", *_SUBPACKAGES]
 

@@ -188,12 +188,12 @@ def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
         raise ValueError(f"`{name}`: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_size(size: Any) -> tuple[int, int]:
+def check_size(size: Any, name: str = "size") -> tuple[int, int]:
     """(height, width) of Python ints of at least 1; returned as such."""
     if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise ValueError(f"`size`: expected (height, width), got {size!r}")
+        raise ValueError(f"`{name}`: expected (height, width), got {size!r}")
     for place, side in enumerate(size):
-        check_count(side, f"size[{place}]")
+        check_count(side, f"{name}[{place}]")
     return int(size[0]), int(size[1])
 
 

@@ -1,0 +1,39 @@
+"""Logits out of whatever segmentation networks return."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def logits_of(output: Any) -> Tensor:
+    """A tensor itself, ``out`` of a dict (torchvision), ``.logits`` (transformers), the first of a tuple."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        found = output.get("out", output.get("logits"))
+    elif isinstance(output, (tuple, list)):
+        found = output[0] if output else None
+    else:
+        found = getattr(output, "logits", None)
+    if isinstance(found, Tensor):
+        return found
+    raise TypeError(
+        f"`model(images)`: expected logits, a dict with `out` or `logits`, or a tuple of tensors, "
+        f"got {type(output).__name__}"
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside a ``with`` block; then every module is in the mode it was in."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training

@@ -1,0 +1,218 @@
+"""A teacher that is updated only when the student has proved better."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from selftrain_seg import _checks
+from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg.teachers import _weights
+from selftrain_seg.teachers._output import evaluating, logits_of
+from selftrain_seg.teachers.mean import MeanTeacher
+from selftrain_seg.teachers.scores import entropy_score, soft_neighbourhood_density
+
+__all__ = ["DynamicTeacher", "TeacherDecision"]
+
+
+class TeacherDecision(NamedTuple):
+    """One time that a ``DynamicTeacher`` asked itself whether to follow the student.
+
+    Attributes:
+        step: number of the ``observe`` call, from 1.
+        stored: batches in the query buffer.
+        improved: share of them, over all ranks, on which the student's score has risen since it first saw them;
+            NaN where the buffer was full, so that nothing was scored.
+        updated: whether the teacher was updated (and the buffer emptied).
+    """
+
+    step: int
+    stored: int
+    improved: float
+    updated: bool
+
+
+class _Query(NamedTuple):
+    images: Tensor
+    score: Tensor
+    seed: int
+
+
+class DynamicTeacher(nn.Module):
+    """Teach with a moving average that follows the student only when the student improves (DTU of DT-ST).
+
+    Each ``observe`` keeps the batch and the student's score on it. From ``first`` batches on, every ``every``
+    calls, the student is scored again on all of them: if its score has risen on more than half, or if more than
+    ``most`` are kept, the teacher is updated, ``θ' ← momentum θ' + (1 - momentum) θ``, and the buffer emptied.
+
+    Both scores of a batch look at the same random pixels, so that they differ by the student alone, and the student
+    is in evaluation mode for them.
+
+    Args:
+        student: the network to copy; its wrappers are left out. It is not changed.
+        momentum: of the update, in [0, 1]. DT-ST: 0.99.
+        score: "snd" for ``soft_neighbourhood_density``, "entropy" for ``entropy_score``.
+        first: batches kept before the first decision. DT-ST: 9.
+        every: calls between decisions. DT-ST: 3.
+        most: batches kept at which the teacher is updated in any case. DT-ST: 30. The buffer holds at most
+            ``most + every``.
+        store_on: device of the kept batches; None keeps them where they come from.
+        buffers: as in ``MeanTeacher``.
+
+    Attributes:
+        teacher: the ``MeanTeacher``, without warm-up.
+        history: list of ``TeacherDecision``, for plots.
+        observed: () int64, calls of ``observe`` so far.
+
+    State / distributed:
+        All is in ``state_dict``, the kept batches and the history too (as ``_extra_state``, tensors only). Counts are
+        summed over ranks by one all-reduce a decision, so all ranks decide alike; each must observe equally often.
+        A decision makes the host wait for the device.
+
+    Raises:
+        TypeError: ``student`` is no ``torch.nn.Module``; a number is of the wrong type.
+        ValueError: an argument is out of its range; the student cannot be copied.
+
+    References:
+        Zhao et al., "Towards Better Stability and Adaptability: Improve Online Self-Training for Model Adaptation
+        in Semantic Segmentation", CVPR 2023.
+
+    Example:
+        >>> import torch
+        >>> student = torch.nn.Conv2d(3, 2, 1)
+        >>> teacher = DynamicTeacher(student, first=2, every=1, most=4)
+        >>> images = torch.rand(1, 3, 8, 8)
+        >>> [teacher.observe(images, student) for _ in range(5)]  # nothing improves, until 5 > 4 are kept
+        [False, False, False, False, True]
+        >>> teacher.history[0]
+        TeacherDecision(step=2, stored=2, improved=0.0, updated=False)
+    """
+
+    observed: Tensor
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        momentum: float = 0.99,
+        score: str = "snd",
+        first: int = 9,
+        every: int = 3,
+        most: int = 30,
+        store_on: torch.device | str | None = "cpu",
+        buffers: str = "copy",
+    ) -> None:
+        super().__init__()
+        _checks.check_choice(score, "score", ("snd", "entropy"))
+        _checks.check_count(first, "first")
+        _checks.check_count(every, "every")
+        _checks.check_count(most, "most")
+        self.score, self.first, self.every, self.most = score, first, every, most
+        self.store_on = None if store_on is None else torch.device(store_on)
+        self.teacher = MeanTeacher(student, momentum=momentum, warmup=False, buffers=buffers)
+        self.register_buffer("observed", self.teacher.step.clone())
+        self._observed = 0  # the same number on the host
+        self._queries: list[_Query] = []
+        self.history: list[TeacherDecision] = []
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"score={self.score!r}, first={self.first}, every={self.every}, most={self.most}"
+
+    @property
+    def stored(self) -> int:
+        """Batches kept at present."""
+        return len(self._queries)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the teacher's logits, without gradient.
+
+        Args:
+            images: (B, 3, H, W), as the student takes them.
+
+        Returns:
+            As ``MeanTeacher``.
+        """
+        logits: Tensor = self.teacher(images)
+        return logits
+
+    @torch.no_grad()
+    def observe(self, images: Tensor, student: nn.Module) -> bool:
+        """Keep a target batch with the student's score on it, and perhaps update the teacher.
+
+        Call it after each optimizer step. It costs one forward pass of the student, and at a decision one for
+        each kept batch.
+
+        Args:
+            images: (B, 3, H, W) as the student takes them.
+            student: the network the teacher was made from, wrapped or not.
+
+        Returns:
+            Whether the teacher was updated.
+
+        Raises:
+            TypeError: ``images`` is no tensor, ``student`` no ``torch.nn.Module``.
+            ValueError: the student's parameters or buffers are not those of the teacher.
+        """
+        _checks.check_tensor(images, "images")
+        _weights.check_module(student, "student")
+        network = _weights.unwrap(student)
+        with evaluating(network):
+            seed = self._observed
+            kept = images.detach().to(self.store_on or images.device, copy=True)
+            self._queries.append(_Query(kept, self._measure(network, images, seed), seed))
+            self._observed += 1
+            self.observed += 1
+            if self.stored < self.first or (self.stored - self.first) % self.every:
+                return False
+            share = float("nan") if self.stored > self.most else self._improved(network, images.device)
+        updated = self.stored > self.most or share > 0.5
+        self.history.append(TeacherDecision(self._observed, self.stored, share, updated))
+        if updated:
+            self.teacher.update(student)
+            self._queries.clear()
+        return updated
+
+    def _measure(self, network: nn.Module, images: Tensor, seed: int) -> Tensor:
+        logits = logits_of(network(images))
+        if self.score == "entropy":
+            return entropy_score(logits)
+        generator = torch.Generator(logits.device).manual_seed(seed)
+        return soft_neighbourhood_density(logits, generator=generator)
+
+    def _improved(self, network: nn.Module, device: torch.device) -> float:
+        """Share of the kept batches, of all ranks, on which the student is better than when it first saw them."""
+        now = [self._measure(network, query.images.to(device), query.seed) for query in self._queries]
+        better = torch.stack([new > query.score.to(new.device) for new, query in zip(now, self._queries, strict=True)])
+        count = all_reduce_sum(torch.stack([better.sum(), torch.tensor(self.stored, device=better.device)]))
+        return float(count[0] / count[1])
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Give ``state_dict`` the kept batches and the history.
+
+        Returns:
+            Tensors in plain lists and dicts, for ``torch.load(..., weights_only=True)``.
+        """
+        return {
+            "images": [query.images for query in self._queries],
+            "scores": [query.score for query in self._queries],
+            "seeds": [query.seed for query in self._queries],
+            "history": [list(decision) for decision in self.history],
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the kept batches and the history out of a ``state_dict``.
+
+        Args:
+            state: what ``get_extra_state`` returned.
+        """
+        device = self.store_on
+        images = [kept if device is None else kept.to(device) for kept in state["images"]]
+        scores = [score.to(self.observed.device) for score in state["scores"]]
+        self._queries = [_Query(*query) for query in zip(images, scores, state["seeds"], strict=True)]
+        self.history = [TeacherDecision(*decision) for decision in state["history"]]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self._observed = int(self.observed)

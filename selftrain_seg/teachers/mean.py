@@ -1,0 +1,262 @@
+"""The mean teacher: an exponential moving average of the student."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selftrain_seg import _checks
+from selftrain_seg.distributed import several_ranks
+from selftrain_seg.teachers import _weights
+from selftrain_seg.teachers._output import logits_of
+
+__all__ = ["MeanTeacher"]
+
+_HALF = (torch.float16, torch.bfloat16)
+# Layers that do nothing but drop while training; those of other packages by name.
+_DROPPING = (nn.modules.dropout._DropoutNd, nn.MultiheadAttention)
+_DROPPING_NAMES = frozenset({"StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d"})
+
+
+class MeanTeacher(nn.Module):
+    """Teach with a moving average of the student's weights.
+
+    ``θ' ← d θ' + (1 - d) θ`` with ``d = min(1 - 1/(i+1), momentum)`` at update i = 0, 1, …, so the first update
+    copies the student; without ``warmup`` d is ``momentum`` from the start. Calling the teacher returns logits
+    without gradient.
+
+    Call ``update(student)`` after each optimizer step. The student may be wrapped in ``DistributedDataParallel`` or
+    ``torch.compile``, at any time. For FSDP2 make the teacher first and shard both: ``fully_shard(student)`` and
+    ``fully_shard(teacher.model)``.
+
+    Args:
+        student: the network to copy; its wrappers are left out. It is not changed.
+        momentum: d, in [0, 1]. Mean teachers: 0.99 to 0.9999.
+        warmup: whether d grows from 0 as above.
+        buffers: what happens to floating-point buffers (BatchNorm's running statistics): "copy" takes the
+            student's, "average" averages them like weights, "keep" leaves the teacher's own. Integer buffers are
+            always copied.
+        train_mode: whether the teacher's layers work as in training, so that BatchNorm uses the batch's statistics.
+            By default it is in evaluation mode. Either way ``.train()`` and ``.eval()`` do not change it.
+        dropout: whether dropout and stochastic depth stay on in train mode.
+        sync_buffers: whether the student's floating-point buffers are averaged over ranks first, since BatchNorm
+            sees another batch on each. ``update`` is then a collective.
+
+    Attributes:
+        model: the averaged network, in the student's dtype.
+        step: () int64, updates so far (since ``restart``).
+
+    State / distributed:
+        Weights, buffers and ``step`` are in ``state_dict``, which loads with or without ``module.`` and
+        ``_orig_mod.`` in its keys. Weights in half precision have float32 copies there (``shadow``), which are what
+        is averaged: at 0.999 half-precision weights would never move. With a student that is the same on all ranks
+        the teacher is, too; no weights are sent.
+
+    Raises:
+        TypeError: ``student`` is no ``torch.nn.Module``; ``momentum`` is no number.
+        ValueError: ``momentum`` or ``buffers`` is out of range; the student cannot be copied.
+
+    References:
+        Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, arXiv:1703.01780.
+
+    Example:
+        >>> import torch
+        >>> student = torch.nn.Conv2d(3, 2, 1)
+        >>> teacher = MeanTeacher(student, momentum=0.9)
+        >>> _ = torch.nn.init.zeros_(student.bias)
+        >>> teacher.update(student)  # d = 0
+        >>> _ = torch.nn.init.ones_(student.bias)
+        >>> teacher.update(student)  # d = 1 - 1/2
+        >>> teacher.model.bias
+        Parameter containing:
+        tensor([0.5000, 0.5000])
+        >>> teacher(torch.rand(1, 3, 4, 4)).requires_grad
+        False
+    """
+
+    step: Tensor
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        momentum: float = 0.999,
+        warmup: bool = True,
+        buffers: str = "copy",
+        train_mode: bool = False,
+        dropout: bool = False,
+        sync_buffers: bool = True,
+    ) -> None:
+        super().__init__()
+        _weights.check_module(student, "student")
+        _checks.check_real(momentum, "momentum", 0.0, 1.0)
+        _checks.check_choice(buffers, "buffers", ("copy", "average", "keep"))
+        self.momentum, self.warmup, self.buffer_rule = float(momentum), bool(warmup), buffers
+        self.train_mode, self.dropout, self.sync_buffers = bool(train_mode), bool(dropout), bool(sync_buffers)
+        try:
+            model = copy.deepcopy(_weights.unwrap(student))
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(
+                "`student`: expected a network that can be deep-copied (make the teacher before the student is "
+                f"sharded or run): {error}"
+            ) from error
+        if any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+            raise ValueError("`student`: expected initialised parameters; run the student once first")
+        self.model = model.requires_grad_(False)
+        self.shadow = _Shadow()
+        for name, tensor in self._averaged().items():
+            if tensor.dtype in _HALF:
+                self.shadow.add(name, tensor)
+        parameter = next(self.model.parameters(), torch.empty(0))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=parameter.device))
+        self._steps = 0  # the same number on the host, which so never waits for the device
+        self.register_load_state_dict_pre_hook(_rename)  # type: ignore[no-untyped-call]
+        self.train(self.training)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"momentum={self.momentum}, warmup={self.warmup}, buffers={self.buffer_rule!r}"
+
+    @property
+    def next_momentum(self) -> float:
+        """The weight d of the old value in the next update."""
+        return min(1 - 1 / (self._steps + 1), self.momentum) if self.warmup else self.momentum
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the teacher's logits, without gradient.
+
+        Args:
+            images: (B, 3, H, W), as the student takes them.
+
+        Returns:
+            The network's output if that is a tensor, else its ``out`` (dicts of torchvision), its ``logits``
+            (transformers) or its first element (tuples).
+
+        Raises:
+            TypeError: the network returns nothing of these.
+        """
+        return logits_of(self.model(images))
+
+    @torch.no_grad()
+    def update(self, student: nn.Module) -> None:
+        """Move the teacher towards the student. No host synchronisation.
+
+        Args:
+            student: the network the teacher was made from, wrapped or not, on any device.
+
+        Raises:
+            TypeError: ``student`` is no ``torch.nn.Module``.
+            ValueError: parameters or buffers were added or removed, or changed their shape (their names are said).
+        """
+        _weights.check_module(student, "student")
+        student = _weights.unwrap(student)
+        weights, others = _weights.by_name(student.named_parameters()), _weights.by_name(student.named_buffers())
+        own_weights = _weights.by_name(self.model.named_parameters())
+        own_others = _weights.by_name(self.model.named_buffers())
+        _weights.check_pairs("parameters", own_weights, weights)
+        _weights.check_pairs("buffers", own_others, others)
+
+        momentum = self.next_momentum
+        floats = [name for name, tensor in own_others.items() if tensor.is_floating_point()]
+        if self.buffer_rule == "keep":
+            floats = []
+        elif self.sync_buffers and several_ranks():
+            others.update(zip(floats, _weights.mean_over_ranks([others[name] for name in floats]), strict=True))
+        averaged = [*weights, *(floats if self.buffer_rule == "average" else [])]
+        targets, sources = {**own_others, **own_weights}, {**others, **weights}
+        shadowed = [name for name in averaged if name in self.shadow]
+        _weights.average_(
+            [self.shadow[name] if name in self.shadow else targets[name] for name in averaged],
+            [sources[name] for name in averaged],
+            momentum,
+        )
+        _weights.average_([targets[name] for name in shadowed], [self.shadow[name] for name in shadowed], 0.0)
+        copied = [name for name, tensor in own_others.items() if not tensor.is_floating_point()]
+        copied += floats if self.buffer_rule == "copy" else []
+        _weights.average_([own_others[name] for name in copied], [others[name] for name in copied], 0.0)
+        self.step += 1
+        self._steps += 1
+
+    def restart(self) -> None:
+        """Start the warm-up again: the next update copies the student."""
+        self.step.zero_()
+        self._steps = 0
+
+    def train(self, mode: bool = True) -> MeanTeacher:
+        """Set the flag of this module only; the network stays in the mode chosen by ``train_mode``.
+
+        Args:
+            mode: as in ``torch.nn.Module``.
+
+        Returns:
+            The teacher itself.
+        """
+        super().train(mode)
+        self.model.train(self.train_mode)
+        for module in self.model.modules() if self.train_mode and not self.dropout else ():
+            if isinstance(module, _DROPPING) or type(module).__name__ in _DROPPING_NAMES:
+                module.eval()
+        return self
+
+    def _averaged(self) -> dict[str, Tensor]:
+        """What is averaged: parameters, and under "average" floating-point buffers."""
+        tensors = _weights.by_name(self.model.named_parameters())
+        if self.buffer_rule == "average":
+            buffers = _weights.by_name(self.model.named_buffers())
+            tensors |= {name: tensor for name, tensor in buffers.items() if tensor.is_floating_point()}
+        return tensors
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MeanTeacher:
+        before = self._averaged()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, tensor in self._averaged().items():  # casts between half and full precision lose nothing
+            if tensor.dtype in _HALF and name not in self.shadow:
+                self.shadow.add(name, before[name].to(tensor.device))
+            elif tensor.dtype not in _HALF and name in self.shadow:
+                tensor.copy_(self.shadow.pop(name))
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self._steps = int(self.step)
+
+
+class _Shadow(nn.Module):
+    """Float32 copies of half-precision tensors, by name. They move between devices but keep their dtype."""
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        self.register_buffer(_key(name), tensor.detach().to(torch.float32, copy=True))
+
+    def pop(self, name: str) -> Tensor:
+        tensor = self[name]
+        delattr(self, _key(name))
+        return tensor
+
+    def __contains__(self, name: str) -> bool:
+        return _key(name) in self._buffers
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.get_buffer(_key(name))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Shadow:
+        for key, tensor in self.named_buffers():
+            self._buffers[key] = tensor.to(fn(tensor).device)
+        return self
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # names of buffers hold no dots
+
+
+def _rename(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Give the entries of a checkpoint the names of this module's, whatever wrapped either when it was saved."""
+    own = [prefix + name for name in module.state_dict()]
+    names = {_weights.canonical(name, outer=True): name for name in own}
+    for key in list(state_dict):
+        name = names.get(_weights.canonical(key, outer=True))
+        if name is not None and name != key and key not in own and name not in state_dict:
+            state_dict[name] = state_dict.pop(key)

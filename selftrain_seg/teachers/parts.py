@@ -1,0 +1,99 @@
+"""Prediction for inputs that do not fit into memory at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from selftrain_seg import _checks
+from selftrain_seg.teachers._output import logits_of
+
+__all__ = ["predict_in_parts"]
+
+
+@torch.no_grad()
+def predict_in_parts(
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    *,
+    images_at_once: int | None = None,
+    window: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
+) -> Tensor:
+    """Predict a batch in chunks of images, windows of each, or both.
+
+    Chunks change nothing but the memory needed (unless BatchNorm uses the batch's statistics). Windows cover the
+    image, the last of a row or column shifted back inside; where they overlap their logits are averaged.
+
+    Args:
+        model: maps images (b, 3, h, w) to logits (b, C, h, w): a teacher, or any network in evaluation mode.
+        images: (B, 3, H, W).
+        images_at_once: images in a chunk; None for all.
+        window: (h, w) in pixels; None for whole images. Cut to the image where that is smaller.
+        stride: (down, right) from one window to the next, in pixels; None for ``window``, without overlap.
+
+    Returns:
+        (B, C, H, W) logits in the model's dtype (float32 with windows), without gradient. Without windows whatever
+        resolution the model returns.
+
+    Raises:
+        TypeError: ``images`` is no floating-point tensor, a number is no int, or the model returns no logits.
+        ValueError: ``images`` is not (B, 3, H, W) in rank or B is 0; a number is below 1; ``stride`` is given without
+            ``window``, or exceeds it; with windows the model's output is not of their size.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Conv2d(3, 2, 1)
+        >>> images = torch.rand(3, 3, 8, 10)
+        >>> parts = predict_in_parts(model, images, images_at_once=2, window=(4, 6), stride=(4, 3))
+        >>> torch.allclose(parts, model(images))
+        True
+    """
+    _checks.check_logits(images, name="images")
+    if images.shape[0] == 0:
+        raise ValueError(f"`images`: expected at least one, got {tuple(images.shape)}")
+    if images_at_once is not None:
+        _checks.check_count(images_at_once, "images_at_once")
+    size: tuple[int, int] | None = None
+    step = (1, 1)
+    if window is not None:
+        size = _checks.check_size(window, "window")
+        step = size if stride is None else _checks.check_size(stride, "stride")
+        if step[0] > size[0] or step[1] > size[1]:
+            raise ValueError(f"`stride`: expected at most `window` = {size}, got {step}")
+    elif stride is not None:
+        raise ValueError("`stride`: expected None without `window`")
+    count = images_at_once or images.shape[0]
+    chunks = [images[start : start + count].detach() for start in range(0, images.shape[0], count)]
+    if size is None:
+        return torch.cat([logits_of(model(chunk)) for chunk in chunks])
+    return torch.cat([_by_windows(model, chunk, size, step) for chunk in chunks])
+
+
+def _by_windows(
+    model: Callable[[Tensor], Tensor], images: Tensor, size: tuple[int, int], step: tuple[int, int]
+) -> Tensor:
+    height, width = images.shape[-2:]
+    h, w = min(size[0], height), min(size[1], width)
+    total = images.new_zeros(0, dtype=torch.float32)
+    times = torch.zeros(height, width, device=images.device)
+    for top in _starts(height, h, step[0]):
+        for left in _starts(width, w, step[1]):
+            logits = logits_of(model(images[..., top : top + h, left : left + w]))
+            if logits.shape[0] != images.shape[0] or tuple(logits.shape[-2:]) != (h, w):
+                raise ValueError(
+                    f"`model(images)`: expected ({images.shape[0]}, C, {h}, {w}) for windows of that size, "
+                    f"got {tuple(logits.shape)}"
+                )
+            if total.numel() == 0:
+                total = total.new_zeros(images.shape[0], logits.shape[1], height, width)
+            total[..., top : top + h, left : left + w] += logits
+            times[top : top + h, left : left + w] += 1
+    return total / times
+
+
+def _starts(length: int, window: int, step: int) -> list[int]:
+    """Where windows begin so that they cover everything; the last ends at the border."""
+    return [*range(0, length - window, step), length - window]

@@ -1,0 +1,116 @@
+"""How good a network is on images without labels, from its output alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from selftrain_seg import _checks
+from selftrain_seg._numerics import uniform_integers
+from selftrain_seg.confidence import top_confidence
+
+__all__ = ["entropy_score", "soft_neighbourhood_density"]
+
+# Up to here a permutation of all pixels costs nothing worth saving.
+_FEW_PIXELS = 1 << 16
+
+
+def soft_neighbourhood_density(
+    logits: Tensor, *, samples: int = 100, temperature: float = 20.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """Measure how densely pixels cluster in the network's output: the higher, the better the network.
+
+    With f_i the L2-normalised probabilities of N random pixels, ``P_i = softmax_j(temperature · f_i · f_j)`` and
+    the score is ``-(1/N) Σ_i Σ_j P_ij log P_ij``: log N where all pixels look alike, little where each is alone.
+
+    Differs from Saito et al., who leave out j = i; DT-ST's form, given here, does not.
+
+    Args:
+        logits: (B, C, H, W), any floating-point dtype; detached. The pixels of all images are one population.
+            Computed in float32 for the sampled pixels only.
+        samples: N, drawn without replacement; all pixels where there are fewer. DT-ST: 100.
+        temperature: factor of the similarities, above 0. DT-ST: 20.
+        generator: source of the random numbers, on the device of ``logits``; None for torch's default one.
+
+    Returns:
+        () float32 in [0, log N] in nats; 0 without pixels, NaN if a sampled pixel has a NaN logit.
+
+    Raises:
+        TypeError: ``logits`` is no floating-point tensor; ``samples`` is no int, ``temperature`` no number.
+        ValueError: ``logits`` is not (B, C, H, W); ``samples`` or ``temperature`` is out of range.
+
+    References:
+        Saito et al., "Tune it the Right Way", ICCV 2021, arXiv:2108.10860, Eq. 1-3. Zhao et al., "Towards Better
+        Stability and Adaptability: Improve Online Self-Training for Model Adaptation in Semantic Segmentation",
+        CVPR 2023.
+
+    Example:
+        >>> import torch
+        >>> alike = torch.zeros(1, 3, 2, 2)
+        >>> alike[:, 0] = 9.0
+        >>> soft_neighbourhood_density(alike)  # log 4
+        tensor(1.3863)
+        >>> halves = alike.clone()
+        >>> halves[..., 1] = halves[..., 1].roll(1, dims=1)
+        >>> soft_neighbourhood_density(halves)  # log 2
+        tensor(0.6931)
+    """
+    _checks.check_logits(logits)
+    _checks.check_count(samples, "samples")
+    _checks.check_real(temperature, "temperature", 0.0, float("inf"), open_low=True)
+    batch, _, height, width = logits.shape
+    pixels = batch * height * width
+    if pixels == 0:
+        return logits.new_zeros((), dtype=torch.float32)
+    chosen = _distinct(pixels, min(samples, pixels), logits.device, generator)
+    image, place = chosen // (height * width), chosen % (height * width)
+    features = logits.detach()[image, :, place // width, place % width].float().softmax(dim=1)
+    features = F.normalize(features, dim=1)
+    with torch.autocast(logits.device.type, enabled=False):
+        similar = F.log_softmax(temperature * features @ features.T, dim=1)
+    return -(similar.exp() * similar).sum(dim=1).mean()
+
+
+def entropy_score(logits: Tensor) -> Tensor:
+    """Measure how sure the network is: the mean over pixels of ``1 + 2 m log2 m``, m its confidence.
+
+    The higher, the better the network. It is 1 where m = 1, 0 where m = 1/2 and least, -0.06, at m = 1/e.
+
+    Args:
+        logits: (B, C, H, W), any floating-point dtype; detached. Computed in float32 without saturation.
+
+    Returns:
+        () float32; 0 without pixels. Pixels with a NaN logit are left out.
+
+    Raises:
+        TypeError: ``logits`` is no floating-point tensor.
+        ValueError: ``logits`` is not (B, C, H, W).
+
+    References:
+        Zhao et al., CVPR 2023 (DT-ST), the ENT alternative of its dynamic teacher update.
+
+    Example:
+        >>> import torch
+        >>> entropy_score(torch.tensor([0.5, 0.5]).log().reshape(1, 2, 1, 1))
+        tensor(0.)
+    """
+    log_confidence = top_confidence(logits).log_confidence
+    term = log_confidence.exp() * log_confidence * (2 / math.log(2))
+    usable = log_confidence > -torch.inf  # False for NaN
+    total = torch.where(usable, 1 + term, 0.0).sum(dtype=torch.float64)
+    return (total / usable.sum().clamp(min=1)).float()
+
+
+def _distinct(population: int, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """(count,) different integers in [0, population), every set equally likely."""
+    if population <= max(_FEW_PIXELS, 4 * count):
+        return torch.randperm(population, generator=generator, device=device)[:count]
+    # The first different ones of more draws than needed: too few differ in fewer than one case in 10^100.
+    draws = uniform_integers(1, 2 * count, device, generator)[0] % population
+    values, order = draws.sort(stable=True)
+    repeated = torch.zeros_like(draws, dtype=torch.bool)
+    repeated[order] = F.pad(values[1:] == values[:-1], (1, 0))
+    return draws[repeated.to(torch.uint8).argsort(stable=True)[:count]]

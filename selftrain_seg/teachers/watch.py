@@ -1,0 +1,164 @@
+"""Statistics that show whether teacher and student have become one: cheap enough for every step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from selftrain_seg import _checks
+from selftrain_seg.confidence import top_confidence
+from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg.teachers import _weights
+
+__all__ = ["Agreement", "AgreementStatistics", "parameter_distance"]
+
+
+def parameter_distance(teacher: nn.Module, student: nn.Module) -> Tensor:
+    """Measure how far apart two networks' weights are, relative to the student's.
+
+    ``‖θ' - θ‖₂ / ‖θ‖₂`` over all floating-point parameters. Near 0 the teacher can teach nothing that the student
+    does not know; the two teachers of a ``DualTeacher`` can be compared as well.
+
+    Args:
+        teacher: a network of the student's architecture: ``MeanTeacher.model``, say.
+        student: another, wrapped or not.
+
+    Returns:
+        () float64 on the student's device, without gradient; 0 if there are no parameters.
+
+    Raises:
+        TypeError: one is no ``torch.nn.Module``.
+        ValueError: their parameters differ in names or shapes.
+
+    References:
+        Ke et al., "Dual Student", ICCV 2019, arXiv:1909.01804, on the coupling of teacher and student.
+
+    Example:
+        >>> import copy, torch
+        >>> student = torch.nn.Linear(3, 4, bias=False)
+        >>> teacher = copy.deepcopy(student)
+        >>> with torch.no_grad():
+        ...     _ = teacher.weight.mul_(1.5)
+        >>> parameter_distance(teacher, student)
+        tensor(0.5000, dtype=torch.float64)
+    """
+    _weights.check_module(teacher, "teacher")
+    _weights.check_module(student, "student")
+    own = _weights.by_name(_weights.unwrap(teacher).named_parameters())
+    other = _weights.by_name(_weights.unwrap(student).named_parameters())
+    _weights.check_pairs("parameters", own, other)
+    names = [name for name, tensor in other.items() if tensor.is_floating_point()]
+    if not names:
+        return torch.zeros((), dtype=torch.float64)
+    with torch.no_grad():
+        sources = [other[name].float() for name in names]
+        targets = [own[name].to(source) for name, source in zip(names, sources, strict=True)]
+        apart = torch.stack(torch._foreach_norm(torch._foreach_sub(targets, sources)))
+        size = torch.stack(torch._foreach_norm(sources))
+    apart, size = apart.double().norm(), size.double().norm()
+    return torch.where(apart > 0, apart / size, 0.0)
+
+
+class Agreement(NamedTuple):
+    """How far teacher and student agree.
+
+    Attributes:
+        share: () float64, pixels with the same label among all; NaN without pixels.
+        per_class: (C,) float64, pixels both label c among those either labels c; NaN where there are none.
+        confidence_gap: () float64, mean of the teacher's confidence less the student's.
+    """
+
+    share: Tensor
+    per_class: Tensor
+    confidence_gap: Tensor
+
+
+class AgreementStatistics(nn.Module):
+    """Count on how many pixels teacher and student say the same.
+
+    Args:
+        num_classes: C.
+
+    Attributes:
+        both: (C,) int64, pixels that both label c.
+        teacher: (C,) int64, pixels that the teacher labels c.
+        student: (C,) int64, pixels that the student labels c.
+        gap: () float64, sum over pixels of the teacher's confidence less the student's.
+
+    State / distributed:
+        The counts are buffers of this rank; ``compute`` adds them over ranks by one all-reduce.
+
+    Raises:
+        TypeError: ``num_classes`` is no int.
+        ValueError: ``num_classes`` is below 1.
+
+    Example:
+        >>> import torch
+        >>> statistics = AgreementStatistics(2)
+        >>> one, two = torch.tensor([[3.0, 0], [3, 0], [0, 3]]), torch.tensor([[3.0, 0], [0, 3], [0, 3]])
+        >>> statistics.update(one.T.reshape(1, 2, 1, 3), two.T.reshape(1, 2, 1, 3))
+        >>> statistics.compute().share, statistics.compute().per_class
+        (tensor(0.6667, dtype=torch.float64), tensor([0.5000, 0.5000], dtype=torch.float64))
+    """
+
+    both: Tensor
+    teacher: Tensor
+    student: Tensor
+    gap: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        _checks.check_count(num_classes, "num_classes")
+        self.num_classes = num_classes
+        for name in ("both", "teacher", "student"):
+            self.register_buffer(name, torch.zeros(num_classes, dtype=torch.int64))
+        self.register_buffer("gap", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, teacher_logits: Tensor, student_logits: Tensor) -> None:
+        """Count a batch. No host synchronisation.
+
+        Args:
+            teacher_logits: (B, C, H, W) of one network.
+            student_logits: (B, C, H, W) of the other for the same images; detached. Pixels with a NaN logit in
+                either are left out.
+
+        Raises:
+            TypeError: one is no floating-point tensor.
+            ValueError: one is not (B, C, H, W), or they differ in shape or device.
+        """
+        _checks.check_logits(teacher_logits, self.num_classes, "teacher_logits")
+        _checks.check_logits(student_logits, self.num_classes, "student_logits")
+        _checks.check_class_maps(student_logits, teacher_logits, "student_logits")
+        first, second = top_confidence(teacher_logits), top_confidence(student_logits)
+        gap = first.log_confidence.exp() - second.log_confidence.exp()
+        usable = ~gap.isnan()
+        home = self.both.device
+        for name, labels, counted in (
+            ("teacher", first.labels, usable),
+            ("student", second.labels, usable),
+            ("both", first.labels, usable & (first.labels == second.labels)),
+        ):
+            counts = torch.zeros(self.num_classes, dtype=torch.int64, device=labels.device)
+            counts.scatter_add_(0, labels.flatten(), counted.flatten().long())
+            self.get_buffer(name).add_(counts.to(home))
+        self.gap += torch.where(usable, gap, 0.0).sum(dtype=torch.float64).to(home)
+
+    def compute(self) -> Agreement:
+        """Return the agreement over all batches and ranks.
+
+        Returns:
+            ``Agreement(share, per_class, confidence_gap)``.
+        """
+        counts = all_reduce_sum(torch.cat([self.both, self.teacher, self.student]))
+        gap = all_reduce_sum(self.gap)
+        both, teacher, student = counts.double().view(3, -1)
+        pixels = teacher.sum()
+        return Agreement(both.sum() / pixels, both / (teacher + student - both), gap / pixels)
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        for buffer in self.buffers():
+            buffer.zero_()
