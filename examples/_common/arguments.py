@@ -1,0 +1,76 @@
+"""The arguments that all trainers share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+DATA = ("streets", "gta5", "synthia", "voc")
+
+
+def parser(description: str | None, *, streets: dict[str, Any], papers: dict[str, Any]) -> argparse.ArgumentParser:
+    """Make a parser whose defaults depend on ``--data``.
+
+    Args:
+        description: the script's docstring.
+        streets: defaults for the embedded benchmark.
+        papers: defaults for real data, those of the paper.
+    """
+    data = argparse.ArgumentParser(add_help=False)
+    data.add_argument("--data", choices=DATA, default="streets", help="what to adapt from and to (default: streets)")
+    made = argparse.ArgumentParser(
+        description=description, parents=[data], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    folders = made.add_argument_group("data")
+    folders.add_argument("--source-root", type=Path, help="folder of GTA5 or SYNTHIA")
+    folders.add_argument("--root", type=Path, help="folder of Cityscapes or VOC; of the embedded benchmark's files")
+    folders.add_argument("--images", type=int, nargs=3, default=[1000, 500, 200], help="streets: train, train, val")
+    folders.add_argument("--crop", type=int, nargs=2, help="height and width of training crops (default: the image)")
+    folders.add_argument("--workers", type=int, default=0, help="processes that read images")
+
+    network = made.add_argument_group("network")
+    network.add_argument(
+        "--network", default="small-unet", help="small-unet, deeplabv2_resnet101, or a name of torchvision"
+    )
+    network.add_argument("--init", type=Path, help="weights to start from (model.pt of another run)")
+    network.add_argument(
+        "--frozen-bn", action="store_true", help="BatchNorm as it is, neither statistics nor weights move"
+    )
+    network.add_argument(
+        "--reestimate-bn",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="statistics of target images before labels and mIoU",
+    )
+
+    training = made.add_argument_group("training")
+    training.add_argument("--steps", type=int, default=120, help="optimizer steps, of each round where there are any")
+    training.add_argument("--batch", type=int, default=4, help="images of each domain a step, over all processes")
+    training.add_argument("--accumulate", type=int, default=1, help="backward passes a step; each has its own batch")
+    training.add_argument("--lr", type=float, default=2e-3)
+    training.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw")
+    training.add_argument("--amp", choices=("no", "bf16", "fp16"), default="no", help="automatic mixed precision")
+    training.add_argument("--compile", action="store_true", help="torch.compile the network")
+    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--device", default="auto")
+    training.add_argument("--threads", type=int, default=1, help="CPU threads; more are slower where cores are busy")
+
+    evaluation = made.add_argument_group("evaluation")
+    evaluation.add_argument(
+        "--scales", type=float, nargs="+", default=[1.0], help="of the images; probabilities are averaged"
+    )
+    evaluation.add_argument("--flip", action="store_true", help="mirror images, too")
+
+    made.add_argument(
+        "--out", type=Path, default=Path("runs") / Path(sys.argv[0]).stem, help="a killed run goes on here"
+    )
+    made.add_argument("--checkpoint-every", type=int, default=100, help="steps")
+    made.add_argument("--smoke", action="store_true", help="a few steps only, to see that everything runs")
+    chosen = data.parse_known_args()[0].data
+    made.set_defaults(**(streets if chosen == "streets" else {"network": "deeplabv2_resnet101", **papers}))
+    if "--smoke" in sys.argv:
+        made.set_defaults(images=[16, 12, 8], steps=3, checkpoint_every=2)
+    return made

@@ -1,0 +1,58 @@
+"""mIoU from one confusion matrix over the whole set, on any number of ranks; BatchNorm statistics of a domain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from _common.folders import Data
+from _common.loading import in_order
+from _common.run import Run
+from selftrain_seg import IGNORE_INDEX
+from selftrain_seg.confidence import fuse_views
+
+
+def prepare(net: nn.Module, data: Data, run: Run) -> nn.Module:
+    """Make a network ready to predict target images: evaluation mode, BatchNorm's statistics as asked for.
+
+    With ``--reestimate-bn 1`` they are those of all target images, else the average over ranks of what training left.
+    """
+    net = getattr(net, "_orig_mod", net)
+    net = getattr(net, "module", net)
+    if run.args.reestimate_bn:
+        every = range(len(data.target))  # all of them on every rank, so that all have the same statistics
+        update_bn((images for images, _ in in_order(data.target, run, every, size=50)), net)
+    else:
+        run.average_buffers(net)
+    return net.eval()
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, data: Data, run: Run) -> Tensor:
+    """Return the IoU of each class (C,) on the validation images, in percent; NaN for classes that never occur."""
+    metric = MulticlassConfusionMatrix(data.label_map.num_classes, ignore_index=IGNORE_INDEX).to(run.device)
+    scales, flip = tuple(run.args.scales), run.args.flip
+    for images, labels in in_order(data.val, run, range(run.rank, len(data.val), run.world), size=_at_once(run)):
+        scores = net(images) if scales == (1.0,) and not flip else fuse_views(net, images, scales=scales, flip=flip)
+        metric.update(scores.argmax(dim=1), labels)
+    matrix = metric.compute().double().cpu()  # added over ranks
+    return 100 * matrix.diag() / (matrix.sum(0) + matrix.sum(1) - matrix.diag())
+
+
+def report(iou: Tensor, data: Data) -> dict[str, Any]:
+    """Mean IoU over each of the data's subsets of classes, and the IoU of each class."""
+    means = {heading: float(iou[list(classes)].nanmean()) for heading, classes in data.subsets.items()}
+    return {**means, "iou": dict(zip(data.label_map.classes, iou.tolist(), strict=True))}
+
+
+def line(iou: Tensor, data: Data) -> str:
+    """One line for people."""
+    return ", ".join(f"{heading} {iou[list(classes)].nanmean():.1f}" for heading, classes in data.subsets.items())
+
+
+def _at_once(run: Run) -> int:
+    return 25 if run.args.data == "streets" else 1

@@ -1,0 +1,123 @@
+"""The pairs of data sets to adapt between, read from their folders."""
+
+from __future__ import annotations
+
+import shutil
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from _common.run import Run
+from selftrain_seg import IGNORE_INDEX
+from selftrain_seg.datasets import GTA5, SYNTHIA, Cityscapes, LabelMap, SyntheticStreets, VOCSegmentation
+
+
+class Data(NamedTuple):
+    """Two domains: labelled images of one, and of the other images only.
+
+    Attributes:
+        source: labelled images.
+        target: names and images without labels; ``target_with(labels)`` gives them labels, by a function of the name.
+        val: labelled images of the target domain.
+        label_map: classes, names and colours.
+        subsets: heading -> classes that a mean IoU is taken over.
+    """
+
+    source: Dataset[Any]
+    target: Any
+    target_with: Callable[[Any], Dataset[Any]]
+    val: Dataset[Any]
+    label_map: LabelMap
+    subsets: dict[str, tuple[int, ...]]
+
+
+def open_data(args: Namespace, run: Run) -> Data:
+    """Open the data sets that ``--data`` names."""
+    if args.data == "streets":
+        return _streets(args, run)
+    if args.root is None:
+        raise SystemExit(f"--data {args.data}: say where the data is with --root")
+    if args.data == "voc":
+        return _voc(args)
+    if args.source_root is None:
+        raise SystemExit(f"--data {args.data}: say where the source images are with --source-root")
+    label_map = LabelMap.cityscapes()
+    everything = {"mIoU": tuple(range(19))}
+    if args.data == "gta5":
+        source: Dataset[Any] = GTA5(args.source_root)
+    else:
+        source = SYNTHIA(args.source_root)
+        everything = {"mIoU-16": label_map.synthia_subset(16), "mIoU-13": label_map.synthia_subset(13)}
+    return _adaptation(source, args.root, label_map, everything)
+
+
+def _adaptation(source: Dataset[Any], root: Path, label_map: LabelMap, subsets: dict[str, tuple[int, ...]]) -> Data:
+    def target(labels: Any) -> Cityscapes:
+        return Cityscapes(root, "train", labels=labels, label_map=label_map)
+
+    val = Cityscapes(root, "val", label_map=label_map)
+    return Data(source, target(False), target, val, label_map, subsets)
+
+
+def _streets(args: Namespace, run: Run) -> Data:
+    """The embedded benchmark, drawn at first use and written as GTA5 and Cityscapes folders."""
+    source, target, val = args.images
+    root = args.root or Path("runs") / "streets" / f"seed{args.seed}-{source}-{target}-{val}"
+    if run.main and not (root / "complete").exists():
+        shutil.rmtree(root, ignore_errors=True)
+        run.say(f"drawing the embedded benchmark into {root}")
+        seed = {"seed": args.seed}
+        SyntheticStreets("source", "train", length=source, **seed).export(root / "source", "gta5", progress=True)
+        SyntheticStreets("target", "train", length=target, **seed).export(root / "target", progress=True)
+        SyntheticStreets("target", "val", length=val, **seed).export(root / "target", progress=True)
+        (root / "complete").touch()
+    if run.world > 1:
+        torch.distributed.barrier()
+    label_map = LabelMap.streets()
+    subsets = {"mIoU": tuple(range(label_map.num_classes)), "rare": SyntheticStreets.rare}
+    return _adaptation(GTA5(root / "source", label_map=label_map), root / "target", label_map, subsets)
+
+
+def _voc(args: Namespace) -> Data:
+    """Semi-supervised: a part of VOC's training images is labelled, all others are the target."""
+    everything = VOCSegmentation(args.root, "train_aug")
+    labelled, others = everything.draw_labelled(args.labelled, seed=args.seed)
+    names = [everything.names[index] for index in others]
+
+    def target(labels: Any) -> Any:
+        subset = Subset(VOCSegmentation(args.root, "train_aug", labels=labels), others)
+        subset.names = names  # type: ignore[attr-defined]
+        return subset
+
+    val = VOCSegmentation(args.root, "val")
+    subsets = {"mIoU": tuple(range(everything.num_classes))}
+    return Data(Subset(everything, labelled), target(False), target, val, everything.label_map, subsets)
+
+
+def training_transform(size: Sequence[int] | None, *, crop: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """Augment (image, labels) or (image, name): a crop, mirroring, colours. Images stay uint8.
+
+    Args:
+        size: height and width of the crop; None for whole images.
+        crop: in place of a crop anywhere: ``selftrain_seg.mining.SmallClassCrop``, say.
+    """
+    if crop is None and size is not None:
+        fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE_INDEX}
+        crop = v2.RandomCrop(tuple(size), pad_if_needed=True, fill=fill)
+    steps = [v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2, 0.2, 0.03)]
+    transform = v2.Compose(steps if crop is None else [crop, *steps])
+
+    def apply(image: tv_tensors.Image, labels: Any) -> tuple[Tensor, Any]:
+        if isinstance(labels, Tensor):
+            labels = tv_tensors.Mask(labels)
+        image, labels = transform(image, labels)
+        return image.as_subclass(Tensor), labels.as_subclass(Tensor) if isinstance(labels, Tensor) else labels
+
+    return apply

@@ -1,0 +1,109 @@
+"""Batches by number: step 7 holds the same images with the same augmentations whenever and wherever it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from _common.run import Run
+
+Transform = Callable[[Any, Any], tuple[Tensor, Tensor]]
+
+
+class Batches:
+    """Random batches of a data set, shared among ranks.
+
+    Args:
+        dataset: its items are (image, labels).
+        run: says how large a batch is, and which part is this rank's.
+        name: of the stage; other names draw others.
+        transform: called with (image, labels); draws from torch's generator, which is seeded for each image.
+        order: numbers of the images to take, in order; None for one random permutation after the other.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], run: Run, name: str, transform: Transform, order: Sequence[int] | None = None
+    ) -> None:
+        self.dataset, self.run, self.name, self.transform, self.order = dataset, run, name, transform, order
+        self._next, self._batches = -1, iter(())
+        self._epoch, self._permutation = -1, torch.empty(0)
+
+    def __getitem__(self, number: int) -> tuple[Any, ...]:
+        """Batch ``number``, on the device; the next one is read meanwhile if there are workers."""
+        if number != self._next:
+            args = self.run.args
+            loader = DataLoader(
+                _Seeded(self.dataset, self.transform),
+                batch_sampler=_Plan(self, number),
+                num_workers=args.workers,
+                pin_memory=self.run.device.type == "cuda",
+                persistent_workers=False,
+            )
+            self._batches = iter(loader)
+        self._next = number + 1
+        images, labels = next(self._batches)
+        if isinstance(labels, Tensor):  # unlabelled images come with their names
+            labels = labels.to(self.run.device, non_blocking=True)
+        return images.to(self.run.device, non_blocking=True), labels
+
+    def plan(self, number: int) -> list[tuple[int, int]]:
+        """(number of the image, seed) for each image of this rank's part of a batch."""
+        size, world = self.run.args.batch, self.run.world
+        places = range(
+            number * size + self.run.rank * size // world, number * size + (self.run.rank + 1) * size // world
+        )
+        return [(self._image(place), self.run.seed(self.name, "image", place)) for place in places]
+
+    def _image(self, place: int) -> int:
+        if self.order is not None:
+            return int(self.order[place % len(self.order)])
+        epoch, place = divmod(place, len(self.dataset))
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(self.run.seed(self.name, "epoch", epoch))
+            self._epoch, self._permutation = epoch, torch.randperm(len(self.dataset), generator=generator)
+        return int(self._permutation[place])
+
+
+class _Plan:
+    def __init__(self, batches: Batches, start: int) -> None:
+        self.batches, self.number = batches, start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        while True:
+            yield self.batches.plan(self.number)
+            self.number += 1
+
+
+class _Seeded(Dataset[Any]):
+    def __init__(self, dataset: Dataset[Any], transform: Transform) -> None:
+        self.dataset, self.transform = dataset, transform
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        index, seed = key
+        image, labels = self.dataset[index]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.transform(image, labels)
+
+
+def in_order(dataset: Dataset[Any], run: Run, indices: Sequence[int], *, size: int | None = None) -> Iterator[Any]:
+    """Yield batches of a data set in order, images as floats in [0, 1]; of the given images only."""
+    subset = torch.utils.data.Subset(dataset, list(indices))
+    loader = DataLoader(subset, batch_size=size or 1, num_workers=run.args.workers, collate_fn=_collate)
+    for images, others in loader:
+        yield as_floats(images.to(run.device)), others.to(run.device) if isinstance(others, Tensor) else others
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """Convert uint8 images to float32 in [0, 1], channels last."""
+    images = images.float() / 255 if images.dtype == torch.uint8 else images
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _collate(items: list[Any]) -> tuple[Tensor, Any]:
+    images, others = zip(*items, strict=True)
+    return default_collate(list(images)), default_collate(list(others))

@@ -1,0 +1,195 @@
+"""What surrounds a training loop: processes, precision, checkpoints, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from _common.data import save_atomically
+from selftrain_seg.distributed import all_reduce_sum
+
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Run:
+    """One run, of one process or of many under ``torchrun``.
+
+    Everything random in a step is drawn from (seed, stage, step), never from what happened before, so a killed run
+    that starts again from its last checkpoint does what it would have done.
+    """
+
+    def __init__(self, args: Namespace) -> None:
+        self.args, self.out, self.started = args, args.out, time.time()
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        cuda = torch.cuda.is_available() if args.device == "auto" else args.device.startswith("cuda")
+        self.device = torch.device("cpu")
+        if cuda:
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(self.device)
+        torch.set_num_threads(args.threads)
+        if self.world > 1:
+            dist.init_process_group("nccl" if cuda else "gloo")
+        if args.batch % self.world:
+            raise SystemExit(f"--batch {args.batch} cannot be shared by {self.world} processes")
+        self.main = self.rank == 0
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.board = SummaryWriter(self.out / "tensorboard") if self.main else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.amp == "fp16")
+        self._passes = 0
+
+    def seed(self, *place: Any) -> int:
+        """Return the seed that belongs to a place of this run."""
+        digest = hashlib.blake2b(repr((self.args.seed, *place)).encode(), digest_size=7).digest()
+        return int.from_bytes(digest, "big")
+
+    def say(self, text: str) -> None:
+        """Print on the first rank."""
+        if self.main:
+            tqdm.write(text)
+
+    def scalars(self, step: int, **values: Tensor | float) -> None:
+        """Write numbers to TensorBoard every tenth step."""
+        if self.board is not None and step % 10 == 0:
+            for name, value in values.items():
+                value = float(value.detach()) if isinstance(value, Tensor) else value
+                self.board.add_scalar(name, value, step)
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        """Make a network ready for training: DistributedDataParallel and torch.compile where asked for."""
+        if self.world > 1:
+            if self.device.type == "cuda" and not self.args.frozen_bn:
+                net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+            # The domains go through the network apart, so BatchNorm's buffers are averaged afterwards, not sent before.
+            net = DistributedDataParallel(net, broadcast_buffers=False)
+        return torch.compile(net) if self.args.compile else net
+
+    @contextlib.contextmanager
+    def forward(self, student: nn.Module) -> Iterator[None]:
+        """Automatic mixed precision, and no communication before the last of the accumulated passes."""
+        last = (self._passes + 1) % self.args.accumulate == 0
+        wrapped = getattr(student, "_orig_mod", student)
+        silent = contextlib.nullcontext() if last or self.world == 1 else wrapped.no_sync()
+        dtype = AMP.get(self.args.amp)
+        with silent, torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            yield
+
+    def learn(self, loss: Tensor, optimizer: torch.optim.Optimizer, schedule: Any) -> bool:
+        """Backward; after ``--accumulate`` of them step optimizer and schedule. Returns whether they stepped."""
+        self.scaler.scale(loss / self.args.accumulate).backward()
+        self._passes += 1
+        if self._passes % self.args.accumulate:
+            return False
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad()
+        schedule.step()
+        return True
+
+    def mean(self, total: Tensor, count: Tensor) -> Tensor:
+        """Divide a sum by the count of all ranks, so that averaging gradients over ranks gives that of one process."""
+        return total * self.world / all_reduce_sum(count).clamp(min=1)
+
+    def steps(self, stage: str, total: int, **state: Any) -> Iterator[int]:
+        """Yield the steps of a stage that are still to do; keep ``state`` every so often and at the end.
+
+        Args:
+            stage: its name, unique in this run.
+            total: its steps.
+            state: what has a ``state_dict``; loaded from the last checkpoint, if there is one.
+        """
+        state["scaler"] = self.scaler
+        start = self._load(stage, state)
+        bar = tqdm(range(start, total), stage, total, initial=start, unit="step", leave=False, disable=self._quiet())
+        for step in bar:
+            self._passes = 0
+            seed = self.seed(stage, step, self.rank)
+            torch.manual_seed(seed)
+            random.seed(seed)
+            yield step
+            if (step + 1) % self.args.checkpoint_every == 0 or step + 1 == total:
+                self._save(stage, step + 1, state)
+
+    def finished(self, stage: str, total: int) -> bool:
+        """Tell whether a stage has been done before."""
+        return all(self._checkpoint(stage, total, rank).exists() for rank in range(self.world))
+
+    def average_buffers(self, net: nn.Module) -> None:
+        """Give all ranks the same BatchNorm statistics."""
+        for buffer in net.buffers():
+            if self.world > 1 and buffer.is_floating_point():
+                buffer.copy_(all_reduce_sum(buffer) / self.world)
+
+    def finish(self, net: nn.Module, results: dict[str, Any]) -> None:
+        """Write the network's weights and ``result.json``."""
+        memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else _peak_resident()
+        results = {
+            "data": self.args.data,
+            "seed": self.args.seed,
+            "seconds": time.time() - self.started,
+            "peak_memory_mb": memory / 1e6,
+            **results,
+        }
+        if self.main:
+            save_atomically({name: tensor.cpu() for name, tensor in net.state_dict().items()}, self.out / "model.pt")
+            temporary = self.out / "result.json.tmp"
+            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            temporary.replace(self.out / "result.json")
+            self.board.close()
+        if self.world > 1:
+            dist.destroy_process_group()
+
+    def _quiet(self) -> bool | None:
+        return None if self.main else True  # None: no bar where the output is no terminal
+
+    def _checkpoint(self, stage: str, step: int, rank: int) -> Any:
+        return self.out / "checkpoints" / f"{stage}-{step:06d}-rank{rank}of{self.world}.pt"
+
+    def _save(self, stage: str, step: int, state: dict[str, Any]) -> None:
+        """Each rank writes its own file; what came before goes when all have."""
+        content = {name: thing.state_dict() for name, thing in state.items()}
+        save_atomically(content, self._checkpoint(stage, step, self.rank))
+        if self.world > 1:
+            dist.barrier()
+        for path in self._checkpoints(stage):
+            if path[0] < step and f"rank{self.rank}of" in path[1].name:
+                path[1].unlink()
+
+    def _checkpoints(self, stage: str) -> list[tuple[int, Any]]:
+        folder, start = self.out / "checkpoints", f"{stage}-"
+        found = [path for path in folder.iterdir() if path.name.startswith(start)] if folder.exists() else []
+        return sorted((int(path.name[len(start) :].split("-")[0]), path) for path in found if path.suffix == ".pt")
+
+    def _load(self, stage: str, state: dict[str, Any]) -> int:
+        if self.world > 1:
+            dist.barrier()
+        for step in sorted({step for step, _ in self._checkpoints(stage)}, reverse=True):
+            if self.finished(stage, step):
+                path = self._checkpoint(stage, step, self.rank)
+                saved = torch.load(path, map_location=self.device, weights_only=True)
+                for name, thing in state.items():
+                    thing.load_state_dict(saved[name])
+                self.say(f"{stage}: goes on after step {step} (from {path})")
+                return step
+        return 0
+
+
+def _peak_resident() -> float:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

@@ -1,0 +1,109 @@
+"""Adapt with a teacher that is an average of the student and labels each batch anew (mean teacher, Dual Teacher, DTU).
+
+In each step the teacher labels target images, classes of other images are pasted onto them (of labelled source images,
+as in DACS, or of other target images), and the student learns from both. ``--teacher dual`` takes turns between two
+temporary teachers, one with CutMix and one with ClassMix; ``--teacher dynamic`` moves the teacher only when the student
+has improved on recent target batches.
+
+``python examples/source_only.py && python examples/mean_teacher.py --init runs/source_only/model.pt``
+"""
+
+from __future__ import annotations
+
+import torch
+from _common import arguments
+from _common.evaluation import evaluate, line, prepare, report
+from _common.folders import open_data, training_transform
+from _common.loading import Batches, as_floats
+from _common.networks import build, optimizer_of
+from _common.run import Run
+from kornia.augmentation import AugmentationSequential, ColorJiggle, RandomGaussianBlur
+from torch import Tensor
+
+from selftrain_seg import IGNORE_INDEX
+from selftrain_seg.losses import mrkld_loss
+from selftrain_seg.mining import class_mix
+from selftrain_seg.selectors import select_fixed
+from selftrain_seg.teachers import AgreementStatistics, DualTeacher, DynamicTeacher, MeanTeacher
+
+
+def cross_entropy(run: Run, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean over the labelled pixels of all ranks; pixel weights do not change the divisor."""
+    total = mrkld_loss(logits, labels, weight=0.0, pixel_weight=weight, reduction="sum")
+    return run.mean(total, (labels != IGNORE_INDEX).sum())
+
+
+def main() -> None:
+    parser = arguments.parser(
+        __doc__,
+        streets={"steps": 360, "batch": 4, "lr": 2e-3, "reestimate_bn": 1, "threshold": 0.9, "turn": 60},
+        papers={"steps": 40000, "batch": 2, "lr": 2.5e-4, "optimizer": "sgd", "crop": [512, 512], "threshold": 0.968},
+    )
+    parser.add_argument("--teacher", choices=("mean", "dual", "dynamic"), default="mean")
+    parser.add_argument(
+        "--paste-from", choices=("source", "target"), default="source", help="what is mixed into target images"
+    )
+    parser.add_argument("--momentum", type=float, default=0.99)
+    parser.add_argument("--threshold", type=float, help="the share of pixels above it weighs the target's loss")
+    parser.add_argument("--turn", type=int, default=1000, help="steps between switches of the dual teacher")
+    parser.add_argument("--score", choices=("snd", "entropy"), default="snd", help="of the dynamic teacher")
+    args = parser.parse_args()
+    run = Run(args)
+    data = open_data(args, run)
+    torch.manual_seed(args.seed)
+    net = build(args, data.label_map.num_classes).to(run.device)
+    student = run.wrap(net)
+
+    # In train mode BatchNorm sees the batch: the running statistics would be a mixture of both domains.
+    settings = {"momentum": args.momentum, "train_mode": not args.frozen_bn}
+    if args.teacher == "mean":
+        teacher: MeanTeacher | DualTeacher | DynamicTeacher = MeanTeacher(net, **settings)
+    elif args.teacher == "dual":
+        teacher = DualTeacher(net, **settings)
+    else:
+        teacher = DynamicTeacher(net, score=args.score, **settings)
+
+    optimizer, schedule = optimizer_of(args, net, args.steps)
+    source = Batches(data.source, run, "source", training_transform(args.crop))
+    target = Batches(data.target, run, "target", training_transform(args.crop))
+    strong = AugmentationSequential(
+        ColorJiggle(0.3, 0.3, 0.3, 0.05, p=1.0), RandomGaussianBlur((3, 3), (0.1, 1.0), p=0.3), data_keys=["input"]
+    )
+    agreement = AgreementStatistics(data.label_map.num_classes).to(run.device)
+    student.train()
+    state = {"net": net, "teacher": teacher, "optimizer": optimizer, "schedule": schedule}
+    for step in run.steps(args.teacher, args.steps, **state):
+        if args.teacher == "dual" and step and step % args.turn == 0:
+            teacher.switch()
+        if args.teacher != "dynamic":
+            teacher.update(net)
+        for part in range(args.accumulate):
+            (source_images, source_labels), (target_images, _) = (
+                batches[step * args.accumulate + part] for batches in (source, target)
+            )
+            source_images, target_images = as_floats(source_images), as_floats(target_images)
+            teacher_logits = teacher(target_images)
+            pseudo = select_fixed(teacher_logits, threshold=args.threshold, weight="batch")
+            mix = teacher.mixing if args.teacher == "dual" else class_mix
+            other = (source_images, source_labels) if args.paste_from == "source" else None
+            mixed = mix(target_images, pseudo.labels, weight=pseudo.weight, source=other)
+            with run.forward(student):
+                # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
+                loss = cross_entropy(run, student(source_images), source_labels)
+                logits = student(as_floats(strong(mixed.images)))
+                loss = loss + cross_entropy(run, logits, mixed.labels, mixed.weight)
+            run.learn(loss, optimizer, schedule)
+        if args.teacher == "dynamic":
+            teacher.observe(target_images, net)
+        if step % 10 == 0:
+            agreement.update(teacher_logits, logits.detach())
+            run.scalars(step, loss=loss, agreement=agreement.compute().share, weight=pseudo.weight.mean())
+            agreement.reset()
+
+    iou = evaluate(prepare(net, data, run), data, run)
+    run.say(f"{args.teacher} teacher: {line(iou, data)}")
+    run.finish(net, report(iou, data))
+
+
+if __name__ == "__main__":
+    main()
