@@ -106,10 +106,10 @@ def parameter_groups(net: nn.Module, lr: float) -> Iterator[dict[str, object]]:
 
 
 def optimizer_of(
-    args: Namespace, net: nn.Module, total: int
+    args: Namespace, net: nn.Module, total: int, *, lr: float | None = None
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Make the optimizer and its polynomial schedule over ``total`` steps."""
-    groups = list(parameter_groups(net, args.lr))
+    """Make the optimizer and its polynomial schedule over ``total`` steps, from ``--lr`` unless another is given."""
+    groups = list(parameter_groups(net, args.lr if lr is None else lr))
     if args.optimizer == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4)
     else:

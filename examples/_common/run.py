@@ -123,9 +123,9 @@ class Run:
             if (step + 1) % self.args.checkpoint_every == 0 or step + 1 == total:
                 self._save(stage, step + 1, state)
 
-    def finished(self, stage: str, total: int) -> bool:
-        """Tell whether a stage has been done before."""
-        return all(self._checkpoint(stage, total, rank).exists() for rank in range(self.world))
+    def begun(self, stage: str) -> bool:
+        """Tell whether there is a checkpoint of a stage to go on from."""
+        return any(self._complete(stage, step) for step, _ in self._checkpoints(stage))
 
     def average_buffers(self, net: nn.Module) -> None:
         """Give all ranks the same BatchNorm statistics."""
@@ -158,6 +158,9 @@ class Run:
     def _checkpoint(self, stage: str, step: int, rank: int) -> Any:
         return self.out / "checkpoints" / f"{stage}-{step:06d}-rank{rank}of{self.world}.pt"
 
+    def _complete(self, stage: str, step: int) -> bool:
+        return all(self._checkpoint(stage, step, rank).exists() for rank in range(self.world))
+
     def _save(self, stage: str, step: int, state: dict[str, Any]) -> None:
         """Each rank writes its own file; what came before goes when all have."""
         content = {name: thing.state_dict() for name, thing in state.items()}
@@ -177,7 +180,7 @@ class Run:
         if self.world > 1:
             dist.barrier()
         for step in sorted({step for step, _ in self._checkpoints(stage)}, reverse=True):
-            if self.finished(stage, step):
+            if self._complete(stage, step):
                 path = self._checkpoint(stage, step, self.rank)
                 saved = torch.load(path, map_location=self.device, weights_only=True)
                 for name, thing in state.items():

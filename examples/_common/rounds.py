@@ -1,0 +1,58 @@
+"""A round of offline pseudo-labels: one pass over the target images for statistics, one for labels, on all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from _common.folders import Data
+from _common.loading import in_order
+from _common.run import Run
+from selftrain_seg import PseudoLabels
+from selftrain_seg.store import PseudoLabelStore, StoredRound
+
+
+def open_store(run: Run, data: Data, **settings: Any) -> PseudoLabelStore:
+    """Open the pseudo-labels of a run."""
+    label_map = data.label_map
+    return PseudoLabelStore(
+        run.out / "pseudo-labels",
+        label_map.num_classes,
+        classes=label_map.classes,
+        palette=label_map.palette,
+        **{"keep": (), **settings},
+    )
+
+
+@torch.no_grad()
+def gather(net: nn.Module, data: Data, run: Run, update: Callable[[Tensor], None]) -> None:
+    """Call ``update(logits)`` for this rank's share of the target images.
+
+    One image at a time: a convolution may round otherwise in a larger batch, and so on another number of ranks.
+    """
+    for images, _ in in_order(data.target, run, range(run.rank, len(data.target), run.world)):
+        update(net(images))
+
+
+@torch.no_grad()
+def write_labels(
+    net: nn.Module,
+    data: Data,
+    run: Run,
+    store: PseudoLabelStore,
+    round: int,
+    select: Callable[[Tensor], PseudoLabels],
+    **settings: Any,
+) -> StoredRound:
+    """Label the target images that are not labelled yet, each rank its share; returns the complete round."""
+    places = {name: place for place, name in enumerate(data.target.names)}
+    with store.write(round, data.target.names, **settings) as writer:
+        mine = [places[name] for name in writer.missing()[run.rank :: run.world]]
+        for images, names in in_order(data.target, run, mine):
+            writer.add(names, select(net(images)))
+        stored = writer.finish()
+    run.say(f"round {round + 1}: {stored}")
+    return stored
