@@ -36,7 +36,15 @@ def cross_entropy(run: Run, logits: Tensor, labels: Tensor, weight: Tensor | Non
 def main() -> None:
     parser = arguments.parser(
         __doc__,
-        streets={"steps": 360, "batch": 4, "lr": 2e-3, "reestimate_bn": 1, "threshold": 0.9, "turn": 60},
+        streets={
+            "steps": 360,
+            "batch": 4,
+            "lr": 2e-3,
+            "reestimate_bn": 1,
+            "threshold": 0.9,
+            "turn": 60,
+            "paste_from": "target",
+        },
         papers={"steps": 40000, "batch": 2, "lr": 2.5e-4, "optimizer": "sgd", "crop": [512, 512], "threshold": 0.968},
     )
     parser.add_argument("--teacher", choices=("mean", "dual", "dynamic"), default="mean")

@@ -1,15 +1,15 @@
 """Train on labelled images only: what adaptation starts from, and what it must beat.
 
-``python examples/source_only.py`` trains on the source domain and also says what re-estimating BatchNorm's statistics
-on the target images gives. With ``--init`` it goes on training (the control: more source steps), with
-``--domain target`` it sees the target's labels (the upper bound). Under ``torchrun`` it uses all processes.
+``python examples/source_only.py`` trains on the source domain. From there, ``--init MODEL --steps 0 --reestimate-bn 1``
+gives what BatchNorm's statistics alone do, ``--init MODEL`` more source steps, and ``--domain target``, which sees the
+target's labels, the upper bound. Under ``torchrun``, as all trainers here, it uses all processes.
 """
 
 from __future__ import annotations
 
 import torch
 from _common import arguments
-from _common.evaluation import evaluate, line, report
+from _common.evaluation import evaluate, line, prepare, report
 from _common.folders import open_data, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
@@ -47,11 +47,9 @@ def main() -> None:
             run.learn(loss, optimizer, schedule)
         run.scalars(step, loss=loss)
 
-    run.average_buffers(net)
-    iou = evaluate(net.eval(), data, run)
+    iou = evaluate(prepare(net, data, run), data, run)
     run.say(f"trained on {args.domain}: {line(iou, data)}")
-    results = {"as trained": report(iou, data)}
-    run.finish(net, results)
+    run.finish(net, report(iou, data))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,17 @@ from typing import Any
 DATA = ("streets", "gta5", "synthia", "voc")
 
 
-def parser(description: str | None, *, streets: dict[str, Any], papers: dict[str, Any]) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser whose ``chosen`` defaults go before those of its arguments, whenever these were added."""
+
+    chosen: dict[str, Any]
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        self.set_defaults(**self.chosen)
+        return super().parse_args(*args, **kwargs)
+
+
+def parser(description: str | None, *, streets: dict[str, Any], papers: dict[str, Any]) -> Parser:
     """Make a parser whose defaults depend on ``--data``.
 
     Args:
@@ -20,9 +30,7 @@ def parser(description: str | None, *, streets: dict[str, Any], papers: dict[str
     """
     data = argparse.ArgumentParser(add_help=False)
     data.add_argument("--data", choices=DATA, default="streets", help="what to adapt from and to (default: streets)")
-    made = argparse.ArgumentParser(
-        description=description, parents=[data], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = Parser(description=description, parents=[data], formatter_class=argparse.RawDescriptionHelpFormatter)
     folders = made.add_argument_group("data")
     folders.add_argument("--source-root", type=Path, help="folder of GTA5 or SYNTHIA")
     folders.add_argument("--root", type=Path, help="folder of Cityscapes or VOC; of the embedded benchmark's files")
@@ -35,6 +43,7 @@ def parser(description: str | None, *, streets: dict[str, Any], papers: dict[str
         "--network", default="small-unet", help="small-unet, deeplabv2_resnet101, or a name of torchvision"
     )
     network.add_argument("--init", type=Path, help="weights to start from (model.pt of another run)")
+    network.add_argument("--from-scratch", action="store_true", help="no pre-trained backbone (which is downloaded)")
     network.add_argument(
         "--frozen-bn", action="store_true", help="BatchNorm as it is, neither statistics nor weights move"
     )
@@ -70,7 +79,7 @@ def parser(description: str | None, *, streets: dict[str, Any], papers: dict[str
     made.add_argument("--checkpoint-every", type=int, default=100, help="steps")
     made.add_argument("--smoke", action="store_true", help="a few steps only, to see that everything runs")
     chosen = data.parse_known_args()[0].data
-    made.set_defaults(**(streets if chosen == "streets" else {"network": "deeplabv2_resnet101", **papers}))
+    made.chosen = streets if chosen == "streets" else {"network": "deeplabv2_resnet101", **papers}
     if "--smoke" in sys.argv:
-        made.set_defaults(images=[16, 12, 8], steps=3, checkpoint_every=2)
+        made.chosen = {**made.chosen, "images": [16, 12, 8], "steps": 3, "checkpoint_every": 2}
     return made

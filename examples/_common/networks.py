@@ -19,15 +19,19 @@ _HEADS = ("classifier", "aux_classifier", "segmentation_head", "head")
 
 def build(args: Namespace, num_classes: int) -> nn.Module:
     """Build ``--network`` and load ``--init``."""
+    pretrained = args.init is None and not args.from_scratch
     if args.network == "small-unet":
         net: nn.Module = SmallUNet(num_classes)
     elif args.network == "deeplabv2_resnet101":
-        net = Scaled(DeepLabV2(num_classes))
+        net = Scaled(DeepLabV2(num_classes, pretrained=pretrained))
     elif args.network in torchvision.models.list_models(torchvision.models.segmentation):
-        make = torchvision.models.get_model
-        net = Scaled(make(args.network, weights=None, weights_backbone="DEFAULT", num_classes=num_classes))
+        backbone = "DEFAULT" if pretrained else None
+        model = torchvision.models.get_model(
+            args.network, weights=None, weights_backbone=backbone, num_classes=num_classes
+        )
+        net = Scaled(model)
     else:
-        net = Scaled(_segmentation_models(args.network, num_classes))
+        net = Scaled(_segmentation_models(args.network, num_classes, pretrained))
     if args.init is not None:
         net.load_state_dict(torch.load(args.init, map_location="cpu", weights_only=True))
     if args.frozen_bn:
@@ -35,13 +39,16 @@ def build(args: Namespace, num_classes: int) -> nn.Module:
     return net.to(memory_format=torch.channels_last)
 
 
-def _segmentation_models(name: str, num_classes: int) -> nn.Module:
+def _segmentation_models(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     try:
         import segmentation_models_pytorch as smp
     except ImportError:
         raise SystemExit(f"--network {name}: no such name; with segmentation_models_pytorch, Unet/resnet34") from None
     architecture, _, encoder = name.partition("/")
-    return smp.create_model(architecture, encoder_name=encoder or "resnet34", classes=num_classes)
+    weights = "imagenet" if pretrained else None
+    return smp.create_model(
+        architecture, encoder_name=encoder or "resnet34", encoder_weights=weights, classes=num_classes
+    )
 
 
 class Scaled(nn.Module):
@@ -65,7 +72,7 @@ class Scaled(nn.Module):
 class DeepLabV2(nn.Module):
     """DeepLabV2 as in the papers: ResNet-101 at 1/8 of the resolution and the sum of four dilated convolutions."""
 
-    def __init__(self, num_classes: int, *, pretrained: bool = True) -> None:
+    def __init__(self, num_classes: int, *, pretrained: bool) -> None:
         super().__init__()
         weights = torchvision.models.ResNet101_Weights.IMAGENET1K_V1 if pretrained else None
         net = torchvision.models.resnet101(weights=weights, replace_stride_with_dilation=[False, True, True])
