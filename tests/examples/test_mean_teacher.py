@@ -1,0 +1,80 @@
+"""Source training and the online teachers, from exported folders."""
+
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.examples.trainers import assert_same_network, result, run, run_and_kill
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A source model, and the data it was trained on."""
+    folder = tmp_path_factory.mktemp("source")
+    out, root = folder / "out", folder / "streets"
+    output = run("source_only.py", out, "--smoke", "--steps", 40, "--root", root)
+    assert re.search(r"trained on source: mIoU \d+\.\d, rare \d+\.\d", output)
+    return out / "model.pt", root
+
+
+def test_reads_folders_in_the_real_layout(source):
+    model, root = source
+    assert sorted(path.name for path in root.iterdir()) == ["complete", "source", "target"]
+    with Image.open(root / "source" / "labels" / "00001.png") as labels:
+        assert labels.mode == "P"
+    # Training data without the target's labels: the files may as well not be there.
+    assert (root / "target" / "gtFine" / "train").exists()
+    assert result(model.parent).keys() >= {"mIoU", "rare", "iou", "seed", "data"}
+
+
+def test_batchnorm_alone(source, tmp_path):
+    model, root = source
+    options = ["--smoke", "--root", root, "--init", model, "--steps", 0]
+    run("source_only.py", tmp_path / "as-is", *options)
+    run("source_only.py", tmp_path / "bn", *options, "--reestimate-bn", 1)
+    as_is, bn = (torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("as-is", "bn"))
+    trained = torch.load(model, weights_only=True)
+    for name, tensor in trained.items():
+        assert torch.equal(tensor, as_is[name]), name
+        statistics = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        assert torch.equal(tensor, bn[name]) is not statistics, name
+    assert result(tmp_path / "as-is")["iou"] != result(tmp_path / "bn")["iou"]
+
+
+@pytest.mark.parametrize("teacher", ["dual", "dynamic"])
+def test_killed_and_restarted_gives_the_same_network(teacher, source, tmp_path):
+    model, root = source
+    options = ["--smoke", "--root", root, "--init", model, "--teacher", teacher, "--steps", 24, "--checkpoint-every", 2]
+    options += ["--turn", 5] if teacher == "dual" else []
+    run("mean_teacher.py", tmp_path / "whole", *options)
+    killed = tmp_path / "killed"
+    run_and_kill("mean_teacher.py", killed, *options, wait_for="checkpoints/*-000004-*.pt", seed=len(teacher))
+    assert not (killed / "result.json").exists(), "killed too late to show anything"
+    assert "goes on after step" in run("mean_teacher.py", killed, *options)
+    assert_same_network(tmp_path / "whole", killed)
+    assert result(tmp_path / "whole") == result(killed)
+    assert not list(killed.rglob("*.tmp"))
+
+
+def test_two_processes(source, tmp_path):
+    model, root = source
+    options = ["--smoke", "--root", root, "--init", model, "--accumulate", 2, "--amp", "bf16", "--teacher", "dynamic"]
+    run("mean_teacher.py", tmp_path, *options, processes=2)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    first, second = (torch.load(path, weights_only=True) for path in sorted((tmp_path / "checkpoints").iterdir()))
+    for name, tensor in first["teacher"].items():
+        # Each rank keeps its own target batches, and in train mode BatchNorm's running statistics serve nothing.
+        if name != "_extra_state" and "running_" not in name:
+            assert torch.equal(tensor, second["teacher"][name]), name
+    assert first["teacher"]["observed"] == 3
+    assert 0 <= json.loads((tmp_path / "result.json").read_text())["mIoU"] <= 100
+
+
+def test_unknown_data_is_said(tmp_path):
+    with pytest.raises(AssertionError, match="say where the data is with --root"):
+        run("mean_teacher.py", tmp_path, "--data", "gta5")
