@@ -1,5 +1,21 @@
-"""Data sets: the embedded benchmark of synthetic streets."""
+"""Data sets of street scenes and of PASCAL VOC, their label maps, and the embedded benchmark of synthetic streets."""
 
+from selftrain_seg.datasets._folder import BrokenFilesError
+from selftrain_seg.datasets.bdd100k import BDD100K
+from selftrain_seg.datasets.cityscapes import Cityscapes
+from selftrain_seg.datasets.gta5 import GTA5
+from selftrain_seg.datasets.label_map import LabelMap
 from selftrain_seg.datasets.streets import SyntheticStreets
+from selftrain_seg.datasets.synthia import SYNTHIA
+from selftrain_seg.datasets.voc import VOCSegmentation
 
-__all__ = ["SyntheticStreets"]
+__all__ = [
+    "BDD100K",
+    "GTA5",
+    "SYNTHIA",
+    "BrokenFilesError",
+    "Cityscapes",
+    "LabelMap",
+    "SyntheticStreets",
+    "VOCSegmentation",
+]

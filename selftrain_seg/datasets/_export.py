@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selftrain_seg.datasets._cityscapes_ids import CITYSCAPES_LABELS
+from selftrain_seg.datasets._progress import shown
 from selftrain_seg.datasets._streets_canvas import Bytes
 from selftrain_seg.datasets._streets_scene import Sample
 from selftrain_seg.types import IGNORE_INDEX
@@ -35,7 +35,7 @@ Save = Callable[[Path, npt.NDArray[Any], "Bytes | None"], None]
 
 def write_cityscapes(root: Path, split: str, city: str, index: int, sample: Sample, save: Save) -> None:
     """The five PNG files of one Cityscapes frame; the image comes last, so that where it is, all is."""
-    stem = f"{city}_{index:06d}_000000"
+    stem = frame(city, index)
     truth = root / "gtFine" / split / city
     ids = _LABEL_IDS[sample.labels]
     alpha = np.full((*ids.shape, 1), 255, np.uint8)
@@ -44,6 +44,11 @@ def write_cityscapes(root: Path, split: str, city: str, index: int, sample: Samp
     save(truth / f"{stem}_gtFine_instanceIds.png", instance_ids(ids, sample.instances), None)
     save(truth / f"{stem}_gtFine_color.png", np.concatenate((_COLOURS[ids], alpha), axis=2), None)
     save(root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", sample.image, None)
+
+
+def frame(city: str, index: int) -> str:
+    """The name of a Cityscapes frame."""
+    return f"{city}_{index:06d}_000000"
 
 
 def write_gta5(root: Path, index: int, sample: Sample, save: Save) -> None:
@@ -86,18 +91,8 @@ def export(
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(unfinished, path)
 
-        for index, sample in enumerate(_shown(samples, count, progress)):
+        for index, sample in enumerate(shown(samples, count, progress, "image")):
             if layout == "cityscapes":
                 write_cityscapes(root, split, city, index, sample, save)
             else:
                 write_gta5(root, index, sample, save)
-
-
-def _shown(samples: Iterable[Sample], count: int, progress: bool) -> Iterator[Sample]:
-    if progress:
-        try:
-            tqdm = importlib.import_module("tqdm").tqdm
-        except ModuleNotFoundError:  # it is optional
-            return iter(samples)
-        return iter(tqdm(samples, total=count, unit="image"))
-    return iter(samples)

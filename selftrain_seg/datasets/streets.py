@@ -146,6 +146,11 @@ class SyntheticStreets(Dataset[tuple[Tensor, Tensor]]):
             f"length={len(self)}, seed={self.seed})"
         )
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Such as ``"source/source_000000_000000"``, as :class:`Cityscapes` finds them in what :meth:`export` wrote."""
+        return tuple(f"{self.domain}/{_export.frame(self.domain, index)}" for index in range(len(self)))
+
     def _sample(self, index: int) -> Sample:
         return render(self.seed, self.domain, self.split, index, self.size)
 

@@ -1,0 +1,265 @@
+"""What all data sets of image and label files have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from selftrain_seg import _checks
+from selftrain_seg.datasets._files import Channels, read_ids, read_image
+from selftrain_seg.datasets._progress import shown
+from selftrain_seg.datasets.label_map import LabelMap
+
+Labels = bool | Callable[[str], Tensor]
+
+
+class BrokenFilesError(ValueError):
+    """What ``verify`` of a data set raises: everything that is wrong with its files.
+
+    Args:
+        problems: (number of the sample, what is wrong with it) for each problem.
+
+    Attributes:
+        problems: the messages, each naming its file.
+        indices: the samples concerned, ascending, each once; leave them out with ``torch.utils.data.Subset``.
+
+    Example:
+        >>> from selftrain_seg.datasets import BrokenFilesError
+        >>> error = BrokenFilesError([(3, "labels/00004.png: empty"), (3, "images/00004.png: empty")])
+        >>> print(error)
+        2 problems in 1 sample:
+        labels/00004.png: empty
+        images/00004.png: empty
+        >>> error.indices
+        (3,)
+    """
+
+    problems: tuple[str, ...]
+    indices: tuple[int, ...]
+
+    _SHOWN = 20
+
+    def __init__(self, problems: Sequence[tuple[int, str]]) -> None:
+        super().__init__(tuple(problems))
+        self.problems = tuple(message for _, message in problems)
+        self.indices = tuple(sorted({index for index, _ in problems}))
+
+    def __str__(self) -> str:
+        count, samples = len(self.problems), len(self.indices)
+        head = f"{count} problem{'s' * (count != 1)} in {samples} sample{'s' * (samples != 1)}:"
+        more = [f"... and {count - self._SHOWN} more"] if count > self._SHOWN else []
+        return "\n".join((head, *self.problems[: self._SHOWN], *more))
+
+
+class _Folder(Dataset[tuple[Any, Any]], ABC):
+    """Images and their label maps, found by name.
+
+    Subclasses say where the files of a name lie, and list the names when they are made.
+    """
+
+    _channels: Channels = "one"
+
+    def __init__(
+        self,
+        root: Path,
+        names: Sequence[str],
+        labels: Labels,
+        label_map: LabelMap,
+        transforms: Callable[..., Any] | None,
+    ) -> None:
+        self.root = root
+        self.names = tuple(names)
+        self.labels = labels
+        self.label_map = label_map
+        self.transforms = transforms
+
+    @abstractmethod
+    def _image_path(self, name: str) -> Path: ...
+
+    @abstractmethod
+    def _label_path(self, name: str) -> Path: ...
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[Any, Any]:
+        from torchvision import tv_tensors
+
+        name = self.names[self._number(index)]
+        image = tv_tensors.Image(read_image(self._image_path(name)))
+        if self.labels is False:
+            return (image if self.transforms is None else self.transforms(image)), name
+        labels = tv_tensors.Mask(self._read_labels(name))
+        self._check_sizes(name, image, labels)
+        if self.transforms is None:
+            return image, labels
+        transformed: tuple[Any, Any] = self.transforms(image, labels)
+        return transformed
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.root)!r}, {len(self)} samples)"
+
+    @property
+    def num_classes(self) -> int:
+        """C, of the label map."""
+        return self.label_map.num_classes
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """C names, of the label map."""
+        return tuple(self.label_map.classes)
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """C colours, of the label map."""
+        return tuple(self.label_map.palette)
+
+    @property
+    def ignore_index(self) -> int:
+        """The label of pixels without a class."""
+        return self.label_map.ignore_index
+
+    def masks(self) -> Dataset[Tensor]:
+        """The label maps alone, in order: nothing decodes the images, nothing is transformed.
+
+        ``ClassIndex.from_masks`` of mining reads it, directly or through a DataLoader with ``batch_size=None``.
+
+        Returns:
+            A data set of (H, W) int64 tensors.
+
+        Raises:
+            ValueError: this data set was made with ``labels=False``.
+        """
+        if self.labels is False:
+            raise ValueError("`labels`: expected a data set with labels, this one was made with labels=False")
+        return _Masks(self)
+
+    def draw_labelled(self, one_in: int, *, seed: int = 0) -> tuple[list[int], list[int]]:
+        """Draw the labelled part for semi-supervised training, one sample in ``one_in``.
+
+        Samples are ranked by the SHA-256 digest of ``f"{seed}/{name}"`` and the first N / ``one_in`` of them,
+        rounded to nearest (halves up), are labelled. The draw is therefore the same on every machine and with
+        every version of every library, and the draws of one seed are nested: 1/106 lies in 1/50 lies in 1/20 lies
+        in 1/8. Nothing balances the classes: a small draw may lack one.
+
+        Args:
+            one_in: at least 1, at most N; 106, 50, 20 and 8 in the literature on VOC.
+            seed: at least 0; another seed is another draw.
+
+        Returns:
+            Numbers of the labelled samples and of all others, both ascending, for ``torch.utils.data.Subset``.
+
+        Raises:
+            TypeError: ``one_in`` or ``seed`` is not an int.
+            ValueError: ``one_in`` is below 1 or above N, or ``seed`` is below 0.
+        """
+        _checks.check_count(one_in, "one_in")
+        _checks.check_count(seed, "seed", 0)
+        if one_in > len(self):
+            raise ValueError(f"`one_in`: expected at most {len(self)} samples, got {one_in}")
+
+        def digest(index: int) -> bytes:
+            return hashlib.sha256(f"{seed}/{self.names[index]}".encode("utf-8", "surrogateescape")).digest()
+
+        order = sorted(range(len(self)), key=digest)
+        count = (2 * len(self) + one_in) // (2 * one_in)
+        return sorted(order[:count]), sorted(order[count:])
+
+    def verify(self, *, progress: bool = False) -> None:
+        """Read every file once, and report all that is wrong at once.
+
+        Finds what opening a sample would: files that are missing, broken or of the wrong kind, unknown ids,
+        labels of another size than their image.
+
+        Args:
+            progress: show a bar, if tqdm is installed.
+
+        Raises:
+            BrokenFilesError: something is wrong; it lists every problem.
+        """
+        problems = [
+            (index, problem)
+            for index in shown(range(len(self)), len(self), progress, "sample")
+            for problem in self._problems(self.names[index])
+        ]
+        if problems:
+            raise BrokenFilesError(problems)
+
+    def _problems(self, name: str) -> Iterator[str]:
+        found: list[Tensor] = []
+        readers: list[Callable[[], Tensor]] = [lambda: read_image(self._image_path(name))]
+        if self.labels is not False:
+            readers.append(lambda: self._read_labels(name))
+        for read in readers:
+            try:
+                found.append(read())
+            except (OSError, ValueError, TypeError) as error:
+                yield str(error)
+            except LookupError as error:  # of a function for the labels; its text is but the key
+                yield f"`labels({name!r})`: {error!r}"
+        if len(found) == 2:
+            try:
+                self._check_sizes(name, *found)
+            except ValueError as error:
+                yield str(error)
+
+    def _number(self, index: SupportsIndex) -> int:
+        number = operator.index(index)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"`index`: expected a value in [{-len(self)}, {len(self)}), got {number}")
+        return number
+
+    def _read_labels(self, name: str) -> Tensor:
+        """(H, W) int64, training classes."""
+        if callable(self.labels):
+            labels = self.labels(name)
+            _checks.check_integer(labels, f"labels({name!r})")
+            if labels.ndim != 2:
+                raise ValueError(f"`labels({name!r})`: expected (H, W), got {tuple(labels.shape)}")
+            return labels.long()
+        path = self._label_path(name)
+        ids = self._read_ids(path)
+        try:
+            return self.label_map(ids)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def _read_ids(self, path: Path) -> Tensor:
+        return read_ids(path, self._channels)
+
+    def _check_sizes(self, name: str, image: Tensor, labels: Tensor) -> None:
+        if image.shape[-2:] != labels.shape:
+            source = f"`labels({name!r})`" if callable(self.labels) else self._label_path(name)
+            raise ValueError(
+                f"{source}: expected (H, W) = {tuple(image.shape[-2:])} as in {self._image_path(name)},"
+                f" got {tuple(labels.shape)}"
+            )
+
+
+class _Masks(Dataset[Tensor]):
+    """See ``_Folder.masks``."""
+
+    def __init__(self, folder: _Folder) -> None:
+        self.folder = folder
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, index: SupportsIndex) -> Tensor:
+        return self.folder._read_labels(self.folder.names[self.folder._number(index)])
+
+
+def checked(labels: Any, label_map: LabelMap | None, default: Callable[[], LabelMap]) -> LabelMap:
+    """The label map to use, after a look at both arguments."""
+    if not isinstance(labels, bool) and not callable(labels):
+        raise TypeError(f"`labels`: expected a bool or a function of the name, got {type(labels).__name__}")
+    if label_map is not None and not isinstance(label_map, LabelMap):
+        raise TypeError(f"`label_map`: expected a LabelMap, got {type(label_map).__name__}")
+    return default() if label_map is None else label_map

@@ -1,0 +1,19 @@
+"""A progress bar where tqdm is installed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def shown(items: Iterable[T], count: int, progress: bool, unit: str) -> Iterator[T]:
+    if progress:
+        try:
+            tqdm = importlib.import_module("tqdm").tqdm
+        except ModuleNotFoundError:  # it is optional
+            return iter(items)
+        return iter(tqdm(items, total=count, unit=unit))
+    return iter(items)

@@ -1,0 +1,184 @@
+"""PASCAL VOC 2012 with the additional labels of SBD, for semi-supervised training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from selftrain_seg.datasets._files import check_present, check_some, list_files, read_mat
+from selftrain_seg.datasets._folder import _Folder, checked
+from selftrain_seg.datasets.label_map import LabelMap
+
+__all__ = ["VOCSegmentation"]
+
+_OWN = ("train", "val", "trainval")  # the splits that VOC itself labels
+_AUGMENTED = "train_aug"
+_LISTS = {_AUGMENTED: ("train_aug", "trainaug")}  # both file names are in circulation
+
+
+class _Source(NamedTuple):
+    """A folder of label files."""
+
+    folder: Path
+    suffix: str
+    names: frozenset[str]
+
+
+class VOCSegmentation(_Folder):
+    """Read PASCAL VOC 2012, 1,464 train and 1,449 val images, or 10,582 with the labels of SBD.
+
+    ``root`` is the folder ``VOC2012``, or one that holds it or ``VOCdevkit/VOC2012``. Images lie in
+    ``JPEGImages/*.jpg``, labels in ``SegmentationClass/*.png``, split files in ``ImageSets/Segmentation/*.txt``.
+
+    The labels of ``"train_aug"`` come from ``SegmentationClassAug/*.png``, the folder in common circulation, or
+    where that is missing from ``SegmentationClass`` and then SBD's own ``cls/*.mat`` (which needs scipy). Its names
+    come from ``train_aug.txt`` or ``trainaug.txt`` beside the other split files, or where both are missing are all
+    that have labels and are not in ``val.txt``. Training on 1/106, 1/50, 1/20 or 1/8 of it (100, 212, 529 or 1,323
+    images): either give the split file of a publication as ``split``, or draw with :meth:`draw_labelled`, which
+    ranks the names by the SHA-256 digest of ``f"{seed}/{name}"`` and takes the first.
+
+    Args:
+        root: the folder.
+        split: ``"train"``, ``"val"``, ``"trainval"``, ``"train_aug"``, or the path of a split file: a name or a
+            path that ends in one (``/JPEGImages/2007_000032.jpg``) in each line; what follows it is not read.
+            Labels of a split file are looked for as for ``"train_aug"``.
+        sbd: folder ``dataset`` of SBD (benchmark_RELEASE), which holds ``cls``; None for none.
+        labels: True reads the label files. False needs none of them. A function, such as the reading method of a
+            store of pseudo-labels, is given a name and returns its (H, W) integer labels, training classes
+            already, in place of the files.
+        label_map: from ids to training classes; by default :meth:`LabelMap.voc`.
+        transforms: called with (image, labels), or with the image alone where ``labels=False``; any joint
+            transform of torchvision v2. Without it samples are as read.
+
+    Returns:
+        ``dataset[index]`` is ``(image, labels)``: ``tv_tensors.Image`` uint8 (3, H, W) and ``tv_tensors.Mask``
+        int64 (H, W), training classes or ``ignore_index``. With ``labels=False`` it is ``(image, name)``.
+        Sizes differ between images: batches need a transform that crops.
+
+    Raises:
+        TypeError: ``labels`` is neither a bool nor callable, ``label_map`` is not a LabelMap.
+        FileNotFoundError: a folder or split file is missing, or an image or label file of the split is.
+        ValueError: a split file is empty, or a name occurs twice; for a sample, naming the file: it is broken or of
+            another kind, has an unknown id, or labels and image differ in size.
+        ModuleNotFoundError: for a sample, its labels are in a ``.mat`` file and scipy is not installed.
+        IndexError: an index past either end.
+
+    Attributes:
+        names: such as ``"2007_000032"``, sorted, whatever the order in the split file.
+        root: the folder ``VOC2012``, a Path.
+        split: the argument.
+        labels: the argument.
+        label_map: the label map in use.
+        transforms: the argument; may be replaced.
+
+    References:
+        Everingham et al., The PASCAL Visual Object Classes Challenge 2012 (VOC2012).
+        Hariharan et al., Semantic Contours from Inverse Detectors, ICCV 2011.
+
+    Example:
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> from selftrain_seg.datasets import VOCSegmentation
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     os.mkdir(os.path.join(root, "JPEGImages"))
+        ...     split = os.path.join(root, "mine.txt")
+        ...     for number in range(16):
+        ...         path = os.path.join(root, "JPEGImages", f"2007_{number:06d}.jpg")
+        ...         Image.fromarray(np.zeros((2, 4, 3), np.uint8)).save(path)
+        ...         with open(split, "a") as file:
+        ...             print(f"2007_{number:06d}", file=file)
+        ...     dataset = VOCSegmentation(root, split, labels=False)
+        >>> labelled, unlabelled = dataset.draw_labelled(8, seed=0)
+        >>> labelled, len(unlabelled)
+        ([7, 9], 14)
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: str | os.PathLike[str] = "train",
+        *,
+        sbd: str | os.PathLike[str] | None = None,
+        labels: bool | Callable[[str], Tensor] = True,
+        label_map: LabelMap | None = None,
+        transforms: Callable[..., Any] | None = None,
+    ) -> None:
+        label_map = checked(labels, label_map, LabelMap.voc)
+        self.split = split
+        path = _find(Path(root))
+        self._sources = _sources(path, split, sbd)
+        self._images = path / "JPEGImages"
+        names = _split_names(path / "ImageSets" / "Segmentation", split, self._sources)
+        super().__init__(path, names, labels, label_map, transforms)
+        there = set(list_files(self._images, ".jpg"))
+        check_present([self._image_path(name) for name in names], [name in there for name in names])
+        if labels is True:
+            if not self._sources:
+                raise FileNotFoundError(f"`root`: expected labels in {path / 'SegmentationClass'}, found none")
+            labelled = frozenset[str]().union(*(source.names for source in self._sources))
+            check_present([self._label_path(name) for name in names], [name in labelled for name in names])
+
+    def _image_path(self, name: str) -> Path:
+        return self._images / f"{name}.jpg"
+
+    def _label_path(self, name: str) -> Path:
+        source = next((source for source in self._sources if name in source.names), self._sources[0])
+        return source.folder / f"{name}{source.suffix}"
+
+    def _read_ids(self, path: Path) -> Tensor:
+        return read_mat(path) if path.suffix == ".mat" else super()._read_ids(path)
+
+
+def _find(root: Path) -> Path:
+    places = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
+    for place in places:
+        if (place / "JPEGImages").is_dir():
+            return place
+    raise FileNotFoundError(f"`root`: expected a folder JPEGImages in one of {', '.join(map(str, places))}, found none")
+
+
+def _sources(root: Path, split: str | os.PathLike[str], sbd: str | os.PathLike[str] | None) -> tuple[_Source, ...]:
+    """Where to look for labels, best first; only those that exist, but ``sbd`` must."""
+    folders = [root / "SegmentationClass", root / "SegmentationClassAug"]
+    places = [(folder, ".png") for folder in (folders if split in _OWN else reversed(folders)) if folder.is_dir()]
+    if sbd is not None:
+        places.append((Path(sbd) / "cls", ".mat"))
+    return tuple(_Source(folder, suffix, frozenset(list_files(folder, suffix))) for folder, suffix in places)
+
+
+def _split_names(folder: Path, split: str | os.PathLike[str], sources: tuple[_Source, ...]) -> list[str]:
+    if split not in (*_OWN, _AUGMENTED):
+        if not Path(split).is_file():
+            known = ", ".join(map(repr, (*_OWN, _AUGMENTED)))
+            raise FileNotFoundError(f"`split`: expected one of {known} or the path of a split file, got {str(split)!r}")
+        return _listed(Path(split))
+    paths = [folder / f"{name}.txt" for name in _LISTS.get(str(split), (str(split),))]
+    for path in paths:
+        if path.is_file():
+            return _listed(path)
+    if split != _AUGMENTED:
+        raise FileNotFoundError(f"`split`: expected a file {paths[0]}, found none")
+    names = frozenset[str]().union(*(source.names for source in sources)) - set(_listed(folder / "val.txt"))
+    check_some(sorted(names), folder, "train_aug.txt or trainaug.txt, or labels beyond those of val.txt")
+    return sorted(names)
+
+
+def _listed(path: Path) -> list[str]:
+    """The names in a split file, sorted."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise FileNotFoundError(f"`split`: expected a file {path}, found none") from error
+    names = sorted(os.path.splitext(line.split()[0].rpartition("/")[2])[0] for line in lines if line.strip())
+    if not names:
+        raise ValueError(f"`split`: expected names in {path}, it has none")
+    for name, following in pairwise(names):
+        if name == following:
+            raise ValueError(f"`split`: expected every name once in {path}, {name!r} occurs twice")
+    return names
