@@ -19,6 +19,7 @@ _SUBPACKAGES = (
     "losses",
     "mining",
     "selectors",
+    "store",
     "teachers",
     "thresholds",
     "views",

@@ -25,6 +25,7 @@ SHARED = ("_checks", "_numerics", "types", "distributed")
 READS_VALUES = {
     ("selftrain_seg/mining/transform.py", "SmallClassCrop.extra_repr"): "text for people",
     ("selftrain_seg/mining/transform.py", "_check_values"): "a few class numbers, on the CPU, once a round",
+    ("selftrain_seg/teachers/block_drop.py", "drop_blocks"): "a few coins, thrown on the CPU",
 }
 
 
@@ -55,6 +56,8 @@ def may_import(room):
         return {*STAGES[: STAGES.index(room) + 1], *SHARED}
     if room == "distributed":
         return {room, "_checks", "_numerics", "types"}
+    if room == "store":
+        return {room, *SHARED}
     if room in SIDE_ROOMS:
         return {*SHARED, *STAGES, *SIDE_ROOMS} - {"selectors", "losses"}
     if room == "__init__":
@@ -90,6 +93,7 @@ def test_imports_flow_one_way(file):
         ("losses", "import selftrain_seg", [""]),
         ("mining", "from selftrain_seg.losses import mrkld_loss", ["losses"]),
         ("selectors", "from selftrain_seg.mining import crop", ["mining"]),
+        ("store", "from selftrain_seg.mining import ClassIndex", ["mining"]),
         ("distributed", "from selftrain_seg.confidence import top_confidence", ["confidence"]),
         ("types", "from selftrain_seg.confidence import top_confidence", ["confidence"]),
         ("losses", "from selftrain_seg.selectors import select_hard\nimport torch", []),

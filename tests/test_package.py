@@ -49,7 +49,17 @@ PROMISED = {
         "rare_classes",
     ],
     "views": ["WeakStrongViews", "replay"],
-    "datasets": ["SyntheticStreets"],
+    "teachers": ["DualTeacher", "DynamicTeacher", "MeanTeacher", "soft_neighbourhood_density"],
+    "datasets": [
+        "BDD100K",
+        "Cityscapes",
+        "GTA5",
+        "LabelMap",
+        "SYNTHIA",
+        "SyntheticStreets",
+        "VOCSegmentation",
+    ],
+    "store": ["PseudoLabelStore"],
 }
 
 
@@ -68,7 +78,7 @@ def test_import_is_light():
 
 
 def test_numerical_stages_need_torch_only():
-    stages = ("confidence", "thresholds", "selectors", "losses", "mining", "views", "distributed")
+    stages = ("confidence", "thresholds", "selectors", "losses", "mining", "views", "teachers", "distributed", "store")
     loaded = modules_after("\n".join(f"import selftrain_seg.{name}" for name in stages))
     assert not loaded & {"kornia", "torchvision", "matplotlib", "scipy"}
 

@@ -1,0 +1,153 @@
+"""Files that appear whole or not at all, and can tell that they were damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from selftrain_seg.store._names import file_of
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SETTINGS = "settings.json"
+IMAGES = "images.jsonl"
+JOURNAL = "journal"  # folder of the records of images written so far, one file a process
+PARTIAL = ".partial"  # folder of unfinished files
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Record(NamedTuple):
+    """What is known of one image: a line of the journal and of ``images.jsonl``."""
+
+    name: str
+    size: tuple[int, int]
+    counts: list[int]
+    predicted: list[int] | None
+    dropped: tuple[int, int] | None
+    files: dict[str, tuple[int, str]]  # kind -> bytes, SHA-256
+
+    def line(self) -> bytes:
+        return json.dumps(self._asdict(), separators=(",", ":")).encode() + b"\n"
+
+    @classmethod
+    def parse(cls, line: bytes) -> Record | None:
+        """None for half a line, as a killed process leaves it."""
+        try:
+            record = cls(**json.loads(line))
+            files = {kind: (int(size), str(digest)) for kind, (size, digest) in record.files.items()}
+            height, width = record.size
+            lost = None if record.dropped is None else (record.dropped[0], record.dropped[1])
+            return record._replace(name=str(record.name), size=(height, width), dropped=lost, files=files)
+        except (ValueError, TypeError, AttributeError, LookupError):
+            return None
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def write(path: Path, data: bytes, round_folder: Path, *, sync: bool = False, replace: bool = True) -> None:
+    """Put the whole content into place at once; without ``replace`` an existing file stays as it is."""
+    unfinished = round_folder / PARTIAL / uuid.uuid4().hex
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with unfinished.open("xb") as file:
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        if replace or not _linked(unfinished, path):
+            unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """Whether there is a target now; False where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return True
+    except OSError:
+        return target.exists()
+    return True
+
+
+def to_json(content: dict[str, Any]) -> bytes:
+    """JSON for people that ends with the checksum of all the rest. Floats come back exactly."""
+    plain = json.dumps(content, allow_nan=False, sort_keys=True).encode()
+    return (json.dumps({**content, "checksum": digest(plain)}, allow_nan=False, indent=1) + "\n").encode()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what :func:`to_json` made; OSError names the file if it is damaged."""
+    data = path.read_bytes()
+    try:
+        content = json.loads(data)
+        del content["checksum"]
+        whole = data == to_json(content)
+    except (ValueError, AttributeError, LookupError, TypeError) as error:
+        raise OSError(f"{path}: damaged file, not the JSON that was written") from error
+    if not whole:
+        raise OSError(f"{path}: damaged file, its checksum does not fit")
+    if content["format"] != FORMAT:
+        raise OSError(f"{path}: format {content['format']}, this version reads {FORMAT}")
+    return dict(content)
+
+
+def records(folder: Path) -> dict[str, list[Record]]:
+    """The different records of each image, from the list of the round and from all journals."""
+    found: dict[str, list[Record]] = {}
+    for path in [folder / IMAGES, *sorted((folder / JOURNAL).glob("*.jsonl"))]:
+        for line in path.read_bytes().split(b"\n") if path.exists() else ():
+            record = Record.parse(line) if line else None
+            if record is not None and record not in found.setdefault(record.name, []):
+                found[record.name].append(record)
+    return found
+
+
+def damaged(folder: Path, record: Record) -> list[str]:
+    """The record's files, relative to the folder, that are missing or differ from what was written."""
+    out = []
+    for kind, (_, expected) in record.files.items():
+        path = file_of(kind, record.name)
+        try:
+            whole = digest((folder / path).read_bytes()) == expected
+        except OSError:
+            whole = False
+        if not whole:
+            out.append(path)
+    return out
+
+
+def same_sizes(folder: Path, record: Record) -> bool:
+    """A look at the sizes only: enough for files of this very run."""
+    try:
+        return all(
+            (folder / file_of(kind, record.name)).stat().st_size == size for kind, (size, _) in record.files.items()
+        )
+    except OSError:
+        return False
+
+
+def mapped(
+    function: Callable[[T], R], items: Iterable[T], total: int, threads: int, progress: bool, what: str
+) -> Iterator[R]:
+    """``map`` on several threads, with a bar if asked for and tqdm is there."""
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        results: Iterator[R] = pool.map(function, items)
+        if progress:
+            with contextlib.suppress(ModuleNotFoundError):  # it is optional
+                results = iter(importlib.import_module("tqdm").tqdm(results, total=total, desc=what, unit="image"))
+        yield from results

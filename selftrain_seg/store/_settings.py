@@ -1,0 +1,146 @@
+"""What a round was begun with: it must not change while the round is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from selftrain_seg import _checks
+from selftrain_seg.store._files import FORMAT
+
+__all__ = ["RoundSettings"]
+
+Colours = tuple[tuple[int, int, int], ...]
+
+
+class RoundSettings(NamedTuple):
+    """What a round was begun with, readable from the moment on at which it was begun.
+
+    Attributes:
+        round: number of the round.
+        names: of all its images, in order.
+        thresholds: (C,) float64, bit for bit those given to ``write``, or None.
+        portion: the portion given to ``write``, a float or (C,) float64, or None.
+        meta: what the user added.
+        num_classes: C.
+        ignore_index: label of the pixels that are not selected.
+        classes: their names, or None.
+        palette: their RGB colours.
+        keep: what is kept beside the labels, where the pseudo-labels have it.
+        top_k: entries kept of each soft label.
+    """
+
+    round: int
+    names: tuple[str, ...]
+    thresholds: Tensor | None
+    portion: float | Tensor | None
+    meta: dict[str, Any]
+    num_classes: int
+    ignore_index: int
+    classes: tuple[str, ...] | None
+    palette: tuple[tuple[int, int, int], ...]
+    keep: tuple[str, ...]
+    top_k: int
+
+
+def to_content(settings: RoundSettings) -> dict[str, Any]:
+    """As JSON holds it."""
+    plain = {"format": FORMAT, **settings._asdict()}
+    for name in ("thresholds", "portion"):
+        value = plain[name]
+        plain[name] = [float(v) for v in value] if isinstance(value, Tensor) else value
+    content: dict[str, Any] = json.loads(json.dumps(plain))  # lists for tuples, so that what was read compares equal
+    return content
+
+
+def from_content(content: Mapping[str, Any], names: tuple[str, ...]) -> RoundSettings:
+    def values(value: Any) -> Any:
+        return torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value
+
+    classes = content["classes"]
+    return RoundSettings(
+        round=content["round"],
+        names=names,
+        thresholds=values(content["thresholds"]),
+        portion=values(content["portion"]),
+        meta=dict(content["meta"]),
+        num_classes=content["num_classes"],
+        ignore_index=content["ignore_index"],
+        classes=None if classes is None else tuple(classes),
+        palette=tuple((red, green, blue) for red, green, blue in content["palette"]),
+        keep=tuple(content["keep"]),
+        top_k=content["top_k"],
+    )
+
+
+def check_same(asked: dict[str, Any], found: dict[str, Any], where: str) -> None:
+    """All settings but ``meta``, which may hold the time of day, must be those the round was begun with."""
+    for name in ("num_classes", *asked):
+        value = asked[name]
+        if name == "meta" or found.get(name) == value:
+            continue
+        if isinstance(value, list) and isinstance(found.get(name), list):
+            pairs = zip(value, found[name], strict=False)
+            place = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+            if place is None:
+                got = f"{len(value)} instead of {len(found[name])}"
+            else:
+                got = f"{value[place]!r} instead of {found[name][place]!r} at place {place}"
+        else:
+            got = f"{_short(value)} instead of {_short(found.get(name))}"
+        raise ValueError(
+            f"`{name}`: expected that with which {where} was begun, got {got}; overwrite=True begins it anew"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def checked_thresholds(thresholds: Any, num_classes: int) -> Tensor | None:
+    """(C,) float64 on the CPU."""
+    if thresholds is None:
+        return None
+    _checks.check_tensor(thresholds, "thresholds")
+    _checks.check_thresholds(thresholds, torch.empty(0, num_classes, 0, 0))
+    values: Tensor = thresholds.detach().to("cpu", torch.float64)
+    wrong = ~((values >= 0) & (values < torch.inf))
+    if bool(wrong.any()):
+        raise ValueError(f"`thresholds`: expected finite values of at least 0, got {float(values[wrong][0])}")
+    return values.clone()
+
+
+def checked_portion(portion: Any, num_classes: int) -> float | Tensor | None:
+    """A float in [0, 1], or one a class."""
+    if portion is None:
+        return None
+    if not isinstance(portion, Tensor):
+        _checks.check_real(portion, "portion", 0.0, 1.0)
+        return float(portion)
+    if portion.ndim == 0:
+        return checked_portion(float(portion), num_classes)
+    if tuple(portion.shape) != (num_classes,):
+        raise ValueError(f"`portion`: expected a number or (C,) = ({num_classes},), got {tuple(portion.shape)}")
+    values = portion.detach().to("cpu", torch.float64)
+    wrong = ~((values >= 0) & (values <= 1))
+    if bool(wrong.any()):
+        raise ValueError(f"`portion`: expected values in [0, 1], got {float(values[wrong][0])}")
+    return values.clone()
+
+
+def checked_meta(meta: Any) -> dict[str, Any]:
+    """Through JSON and back, so that it is what will be read."""
+    if meta is None:
+        return {}
+    if not isinstance(meta, Mapping):
+        raise TypeError(f"`meta`: expected a dict, got {type(meta).__name__}")
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(meta), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`meta`: expected what JSON can hold, got {_short(meta)} ({error})") from error
+    return plain
