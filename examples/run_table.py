@@ -54,7 +54,7 @@ def command(name: str, source: str) -> str:
     return f"python examples/{ROWS[name].format(source=source)}"
 
 
-def run(name: str, seed: int, out: Path) -> dict[str, Any]:
+def run(name: str, seed: int, out: Path, *options: str) -> dict[str, Any]:
     """Run one row with one seed, unless its result is there; returns ``result.json``."""
     folder = out / f"seed{seed}" / _slug(name)
     result = folder / "result.json"
@@ -62,7 +62,7 @@ def run(name: str, seed: int, out: Path) -> dict[str, Any]:
         source = out / f"seed{seed}" / _slug(SOURCE) / "model.pt"
         words = shlex.split(ROWS[name].format(source=shlex.quote(str(source))))
         words = [sys.executable, str(HERE / words[0]), *words[1:], "--seed", str(seed), "--out", str(folder)]
-        words += ["--root", str(out / f"seed{seed}" / "streets")]
+        words += ["--root", str(out / f"seed{seed}" / "streets"), *options]
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "log.txt", "w", encoding="utf-8") as log:
             done = subprocess.run(  # noqa: S603
@@ -134,13 +134,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5], help="settings were chosen on 0 and 1")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, each on one core")
+    parser.add_argument("--smoke", action="store_true", help="a few steps only, to see that everything runs")
     parser.add_argument("--out", type=Path, default=Path("runs/table"))
     parser.add_argument("--write", type=Path, default=HERE.parent / "docs" / "_generated" / "results.md")
     args = parser.parse_args()
     rows = [name for name in ROWS if name in {SOURCE, BASELINE, *args.rows}]
+    options = ["--smoke"] if args.smoke else []
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda seed: run(SOURCE, seed, args.out), args.seeds))
-        pending = {name: [pool.submit(run, name, seed, args.out) for seed in args.seeds] for name in rows}
+        list(pool.map(lambda seed: run(SOURCE, seed, args.out, *options), args.seeds))
+        pending = {name: [pool.submit(run, name, seed, args.out, *options) for seed in args.seeds] for name in rows}
         results = {name: [one.result() for one in found] for name, found in pending.items()}
     write(results, args.seeds, args.write)
     print(f"written: {args.write}")
