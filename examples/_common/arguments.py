@@ -35,6 +35,7 @@ def parser(description: str | None, *, streets: dict[str, Any], papers: dict[str
     folders.add_argument("--source-root", type=Path, help="folder of GTA5 or SYNTHIA")
     folders.add_argument("--root", type=Path, help="folder of Cityscapes or VOC; of the embedded benchmark's files")
     folders.add_argument("--images", type=int, nargs=3, default=[1000, 500, 200], help="streets: train, train, val")
+    folders.add_argument("--labelled", type=int, default=106, help="voc: one image in so many is labelled")
     folders.add_argument("--crop", type=int, nargs=2, help="height and width of training crops (default: the image)")
     folders.add_argument("--workers", type=int, default=0, help="processes that read images")
 
@@ -77,9 +78,10 @@ def parser(description: str | None, *, streets: dict[str, Any], papers: dict[str
         "--out", type=Path, default=Path("runs") / Path(sys.argv[0]).stem, help="a killed run goes on here"
     )
     made.add_argument("--checkpoint-every", type=int, default=100, help="steps")
+    made.add_argument("--log-every", type=int, default=10, help="steps, for TensorBoard")
     made.add_argument("--smoke", action="store_true", help="a few steps only, to see that everything runs")
     chosen = data.parse_known_args()[0].data
     made.chosen = streets if chosen == "streets" else {"network": "deeplabv2_resnet101", **papers}
     if "--smoke" in sys.argv:
-        made.chosen = {**made.chosen, "images": [16, 12, 8], "steps": 3, "checkpoint_every": 2}
+        made.chosen = {**made.chosen, "images": [16, 12, 8], "steps": 3, "warmup_steps": 3, "checkpoint_every": 2}
     return made

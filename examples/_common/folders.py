@@ -23,14 +23,14 @@ class Data(NamedTuple):
     """Two domains: labelled images of one, and of the other images only.
 
     Attributes:
-        source: labelled images.
+        source: labelled images; None for a trainer that does without.
         target: names and images without labels; ``target_with(labels)`` gives them labels, by a function of the name.
         val: labelled images of the target domain.
         label_map: classes, names and colours.
         subsets: heading -> classes that a mean IoU is taken over.
     """
 
-    source: Dataset[Any]
+    source: Any
     target: Any
     target_with: Callable[[Any], Dataset[Any]]
     val: Dataset[Any]
@@ -38,27 +38,27 @@ class Data(NamedTuple):
     subsets: dict[str, tuple[int, ...]]
 
 
-def open_data(args: Namespace, run: Run) -> Data:
-    """Open the data sets that ``--data`` names."""
+def open_data(args: Namespace, run: Run, *, source_free: bool = False) -> Data:
+    """Open the data sets that ``--data`` names, those of GTA5 or SYNTHIA only if they are needed."""
     if args.data == "streets":
         return _streets(args, run)
     if args.root is None:
         raise SystemExit(f"--data {args.data}: say where the data is with --root")
     if args.data == "voc":
         return _voc(args)
-    if args.source_root is None:
+    if args.source_root is None and not source_free:
         raise SystemExit(f"--data {args.data}: say where the source images are with --source-root")
     label_map = LabelMap.cityscapes()
     everything = {"mIoU": tuple(range(19))}
-    if args.data == "gta5":
-        source: Dataset[Any] = GTA5(args.source_root)
-    else:
-        source = SYNTHIA(args.source_root)
+    source = None
+    if not source_free:
+        source = GTA5(args.source_root) if args.data == "gta5" else SYNTHIA(args.source_root)
+    if args.data == "synthia":
         everything = {"mIoU-16": label_map.synthia_subset(16), "mIoU-13": label_map.synthia_subset(13)}
     return _adaptation(source, args.root, label_map, everything)
 
 
-def _adaptation(source: Dataset[Any], root: Path, label_map: LabelMap, subsets: dict[str, tuple[int, ...]]) -> Data:
+def _adaptation(source: Any, root: Path, label_map: LabelMap, subsets: dict[str, tuple[int, ...]]) -> Data:
     def target(labels: Any) -> Cityscapes:
         return Cityscapes(root, "train", labels=labels, label_map=label_map)
 
@@ -102,7 +102,9 @@ def _voc(args: Namespace) -> Data:
 
 
 def training_transform(size: Sequence[int] | None, *, crop: Callable[..., Any] | None = None) -> Callable[..., Any]:
-    """Augment (image, labels) or (image, name): a crop, mirroring, colours. Images stay uint8.
+    """Augment (image, labels, further maps) or (image, name): a crop, mirroring, colours. Images stay uint8.
+
+    Where a crop goes beyond the image, labels are ignored and further maps 0.
 
     Args:
         size: height and width of the crop; None for whole images.
@@ -111,13 +113,16 @@ def training_transform(size: Sequence[int] | None, *, crop: Callable[..., Any] |
     if crop is None and size is not None:
         fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE_INDEX}
         crop = v2.RandomCrop(tuple(size), pad_if_needed=True, fill=fill)
-    steps = [v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2, 0.2, 0.03)]
-    transform = v2.Compose(steps if crop is None else [crop, *steps])
+    flip, jitter = v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2, 0.2, 0.03)
+    move = flip if crop is None else v2.Compose([crop, flip])
 
-    def apply(image: tv_tensors.Image, labels: Any) -> tuple[Tensor, Any]:
+    def apply(image: tv_tensors.Image, labels: Any, *maps: Tensor) -> tuple[Any, ...]:
         if isinstance(labels, Tensor):
             labels = tv_tensors.Mask(labels)
-        image, labels = transform(image, labels)
-        return image.as_subclass(Tensor), labels.as_subclass(Tensor) if isinstance(labels, Tensor) else labels
+        # Maps move as images do: a crop finds its place in the only mask, and fills the others with 0.
+        image, labels, *moved = move(image, labels, *(tv_tensors.Image(part) for part in maps))
+        moved = [new.reshape(*old.shape[:-2], *new.shape[-2:]) for new, old in zip(moved, maps, strict=True)]
+        parts = (jitter(image), labels, *moved)
+        return tuple(part.as_subclass(Tensor) if isinstance(part, Tensor) else part for part in parts)
 
     return apply

@@ -11,17 +11,17 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from _common.run import Run
 
-Transform = Callable[[Any, Any], tuple[Tensor, Tensor]]
+Transform = Callable[..., tuple[Any, ...]]
 
 
 class Batches:
     """Random batches of a data set, shared among ranks.
 
     Args:
-        dataset: its items are (image, labels).
+        dataset: its items are (image, labels) or (image, labels, further maps).
         run: says how large a batch is, and which part is this rank's.
         name: of the stage; other names draw others.
-        transform: called with (image, labels); draws from torch's generator, which is seeded for each image.
+        transform: called with an item's parts; draws from torch's generator, which is seeded for each image.
         order: numbers of the images to take, in order; None for one random permutation after the other.
     """
 
@@ -42,13 +42,15 @@ class Batches:
                 num_workers=args.workers,
                 pin_memory=self.run.device.type == "cuda",
                 persistent_workers=False,
+                generator=torch.Generator(),  # or else a loader's start would move torch's own, after a resume only
             )
             self._batches = iter(loader)
         self._next = number + 1
-        images, labels = next(self._batches)
-        if isinstance(labels, Tensor):  # unlabelled images come with their names
-            labels = labels.to(self.run.device, non_blocking=True)
-        return images.to(self.run.device, non_blocking=True), labels
+        # Unlabelled images come with their names.
+        return tuple(
+            part.to(self.run.device, non_blocking=True) if isinstance(part, Tensor) else part
+            for part in next(self._batches)
+        )
 
     def plan(self, number: int) -> list[tuple[int, int]]:
         """(number of the image, seed) for each image of this rank's part of a batch."""
@@ -82,18 +84,19 @@ class _Seeded(Dataset[Any]):
     def __init__(self, dataset: Dataset[Any], transform: Transform) -> None:
         self.dataset, self.transform = dataset, transform
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
         index, seed = key
-        image, labels = self.dataset[index]
+        parts = self.dataset[index]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.transform(image, labels)
+            return self.transform(*parts)
 
 
 def in_order(dataset: Dataset[Any], run: Run, indices: Sequence[int], *, size: int | None = None) -> Iterator[Any]:
     """Yield batches of a data set in order, images as floats in [0, 1]; of the given images only."""
     subset = torch.utils.data.Subset(dataset, list(indices))
-    loader = DataLoader(subset, batch_size=size or 1, num_workers=run.args.workers, collate_fn=_collate)
+    settings = {"num_workers": run.args.workers, "collate_fn": _collate, "generator": torch.Generator()}
+    loader = DataLoader(subset, batch_size=size or 1, **settings)
     for images, others in loader:
         yield as_floats(images.to(run.device)), others.to(run.device) if isinstance(others, Tensor) else others
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from _common.folders import Data
 from _common.loading import in_order
@@ -15,11 +16,11 @@ from selftrain_seg import PseudoLabels
 from selftrain_seg.store import PseudoLabelStore, StoredRound
 
 
-def open_store(run: Run, data: Data, **settings: Any) -> PseudoLabelStore:
+def open_store(run: Run, data: Data, folder: str = "pseudo-labels", **settings: Any) -> PseudoLabelStore:
     """Open the pseudo-labels of a run."""
     label_map = data.label_map
     return PseudoLabelStore(
-        run.out / "pseudo-labels",
+        run.out / folder,
         label_map.num_classes,
         classes=label_map.classes,
         palette=label_map.palette,
@@ -56,3 +57,23 @@ def write_labels(
         stored = writer.finish()
     run.say(f"round {round + 1}: {stored}")
     return stored
+
+
+class Labelled(Dataset[Any]):
+    """Target images with several maps of a round: (image, labels, confidence), say.
+
+    Args:
+        images: names and images, ``Data.target``.
+        stored: the round.
+        fields: two or more of ``stored.fields``.
+    """
+
+    def __init__(self, images: Dataset[Any], stored: StoredRound, fields: Sequence[str]) -> None:
+        self.images, self.maps = images, stored.dataset(fields)
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        image, name = self.images[index]
+        return image, *self.maps[name]

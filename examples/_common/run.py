@@ -62,11 +62,13 @@ class Run:
             tqdm.write(text)
 
     def scalars(self, step: int, **values: Tensor | float) -> None:
-        """Write numbers to TensorBoard every tenth step."""
-        if self.board is not None and step % 10 == 0:
-            for name, value in values.items():
-                value = float(value.detach()) if isinstance(value, Tensor) else value
-                self.board.add_scalar(name, value, step)
+        """Write numbers, averaged over ranks, to TensorBoard every so often. All ranks must call it."""
+        if step % self.args.log_every == 0:
+            numbers = torch.stack([torch.as_tensor(value).detach().float().cpu() for value in values.values()])
+            means = all_reduce_sum(numbers) / self.world
+            if self.board is not None:
+                for name, value in zip(values, means.tolist(), strict=True):
+                    self.board.add_scalar(name, value, step)
 
     def wrap(self, net: nn.Module) -> nn.Module:
         """Make a network ready for training: DistributedDataParallel and torch.compile where asked for."""
@@ -78,25 +80,35 @@ class Run:
         return torch.compile(net) if self.args.compile else net
 
     @contextlib.contextmanager
-    def forward(self, student: nn.Module) -> Iterator[None]:
+    def forward(self, *nets: nn.Module) -> Iterator[None]:
         """Automatic mixed precision, and no communication before the last of the accumulated passes."""
         last = (self._passes + 1) % self.args.accumulate == 0
-        wrapped = getattr(student, "_orig_mod", student)
-        silent = contextlib.nullcontext() if last or self.world == 1 else wrapped.no_sync()
         dtype = AMP.get(self.args.amp)
-        with silent, torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+        with contextlib.ExitStack() as stack:
+            if not last and self.world > 1:
+                for net in nets:
+                    stack.enter_context(getattr(net, "_orig_mod", net).no_sync())
+            stack.enter_context(torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None))
             yield
 
-    def learn(self, loss: Tensor, optimizer: torch.optim.Optimizer, schedule: Any) -> bool:
-        """Backward; after ``--accumulate`` of them step optimizer and schedule. Returns whether they stepped."""
+    def learn(
+        self, loss: Tensor, optimizer: torch.optim.Optimizer, schedule: Any, *more: tuple[torch.optim.Optimizer, Any]
+    ) -> bool:
+        """Backward; after ``--accumulate`` of them step optimizer and schedule. Returns whether they stepped.
+
+        ``more`` pairs of optimizer and schedule step along: those of a discriminator, say, whose loss is in the sum.
+        """
         self.scaler.scale(loss / self.args.accumulate).backward()
         self._passes += 1
         if self._passes % self.args.accumulate:
             return False
-        self.scaler.step(optimizer)
+        pairs = ((optimizer, schedule), *more)
+        for one, _ in pairs:
+            self.scaler.step(one)
         self.scaler.update()
-        optimizer.zero_grad()
-        schedule.step()
+        for one, its_schedule in pairs:
+            one.zero_grad()
+            its_schedule.step()
         return True
 
     def mean(self, total: Tensor, count: Tensor) -> Tensor:

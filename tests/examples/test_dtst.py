@@ -1,0 +1,98 @@
+"""DT-ST: snapshots, a dynamic teacher and pasted regions, from folders; killed at any moment, on two ranks."""
+
+import pytest
+import torch
+
+from tests.examples.trainers import assert_same_network, result, run, run_and_kill
+
+pytestmark = pytest.mark.slow
+
+# Snapshots at steps 0, 4 and 8; the teacher decides for the first time at the ninth step.
+SHORT = ["--smoke", "--steps", 11, "--batch", 2, "--refresh", 4, "--checkpoint-every", 3]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Options that name the data and the network to start from."""
+    folder = tmp_path_factory.mktemp("source")
+    run("source_only.py", folder / "out", "--smoke", "--steps", 20, "--root", folder / "streets")
+    return ["--root", folder / "streets", "--init", folder / "out" / "model.pt"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, start):
+    """The folder of a run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    assert "goes on after step" not in run("dtst.py", out, *start, *SHORT)
+    return out
+
+
+def files(out, round="*"):
+    """The bytes of the pseudo-labels of the snapshots."""
+    paths = (out / "pseudo-labels").glob(f"round-{round}/**/*.png")
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}
+
+
+def checkpoint(out, rank=0, world=1):
+    return torch.load(out / "checkpoints" / f"dtst-000011-rank{rank}of{world}.pt", weights_only=True)
+
+
+def assert_equal(one, other, place):
+    """Of the same tensors and numbers."""
+    assert type(one) is type(other), place
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), place
+    elif isinstance(one, (dict, list)):
+        pairs = one if isinstance(one, dict) else range(len(one))
+        assert (one.keys() == other.keys()) if isinstance(one, dict) else (len(one) == len(other)), place
+        for key in pairs:
+            assert_equal(one[key], other[key], f"{place}/{key}")
+    else:
+        assert one == other, place
+
+
+def test_options(start, tmp_path):
+    options = ["--accumulate", 2, "--amp", "bf16", "--score", "entropy", "--resize", 32, 64, "--crop", 48, 80]
+    options += ["--pastes", 2, "--view-scale", 0.5, 2.0, "--negative", 0, "--decay-steps", 10, "--workers", 1]
+    output = run("dtst.py", tmp_path, *start, "--smoke", *options)
+    assert "round 1: StoredRound(0, 12 images" in output
+    before, after = (torch.load(path, weights_only=True) for path in (start[-1], tmp_path / "model.pt"))
+    assert before.keys() == after.keys()
+    assert all(tensor.isfinite().all() for tensor in after.values())
+    assert any(not torch.equal(before[name], tensor) for name, tensor in after.items() if name.endswith("weight"))
+    assert 0 <= result(tmp_path)["mIoU"] <= 100
+    assert not list(tmp_path.rglob("*.tmp*"))
+
+
+def test_killed_twice_and_restarted_gives_the_same_network(start, whole, tmp_path):
+    # What is there when the process is killed, each a random moment later: half a snapshot, steps not yet saved.
+    for moment in ("pseudo-labels/round-0001/settings.json", "checkpoints/dtst-000006-*.pt"):
+        run_and_kill("dtst.py", tmp_path, *start, *SHORT, wait_for=moment, seed=len(moment), within=0.2)
+        assert not (tmp_path / "result.json").exists(), "killed too late to show anything"
+    assert "goes on after step" in run("dtst.py", tmp_path, *start, *SHORT)
+    assert_same_network(whole, tmp_path)
+    assert result(whole) == result(tmp_path)
+    assert len(files(whole)) == 3 * 12 + 12  # labels, and confidences of the first snapshot
+    assert files(whole) == files(tmp_path)
+    state = checkpoint(whole)
+    assert state.keys() == {"net", "teacher", "selector", "bank", "optimizer", "schedule", "scaler"}
+    assert_equal(state, checkpoint(tmp_path), "checkpoint")
+    assert state["bank"]["snapshots"] == 3
+    assert state["bank"]["compared"].all()
+    assert len(state["teacher"]["_extra_state"]["history"]) == 1
+
+
+def test_two_processes(start, whole, tmp_path):
+    run("dtst.py", tmp_path, *start, *SHORT, processes=2)
+    assert files(whole, "0000") == files(tmp_path, "0000")
+    first, second = (checkpoint(tmp_path, rank, 2) for rank in (0, 1))
+    for name in ("selector", "bank", "optimizer", "schedule"):
+        assert_equal(first[name], second[name], name)
+    for name in ("net", "teacher"):
+        for key, value in first[name].items():
+            # Each rank keeps its own target batches, and BatchNorm's statistics of them.
+            if key != "_extra_state" and "running_" not in key:
+                assert_equal(value, second[name][key], f"{name}/{key}")
+    images = [state["teacher"]["_extra_state"]["images"] for state in (first, second)]
+    assert not any(torch.equal(*pair) for pair in zip(*images, strict=True))
+    assert 0 <= result(tmp_path)["mIoU"] <= 100
