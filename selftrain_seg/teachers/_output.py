@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 
 def logits_of(output: Any) -> Tensor:
-    """A tensor itself, ``out`` of a dict (torchvision), ``.logits`` (transformers), the first of a tuple."""
+    """A tensor itself, ``out`` or ``logits`` of a dict, ``.logits`` of an object, the first of a tuple."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
         found = output.get("out", output.get("logits"))
-    elif isinstance(output, (tuple, list)):
-        found = output[0] if output else None
+    elif hasattr(output, "logits"):
+        found = output.logits
     else:
-        found = getattr(output, "logits", None)
+        found = output[0] if isinstance(output, (tuple, list)) and output else None
     if isinstance(found, Tensor):
         return found
     raise TypeError(
-        f"`model(images)`: expected logits, a dict with `out` or `logits`, or a tuple of tensors, "
+        f"`model(images)`: expected logits, `out` or `logits` in a dict or object, or a tuple of tensors, "
         f"got {type(output).__name__}"
     )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -33,14 +34,30 @@ def check_module(value: Any, name: str) -> None:
         raise TypeError(f"`{name}`: expected a torch.nn.Module, got {type(value).__name__}")
 
 
-def canonical(name: str, *, outer: bool = False) -> str:
-    """A parameter's name without what wrappers add; with ``outer`` without ``module.`` too."""
-    drop = _WRAPPERS | {"module"} if outer else _WRAPPERS
-    return ".".join(part for part in name.split(".") if part not in drop)
+def canonical(name: str) -> str:
+    """A parameter's name without what wrappers inside the network add."""
+    if not any(part in name for part in _WRAPPERS):
+        return name
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def by_name(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    return {canonical(name): tensor.detach() for name, tensor in named}
+class Tensors(NamedTuple):
+    """A network's parameters and its buffers by canonical name, shared ones once."""
+
+    parameters: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+
+def by_name(network: nn.Module) -> Tensors:
+    found, seen = Tensors({}, {}), set()
+    for place, module in network.named_modules():  # once for both: half of the time of two of torch's generators
+        start = canonical(place) + "." if place else ""
+        for kind, own in ((found.parameters, module._parameters), (found.buffers, module._buffers)):
+            for name, tensor in own.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    kind[start + name] = tensor
+    return found
 
 
 def check_pairs(kind: str, own: Mapping[str, Tensor], student: Mapping[str, Tensor]) -> None:
@@ -59,21 +76,43 @@ def check_pairs(kind: str, own: Mapping[str, Tensor], student: Mapping[str, Tens
             raise ValueError(f"`student`: {name} is sharded otherwise than in the teacher; shard both alike")
 
 
+def reshard(module: nn.Module) -> None:
+    """Let FSDP2 drop what it has gathered: after a forward pass without a backward one it keeps whole parameters."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    from torch.distributed.fsdp import FSDPModule  # slow to import, and of no use without ranks
+
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def average_(targets: Sequence[Tensor], sources: Sequence[Tensor], momentum: float) -> None:
     """``target ← momentum · target + (1 - momentum) · source``, in a few calls for all tensors.
 
-    The tensors of a call share device and dtype; sources are converted to their target's.
+    The tensors of a call share device and dtype; sources are converted to their target's. Momentum 0 copies.
     """
-    groups: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+    average = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call]
+    groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
     for target, source in zip(targets, sources, strict=True):
-        own, other = groups[target.device, target.dtype]
+        own, other = groups[target.device, target.dtype, source.device, source.dtype]
         own.append(_local(target))
-        other.append(_local(source).to(target.device, target.dtype, non_blocking=True))
-    for own, other in groups.values():
+        other.append(_local(source))
+    for (device, dtype, *other_kind), (own, other) in groups.items():
         if momentum == 0.0:
             torch._foreach_copy_(own, other)
+        elif [device, dtype] == other_kind:
+            average(own, other, 0)
         else:
-            get_ema_multi_avg_fn(momentum)(own, other, 0)  # type: ignore[no-untyped-call]
+            waits = device.type == "cpu"  # or the host would read a copy from the GPU before it is complete
+            for part in parts(len(own)):
+                average(own[part], [tensor.to(device, dtype, non_blocking=not waits) for tensor in other[part]], 0)
+
+
+def parts(count: int) -> Iterator[slice]:
+    """Cut a list of tensors into short ones, so that temporary copies of them are never all there at once."""
+    for start in range(0, count, 16):
+        yield slice(start, start + 16)
 
 
 def mean_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -85,6 +124,29 @@ def mean_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
     flat = all_reduce_sum(flat)
     parts = (flat[1:] / flat[0]).split_with_sizes([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape).to(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a ``DTensor``, as FSDP2's parameters are."""
+    return hasattr(tensor, "placements")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """What the ranks' parts of a sharded tensor make together; any other tensor itself."""
+    full_tensor = getattr(tensor, "full_tensor", None)
+    return tensor if full_tensor is None else full_tensor()
+
+
+def rename_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Give the entries of a checkpoint the names of this module's, whatever wrapped either when it was saved."""
+    own = {canonical(name): prefix + name for name in module.state_dict()}
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        plain = canonical(key.removeprefix(prefix))
+        while plain.startswith("module."):  # teachers have nothing of that name at the top, networks may
+            plain = plain.removeprefix("module.")
+        name = own.get(plain, key)
+        if name not in state_dict:
+            state_dict[name] = state_dict.pop(key)
 
 
 def _local(tensor: Tensor) -> Tensor:

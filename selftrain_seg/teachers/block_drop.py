@@ -34,7 +34,8 @@ def drop_blocks(
 
     Raises:
         TypeError: a block is no ``torch.nn.Module``; ``chance`` is no number.
-        ValueError: ``chance`` is outside [0, 1]; a block is already skipped.
+        ValueError: ``chance`` is outside [0, 1]; a block is there twice, already skipped, or itself made by
+            ``torch.compile`` (around or inside it that is fine).
 
     References:
         Na et al., "Switching Temporary Teachers for Semi-Supervised Semantic Segmentation", NeurIPS 2023,
@@ -54,7 +55,9 @@ def drop_blocks(
         if not isinstance(block, nn.Module):
             raise TypeError(f"`blocks[{index}]`: expected a torch.nn.Module, got {type(block).__name__}")
         if "forward" in vars(block):
-            raise ValueError(f"`blocks[{index}]`: expected a block that is not skipped already")
+            raise ValueError(f"`blocks[{index}]`: expected a block that is neither compiled nor skipped already")
+        if any(block is other for other in chosen[:index]):
+            raise ValueError(f"`blocks[{index}]`: expected each block once")
     _checks.check_real(chance, "chance", 0.0, 1.0)
     skipped = (torch.rand(len(chosen), generator=generator) < chance).tolist()
     dropped = [block for block, skip in zip(chosen, skipped, strict=True) if skip]

@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from selftrain_seg.mining import class_mix, cut_mix
+from selftrain_seg.teachers import _weights
 from selftrain_seg.teachers.mean import MeanTeacher
 
 __all__ = ["DualTeacher"]
@@ -93,10 +94,11 @@ class DualTeacher(nn.Module):
         )
         self._turn = 0  # the same number as in the buffer, on the host
         self.register_buffer("turn", self._on_duty().step.clone())
+        self.register_load_state_dict_pre_hook(_weights.rename_keys)  # type: ignore[no-untyped-call]
 
     @property
     def active(self) -> int:
-        """Which teacher is on duty: 0 or 1."""
+        """Number of the teacher on duty, 0 or 1."""
         return self._turn % 2
 
     @property

@@ -56,10 +56,12 @@ class DynamicTeacher(nn.Module):
         score: "snd" for ``soft_neighbourhood_density``, "entropy" for ``entropy_score``.
         first: batches kept before the first decision. DT-ST: 9.
         every: calls between decisions. DT-ST: 3.
-        most: batches kept at which the teacher is updated in any case. DT-ST: 30. The buffer holds at most
-            ``most + every``.
-        store_on: device of the kept batches; None keeps them where they come from.
+        most: if more batches than this are kept, the teacher is updated in any case. DT-ST: 30. The buffer holds at
+            most ``max(first, most + every)``.
+        store_on: device of the kept batches; None keeps them where they come from. The host waits for a copy from
+            the GPU.
         buffers: as in ``MeanTeacher``.
+        train_mode: as in ``MeanTeacher``.
 
     Attributes:
         teacher: the ``MeanTeacher``, without warm-up.
@@ -103,6 +105,7 @@ class DynamicTeacher(nn.Module):
         most: int = 30,
         store_on: torch.device | str | None = "cpu",
         buffers: str = "copy",
+        train_mode: bool = False,
     ) -> None:
         super().__init__()
         _checks.check_choice(score, "score", ("snd", "entropy"))
@@ -111,11 +114,12 @@ class DynamicTeacher(nn.Module):
         _checks.check_count(most, "most")
         self.score, self.first, self.every, self.most = score, first, every, most
         self.store_on = None if store_on is None else torch.device(store_on)
-        self.teacher = MeanTeacher(student, momentum=momentum, warmup=False, buffers=buffers)
+        self.teacher = MeanTeacher(student, momentum=momentum, warmup=False, buffers=buffers, train_mode=train_mode)
         self.register_buffer("observed", self.teacher.step.clone())
         self._observed = 0  # the same number on the host
         self._queries: list[_Query] = []
         self.history: list[TeacherDecision] = []
+        self.register_load_state_dict_pre_hook(_weights.rename_keys)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"score={self.score!r}, first={self.first}, every={self.every}, most={self.most}"
@@ -167,12 +171,12 @@ class DynamicTeacher(nn.Module):
             if self.stored < self.first or (self.stored - self.first) % self.every:
                 return False
             share = float("nan") if self.stored > self.most else self._improved(network, images.device)
-        updated = self.stored > self.most or share > 0.5
-        self.history.append(TeacherDecision(self._observed, self.stored, share, updated))
-        if updated:
+        decision = TeacherDecision(self._observed, self.stored, share, self.stored > self.most or share > 0.5)
+        if decision.updated:
             self.teacher.update(student)
             self._queries.clear()
-        return updated
+        self.history.append(decision)
+        return decision.updated
 
     def _measure(self, network: nn.Module, images: Tensor, seed: int) -> Tensor:
         logits = logits_of(network(images))
@@ -186,7 +190,7 @@ class DynamicTeacher(nn.Module):
         now = [self._measure(network, query.images.to(device), query.seed) for query in self._queries]
         better = torch.stack([new > query.score.to(new.device) for new, query in zip(now, self._queries, strict=True)])
         count = all_reduce_sum(torch.stack([better.sum(), torch.tensor(self.stored, device=better.device)]))
-        return float(count[0] / count[1])
+        return float(count[0].double() / count[1])
 
     def get_extra_state(self) -> dict[str, Any]:
         """Give ``state_dict`` the kept batches and the history.

@@ -99,7 +99,7 @@ class MeanTeacher(nn.Module):
         self.train_mode, self.dropout, self.sync_buffers = bool(train_mode), bool(dropout), bool(sync_buffers)
         try:
             model = copy.deepcopy(_weights.unwrap(student))
-        except (RuntimeError, TypeError) as error:
+        except (AssertionError, RuntimeError, TypeError) as error:
             raise ValueError(
                 "`student`: expected a network that can be deep-copied (make the teacher before the student is "
                 f"sharded or run): {error}"
@@ -108,13 +108,14 @@ class MeanTeacher(nn.Module):
             raise ValueError("`student`: expected initialised parameters; run the student once first")
         self.model = model.requires_grad_(False)
         self.shadow = _Shadow()
-        for name, tensor in self._averaged().items():
+        for name, tensor in self._averaged(_weights.by_name(self.model)).items():
             if tensor.dtype in _HALF:
                 self.shadow.add(name, tensor)
         parameter = next(self.model.parameters(), torch.empty(0))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=parameter.device))
         self._steps = 0  # the same number on the host, which so never waits for the device
-        self.register_load_state_dict_pre_hook(_rename)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_weights.rename_keys)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_match_shadow)  # type: ignore[no-untyped-call]
         self.train(self.training)
 
     def extra_repr(self) -> str:  # noqa: D102
@@ -150,34 +151,37 @@ class MeanTeacher(nn.Module):
 
         Raises:
             TypeError: ``student`` is no ``torch.nn.Module``.
-            ValueError: parameters or buffers were added or removed, or changed their shape (their names are said).
+            ValueError: parameters or buffers were added or removed, or changed their shape (their names are said);
+                one of the two networks is sharded, or both are and have weights in half precision.
         """
         _weights.check_module(student, "student")
         student = _weights.unwrap(student)
-        weights, others = _weights.by_name(student.named_parameters()), _weights.by_name(student.named_buffers())
-        own_weights = _weights.by_name(self.model.named_parameters())
-        own_others = _weights.by_name(self.model.named_buffers())
-        _weights.check_pairs("parameters", own_weights, weights)
-        _weights.check_pairs("buffers", own_others, others)
-
-        momentum = self.next_momentum
-        floats = [name for name, tensor in own_others.items() if tensor.is_floating_point()]
-        if self.buffer_rule == "keep":
-            floats = []
-        elif self.sync_buffers and several_ranks():
-            others.update(zip(floats, _weights.mean_over_ranks([others[name] for name in floats]), strict=True))
-        averaged = [*weights, *(floats if self.buffer_rule == "average" else [])]
-        targets, sources = {**own_others, **own_weights}, {**others, **weights}
+        _weights.reshard(student)
+        _weights.reshard(self.model)
+        own, other = _weights.by_name(self.model), _weights.by_name(student)
+        _weights.check_pairs("parameters", own.parameters, other.parameters)
+        _weights.check_pairs("buffers", own.buffers, other.buffers)
+        targets, sources = {**own.parameters, **own.buffers}, {**other.parameters, **other.buffers}
+        averaged = list(self._averaged(own))
         shadowed = [name for name in averaged if name in self.shadow]
+        if any(_weights.is_sharded(sources[name]) for name in shadowed):
+            raise ValueError(
+                "`student`: expected float32 weights where they are sharded (see MixedPrecisionPolicy), "
+                f"got {sources[shadowed[0]].dtype}"
+            )
+
+        floats = [name for name, tensor in own.buffers.items() if tensor.is_floating_point()]
+        if self.buffer_rule != "keep" and self.sync_buffers and several_ranks():
+            sources.update(zip(floats, _weights.mean_over_ranks([sources[name] for name in floats]), strict=True))
+        not_copied = {*averaged, *(floats if self.buffer_rule == "keep" else ())}
+        copied = [name for name in targets if name not in not_copied]
         _weights.average_(
             [self.shadow[name] if name in self.shadow else targets[name] for name in averaged],
             [sources[name] for name in averaged],
-            momentum,
+            self.next_momentum,
         )
         _weights.average_([targets[name] for name in shadowed], [self.shadow[name] for name in shadowed], 0.0)
-        copied = [name for name, tensor in own_others.items() if not tensor.is_floating_point()]
-        copied += floats if self.buffer_rule == "copy" else []
-        _weights.average_([own_others[name] for name in copied], [others[name] for name in copied], 0.0)
+        _weights.average_([targets[name] for name in copied], [sources[name] for name in copied], 0.0)
         self.step += 1
         self._steps += 1
 
@@ -202,22 +206,20 @@ class MeanTeacher(nn.Module):
                 module.eval()
         return self
 
-    def _averaged(self) -> dict[str, Tensor]:
-        """What is averaged: parameters, and under "average" floating-point buffers."""
-        tensors = _weights.by_name(self.model.named_parameters())
-        if self.buffer_rule == "average":
-            buffers = _weights.by_name(self.model.named_buffers())
-            tensors |= {name: tensor for name, tensor in buffers.items() if tensor.is_floating_point()}
-        return tensors
+    def _averaged(self, own: _weights.Tensors) -> dict[str, Tensor]:
+        """What is averaged: floating-point parameters, and under "average" such buffers."""
+        tensors = {**own.parameters, **own.buffers} if self.buffer_rule == "average" else own.parameters
+        return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MeanTeacher:
-        before = self._averaged()
+        before = {name: tensor.detach() for name, tensor in self._averaged(_weights.by_name(self.model)).items()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, tensor in self._averaged().items():  # casts between half and full precision lose nothing
+        now = self._averaged(_weights.by_name(self.model))
+        for name, tensor in now.items():  # casts between half and full precision lose nothing
             if tensor.dtype in _HALF and name not in self.shadow:
                 self.shadow.add(name, before[name].to(tensor.device))
             elif tensor.dtype not in _HALF and name in self.shadow:
-                tensor.copy_(self.shadow.pop(name))
+                tensor.data.copy_(self.shadow.pop(name))
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -252,11 +254,12 @@ def _key(name: str) -> str:
     return name.replace(".", "/")  # names of buffers hold no dots
 
 
-def _rename(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Give the entries of a checkpoint the names of this module's, whatever wrapped either when it was saved."""
-    own = [prefix + name for name in module.state_dict()]
-    names = {_weights.canonical(name, outer=True): name for name in own}
-    for key in list(state_dict):
-        name = names.get(_weights.canonical(key, outer=True))
-        if name is not None and name != key and key not in own and name not in state_dict:
-            state_dict[name] = state_dict.pop(key)
+def _match_shadow(teacher: MeanTeacher, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Make up for a checkpoint in another precision: what has no float32 copy in it, or has one too many."""
+    for name, _tensor in (*teacher.model.named_parameters(), *teacher.model.named_buffers()):
+        own = _weights.canonical(name)
+        weight, shadow = f"{prefix}model.{name}", f"{prefix}shadow.{_key(own)}"
+        if own in teacher.shadow and weight in state_dict:
+            state_dict.setdefault(shadow, state_dict[weight].float())
+        elif own not in teacher.shadow and shadow in state_dict:
+            state_dict[weight] = state_dict.pop(shadow)

@@ -35,8 +35,8 @@ def predict_in_parts(
         stride: (down, right) from one window to the next, in pixels; None for ``window``, without overlap.
 
     Returns:
-        (B, C, H, W) logits in the model's dtype (float32 with windows), without gradient. Without windows whatever
-        resolution the model returns.
+        (B, C, H, W) logits in the model's dtype (at least float32 with windows), without gradient. Without windows
+        whatever resolution the model returns.
 
     Raises:
         TypeError: ``images`` is no floating-point tensor, a number is no int, or the model returns no logits.
@@ -77,7 +77,7 @@ def _by_windows(
 ) -> Tensor:
     height, width = images.shape[-2:]
     h, w = min(size[0], height), min(size[1], width)
-    total = images.new_zeros(0, dtype=torch.float32)
+    total = images.new_zeros(())  # until the number of classes is known
     times = torch.zeros(height, width, device=images.device)
     for top in _starts(height, h, step[0]):
         for left in _starts(width, w, step[1]):
@@ -87,8 +87,9 @@ def _by_windows(
                     f"`model(images)`: expected ({images.shape[0]}, C, {h}, {w}) for windows of that size, "
                     f"got {tuple(logits.shape)}"
                 )
-            if total.numel() == 0:
-                total = total.new_zeros(images.shape[0], logits.shape[1], height, width)
+            if total.ndim == 0:
+                dtype = torch.promote_types(logits.dtype, torch.float32)
+                total = logits.new_zeros(images.shape[0], logits.shape[1], height, width, dtype=dtype)
             total[..., top : top + h, left : left + w] += logits
             times[top : top + h, left : left + w] += 1
     return total / times

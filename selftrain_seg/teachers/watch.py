@@ -1,4 +1,4 @@
-"""Statistics that show whether teacher and student have become one: cheap enough for every step."""
+"""Statistics that show whether teacher and student have become one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from selftrain_seg.teachers import _weights
 
 __all__ = ["Agreement", "AgreementStatistics", "parameter_distance"]
 
+# Confidences are added up as whole numbers, so that ranks add up exactly and ``.half()`` changes nothing.
+_UNITS = 1 << 24
+
 
 def parameter_distance(teacher: nn.Module, student: nn.Module) -> Tensor:
     """Measure how far apart two networks' weights are, relative to the student's.
@@ -26,7 +29,8 @@ def parameter_distance(teacher: nn.Module, student: nn.Module) -> Tensor:
         student: another, wrapped or not.
 
     Returns:
-        () float64 on the student's device, without gradient; 0 if there are no parameters.
+        () float64 on the student's device, without gradient; 0 if there are no parameters. Of networks that FSDP2
+        has sharded, the whole networks' (a collective).
 
     Raises:
         TypeError: one is no ``torch.nn.Module``.
@@ -46,18 +50,24 @@ def parameter_distance(teacher: nn.Module, student: nn.Module) -> Tensor:
     """
     _weights.check_module(teacher, "teacher")
     _weights.check_module(student, "student")
-    own = _weights.by_name(_weights.unwrap(teacher).named_parameters())
-    other = _weights.by_name(_weights.unwrap(student).named_parameters())
+    teacher, student = _weights.unwrap(teacher), _weights.unwrap(student)
+    _weights.reshard(teacher)
+    _weights.reshard(student)
+    own, other = _weights.by_name(teacher).parameters, _weights.by_name(student).parameters
     _weights.check_pairs("parameters", own, other)
     names = [name for name, tensor in other.items() if tensor.is_floating_point()]
     if not names:
         return torch.zeros((), dtype=torch.float64)
+    distances: list[Tensor] = []
+    sizes: list[Tensor] = []
     with torch.no_grad():
-        sources = [other[name].float() for name in names]
-        targets = [own[name].to(source) for name, source in zip(names, sources, strict=True)]
-        apart = torch.stack(torch._foreach_norm(torch._foreach_sub(targets, sources)))
-        size = torch.stack(torch._foreach_norm(sources))
-    apart, size = apart.double().norm(), size.double().norm()
+        for part in _weights.parts(len(names)):
+            sources = [other[name].float() for name in names[part]]
+            targets = [own[name].to(source) for name, source in zip(names[part], sources, strict=True)]
+            distances += torch._foreach_norm(torch._foreach_sub(targets, sources))
+            sizes += torch._foreach_norm(sources)
+        apart, size = torch.stack(distances), torch.stack(sizes)
+        apart, size = _weights.whole(apart.double().norm()), _weights.whole(size.double().norm())
     return torch.where(apart > 0, apart / size, 0.0)
 
 
@@ -67,7 +77,7 @@ class Agreement(NamedTuple):
     Attributes:
         share: () float64, pixels with the same label among all; NaN without pixels.
         per_class: (C,) float64, pixels both label c among those either labels c; NaN where there are none.
-        confidence_gap: () float64, mean of the teacher's confidence less the student's.
+        confidence_gap: () float64, mean of the teacher's confidence less the student's; NaN without pixels.
     """
 
     share: Tensor
@@ -85,7 +95,7 @@ class AgreementStatistics(nn.Module):
         both: (C,) int64, pixels that both label c.
         teacher: (C,) int64, pixels that the teacher labels c.
         student: (C,) int64, pixels that the student labels c.
-        gap: () float64, sum over pixels of the teacher's confidence less the student's.
+        gap: () int64, sum over pixels of the teacher's confidence less the student's, in units of 2^-24.
 
     State / distributed:
         The counts are buffers of this rank; ``compute`` adds them over ranks by one all-reduce.
@@ -114,7 +124,7 @@ class AgreementStatistics(nn.Module):
         self.num_classes = num_classes
         for name in ("both", "teacher", "student"):
             self.register_buffer(name, torch.zeros(num_classes, dtype=torch.int64))
-        self.register_buffer("gap", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("gap", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def update(self, teacher_logits: Tensor, student_logits: Tensor) -> None:
@@ -131,7 +141,11 @@ class AgreementStatistics(nn.Module):
         """
         _checks.check_logits(teacher_logits, self.num_classes, "teacher_logits")
         _checks.check_logits(student_logits, self.num_classes, "student_logits")
-        _checks.check_class_maps(student_logits, teacher_logits, "student_logits")
+        if student_logits.shape != teacher_logits.shape:
+            raise ValueError(
+                f"`student_logits`: expected {tuple(teacher_logits.shape)}, got {tuple(student_logits.shape)}"
+            )
+        _checks.check_device(student_logits, teacher_logits, "student_logits")
         first, second = top_confidence(teacher_logits), top_confidence(student_logits)
         gap = first.log_confidence.exp() - second.log_confidence.exp()
         usable = ~gap.isnan()
@@ -144,7 +158,8 @@ class AgreementStatistics(nn.Module):
             counts = torch.zeros(self.num_classes, dtype=torch.int64, device=labels.device)
             counts.scatter_add_(0, labels.flatten(), counted.flatten().long())
             self.get_buffer(name).add_(counts.to(home))
-        self.gap += torch.where(usable, gap, 0.0).sum(dtype=torch.float64).to(home)
+        total = torch.where(usable, gap, 0.0).sum(dtype=torch.float64)
+        self.gap += (total * _UNITS).round().long().to(home)
 
     def compute(self) -> Agreement:
         """Return the agreement over all batches and ranks.
@@ -152,11 +167,10 @@ class AgreementStatistics(nn.Module):
         Returns:
             ``Agreement(share, per_class, confidence_gap)``.
         """
-        counts = all_reduce_sum(torch.cat([self.both, self.teacher, self.student]))
-        gap = all_reduce_sum(self.gap)
-        both, teacher, student = counts.double().view(3, -1)
+        sums = all_reduce_sum(torch.cat([self.both, self.teacher, self.student, self.gap[None]])).double()
+        both, teacher, student = sums[:-1].view(3, -1)
         pixels = teacher.sum()
-        return Agreement(both.sum() / pixels, both / (teacher + student - both), gap / pixels)
+        return Agreement(both.sum() / pixels, both / (teacher + student - both), sums[-1] / _UNITS / pixels)
 
     def reset(self) -> None:
         """Forget all batches."""

@@ -1,0 +1,132 @@
+"""CRST: confidence-regularised self-training in rounds (Zou et al., ICCV 2019, arXiv:1908.09822).
+
+CBST (see cbst.py), kept from growing overconfident on labels that may be wrong. ``mrkld``, ``mrent`` and ``mrl2``
+regularise the network: hard labels and a loss that is smaller for smoother predictions. ``lrent`` regularises the
+labels: soft ones, of which the store keeps the three largest entries of a pixel. Source labels are true, so source
+images are not regularised unless ``--source-alpha`` asks for it. Differs from the published code: every step has as
+many source as target images, which go through the network apart, each with a mean of its own; thresholds come from all
+pixels, labels from one scale. Of the strengths, CRST's own are those of ``mrkld`` and ``lrent``.
+
+``python examples/source_only.py && python examples/crst.py --init runs/source_only/model.pt --regularizer lrent``
+"""
+
+from __future__ import annotations
+
+import torch
+from _common import arguments
+from _common.evaluation import evaluate, line, prepare, report
+from _common.folders import Data, open_data, training_transform
+from _common.loading import Batches, as_floats
+from _common.networks import build, optimizer_of
+from _common.rounds import Labelled, gather, open_store, write_labels
+from _common.run import Run
+from torch import Tensor, nn
+
+from selftrain_seg import IGNORE_INDEX, PseudoLabels
+from selftrain_seg.losses import lrent_loss, mrent_loss, mrkld_loss, mrl2_loss
+from selftrain_seg.mining import SmallClassCrop, classes_below, rare_classes
+from selftrain_seg.selectors import select_reweighted, select_soft
+from selftrain_seg.store import PseudoLabelStore, StoredRound, expand_soft
+from selftrain_seg.thresholds import CRST_PORTIONS, ClassBalancedThreshold, linear_portion, source_subset
+
+LOSSES = {"mrkld": mrkld_loss, "mrent": mrent_loss, "mrl2": mrl2_loss}  # cross entropy included
+ALPHAS = {"mrkld": 0.1, "mrent": 0.1, "mrl2": 0.1, "lrent": 0.25}
+
+
+def label_target(net: nn.Module, data: Data, run: Run, store: PseudoLabelStore, round: int) -> StoredRound:
+    """Thresholds from one pass over the target images; labels, hard or soft, from another."""
+    args = run.args
+    portion = linear_portion(round, start=args.portion[0], step=args.portion[1], stop=args.portion[2])
+    kc = ClassBalancedThreshold(data.label_map.num_classes, portion).to(run.device)
+    gather(net, data, run, kc.update)
+    thresholds = kc.compute()
+
+    def select(logits: Tensor) -> PseudoLabels:
+        if args.regularizer == "lrent":
+            return select_soft(logits, thresholds, alpha=args.alpha)
+        return select_reweighted(logits, thresholds)
+
+    return write_labels(net, data, run, store, round, select, thresholds=thresholds, portion=portion)
+
+
+def main() -> None:
+    parser = arguments.parser(
+        __doc__,
+        streets={"steps": 120, "rounds": 3, "lr": 2e-3, "reestimate_bn": 1, "portion": [0.3, 0.1, 0.5]},
+        papers={
+            "steps": 5000,
+            "batch": 2,
+            "lr": 5e-5,
+            "optimizer": "sgd",
+            "crop": [500, 500],
+            "frozen_bn": True,
+            "mine": True,
+            "source_portion": [0.03, 0.0025, 0.06],
+        },
+    )
+    parser.add_argument("--regularizer", choices=list(ALPHAS), default="mrkld")
+    parser.add_argument("--alpha", type=float, help=f"strength of the regulariser (default: {ALPHAS})")
+    parser.add_argument("--source-alpha", type=float, default=0.0, help="of the network's regulariser on source images")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--portion", type=float, nargs=3, default=CRST_PORTIONS, help="start, step, stop")
+    parser.add_argument("--source-portion", type=float, nargs=3, help="start, step, stop of source images in use")
+    parser.add_argument("--mine", action="store_true", help="crop around small classes")
+    args = parser.parse_args()
+    args.alpha = ALPHAS[args.regularizer] if args.alpha is None else args.alpha
+    soft_labels = args.regularizer == "lrent"
+    run = Run(args)
+    data = open_data(args, run)
+    num_classes = data.label_map.num_classes
+    torch.manual_seed(args.seed)
+    net = build(args, num_classes).to(run.device)
+    student = run.wrap(net)
+    store = open_store(run, data, keep=("soft",) if soft_labels else ())
+    regularized_loss = LOSSES.get(args.regularizer, mrkld_loss)
+
+    for round in range(args.rounds):
+        stage = f"round{round + 1}"
+        if run.begun(stage):
+            stored = store.round(round)
+        else:
+            stored = label_target(prepare(net, data, run), data, run, store, round)
+        crop = None
+        if args.mine:  # needs --crop
+            counts = stored.predicted.sum(0)
+            crop = SmallClassCrop(classes_below(counts), args.crop, fallback=rare_classes(counts))
+        order = None
+        if args.source_portion is not None:
+            start, step, stop = args.source_portion
+            share = linear_portion(round, start=start, step=step, stop=stop)
+            order = source_subset(len(data.source), share, seed=args.seed).tolist()
+        labelled = Labelled(data.target, stored, ("labels", "soft")) if soft_labels else data.target_with(stored.labels)
+        target = Batches(labelled, run, f"{stage} target", training_transform(args.crop, crop=crop))
+        source = Batches(data.source, run, f"{stage} source", training_transform(args.crop), order)
+
+        optimizer, schedule = optimizer_of(args, net, args.steps)
+        student.train()
+        for step in run.steps(stage, args.steps, net=net, optimizer=optimizer, schedule=schedule):
+            for part in range(args.accumulate):
+                source_images, source_labels = source[step * args.accumulate + part]
+                target_images, target_labels, *soft = target[step * args.accumulate + part]
+                with run.forward(student):
+                    # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
+                    logits = student(as_floats(source_images))
+                    total = regularized_loss(logits, source_labels, weight=args.source_alpha, reduction="sum")
+                    source_loss = run.mean(total, (source_labels != IGNORE_INDEX).sum())
+                    logits = student(as_floats(target_images))
+                    if soft_labels:
+                        total = lrent_loss(logits, expand_soft(soft[0], num_classes), reduction="sum")
+                    else:
+                        total = regularized_loss(logits, target_labels, weight=args.alpha, reduction="sum")
+                    target_loss = run.mean(total, (target_labels != IGNORE_INDEX).sum())
+                run.learn(source_loss + target_loss, optimizer, schedule)
+            run.scalars(round * args.steps + step, source_loss=source_loss, target_loss=target_loss)
+        iou = evaluate(prepare(net, data, run), data, run)
+        run.say(f"round {round + 1}: {line(iou, data)}")
+        net.train()
+
+    run.finish(net, report(iou, data))
+
+
+if __name__ == "__main__":
+    main()
