@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torchmetrics.classification import MulticlassConfusionMatrix
+from torchvision.utils import make_grid
 
 from _common.folders import Data
 from _common.loading import in_order
@@ -35,12 +36,24 @@ def prepare(net: nn.Module, data: Data, run: Run) -> nn.Module:
 def evaluate(net: nn.Module, data: Data, run: Run) -> Tensor:
     """Return the IoU of each class (C,) on the validation images, in percent; NaN for classes that never occur."""
     metric = MulticlassConfusionMatrix(data.label_map.num_classes, ignore_index=IGNORE_INDEX).to(run.device)
-    scales, flip = tuple(run.args.scales), run.args.flip
+    scales, flip, shown = tuple(run.args.scales), run.args.flip, False
     for images, labels in in_order(data.val, run, range(run.rank, len(data.val), run.world), size=_at_once(run)):
         scores = net(images) if scales == (1.0,) and not flip else fuse_views(net, images, scales=scales, flip=flip)
-        metric.update(scores.argmax(dim=1), labels)
+        predicted = scores.argmax(dim=1)
+        metric.update(predicted, labels)
+        if run.board is not None and not shown:
+            rows = [images, overlay(images, predicted, data), overlay(images, labels, data)]
+            run.picture("images, predictions, truth", make_grid(torch.cat([row[:6] for row in rows]), len(images[:6])))
+            shown = True
     matrix = metric.compute().double().cpu()  # added over ranks
     return 100 * matrix.diag() / (matrix.sum(0) + matrix.sum(1) - matrix.diag())
+
+
+def overlay(images: Tensor, labels: Tensor, data: Data) -> Tensor:
+    """Blend images (B, 3, H, W) in [0, 1] with the colours of their labels; ignored pixels stay as they are."""
+    colours = data.label_map.to_rgb(labels).to(images) / 255
+    share = 0.6 * (labels != IGNORE_INDEX).unsqueeze(1)
+    return images * (1 - share) + colours * share
 
 
 def report(iou: Tensor, data: Data) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Run:
         self.out.mkdir(parents=True, exist_ok=True)
         self.board = SummaryWriter(self.out / "tensorboard") if self.main else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.amp == "fp16")
-        self._passes = 0
+        self._passes = self._pictures = 0
 
     def seed(self, *place: Any) -> int:
         """Return the seed that belongs to a place of this run."""
@@ -69,6 +69,12 @@ class Run:
             if self.board is not None:
                 for name, value in zip(values, means.tolist(), strict=True):
                     self.board.add_scalar(name, value, step)
+
+    def picture(self, name: str, image: Tensor) -> None:
+        """Write an image (3, H, W) in [0, 1] to TensorBoard, numbered in the order of coming."""
+        if self.board is not None:
+            self._pictures += 1
+            self.board.add_image(name, image, self._pictures)
 
     def wrap(self, net: nn.Module) -> nn.Module:
         """Make a network ready for training: DistributedDataParallel and torch.compile where asked for."""

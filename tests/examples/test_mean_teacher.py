@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.examples.trainers import assert_same_network, result, run, run_and_kill
 
@@ -30,6 +31,16 @@ def test_reads_folders_in_the_real_layout(source):
     # Training data without the target's labels: the files may as well not be there.
     assert (root / "target" / "gtFine" / "train").exists()
     assert result(model.parent).keys() >= {"mIoU", "rare", "iou", "seed", "data"}
+
+
+def test_board_shows_numbers_and_label_maps(source):
+    model, _ = source
+    board = EventAccumulator(str(model.parent / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
+    board.Reload()
+    assert [event.step for event in board.Scalars("loss")][:3] == [0, 10, 20]
+    picture = board.Images("images, predictions, truth")[-1]
+    # Three rows, and as many columns as validation images are shown: 6 of 8.
+    assert (picture.height, picture.width) == (3 * (64 + 2) + 2, 6 * (128 + 2) + 2)
 
 
 def test_batchnorm_alone(source, tmp_path):
