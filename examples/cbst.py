@@ -10,13 +10,15 @@ every step has as many source as target images, which go through the network apa
 
 from __future__ import annotations
 
+from argparse import BooleanOptionalAction
+
 import torch
 from _common import arguments
 from _common.evaluation import evaluate, line, prepare, report
 from _common.folders import Data, open_data, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
-from _common.rounds import gather, open_store, write_labels
+from _common.rounds import gather, open_store, thresholds_of, write_labels
 from _common.run import Run
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -38,8 +40,12 @@ def label_target(
     portion = linear_portion(round, start=args.portion[0], step=args.portion[1], stop=args.portion[2])
     estimator = GlobalThreshold if args.policy == "global" else ClassBalancedThreshold
     kc = estimator(data.label_map.num_classes, portion).to(run.device)
-    gather(net, data, run, lambda logits: kc.update(logits, prior=prior))
-    thresholds = kc.compute()
+
+    def estimate() -> Tensor:
+        gather(net, data, run, lambda logits: kc.update(logits, prior=prior))
+        return kc.compute()
+
+    thresholds = thresholds_of(store, round, run, estimate)
     select = select_hard if args.policy == "global" else select_reweighted
     return write_labels(
         net,
@@ -93,8 +99,12 @@ def main() -> None:
     parser.add_argument("--portion", type=float, nargs=3, default=[0.2, 0.05, 0.5], help="start, step, stop")
     parser.add_argument("--source-portion", type=float, nargs=3, help="start, step, stop of source images in use")
     parser.add_argument("--lr-decay", type=float, default=1.0, help="factor of the learning rate from round to round")
-    parser.add_argument("--mine", action="store_true", help="crop around small classes")
+    parser.add_argument("--mine", action=BooleanOptionalAction, default=False, help="crop around small classes")
     args = parser.parse_args()
+    if args.mine and args.crop is None:
+        parser.error("--mine crops around small classes: say how large with --crop")
+    if args.spatial_prior and args.data == "voc":
+        parser.error("--spatial-prior needs images of one scene and size, not VOC's")
     run = Run(args)
     data = open_data(args, run)
     torch.manual_seed(args.seed)
@@ -110,7 +120,7 @@ def main() -> None:
         else:
             stored = label_target(prepare(net, data, run), data, run, store, round, prior)
         crop = None
-        if args.mine:  # needs --crop
+        if args.mine:
             counts = stored.predicted.sum(0)
             crop = SmallClassCrop(classes_below(counts), args.crop, fallback=rare_classes(counts))
         order = None

@@ -12,13 +12,15 @@ pixels, labels from one scale. Of the strengths, CRST's own are those of ``mrkld
 
 from __future__ import annotations
 
+from argparse import BooleanOptionalAction
+
 import torch
 from _common import arguments
 from _common.evaluation import evaluate, line, prepare, report
 from _common.folders import Data, open_data, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
-from _common.rounds import Labelled, gather, open_store, write_labels
+from _common.rounds import Labelled, gather, open_store, thresholds_of, write_labels
 from _common.run import Run
 from torch import Tensor, nn
 
@@ -38,8 +40,12 @@ def label_target(net: nn.Module, data: Data, run: Run, store: PseudoLabelStore, 
     args = run.args
     portion = linear_portion(round, start=args.portion[0], step=args.portion[1], stop=args.portion[2])
     kc = ClassBalancedThreshold(data.label_map.num_classes, portion).to(run.device)
-    gather(net, data, run, kc.update)
-    thresholds = kc.compute()
+
+    def estimate() -> Tensor:
+        gather(net, data, run, kc.update)
+        return kc.compute()
+
+    thresholds = thresholds_of(store, round, run, estimate)
 
     def select(logits: Tensor) -> PseudoLabels:
         if args.regularizer == "lrent":
@@ -70,8 +76,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--portion", type=float, nargs=3, default=CRST_PORTIONS, help="start, step, stop")
     parser.add_argument("--source-portion", type=float, nargs=3, help="start, step, stop of source images in use")
-    parser.add_argument("--mine", action="store_true", help="crop around small classes")
+    parser.add_argument("--mine", action=BooleanOptionalAction, default=False, help="crop around small classes")
     args = parser.parse_args()
+    if args.mine and args.crop is None:
+        parser.error("--mine crops around small classes: say how large with --crop")
     args.alpha = ALPHAS[args.regularizer] if args.alpha is None else args.alpha
     soft_labels = args.regularizer == "lrent"
     run = Run(args)
@@ -90,7 +98,7 @@ def main() -> None:
         else:
             stored = label_target(prepare(net, data, run), data, run, store, round)
         crop = None
-        if args.mine:  # needs --crop
+        if args.mine:
             counts = stored.predicted.sum(0)
             crop = SmallClassCrop(classes_below(counts), args.crop, fallback=rare_classes(counts))
         order = None

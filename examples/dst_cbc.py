@@ -23,9 +23,9 @@ from _common.evaluation import evaluate, line, prepare, report
 from _common.folders import Data, open_data, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
-from _common.rounds import Labelled, gather, open_store, write_labels
+from _common.rounds import Labelled, gather, open_store, thresholds_of, write_labels
 from _common.run import Run
-from torch import nn
+from torch import Tensor, nn
 
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.losses import dynamic_loss, dynamic_mutual_loss
@@ -39,8 +39,12 @@ def label_others(net: nn.Module, data: Data, run: Run, store: PseudoLabelStore, 
     args = run.args
     portion = linear_portion(round, start=args.portion[0], step=args.portion[1], stop=args.portion[2])
     kc = ClassBalancedThreshold(data.label_map.num_classes, portion, rank="dst-cbc", stride=args.stride).to(run.device)
-    gather(net, data, run, kc.update)
-    thresholds = kc.compute()
+
+    def estimate() -> Tensor:
+        gather(net, data, run, kc.update)
+        return kc.compute()
+
+    thresholds = thresholds_of(store, round, run, estimate)
     return write_labels(
         net,
         data,

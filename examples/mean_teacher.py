@@ -5,6 +5,10 @@ as in DACS, or of other target images), and the student learns from both. ``--te
 temporary teachers, one with CutMix and one with ClassMix; ``--teacher dynamic`` moves the teacher only when the student
 has improved on recent target batches.
 
+Differs from the papers: ClassMix pastes the smaller half of an odd number of classes for DACS, too; Dual Teacher's
+consistency under block drop is left out (``selftrain_seg.teachers.drop_blocks`` has it); the teacher sees the student's
+crops, and BatchNorm's statistics of the batch without ``--frozen-bn``; learning rates and steps are common to all.
+
 ``python examples/source_only.py && python examples/mean_teacher.py --init runs/source_only/model.pt``
 """
 
@@ -57,6 +61,8 @@ def main() -> None:
     parser.add_argument("--score", choices=("snd", "entropy"), default="snd", help="of the dynamic teacher")
     args = parser.parse_args()
     run = Run(args)
+    if args.paste_from == "target" and args.batch == run.world:
+        raise SystemExit("--paste-from target: a process pastes between its own images, and --batch gives each but one")
     data = open_data(args, run)
     torch.manual_seed(args.seed)
     net = build(args, data.label_map.num_classes).to(run.device)
@@ -104,7 +110,8 @@ def main() -> None:
         if args.teacher == "dynamic":
             teacher.observe(target_images, net)
         if step % 10 == 0:
-            agreement.update(teacher_logits, logits.detach())
+            # Where something was pasted the student saw another image; NaN is not counted.
+            agreement.update(teacher_logits.masked_fill(mixed.pasted[:, None], torch.nan), logits.detach())
             run.scalars(step, loss=loss, agreement=agreement.compute().share, weight=pseudo.weight.mean())
             agreement.reset()
 

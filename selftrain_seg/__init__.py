@@ -16,6 +16,7 @@ _SUBPACKAGES = (
     "confidence",
     "datasets",
     "distributed",
+    "kernels",
     "losses",
     "mining",
     "selectors",

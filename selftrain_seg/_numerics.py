@@ -13,6 +13,8 @@ from torch import Tensor
 _CPU_BLOCK_PIXELS = 1 << 14
 _GPU_BLOCK_PIXELS = 1 << 20
 
+_LOG2_E = 1.4426950408889634
+
 
 def blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
     """Cut a (B, C, H, W) tensor into (images, rows) ranges to be processed one after another.
@@ -39,7 +41,13 @@ def winner(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         The largest (b, 1, h, w), its class (b, h, w) int64 (the first of equals), and ``values`` less the largest.
         Where a value is NaN, or the largest infinite, the class is any in range and the differences hold NaN.
     """
-    if values.device.type != "cpu" or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        # Two plain reductions become two fused loops; a maximum with indices would make the compiler store its inputs.
+        top, num_classes = values.amax(dim=1, keepdim=True), values.shape[1]
+        classes = torch.arange(num_classes, dtype=torch.int32, device=values.device).view(-1, 1, 1)
+        index = torch.where(values == top, classes, num_classes).amin(dim=1)
+        return top, index.clamp(max=num_classes - 1).long(), values - top
+    if values.device.type != "cpu":
         top, labels = values.max(dim=1, keepdim=True)
         return top, labels.squeeze(1), values - top
     # torch's max with indices is not vectorised over the inner dimensions on CPU: five times slower than this.
@@ -50,6 +58,22 @@ def winner(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # The winner keeps its countdown, all others fall far below; so the maximum tells the first winner's class.
     index = num_classes - torch.add(countdown, gaps, alpha=1e38).amax(dim=1)
     return top, index.long().clamp_(0, num_classes - 1), gaps
+
+
+def exponential(gaps: Tensor) -> Tensor:
+    """Exponentials of float32 values that are not positive; to a few roundings of the value itself."""
+    if gaps.device.type != "cpu" or torch.compiler.is_compiling():
+        return gaps.exp()
+    # exp goes through a vendor library on CPU that can take three times as long as exp2.
+    return (gaps * _LOG2_E).exp2_()
+
+
+def without(values: Tensor, labels: Tensor) -> Tensor:
+    """Set the values (b, C, h, w) of the pixels' own classes (b, h, w) to 0; ``values`` may be overwritten."""
+    if torch.compiler.is_compiling():  # a scatter would not be fused with what comes before and after
+        classes = torch.arange(values.shape[1], device=values.device).view(-1, 1, 1)
+        return torch.where(classes == labels.unsqueeze(1), 0.0, values)
+    return values.scatter_(1, labels.unsqueeze(1), 0.0)
 
 
 def uniform_integers(batch: int, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:

@@ -19,7 +19,7 @@ SUBPACKAGES = sorted(module.name for module in pkgutil.iter_modules(selftrain_se
 # Data flows one way. A stage may import the stages before it; all may import what is shared.
 STAGES = ("confidence", "thresholds", "selectors", "losses")
 SIDE_ROOMS = ("mining", "teachers", "views", "datasets", "store", "visualize", "distributed", "kernels")
-SHARED = ("_checks", "_numerics", "types", "distributed")
+SHARED = ("_checks", "_numerics", "types", "distributed", "kernels")
 
 # Where the host may wait for the device, and why. Key: file, then the function's qualified name.
 READS_VALUES = {
@@ -54,7 +54,7 @@ def imports(tree):
 def may_import(room):
     if room in STAGES:
         return {*STAGES[: STAGES.index(room) + 1], *SHARED}
-    if room == "distributed":
+    if room in ("distributed", "kernels"):
         return {room, "_checks", "_numerics", "types"}
     if room == "store":
         return {room, *SHARED}
@@ -96,6 +96,9 @@ def test_imports_flow_one_way(file):
         ("store", "from selftrain_seg.mining import ClassIndex", ["mining"]),
         ("distributed", "from selftrain_seg.confidence import top_confidence", ["confidence"]),
         ("types", "from selftrain_seg.confidence import top_confidence", ["confidence"]),
+        ("kernels", "from selftrain_seg.confidence import top_confidence", ["confidence"]),
+        ("kernels", "from selftrain_seg.distributed import all_reduce_sum", ["distributed"]),
+        ("confidence", "from selftrain_seg import kernels", []),
         ("losses", "from selftrain_seg.selectors import select_hard\nimport torch", []),
         ("mining", "from selftrain_seg import _checks\nfrom selftrain_seg.thresholds import x", []),
     ],

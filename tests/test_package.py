@@ -60,6 +60,7 @@ PROMISED = {
         "VOCSegmentation",
     ],
     "store": ["PseudoLabelStore"],
+    "kernels": ["chosen", "enable"],
 }
 
 

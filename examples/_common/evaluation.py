@@ -26,7 +26,9 @@ def prepare(net: nn.Module, data: Data, run: Run) -> nn.Module:
     net = getattr(net, "module", net)
     if run.args.reestimate_bn:
         every = range(len(data.target))  # all of them on every rank, so that all have the same statistics
-        update_bn((images for images, _ in in_order(data.target, run, every, size=50)), net)
+        with torch.random.fork_rng():
+            torch.manual_seed(run.args.seed)  # dropout is on: alike on all ranks, and after a restart
+            update_bn((images for images, _ in in_order(data.target, run, every, size=_for_statistics(data, run))), net)
     else:
         run.average_buffers(net)
     return net.eval()
@@ -69,3 +71,11 @@ def line(iou: Tensor, data: Data) -> str:
 
 def _at_once(run: Run) -> int:
     return 25 if run.args.data == "streets" else 1
+
+
+def _for_statistics(data: Data, run: Run) -> int:
+    """Whole images at once: many small ones; one of VOC, where sizes differ; never a single one left at the end."""
+    size = {"streets": 50, "voc": 1}.get(run.args.data, run.args.batch)
+    while size > 1 and len(data.target) % size == 1:
+        size += 1
+    return size

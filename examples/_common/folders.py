@@ -71,13 +71,19 @@ def _streets(args: Namespace, run: Run) -> Data:
     source, target, val = args.images
     root = args.root or Path("runs") / "streets" / f"seed{args.seed}-{source}-{target}-{val}"
     if run.main and not (root / "complete").exists():
-        shutil.rmtree(root, ignore_errors=True)
+        begun = root / "incomplete"  # only what was drawn here is ever removed
+        if root.exists() and not begun.exists() and any(root.iterdir()):
+            raise SystemExit(f"--root {root}: holds other files than the embedded benchmark's; real data needs --data")
+        root.mkdir(parents=True, exist_ok=True)
+        begun.touch()
+        for part in ("source", "target"):
+            shutil.rmtree(root / part, ignore_errors=True)
         run.say(f"drawing the embedded benchmark into {root}")
         seed = {"seed": args.seed}
         SyntheticStreets("source", "train", length=source, **seed).export(root / "source", "gta5", progress=True)
         SyntheticStreets("target", "train", length=target, **seed).export(root / "target", progress=True)
         SyntheticStreets("target", "val", length=val, **seed).export(root / "target", progress=True)
-        (root / "complete").touch()
+        begun.rename(root / "complete")
     if run.world > 1:
         torch.distributed.barrier()
     label_map = LabelMap.streets()

@@ -33,7 +33,13 @@ def build(args: Namespace, num_classes: int) -> nn.Module:
     else:
         net = Scaled(_segmentation_models(args.network, num_classes, pretrained))
     if args.init is not None:
-        net.load_state_dict(torch.load(args.init, map_location="cpu", weights_only=True))
+        if not args.init.is_file():
+            raise SystemExit(f"--init {args.init}: no such file")
+        try:
+            net.load_state_dict(torch.load(args.init, map_location="cpu", weights_only=True))
+        except RuntimeError as error:
+            what = f"not the weights of --network {args.network} for {num_classes} classes"
+            raise SystemExit(f"--init {args.init}: {what} ({str(error)[:300]} ...)") from None
     if args.frozen_bn:
         freeze_batchnorm(net)
     return net.to(memory_format=torch.channels_last)

@@ -19,6 +19,8 @@ from selftrain_seg.store import PseudoLabelStore, StoredRound
 def open_store(run: Run, data: Data, folder: str = "pseudo-labels", **settings: Any) -> PseudoLabelStore:
     """Open the pseudo-labels of a run."""
     label_map = data.label_map
+    if run.args.init is None and not getattr(run.args, "warmup_steps", 0):
+        run.say("without --init: the first labels are those of a network that has learnt nothing about these classes")
     return PseudoLabelStore(
         run.out / folder,
         label_map.num_classes,
@@ -26,6 +28,12 @@ def open_store(run: Run, data: Data, folder: str = "pseudo-labels", **settings: 
         palette=label_map.palette,
         **{"keep": (), **settings},
     )
+
+
+def thresholds_of(store: PseudoLabelStore, round: int, run: Run, estimate: Callable[[], Tensor]) -> Tensor:
+    """Estimate a round's thresholds, or take those that an interrupted attempt was begun with."""
+    kept = store.settings(round).thresholds if round in store.interrupted() else None
+    return estimate() if kept is None else kept.to(run.device)
 
 
 @torch.no_grad()

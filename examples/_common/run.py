@@ -23,6 +23,11 @@ from _common.data import save_atomically
 from selftrain_seg.distributed import all_reduce_sum
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Arguments that may differ when a run goes on: they say where it runs and what it tells, not what training does.
+_MAY_CHANGE = (
+    *("out", "root", "source_root", "smoke", "rounds", "device", "workers", "threads", "checkpoint_every"),
+    *("log_every", "scales", "flip"),
+)
 
 
 class Run:
@@ -35,18 +40,20 @@ class Run:
     def __init__(self, args: Namespace) -> None:
         self.args, self.out, self.started = args, args.out, time.time()
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        cuda = torch.cuda.is_available() if args.device == "auto" else args.device.startswith("cuda")
-        self.device = torch.device("cpu")
-        if cuda:
-            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        cuda = torch.cuda.is_available()
+        self.device = torch.device(args.device if args.device != "auto" else "cuda" if cuda else "cpu")
+        if self.device.type == "cuda":
+            if self.device.index is None:
+                self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(self.device)
         torch.set_num_threads(args.threads)
         if self.world > 1:
-            dist.init_process_group("nccl" if cuda else "gloo")
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         if args.batch % self.world:
             raise SystemExit(f"--batch {args.batch} cannot be shared by {self.world} processes")
         self.main = self.rank == 0
         self.out.mkdir(parents=True, exist_ok=True)
+        self._check_arguments()
         self.board = SummaryWriter(self.out / "tensorboard") if self.main else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.amp == "fp16")
         self._passes = self._pictures = 0
@@ -169,6 +176,23 @@ class Run:
             self.board.close()
         if self.world > 1:
             dist.destroy_process_group()
+
+    def _check_arguments(self) -> None:
+        """What is there was made with these very arguments, or there is nothing yet."""
+        path = self.out / "arguments.json"
+        asked = {name: value for name, value in vars(self.args).items() if name not in _MAY_CHANGE}
+        asked = json.loads(json.dumps({**asked, "processes": self.world}, default=str))
+        begun = any(self.out.glob("checkpoints/*.pt")) or any(self.out.glob("pseudo-labels*/round-*"))
+        if begun and path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            changed = [name for name, value in asked.items() if found.get(name) != value]
+            if changed:
+                what = "; ".join(f"{name} {found.get(name)}, now {asked[name]}" for name in changed)
+                raise SystemExit(f"{self.out} was begun with {what}: choose another --out, or remove the folder")
+        elif self.main:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
+            temporary.replace(path)
 
     def _quiet(self) -> bool | None:
         return None if self.main else True  # None: no bar where the output is no terminal

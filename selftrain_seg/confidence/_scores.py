@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from selftrain_seg._numerics import winner
+from selftrain_seg._numerics import exponential, winner, without
 
 
 class Scores(NamedTuple):
@@ -70,7 +70,7 @@ def class_scores(logits: Tensor, prior: Tensor | None = None, peaks: Tensor | No
 def _read(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Winner (b, h, w), z - max z and its exponentials but the winner's (b, C, h, w), and their sum (b, h, w)."""
     top, labels, gaps = winner(logits.float())
-    others = gaps.exp().scatter_(1, labels.unsqueeze(1), 0.0)
+    others = without(exponential(gaps), labels)
     # top - top is 0, or NaN where the largest logit is NaN or infinite: such a pixel says nothing.
     rest = others.sum(dim=1) + (top - top).squeeze(1)
     return labels, gaps, others, rest

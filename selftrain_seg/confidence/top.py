@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from selftrain_seg import _checks
+from selftrain_seg import _checks, kernels
 from selftrain_seg._numerics import blocks
 from selftrain_seg.confidence._scores import pixel_scores, prior_peaks
+from selftrain_seg.kernels import launch
 
 __all__ = ["TopConfidence", "log_odds", "top_confidence"]
 
@@ -64,6 +65,8 @@ def top_confidence(logits: Tensor, *, prior: Tensor | None = None) -> TopConfide
         prior = prior.detach()
     peaks = None if prior is None else prior_peaks(prior)
     logits = logits.detach()
+    if prior is None and kernels.chosen(logits):
+        return TopConfidence(*launch.top(logits))
     shape = (logits.shape[0], *logits.shape[-2:])
     labels = torch.empty(shape, dtype=torch.int64, device=logits.device)
     log_confidence = torch.empty(shape, dtype=torch.float32, device=logits.device)

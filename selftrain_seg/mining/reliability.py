@@ -195,17 +195,17 @@ class ReliabilityBank(nn.Module):
             confidence = None if confidence is None else _subsample(confidence, self.size)
             stored = indices.to("cpu").long()
             previous = self.labels[stored].to(labels.device)
-        now = self._classes(labels)
         old = self.fresh[rows]
 
-        mean = self._mean_confidence(now, confidence).to(self.iou.device)
+        mean = self._mean_confidence(labels, confidence).to(self.iou.device)
         self.confidence[rows] = torch.where(old[:, None], self.confidence[rows], mean)
         if previous is not None:
-            iou = self._iou(now, self._classes(previous)).to(self.iou.device)
+            iou = self._iou(labels, previous).to(self.iou.device)
             take = ~old if stored is None else ~old & self.kept[rows]
             self.iou[rows] = torch.where(take[:, None], iou, self.iou[rows])
             self.compared[rows] = self.compared[rows] | take
         if stored is not None:
+            now = self._classes(labels)
             packed = torch.where(now == self.num_classes, _MAX_CLASSES, now).to("cpu", torch.uint8)
             self.labels[stored] = torch.where(old.to("cpu")[:, None, None], self.labels[stored], packed)
             self.kept[rows] = True
@@ -270,20 +270,58 @@ class ReliabilityBank(nn.Module):
 
     def _iou(self, now: Tensor, before: Tensor) -> Tensor:
         """(B, C), from the counts of all pairs of classes; 0 where the class is in neither."""
-        width = self.num_classes + 1
-        pairs = _sums(before * width + now, width * width).view(-1, width, width)
+        width = self.num_classes + 2
+        pairs = self._sums(now, before).view(-1, width, width)
         both = pairs.diagonal(dim1=1, dim2=2)
         either = pairs.sum(1) + pairs.sum(2) - both
-        return (both.double() / either.clamp(min=1))[:, :-1].float()
+        return self._of_classes(both.double() / either.clamp(min=1))
 
     def _mean_confidence(self, now: Tensor, confidence: Tensor | None) -> Tensor:
         """(B, C), 0 where the class is absent or nothing is known."""
         if confidence is None:
             return torch.zeros(len(now), self.num_classes, device=now.device)
-        units = confidence.detach().double().mul(_CONFIDENCE_UNITS).nan_to_num(0.0).clamp(0, _CONFIDENCE_UNITS)
-        total = _sums(now, self.num_classes + 1, units.round_())
-        count = _sums(now, self.num_classes + 1)
-        return (total.double() / (count.clamp(min=1) * _CONFIDENCE_UNITS))[:, :-1].float()
+        total, count = self._sums(now, weights=confidence.detach()), self._sums(now)
+        return self._of_classes(total.double() / (count.clamp(min=1) * _CONFIDENCE_UNITS))
+
+    def _sums(self, labels: Tensor, before: Tensor | None = None, *, weights: Tensor | None = None) -> Tensor:
+        """Per image the number of pixels of each place, or the sum of their confidences in units.
+
+        The place of a label is its class + 1, 0 or C + 1 if it is below or above all classes: (B, C + 2). With the
+        labels of before, it is that of the pair: (B, (C + 2)²).
+        """
+        width = self.num_classes + 2
+        bins = width if before is None else width * width
+        on_host, out = labels.device.type == "cpu", []
+        narrow = next(dtype for dtype in (torch.int16, torch.int32, torch.int64) if bins <= torch.iinfo(dtype).max)
+        for image in range(len(labels)):  # one by one, so that on a CPU what is in between stays in its cache
+            keys = self._places(labels[image], narrow)
+            if before is not None:
+                keys = keys.add_(self._places(before[image], narrow), alpha=width)
+            units = None if weights is None else _units(weights[image].flatten())
+            if on_host:
+                out.append(torch.bincount(keys, units, minlength=bins))
+                continue
+            # bincount makes the host wait for the device
+            one = torch.ones((), dtype=torch.int64, device=keys.device)
+            zero = torch.zeros(bins, dtype=torch.int64, device=keys.device)
+            out.append(zero.scatter_add_(0, keys.long(), one.expand(len(keys)) if units is None else units.long()))
+        return torch.stack(out)
+
+    def _places(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        """(H, W) labels -> (H·W,) classes + 1, 0 below and C + 1 above them."""
+        flat = labels.flatten()
+        if flat.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+            flat = flat.long()
+        limits = torch.iinfo(flat.dtype)
+        inside = flat.clamp(max(limits.min, -1), min(limits.max, self.num_classes))
+        return inside.to(dtype, copy=True).add_(1)
+
+    def _of_classes(self, values: Tensor) -> Tensor:
+        """(B, C + 2) of places -> (B, C) float32, 0 for an ``ignore_index`` among the classes."""
+        values = values[:, 1:-1].float()
+        if 0 <= self.ignore_index < self.num_classes:
+            values[:, self.ignore_index] = 0.0
+        return values
 
     def _check_batch(self, indices: Tensor, labels: Tensor) -> None:
         _checks.check_label_maps(labels)
@@ -314,16 +352,10 @@ def _at_or_above_median(values: Tensor) -> Tensor:
     return counted & (values >= (low.double() + high.double()) / 2)
 
 
-def _sums(classes: Tensor, bins: int, weights: Tensor | None = None) -> Tensor:
-    """(B, bins): per image the number of pixels of each value, or the sum of their (whole-numbered) weights."""
-    batch = len(classes)
-    keys = classes.flatten(1) + bins * torch.arange(batch, device=classes.device)[:, None]
-    if keys.device.type == "cpu":
-        flat = None if weights is None else weights.flatten()
-        return torch.bincount(keys.flatten(), flat, minlength=batch * bins).view(batch, bins)
-    added = torch.ones((), dtype=torch.int64, device=keys.device) if weights is None else weights.flatten().long()
-    sums = torch.zeros(batch * bins, dtype=torch.int64, device=keys.device)
-    return sums.scatter_add_(0, keys.flatten(), added.expand(keys.numel())).view(batch, bins)
+def _units(confidence: Tensor) -> Tensor:
+    """Whole numbers of confidence units, as float64; exact but for the rounding, in float32 too."""
+    wide = confidence.double() if confidence.dtype == torch.float64 else confidence.float()
+    return (wide * _CONFIDENCE_UNITS).nan_to_num_(0.0).clamp_(0, _CONFIDENCE_UNITS).round_().double()
 
 
 def _subsample(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from selftrain_seg import kernels
 from selftrain_seg._numerics import blocks
 from selftrain_seg.confidence._scores import pixel_scores
+from selftrain_seg.kernels import launch
 from selftrain_seg.selectors._inputs import checked, empty_maps
 from selftrain_seg.selectors._log_domain import threshold_scores
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
@@ -48,6 +50,9 @@ def select_hard(
     """
     logits, thresholds, prior, peaks = checked(logits, thresholds, prior)
     bar = threshold_scores(thresholds, logits.device, peaks)
+    if prior is None and kernels.chosen(logits):
+        labels, predicted, confidence = launch.select_hard(logits, bar, ignore_index)
+        return PseudoLabels(labels, confidence, predicted=predicted)
     labels, predicted, confidence = empty_maps(logits)
     for images, rows in blocks(logits):
         part = pixel_scores(logits[images, :, rows], None if prior is None else prior[:, rows], peaks)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from selftrain_seg import kernels
 from selftrain_seg._numerics import blocks, winner
 from selftrain_seg.confidence._scores import pixel_scores
+from selftrain_seg.kernels import launch
 from selftrain_seg.selectors._inputs import checked, empty_maps
 from selftrain_seg.selectors._log_domain import negative_log
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
@@ -51,7 +53,11 @@ def select_reweighted(
         255
     """
     logits, thresholds, prior, peaks = checked(logits, thresholds, prior)
-    gain = negative_log(thresholds, logits.device, peaks).view(-1, 1, 1)
+    gain = negative_log(thresholds, logits.device, peaks)
+    if prior is None and kernels.chosen(logits):
+        labels, predicted, confidence = launch.select_reweighted(logits, gain, ignore_index)
+        return PseudoLabels(labels, confidence, predicted=predicted)
+    gain = gain.view(-1, 1, 1)
     labels, predicted, confidence = empty_maps(logits)
     for images, rows in blocks(logits):
         part = pixel_scores(logits[images, :, rows], None if prior is None else prior[:, rows], peaks)

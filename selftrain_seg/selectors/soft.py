@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg._numerics import blocks, winner
+from selftrain_seg._numerics import blocks, exponential, winner, without
 from selftrain_seg.confidence._scores import pixel_scores
 from selftrain_seg.selectors._inputs import checked, empty_maps
 from selftrain_seg.selectors._log_domain import negative_log
@@ -58,15 +58,20 @@ def select_soft(
     gain = negative_log(thresholds, logits.device, peaks).view(-1, 1, 1)
     soft = torch.empty_like(logits, dtype=torch.float32)
     labels, predicted, confidence = empty_maps(logits)
+    # 0 · NaN is NaN, so unusable pixels must be masked. On CPU looking for one is cheaper than always masking.
+    look = logits.device.type == "cpu" and not torch.compiler.is_compiling()
     for images, rows in blocks(logits):
         part = pixel_scores(logits[images, :, rows], None if prior is None else prior[:, rows], peaks)
-        value, best, gaps = winner((part.gaps + gain) / alpha)
-        powers = gaps.exp_()
+        value, best, gaps = winner(torch.add(gain / alpha, part.gaps, alpha=1.0 / alpha))
+        powers = exponential(gaps)
         # logsumexp as max + log1p(the others): the others may be 1e-30 and still decide at a saturated pixel.
-        others = powers.scatter(1, best.unsqueeze(1), 0.0).sum(dim=1)
+        others = without(powers.clone(), best).sum(dim=1)
         keep = value.squeeze(1) + torch.log1p(others) > part.log_norm / alpha
         scale = torch.where(keep, 1.0 / (1.0 + others), 0.0).unsqueeze(1)
-        soft[images, :, rows] = torch.where(keep.unsqueeze(1), powers * scale, 0.0)
+        if look and bool(value.isfinite().all()):
+            torch.mul(powers, scale, out=soft[images, :, rows])
+        else:
+            soft[images, :, rows] = torch.where(keep.unsqueeze(1), powers * scale, 0.0)
         labels[images, rows] = torch.where(keep, best, ignore_index)
         predicted[images, rows] = part.labels
         confidence[images, rows] = part.log_confidence.exp().nan_to_num(nan=0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -52,14 +53,16 @@ def to_content(settings: RoundSettings) -> dict[str, Any]:
     plain = {"format": FORMAT, **settings._asdict()}
     for name in ("thresholds", "portion"):
         value = plain[name]
-        plain[name] = [float(v) for v in value] if isinstance(value, Tensor) else value
+        if isinstance(value, Tensor):  # JSON has no infinity
+            value = ["inf" if v == math.inf else float(v) for v in value]
+        plain[name] = value
     content: dict[str, Any] = json.loads(json.dumps(plain))  # lists for tuples, so that what was read compares equal
     return content
 
 
 def from_content(content: Mapping[str, Any], names: tuple[str, ...]) -> RoundSettings:
     def values(value: Any) -> Any:
-        return torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value
+        return torch.tensor([float(v) for v in value], dtype=torch.float64) if isinstance(value, list) else value
 
     classes = content["classes"]
     return RoundSettings(
@@ -109,9 +112,9 @@ def checked_thresholds(thresholds: Any, num_classes: int) -> Tensor | None:
     _checks.check_tensor(thresholds, "thresholds")
     _checks.check_thresholds(thresholds, torch.empty(0, num_classes, 0, 0))
     values: Tensor = thresholds.detach().to("cpu", torch.float64)
-    wrong = ~((values >= 0) & (values < torch.inf))
+    wrong = ~(values >= 0)  # infinite: a class that nothing is selected of, where a spatial prior is in use
     if bool(wrong.any()):
-        raise ValueError(f"`thresholds`: expected finite values of at least 0, got {float(values[wrong][0])}")
+        raise ValueError(f"`thresholds`: expected values of at least 0, got {float(values[wrong][0])}")
     return values.clone()
 
 

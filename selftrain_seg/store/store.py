@@ -155,7 +155,7 @@ class PseudoLabelStore:
             TypeError: ``round`` is not an int; ``names`` are not str; ``thresholds`` is no floating-point tensor;
                 ``portion`` is not a number; ``meta`` is no dict.
             ValueError: ``round`` is below 0; there are no names, one comes twice, or one is not a relative path
-                without ``..`` that a file can have; ``thresholds`` is not (C,), finite and at least 0;
+                without ``..`` that a file can have; ``thresholds`` is not (C,) of at least 0;
                 ``portion`` is outside [0, 1]; JSON cannot hold ``meta``; the round was begun with other settings.
             OSError: a file cannot be written; ``settings.json`` is missing or damaged.
             RuntimeError: another rank failed.

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selftrain_seg import _checks
+from selftrain_seg import _checks, kernels
 from selftrain_seg._numerics import blocks
 from selftrain_seg.confidence._scores import class_scores, pixel_scores, prior_peaks
 from selftrain_seg.distributed import all_reduce_max, all_reduce_sum, several_ranks
+from selftrain_seg.kernels import launch
 from selftrain_seg.thresholds.sketch import ConfidenceSketch
 
 __all__ = ["ClassBalancedThreshold", "GlobalThreshold"]
@@ -100,6 +101,12 @@ class _Threshold(nn.Module):
             self.peaks = torch.where(self.peaks > -torch.inf, self.peaks, peaks)
             prior = prior[:, :: self.stride, :: self.stride]
         logits = logits[:, :, :: self.stride, :: self.stride]
+        counts = self.sketch.counts
+        plain = self.exact or self.pool == "all" or prior is not None or counts.device != logits.device
+        if not plain and kernels.chosen(logits):
+            launch.count_scores(logits, counts, low=self.sketch.low, bin_width=self.sketch.bin_width)
+            self.updates[0] += 1
+            return
         batch, num_classes, height, width = logits.shape
         shape = (batch, height, width) if self.pool == "predicted" else logits.shape
         keys = torch.empty(shape, dtype=torch.int32, device=logits.device)

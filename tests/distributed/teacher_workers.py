@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +128,15 @@ def sharded() -> dict[str, Any]:
                     one.observe(batch, network)
                 else:
                     one.update(network)
+        with torch.no_grad():  # leaves roots gathered again, for the distance this time
+            teacher(batch)
+            student(batch)
+        distances = [parameter_distance(inner[0], student), parameter_distance(inner[1], twin)]
         out[kind] = {
             "sharded": whole(inner[0]),
             "whole": whole(inner[1]),
             "answers": same,
-            "distances": [parameter_distance(inner[0], student), parameter_distance(inner[1], twin)],
+            "distances": distances,
             "local": sum(
                 value.to_local().numel() for value in inner[0].state_dict().values() if hasattr(value, "to_local")
             ),
@@ -163,7 +168,8 @@ def sharded() -> dict[str, Any]:
 def run(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+    # Ranks that fell out of step would wait for each other: then fail, and soon.
+    dist.init_process_group("gloo", rank=rank, world_size=RANKS, timeout=timedelta(minutes=2))
     assert dist.get_world_size() == RANKS
     result: dict[str, Any] = {
         f"{kind}, {norm}": train(kind, norm, [rank], wrap=True) for kind in KINDS for norm in ("group", "batch")

@@ -86,6 +86,39 @@ def test_two_processes(source, tmp_path):
     assert 0 <= json.loads((tmp_path / "result.json").read_text())["mIoU"] <= 100
 
 
+def test_other_settings_are_refused(source, tmp_path):
+    model, root = source
+    options = ["--smoke", "--root", root, "--init", model, "--steps", 2]
+    run("source_only.py", tmp_path, *options)
+    before = (tmp_path / "model.pt").read_bytes()
+    with pytest.raises(AssertionError, match=r"was begun with steps 2, now 3; lr 0\.004, now 0\.1: choose"):
+        run("source_only.py", tmp_path, *options, "--steps", 3, "--lr", 0.1)
+    with pytest.raises(AssertionError, match="was begun with processes 1, now 2"):
+        run("source_only.py", tmp_path, *options, processes=2)
+    assert (tmp_path / "model.pt").read_bytes() == before
+    assert "goes on after step 2" in run("source_only.py", tmp_path, *options, "--flip", "--checkpoint-every", 7)
+
+
+def test_what_cannot_work_is_said(source, tmp_path):
+    model, root = source
+    options = ["--smoke", "--root", root, "--init", model]
+    with pytest.raises(AssertionError, match="not the weights of --network lraspp_mobilenet_v3_large for 13 classes"):
+        run("source_only.py", tmp_path, *options, "--network", "lraspp_mobilenet_v3_large")
+    with pytest.raises(AssertionError, match=r"nowhere\.pt: no such file"):
+        run("source_only.py", tmp_path, *options, "--init", tmp_path / "nowhere.pt")
+    with pytest.raises(AssertionError, match="--mine crops around small classes: say how large with --crop"):
+        run("cbst.py", tmp_path, *options, "--mine")
+
+
+def test_nothing_is_removed_that_was_not_drawn(tmp_path):
+    kept = tmp_path / "cityscapes" / "leftImg8bit" / "kept.png"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    with pytest.raises(AssertionError, match="holds other files than the embedded benchmark's"):
+        run("source_only.py", tmp_path / "out", "--smoke", "--root", tmp_path / "cityscapes")
+    assert kept.exists()
+
+
 def test_unknown_data_is_said(tmp_path):
     with pytest.raises(AssertionError, match="say where the data is with --root"):
         run("mean_teacher.py", tmp_path, "--data", "gta5")

@@ -1,6 +1,7 @@
 """Trainers in rounds (CBST, CRST, DST-CBC, DMT), from exported folders: all options, two ranks, killed and resumed."""
 
 import json
+from argparse import Namespace
 
 import pytest
 import torch
@@ -131,6 +132,29 @@ def test_maps_move_with_their_labels(mined, monkeypatch):
         assert torch.equal(moved_single, torch.where(valid, moved / 250 + 0.5, 0.0))
         seen.add(int(moved[0, 0] - moved[0, 1]))
     assert {-1, 1} <= seen  # mirrored and not
+
+
+def test_statistics_do_not_depend_on_what_was_drawn_before(monkeypatch):
+    """Dropout is on while they are estimated: on all ranks, and after a restart, they must be the same."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from _common.evaluation import prepare
+
+    args = Namespace(reestimate_bn=1, seed=0, data="gta5", batch=2, workers=0)
+    run = Namespace(args=args, device=torch.device("cpu"))
+    # Three images in twos would leave one, of which no statistics of one value a channel can be taken.
+    data = Namespace(target=[(torch.rand(3, 8, 8), str(number)) for number in range(3)])
+    pool = torch.nn.AdaptiveAvgPool2d(1)
+    net = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Conv2d(3, 4, 1), pool, torch.nn.BatchNorm2d(4))
+    found = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        assert prepare(net, data, run) is net
+        assert torch.equal(torch.get_rng_state(), state)
+        assert not net.training
+        found.append(net[-1].running_mean.clone())
+    assert torch.equal(*found)
+    assert found[0].abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", ["crst", "dmt"])

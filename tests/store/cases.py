@@ -13,7 +13,7 @@ from selftrain_seg.store import PseudoLabelStore
 
 CLASSES = 5
 NAMES = [f"town_{i % 3}/image {i}" for i in range(12)]
-THRESHOLDS = torch.tensor([1.0, 1.0 - 2.0**-53, 0.1, 1e-300, 2.0 / 3.0], dtype=torch.float64)
+THRESHOLDS = torch.tensor([1.0, 1.0 - 2.0**-53, 0.1, 1e-300, torch.inf], dtype=torch.float64)
 
 
 def pseudo(name: str, height: int = 9, width: int = 13) -> PseudoLabels:
