@@ -19,12 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selftrain_seg import kernels
 from selftrain_seg._numerics import blocks
+from selftrain_seg.kernels import launch
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["Scratch", "fold_and_apply", "follow_layout", "pixel_maps", "statistics_dtype"]
 
 _ENTROPIES = ("entropy", "ignored_entropy")
+_NEED_VALUES = (*_ENTROPIES, "square")  # maps whose gradient is computed with the map
 _LOG2_E = math.log2(math.e)
 _LOG_ZERO = -1e4  # in place of log p = -inf of a class masked out by its logit: p is 0 long before, 0 · log 0 too
 
@@ -102,15 +105,12 @@ class _PixelMaps(torch.autograd.Function):
     @staticmethod
     def forward(logits: Tensor, target: Tensor, ignore_index: int, kinds: tuple[str, ...]) -> tuple[Tensor, ...]:
         if torch.compiler.is_compiling():
+            if logits.device.type in _OPAQUE:
+                return tuple(_maps_operator(logits, target, ignore_index, _SEPARATOR.join(kinds)))
             return _maps(logits, target, ignore_index, kinds, None)
-        shape, scratch = (logits.shape[0], *logits.shape[2:]), Scratch(logits)
-        valid = torch.empty(shape, dtype=torch.bool, device=logits.device)
-        maps = [torch.empty(shape, dtype=statistics_dtype(logits), device=logits.device) for _ in kinds]
-        for block in blocks(logits):
-            parts = _maps(_cut(logits, block), _cut(target, block), ignore_index, kinds, scratch)
-            for whole, part in zip((valid, *maps), parts, strict=True):
-                _cut(whole, block).copy_(part)
-        return (valid, *maps)
+        if kernels.chosen(logits, "losses"):
+            return launch.pixel_maps(logits, target, kinds, ignore_index)
+        return _maps_in_blocks(logits, target, ignore_index, kinds)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -119,7 +119,7 @@ class _PixelMaps(torch.autograd.Function):
         ctx.mark_non_differentiable(valid)
         ctx.set_materialize_grads(False)
         # The gradients of the entropies and of Σ p² need their values, the others' do not.
-        values = [None if kind in ("nll", "kld") else m for kind, m in zip(ctx.kinds, maps, strict=True)]
+        values = [m if kind in _NEED_VALUES else None for kind, m in zip(ctx.kinds, maps, strict=True)]
         ctx.save_for_backward(logits, target, *values)
 
     @staticmethod
@@ -130,19 +130,18 @@ class _PixelMaps(torch.autograd.Function):
         ]
         if not arrived:
             return None, None, None, None
+        if torch.compiler.is_compiling() and logits.device.type in _OPAQUE:
+            kinds = _SEPARATOR.join(kind for kind, _, _ in arrived)
+            given, known = [grad for _, grad, _ in arrived], [value for _, _, value in arrived if value is not None]
+            return _gradient_operator(logits, target, given, known, ctx.ignore_index, kinds), None, None, None
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             terms = {kind: (grad, value) for kind, grad, value in arrived}
             gradient = _gradient(logits, target, terms, ctx.ignore_index, None)
             return follow_layout(gradient, logits), None, None, None
-        result, scratch = torch.empty_like(logits), Scratch(logits)
-        for block in blocks(logits):
-            terms = {
-                kind: (_cut(grad, block), None if value is None else _cut(value, block))
-                for kind, grad, value in arrived
-            }
-            gradient = _gradient(_cut(logits, block), _cut(target, block), terms, ctx.ignore_index, scratch)
-            _cut(result, block).copy_(gradient)
-        return result, None, None, None
+        if kernels.chosen(logits, "losses"):
+            by_kind = {kind: grad for kind, grad, _ in arrived}
+            return launch.pixel_gradient(logits, target, by_kind, ctx.ignore_index), None, None, None
+        return _gradient_in_blocks(logits, target, arrived, ctx.ignore_index), None, None, None
 
     @staticmethod
     def vmap(
@@ -154,6 +153,66 @@ class _PixelMaps(torch.autograd.Function):
         kinds: tuple[str, ...],
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         return fold_and_apply(_PixelMaps, info, in_dims, logits, target, ignore_index, kinds)
+
+
+def _maps_in_blocks(logits: Tensor, target: Tensor, ignore_index: int, kinds: tuple[str, ...]) -> tuple[Tensor, ...]:
+    shape, scratch = (logits.shape[0], *logits.shape[2:]), Scratch(logits)
+    valid = torch.empty(shape, dtype=torch.bool, device=logits.device)
+    maps = [torch.empty(shape, dtype=statistics_dtype(logits), device=logits.device) for _ in kinds]
+    for block in blocks(logits):
+        parts = _maps(_cut(logits, block), _cut(target, block), ignore_index, kinds, scratch)
+        for whole, part in zip((valid, *maps), parts, strict=True):
+            _cut(whole, block).copy_(part)
+    return (valid, *maps)
+
+
+def _gradient_in_blocks(
+    logits: Tensor, target: Tensor, arrived: list[tuple[str, Tensor, Tensor | None]], ignore_index: int
+) -> Tensor:
+    result, scratch = torch.empty_like(logits), Scratch(logits)
+    for block in blocks(logits):
+        terms = {
+            kind: (_cut(grad, block), None if value is None else _cut(value, block)) for kind, grad, value in arrived
+        }
+        gradient = _gradient(_cut(logits, block), _cut(target, block), terms, ignore_index, scratch)
+        _cut(result, block).copy_(gradient)
+    return result
+
+
+# The same as operators, which torch.compile does not look into: on CPU, what the compiler makes of the plain
+# operations is up to twice as slow as the blocks. An operator takes no tuple of strings: they come joined.
+_OPAQUE = ("cpu",)
+_SEPARATOR = ","
+
+
+@torch.library.custom_op("selftrain_seg::pixel_maps", mutates_args=(), device_types="cpu")
+def _maps_operator(logits: Tensor, target: Tensor, ignore_index: int, kinds: str) -> list[Tensor]:
+    return list(_maps_in_blocks(logits, target, ignore_index, tuple(kinds.split(_SEPARATOR))))
+
+
+@_maps_operator.register_fake
+def _(logits: Tensor, target: Tensor, ignore_index: int, kinds: str) -> list[Tensor]:
+    valid = logits.new_empty((logits.shape[0], *logits.shape[2:]), dtype=torch.bool)
+    return [valid, *(torch.empty_like(valid, dtype=statistics_dtype(logits)) for _ in kinds.split(_SEPARATOR))]
+
+
+@torch.library.custom_op("selftrain_seg::pixel_maps_gradient", mutates_args=(), device_types="cpu")
+def _gradient_operator(
+    logits: Tensor, target: Tensor, grads: list[Tensor], known: list[Tensor], ignore_index: int, kinds: str
+) -> Tensor:
+    left = iter(known)
+    arrived = [
+        (kind, grad, next(left) if kind in _NEED_VALUES else None)
+        for kind, grad in zip(kinds.split(_SEPARATOR), grads, strict=True)
+    ]
+    return _gradient_in_blocks(logits, target, arrived, ignore_index)
+
+
+@_gradient_operator.register_fake
+def _(
+    logits: Tensor, target: Tensor, grads: list[Tensor], known: list[Tensor], ignore_index: int, kinds: str
+) -> Tensor:
+    return torch.empty_like(logits)
 
 
 def _maps(

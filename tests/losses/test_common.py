@@ -200,6 +200,7 @@ def test_autocast_changes_nothing(case, dtype):
 
 
 @every_loss
+@pytest.mark.usefixtures("compiled_path")
 def test_compiles_whole(case):
     # Captured and differentiated as one graph; test_core compiles it to machine code too.
     shape = (2, 4, 6, 8)

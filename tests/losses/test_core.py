@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from selftrain_seg import losses
+from selftrain_seg.losses import _core
 from selftrain_seg.losses._core import pixel_maps
 from tests.losses.cases import losses_where, make_labels, make_logits, make_soft
 
@@ -75,6 +76,7 @@ def test_only_inputs_and_maps_are_kept(case):
     assert sum(kept.values()) <= 6 * 4 * 2 * 32 * 32
 
 
+@pytest.mark.usefixtures("compiled_path")
 def test_compiles_to_machine_code():
     shape = (2, 5, 17, 33)
     logits, labels = make_logits(shape, torch.float32), make_labels(shape)
@@ -92,6 +94,7 @@ def test_compiles_to_machine_code():
     torch.testing.assert_close(gradient, eager_gradient, rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.usefixtures("compiled_path")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_compiled_gradient_keeps_the_memory_format(layout):
     logits = make_logits((2, 5, 6, 7), torch.float32).contiguous(memory_format=layout).requires_grad_()
@@ -101,6 +104,22 @@ def test_compiled_gradient_keeps_the_memory_format(layout):
     assert gradient.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize("kinds", [KINDS, ("nll",), ("square", "kld", "entropy")])
+def test_operators_are_as_the_compiler_expects(kinds):
+    # Their description for the compiler (sizes, layout, no aliases) against what they do.
+    for layout in (torch.contiguous_format, torch.channels_last):
+        logits = make_logits((2, 5, 6, 7), torch.float32).contiguous(memory_format=layout)
+        labels = make_labels((2, 5, 6, 7))
+        valid, *maps = pixel_maps(logits, labels, *kinds)
+        known = [value for kind, value in zip(kinds, maps, strict=True) if kind not in ("nll", "kld")]
+        grads, joined = [torch.rand(valid.shape) for _ in kinds], ",".join(kinds)
+        checks = ("test_schema", "test_faketensor")
+        torch.library.opcheck(_core._maps_operator, (logits, labels, 255, joined), test_utils=checks)
+        arguments = (logits, labels, grads, known, 255, joined)
+        torch.library.opcheck(_core._gradient_operator, arguments, test_utils=checks)
+
+
+@pytest.mark.usefixtures("compiled_path")
 def test_compiles_for_any_size():
     torch._dynamo.reset()
     compiled = torch.compile(losses.mrkld_loss, backend="aot_eager", fullgraph=True, dynamic=True)
