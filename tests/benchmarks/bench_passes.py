@@ -1,7 +1,8 @@
 """Whole passes with the small U-Net of the examples: 32 street images of 128 x 256, 13 classes, in batches of 8.
 
-Offline: the network labels a target set, in two passes over the images: one for the statistics, one for labels, which
-go to a store. "network alone" is the two forward passes. Online: one step of a mean teacher that labels a batch of 8
+Offline: the network labels a target set, in two passes over the images: one for the statistics, of every pixel or, as
+CBST's code does, of every fourth in both directions, one for labels, which go to a store. "network alone" is the two
+forward passes. Online: one step of a mean teacher that labels a batch of 8
 target images, of which half of the classes of 8 source images cover a part, and a student that learns from both.
 "network step" has the same network passes but the teacher's, torch's cross entropy and the same optimizer.
 """
@@ -66,14 +67,16 @@ def run(report: Report, *, rounds: int) -> None:
 
 @torch.no_grad()
 def offline(report, rounds, net, batches):
-    estimator = ClassBalancedThreshold(CLASSES, 0.2).to(next(net.parameters()).device)
+    device = next(net.parameters()).device
+    every, published = (ClassBalancedThreshold(CLASSES, 0.2, stride=stride).to(device) for stride in (1, 4))
     names = [[f"{batch}-{image}" for image in range(BATCH)] for batch in range(len(batches))]
 
     def network_alone():
         for images in batches * 2:
             net(images)
 
-    def labels(add, update=estimator.update, select=select_reweighted):
+    def labels(add, estimator=published, update=None, select=select_reweighted):
+        update = update or estimator.update
         estimator.reset()
         for images in batches:
             logits = net(images)
@@ -103,17 +106,18 @@ def offline(report, rounds, net, batches):
     compiled = {}
     if report.compile:
         torch.compiler.reset()
-        fast = torch.compile(estimator.update), torch.compile(select_reweighted)
-        compiled["statistics and labels, compiled"] = lambda: labels(lambda *_: None, *fast)
+        fast = torch.compile(published.update), torch.compile(select_reweighted)
+        compiled["statistics and labels, compiled"] = lambda: labels(lambda *_: None, published, *fast)
     measured = report.compare(
         f"label {IMAGES} images",
         {
             "network alone, two passes": network_alone,
+            "statistics of every pixel and labels": lambda: labels(lambda *_: None, every),
             "statistics and labels": lambda: labels(lambda *_: None),
             **compiled,
             "… and store of labels": lambda: stored(0, ()),
-            "… and of confidences": lambda: stored(0),
-            "… with threads in the background": lambda: stored(4),
+            "… and store of labels, in the background": lambda: stored(4, ()),
+            "… and of confidences, in the background": lambda: stored(4),
         },
         rounds=rounds,
     )
@@ -121,7 +125,7 @@ def offline(report, rounds, net, batches):
     rates = [f"{IMAGES / entry.median_ms * 1e3:.1f} ({name})" for name, entry in measured.items()]
     report.note(f"Offline pass, images/s: {', '.join(rates)}.")
     report.note(f"Offline pass, beyond the network: {largest(lambda: stored(0), alone)}.")
-    for name in ("statistics and labels", *compiled, "… and store of labels"):
+    for name in ("statistics and labels", *compiled, "… and store of labels, in the background"):
         text = name.replace("…", "statistics, labels")
         report.promise(f"offline pass, {text}: overhead on the network", measured[name].median_ms / alone - 1, OVERHEAD)
 
