@@ -6,6 +6,8 @@ import doctest
 import inspect
 import re
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.domains.python import PyObject
 
 import selftrain_seg
@@ -24,7 +26,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_generated"]
 nitpicky = True
-myst_enable_extensions = ["deflist"]
+myst_enable_extensions = ["deflist", "dollarmath"]
 
 # Everything a page needs lies beside it: no fonts, scripts or search from elsewhere.
 html_theme = "furo"
@@ -33,6 +35,7 @@ html_copy_source = False
 html_show_sphinx = False
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
+html_math_renderer = "mathml"
 pygments_style = "default"
 pygments_dark_style = "monokai"
 
@@ -108,7 +111,16 @@ def drop_class_return(app, what, name, obj, options, signature, return_annotatio
     return None
 
 
+def render_math(self, node):
+    """Write a formula as MathML, which browsers draw themselves: no script, no font, no network."""
+    block = isinstance(node, nodes.math_block)
+    tag = "div" if block else "span"
+    self.body.append(f'<{tag} class="math">{tex2mathml(node.astext(), as_block=block)}</{tag}>')
+    raise nodes.SkipNode
+
+
 def setup(app):
+    app.add_html_math_renderer("mathml", inline_renderers=(render_math, None), block_renderers=(render_math, None))
     for field in PyObject.doc_field_types:
         if field.name == "variable":
             field.label = "Attributes"

@@ -1,0 +1,47 @@
+"""Draw the pictures of the family pages, docs/_static/guide/*.png: ``python docs/make_guide_pictures.py``.
+
+Needs ``pip install -e ".[examples]"``. The first run trains small networks, four minutes on one core, and keeps them in
+the cache folder. Names of pictures as arguments draw those only.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from pictures import confidence, datasets, losses, selectors, store, teachers, thresholds, views
+from pictures.scene import load
+from pictures.style import save
+
+ROOT = Path(__file__).parent.parent
+PICTURES = {
+    "confidence.png": confidence.draw,
+    "thresholds.png": thresholds.draw,
+    "selectors.png": selectors.draw,
+    "losses.png": losses.draw,
+    "views.png": views.draw,
+    "teachers.png": teachers.draw,
+    "datasets.png": datasets.draw,
+    "store.png": store.draw,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"which of {', '.join(PICTURES)}; all by default")
+    parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "guide-pictures")
+    args = parser.parse_args()
+    if unknown := {*args.names} - {*PICTURES}:
+        parser.error(f"no such picture: {', '.join(sorted(unknown))}")
+    torch.set_num_threads(1)
+    scene = load(args.cache)
+    for name in args.names or PICTURES:
+        torch.manual_seed(0)
+        figure = PICTURES[name](scene)
+        save(figure, ROOT / "docs" / "_static" / "guide" / name)
+        print(f"docs/_static/guide/{name}")
+
+
+if __name__ == "__main__":
+    main()
