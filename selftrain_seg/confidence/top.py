@@ -65,7 +65,7 @@ def top_confidence(logits: Tensor, *, prior: Tensor | None = None) -> TopConfide
         prior = prior.detach()
     peaks = None if prior is None else prior_peaks(prior)
     logits = logits.detach()
-    if prior is None and kernels.chosen(logits):
+    if prior is None and kernels.chosen(logits, "top"):
         return TopConfidence(*launch.top(logits))
     shape = (logits.shape[0], *logits.shape[-2:])
     labels = torch.empty(shape, dtype=torch.int64, device=logits.device)

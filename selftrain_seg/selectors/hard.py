@@ -50,7 +50,7 @@ def select_hard(
     """
     logits, thresholds, prior, peaks = checked(logits, thresholds, prior)
     bar = threshold_scores(thresholds, logits.device, peaks)
-    if prior is None and kernels.chosen(logits):
+    if prior is None and kernels.chosen(logits, "select_hard"):
         labels, predicted, confidence = launch.select_hard(logits, bar, ignore_index)
         return PseudoLabels(labels, confidence, predicted=predicted)
     labels, predicted, confidence = empty_maps(logits)

@@ -54,7 +54,7 @@ def select_reweighted(
     """
     logits, thresholds, prior, peaks = checked(logits, thresholds, prior)
     gain = negative_log(thresholds, logits.device, peaks)
-    if prior is None and kernels.chosen(logits):
+    if prior is None and kernels.chosen(logits, "select_reweighted"):
         labels, predicted, confidence = launch.select_reweighted(logits, gain, ignore_index)
         return PseudoLabels(labels, confidence, predicted=predicted)
     gain = gain.view(-1, 1, 1)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from selftrain_seg import _checks
+from selftrain_seg import _checks, kernels
 from selftrain_seg._numerics import blocks, exponential, winner, without
 from selftrain_seg.confidence._scores import pixel_scores
+from selftrain_seg.kernels import launch
 from selftrain_seg.selectors._inputs import checked, empty_maps
 from selftrain_seg.selectors._log_domain import negative_log
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
@@ -55,7 +56,11 @@ def select_soft(
     """
     _checks.check_real(alpha, "alpha", 1e-6, float("inf"))
     logits, thresholds, prior, peaks = checked(logits, thresholds, prior)
-    gain = negative_log(thresholds, logits.device, peaks).view(-1, 1, 1)
+    gain = negative_log(thresholds, logits.device, peaks)
+    if prior is None and kernels.chosen(logits, "select_soft"):
+        labels, predicted, confidence, soft = launch.select_soft(logits, gain / alpha, 1.0 / float(alpha), ignore_index)
+        return PseudoLabels(labels, confidence, soft=soft, predicted=predicted)
+    gain = gain.view(-1, 1, 1)
     soft = torch.empty_like(logits, dtype=torch.float32)
     labels, predicted, confidence = empty_maps(logits)
     # 0 · NaN is NaN, so unusable pixels must be masked. On CPU looking for one is cheaper than always masking.

@@ -103,7 +103,7 @@ class _Threshold(nn.Module):
         logits = logits[:, :, :: self.stride, :: self.stride]
         counts = self.sketch.counts
         plain = self.exact or self.pool == "all" or prior is not None or counts.device != logits.device
-        if not plain and kernels.chosen(logits):
+        if not plain and kernels.chosen(logits, "count_scores"):
             launch.count_scores(logits, counts, low=self.sketch.low, bin_width=self.sketch.bin_width)
             self.updates[0] += 1
             return

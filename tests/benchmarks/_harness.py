@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from selftrain_seg import kernels
+
 
 @dataclass
 class Entry:
@@ -94,6 +96,18 @@ class Report:
         fast = torch.compile(call)
         fast(*inputs)
         return {name: lambda: fast(*inputs)}
+
+    def plain_path(self, name: str, call: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
+        """``{name: the call without the kernels}``; empty on the CPU, where there are none."""
+
+        def without() -> Any:
+            kernels.enable(False)
+            try:
+                return call()
+            finally:
+                kernels.enable()
+
+        return {name: without} if torch.cuda.is_available() else {}
 
     def compare(
         self, operation: str, versions: Mapping[str, Callable[[], Any]], *, rounds: int, memory: bool = True

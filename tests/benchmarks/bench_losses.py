@@ -125,13 +125,14 @@ def run(report: Report, *, rounds: int) -> None:
         values.sum()
         return values * 2.0
 
-    def ours(loss):
-        if not report.compile:
-            return {"ours": step(loss)}
+    def ours(loss, inputs=logits):
+        versions = {"ours": step(loss, inputs), **report.plain_path("ours, plain path", step(loss, inputs))}
+        if not report.compile or inputs is not logits:
+            return versions
         torch.compiler.reset()
         fast = step(torch.compile(loss))
         fast()
-        return {"ours": step(loss), "ours, compiled": fast}
+        return {**versions, "ours, compiled": fast}
 
     cross_entropy = step(lambda z: F.cross_entropy(z, labels, ignore_index=255))
     mrkld = report.compare(
@@ -178,7 +179,7 @@ def run(report: Report, *, rounds: int) -> None:
     report.compare(
         "mrkld_loss, channels-last",
         {
-            "ours": step(lambda z: losses.mrkld_loss(z, labels), channels_last),
+            **ours(lambda z: losses.mrkld_loss(z, labels), channels_last),
             "F.cross_entropy alone": step(lambda z: F.cross_entropy(z, labels, ignore_index=255), channels_last),
         },
         rounds=rounds,
@@ -186,7 +187,7 @@ def run(report: Report, *, rounds: int) -> None:
     report.compare(
         "mrkld_loss, bfloat16",
         {
-            "ours": step(lambda z: losses.mrkld_loss(z, labels), half),
+            **ours(lambda z: losses.mrkld_loss(z, labels), half),
             "F.cross_entropy alone": step(lambda z: F.cross_entropy(z, labels, ignore_index=255), half),
         },
         rounds=rounds,
