@@ -20,7 +20,7 @@ from _common.evaluation import evaluate, line, prepare, report
 from _common.folders import Data, open_data, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
-from _common.rounds import Labelled, gather, open_store, thresholds_of, write_labels
+from _common.rounds import Labelled, gather, note_round, open_store, thresholds_of, write_labels
 from _common.run import Run
 from torch import Tensor, nn
 
@@ -129,8 +129,9 @@ def main() -> None:
                     target_loss = run.mean(total, (target_labels != IGNORE_INDEX).sum())
                 run.learn(source_loss + target_loss, optimizer, schedule)
             run.scalars(round * args.steps + step, source_loss=source_loss, target_loss=target_loss)
-        iou = evaluate(prepare(net, data, run), data, run)
+        iou = evaluate(prepare(net, data, run), data, run, f"round {round + 1}")
         run.say(f"round {round + 1}: {line(iou, data)}")
+        note_round(run, data, round + 1, iou=iou, stored=stored)
         net.train()
 
     run.finish(net, report(iou, data))

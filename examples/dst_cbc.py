@@ -23,7 +23,7 @@ from _common.evaluation import evaluate, line, prepare, report
 from _common.folders import Data, open_data, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
-from _common.rounds import Labelled, gather, open_store, thresholds_of, write_labels
+from _common.rounds import Labelled, gather, note_round, open_store, thresholds_of, write_labels
 from _common.run import Run
 from torch import Tensor, nn
 
@@ -133,8 +133,14 @@ def main() -> None:
                     run.learn(loss, optimizer, schedule)
                 name = "loss" if net is nets[0] else "second_loss"
                 run.scalars(round * args.steps + step, **{name: loss})
-        ious = [evaluate(prepare(net, data, run), data, run) for net in nets]
+        names = ["", "second"][: len(nets)]
+        ious = [
+            evaluate(prepare(net, data, run), data, run, f"round {round + 1} {name}".strip())
+            for net, name in zip(nets, names, strict=True)
+        ]
         run.say(f"round {round + 1}: {'; second: '.join(line(iou, data) for iou in ious)}")
+        for iou, stored, name in zip(ious, made, names, strict=True):
+            note_round(run, data, round + 1, iou=iou, stored=stored, group=name)
 
     results = report(ious[0], data)
     if args.mutual:

@@ -26,7 +26,7 @@ from _common.evaluation import evaluate, line, prepare, report
 from _common.folders import Data, open_data
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
-from _common.rounds import open_store, write_labels
+from _common.rounds import note_round, open_store, write_labels
 from _common.run import Run
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -53,6 +53,7 @@ def take_snapshot(
     number = int(bank.snapshots)
     store = open_store(run, data, keep=() if number else ("confidence",))
     now = write_labels(prepare(net, data, run), data, run, store, number, selector.eval())
+    note_round(run, data, number + 1, stored=now)
     before = store.round(number - 1) if number else None
     mine = range(run.rank, len(now), run.world)
     for place in tqdm(mine, f"comparing snapshot {number}", leave=False, disable=None if run.main else True):
@@ -86,6 +87,12 @@ def draw_batches(data: Data, run: Run, bank: ReliabilityBank) -> tuple[Batches, 
     Also returns (C,) bool, the small classes.
     """
     args, number = run.args, int(bank.snapshots) - 1
+    if not bank.candidates.any():
+        raise SystemExit(
+            f"snapshot {number}: no class of any image is steady, so there is nothing to draw images by. Are its labels "
+            "empty, or all others than before? Start from a network that knows these classes (--init), lower --upper, "
+            "or take snapshots more often (--refresh)"
+        )
     snapshot = open_store(run, data).round(number)
     places = {name: place for place, name in enumerate(data.target.names)}
     donors = data.target_with(functools.partial(reliable_labels, snapshot, bank, places))

@@ -24,7 +24,7 @@ from _common.evaluation import evaluate, line, prepare, report
 from _common.folders import Data, open_data, training_transform
 from _common.loading import Batches, as_floats, in_order
 from _common.networks import build, optimizer_of
-from _common.rounds import open_store
+from _common.rounds import note_round, open_store
 from _common.run import Run
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -171,8 +171,9 @@ def main() -> None:
     store = open_store(run, data)
     if args.warmup_steps:
         warm_up(net, student, data, run)
-    iou = evaluate(prepare(net, data, run), data, run)
+    iou = evaluate(prepare(net, data, run), data, run, "before")
     run.say(f"before the rounds: {line(iou, data)}")
+    note_round(run, data, 0, iou=iou)
 
     thresholds = {}
     for round in range(args.rounds):
@@ -199,8 +200,9 @@ def main() -> None:
                     target_loss = region_guided(run, student(as_floats(target_images)), labels)
                 run.learn(args.source_weight * source_loss + target_loss, optimizer, schedule)
             run.scalars(round * args.steps + step, source_loss=source_loss, target_loss=target_loss)
-        iou = evaluate(prepare(net, data, run), data, run)
+        iou = evaluate(prepare(net, data, run), data, run, f"round {round + 1}")
         run.say(f"{stage}: {line(iou, data)}")
+        note_round(run, data, round + 1, iou=iou, stored=stored, thresholds=selector.thresholds)
         thresholds[stage] = dict(zip(data.label_map.classes, selector.thresholds.tolist(), strict=True))
 
     run.finish(net, {**report(iou, data), "thresholds": thresholds})

@@ -29,6 +29,7 @@ from selftrain_seg.losses import mrkld_loss
 from selftrain_seg.mining import class_mix
 from selftrain_seg.selectors import select_fixed
 from selftrain_seg.teachers import AgreementStatistics, DualTeacher, DynamicTeacher, MeanTeacher
+from selftrain_seg.visualize import mixing_sheet, record_picture
 
 
 def cross_entropy(run: Run, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -114,6 +115,9 @@ def main() -> None:
             agreement.update(teacher_logits.masked_fill(mixed.pasted[:, None], torch.nan), logits.detach())
             run.scalars(step, loss=loss, agreement=agreement.compute().share, weight=pseudo.weight.mean())
             agreement.reset()
+        if run.main and step + 1 == args.steps:
+            sheet = mixing_sheet(target_images, pseudo.labels, mixed, data.label_map.palette)
+            record_picture(run.out, "mixing", sheet)
 
     iou = evaluate(prepare(net, data, run), data, run)
     run.say(f"{args.teacher} teacher: {line(iou, data)}")

@@ -10,23 +10,26 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
+import shutil
 from pathlib import Path
 
 import torch
 from _common.data import as_floats, batches, draw, save_atomically, streets
 from _common.model import SmallUNet
-from _common.report import print_round, print_table, write_report
+from _common.report import LOSS_EVERY, note_round, print_round, print_table, write_picture, write_results
 from _common.train import evaluate, jitter, predict, reestimate_batchnorm, train_source
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from tqdm import trange
 
 import selftrain_seg
+from selftrain_seg.confidence import top_confidence
 from selftrain_seg.datasets import SyntheticStreets
 from selftrain_seg.losses import mrkld_loss
 from selftrain_seg.mining import crop, mine_crops, rare_classes
 from selftrain_seg.selectors import SelectionStatistics, SelectionSummary, select_hard, select_reweighted
 from selftrain_seg.thresholds import ClassBalancedThreshold, GlobalThreshold, linear_portion
+from selftrain_seg.visualize import confidence_map, image_sheet, record_picture, record_round, report
 
 CLASSES = SyntheticStreets.classes
 CONTROLS = {
@@ -91,7 +94,7 @@ def adapt(
 
     Changes ``net``; returns the per-class IoU after each round.
     """
-    settings = [selftrain_seg.__version__, args.source_steps, args.steps, args.images, args.mine, args.threads]
+    settings = [selftrain_seg.__version__, args.source_steps, args.steps, args.images, args.mine, args.threads, "v2"]
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
     history = []
     for round in range(args.rounds):
@@ -101,23 +104,32 @@ def adapt(
             net.load_state_dict(saved["net"])
             history.append(saved["iou"])
             print(f"{NAMES[method]}, round {round + 1}: target mIoU {saved['iou'].nanmean():.1f} (from {checkpoint})")
+            note_round(args.notes, run_name(args, method, seed), round + 1, args.steps, saved, target)
             continue
         torch.manual_seed(1000 * seed + round)
         generator = torch.Generator().manual_seed(1000 * seed + round)
         corner_generator = torch.Generator(args.device).manual_seed(1000 * seed + round)
 
         reestimate_batchnorm(net, target)
-        labels, rare = target.tensors[1], None  # what the bound trains on
+        labels, rare, notes = target.tensors[1], None, {}  # the labels that the bound trains on
         if method in ("cbst", "mrkld", "global"):
             portion = linear_portion(round, start=0.3, step=0.1, stop=0.5)
             labels, thresholds, counts, summary = label_target(net, target, method, portion)
             rare = rare_classes(counts, k=3)
             print_round(f"{NAMES[method]}, round {round + 1}, portion {portion}", CLASSES, thresholds, summary)
+            notes = {"thresholds": thresholds, "selected": summary.share, "precision": summary.precision}
+            notes |= {"labels": labels[:3].clone(), "rare": rare}
+        size = (target.tensors[0].shape[-2] * 3 // 4, target.tensors[0].shape[-1] * 3 // 4)  # of crops
+        if args.mine:
+            notes["crop"] = torch.tensor(size)
 
         net.train()
         optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, args.steps, power=0.9)
-        for _ in trange(args.steps, desc=f"{NAMES[method]} round {round + 1}", unit="step", leave=False, disable=None):
+        losses = []
+        for step in trange(
+            args.steps, desc=f"{NAMES[method]} round {round + 1}", unit="step", leave=False, disable=None
+        ):
             images, truth = source[draw(source, 4, generator)]
             loss = mrkld_loss(net(jitter(as_floats(images))), truth, weight=0.0)  # weight 0: cross entropy
             if method == "source":
@@ -126,7 +138,6 @@ def adapt(
                 index = draw(target, 4, generator)
                 images, chosen = target.tensors[0][index], labels[index]
             if args.mine and rare is not None:
-                size = (images.shape[-2] * 3 // 4, images.shape[-1] * 3 // 4)
                 corners = mine_crops(chosen, rare, size, generator=corner_generator)
                 images, chosen = crop(images, corners, size), crop(chosen, corners, size)
             # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
@@ -136,12 +147,21 @@ def adapt(
             loss.backward()
             optimizer.step()
             schedule.step()
+            if step % LOSS_EVERY == 0:
+                losses.append(loss.detach())
 
         reestimate_batchnorm(net, target)
         history.append(evaluate(net, val, len(CLASSES)))
-        save_atomically({"net": net.state_dict(), "iou": history[-1]}, checkpoint)
+        saved = {"net": net.state_dict(), "iou": history[-1], "losses": torch.stack(losses), **notes}
+        save_atomically(saved, checkpoint)
         print(f"{NAMES[method]}, round {round + 1}: target mIoU {history[-1].nanmean():.1f}")
+        note_round(args.notes, run_name(args, method, seed), round + 1, args.steps, saved, target)
     return history
+
+
+def run_name(args: argparse.Namespace, method: str, seed: int) -> str:
+    """Name a run in the report's files."""
+    return NAMES[method].replace(":", ",") + (f", seed {seed}" if len(args.seed) > 1 else "")
 
 
 def run(args: argparse.Namespace, seed: int, results: dict[str, list[Tensor]]) -> None:
@@ -167,24 +187,35 @@ def run(args: argparse.Namespace, seed: int, results: dict[str, list[Tensor]]) -
 
     curves = {}
     for method in [args.method, *(CONTROLS if args.compare else ())]:
-        adapted = copy.deepcopy(net)
+        adapted, before = copy.deepcopy(net), results["BatchNorm re-estimated"][-1]
+        record_round(args.notes, 0, classes=CLASSES, iou=before, group=run_name(args, method, seed))
         history = adapt(adapted, method, source, target, val, args, seed)
-        curves[NAMES[method]] = [results["BatchNorm re-estimated"][-1], *history]
+        curves[NAMES[method]] = [before, *history]
         results.setdefault(NAMES[method], []).append(curves[NAMES[method]][-1])
         if method == args.method:
             columns[f"adapted ({NAMES[method]})"] = predict(adapted, shown)
-    columns["ground truth"] = truth.cpu()
-    write_report(args.out / "quickstart-report.png", shown.cpu(), columns, curves, CLASSES, SyntheticStreets.palette)
+            with torch.no_grad():
+                top = top_confidence(adapted(as_floats(shown[:4])))
+            figure = confidence_map(top.log_confidence.exp(), images=shown[:4])
+            record_picture(args.notes, f"{run_name(args, method, seed)}, confidence", figure)
+    columns = {"target image": shown, **columns, "ground truth": truth}
+    sheet = image_sheet(columns, palette=SyntheticStreets.palette, classes=CLASSES)
+    record_picture(args.notes, f"predictions, seed {seed}", sheet)
+    write_picture(args.out / "quickstart-report.png", sheet, curves, CLASSES)
 
 
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
+    args.notes = args.out / "quickstart-report"  # of this very run; checkpoints bring back what is older
+    shutil.rmtree(args.notes, ignore_errors=True)
     results: dict[str, list[Tensor]] = {}
     for seed in args.seed:
         run(args, seed, results)
     print_table(results, CLASSES, SyntheticStreets.rare)
-    print(f"\npictures: {args.out / 'quickstart-report.png'}")
+    write_results(args.notes, args, results, CLASSES, SyntheticStreets.rare)
+    page = report(args.notes, args.out / "report.html")
+    print(f"\nreport: {page}, its pictures in short: {args.out / 'quickstart-report.png'}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from types import ModuleType
 from selftrain_seg._checks import value_checks
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _SUBPACKAGES = (
     "confidence",
@@ -24,6 +24,7 @@ _SUBPACKAGES = (
     "teachers",
     "thresholds",
     "views",
+    "visualize",
 )
 
 __all__ = ["IGNORE_INDEX", "PseudoLabels", "__version__", "value_checks", *_SUBPACKAGES]

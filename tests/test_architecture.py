@@ -26,6 +26,7 @@ READS_VALUES = {
     ("selftrain_seg/mining/transform.py", "SmallClassCrop.extra_repr"): "text for people",
     ("selftrain_seg/mining/transform.py", "_check_values"): "a few class numbers, on the CPU, once a round",
     ("selftrain_seg/teachers/block_drop.py", "drop_blocks"): "a few coins, thrown on the CPU",
+    ("selftrain_seg/visualize/_host.py", "on_host"): "pictures are drawn on the host: the only way there",
 }
 
 

@@ -60,6 +60,7 @@ PROMISED = {
         "VOCSegmentation",
     ],
     "store": ["PseudoLabelStore"],
+    "visualize": ["colorize", "overlay", "report"],
     "kernels": ["chosen", "enable"],
 }
 
@@ -80,6 +81,7 @@ def test_import_is_light():
 
 def test_numerical_stages_need_torch_only():
     stages = ("confidence", "thresholds", "selectors", "losses", "mining", "views", "teachers", "distributed", "store")
+    stages += ("visualize",)
     loaded = modules_after("\n".join(f"import selftrain_seg.{name}" for name in stages))
     assert not loaded & {"kornia", "torchvision", "matplotlib", "scipy"}
 

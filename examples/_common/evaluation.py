@@ -14,7 +14,8 @@ from _common.folders import Data
 from _common.loading import in_order
 from _common.run import Run
 from selftrain_seg import IGNORE_INDEX
-from selftrain_seg.confidence import fuse_views
+from selftrain_seg.confidence import fuse_views, top_confidence
+from selftrain_seg.visualize import confidence_map, image_sheet, overlay, record_picture
 
 
 def prepare(net: nn.Module, data: Data, run: Run) -> nn.Module:
@@ -35,27 +36,35 @@ def prepare(net: nn.Module, data: Data, run: Run) -> nn.Module:
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, data: Data, run: Run) -> Tensor:
-    """Return the IoU of each class (C,) on the validation images, in percent; NaN for classes that never occur."""
+def evaluate(net: nn.Module, data: Data, run: Run, name: str = "") -> Tensor:
+    """Return the IoU of each class (C,) on the validation images, in percent; NaN for classes that never occur.
+
+    ``name`` tells the pictures of the first images from those of other calls.
+    """
     metric = MulticlassConfusionMatrix(data.label_map.num_classes, ignore_index=IGNORE_INDEX).to(run.device)
-    scales, flip, shown = tuple(run.args.scales), run.args.flip, False
+    scales, flip, shown = tuple(run.args.scales), run.args.flip, not run.main
     for images, labels in in_order(data.val, run, range(run.rank, len(data.val), run.world), size=_at_once(run)):
-        scores = net(images) if scales == (1.0,) and not flip else fuse_views(net, images, scales=scales, flip=flip)
-        predicted = scores.argmax(dim=1)
-        metric.update(predicted, labels)
-        if run.board is not None and not shown:
-            rows = [images, overlay(images, predicted, data), overlay(images, labels, data)]
-            run.picture("images, predictions, truth", make_grid(torch.cat([row[:6] for row in rows]), len(images[:6])))
+        fused = scales != (1.0,) or flip
+        scores = fuse_views(net, images, scales=scales, flip=flip) if fused else net(images)
+        metric.update(scores.argmax(dim=1), labels)
+        if not shown:
+            show_predictions(images, scores.log() if fused else scores, labels, data, run, name)
             shown = True
     matrix = metric.compute().double().cpu()  # added over ranks
     return 100 * matrix.diag() / (matrix.sum(0) + matrix.sum(1) - matrix.diag())
 
 
-def overlay(images: Tensor, labels: Tensor, data: Data) -> Tensor:
-    """Blend images (B, 3, H, W) in [0, 1] with the colours of their labels; ignored pixels stay as they are."""
-    colours = data.label_map.to_rgb(labels).to(images) / 255
-    share = 0.6 * (labels != IGNORE_INDEX).unsqueeze(1)
-    return images * (1 - share) + colours * share
+def show_predictions(images: Tensor, logits: Tensor, labels: Tensor, data: Data, run: Run, name: str) -> None:
+    """Leave pictures of a few images: labels over them on TensorBoard; these and the confidence for the report."""
+    palette, top = data.label_map.palette, top_confidence(logits)
+    predicted, truth = (overlay(images, maps, palette, opacity=0.6) for maps in (top.labels, labels))
+    rows = [part[:6] for part in ((255 * images).round().byte(), predicted, truth)]
+    run.picture("images, predictions, truth", make_grid(torch.cat(rows), len(rows[0])))
+    columns = {"image": images[:4], "prediction": predicted[:4], "truth": truth[:4]}
+    sheet = image_sheet(columns, palette=palette, classes=data.label_map.classes)
+    record_picture(run.out, f"{name} predictions".strip(), sheet)
+    confidence = confidence_map(top.log_confidence[:4].exp(), images=images[:4])
+    record_picture(run.out, f"{name} confidence".strip(), confidence)
 
 
 def report(iou: Tensor, data: Data) -> dict[str, Any]:

@@ -1,18 +1,25 @@
-"""Tables for the terminal and one picture for the eye."""
+"""Tables for the terminal, a picture for the eye, and what the quickstart leaves for its report."""
 
 from __future__ import annotations
 
+import json
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
-from selftrain_seg import IGNORE_INDEX
+from selftrain_seg.datasets import SyntheticStreets
+from selftrain_seg.mining import mine_crops
 from selftrain_seg.selectors import SelectionSummary
+from selftrain_seg.visualize import crop_sheet, curves, record_picture, record_round, record_step, selection_map
+
+LOSS_EVERY = 10  # steps
 
 
 def print_round(title: str, classes: Sequence[str], thresholds: Tensor, summary: SelectionSummary) -> None:
@@ -55,55 +62,77 @@ def print_table(results: Mapping[str, Sequence[Tensor]], classes: Sequence[str],
             print(f"{name:<{width}}" + "   ".join(f"{mean:.1f} / {rare_mean:.1f}" for mean, rare_mean in pairs))
 
 
-def _colour(labels: Tensor, palette: Sequence[tuple[int, int, int]]) -> Tensor:
-    table = torch.zeros(IGNORE_INDEX + 1, 3, dtype=torch.uint8)
-    table[: len(palette)] = torch.tensor(palette, dtype=torch.uint8)
-    return table[labels.long()]
-
-
-def write_report(
-    path: Path,
-    images: Tensor,
-    columns: Mapping[str, Tensor],
-    curves: Mapping[str, Sequence[Tensor]],
-    classes: Sequence[str],
-    palette: Sequence[tuple[int, int, int]],
+def write_picture(
+    path: Path, sheet: Figure, curves_by_run: Mapping[str, Sequence[Tensor]], classes: Sequence[str]
 ) -> None:
-    """Write a picture: images beside their label maps, and mIoU by round.
+    """Write a picture, complete or not at all: a sheet of images, and below it mIoU by round.
 
     Args:
-        path: PNG file to write, complete or not at all.
-        images: (N, 3, H, W) uint8.
-        columns: heading -> (N, H, W) labels.
-        curves: name of a run -> per-class IoU (C,) before the first round and after each.
-        classes: names, for the legend.
-        palette: RGB colours of the classes.
+        path: PNG file to write.
+        sheet: ``image_sheet`` made it.
+        curves_by_run: name of a run -> per-class IoU (C,) before the first round and after each.
+        classes: names of the classes.
     """
-    rows, width = len(images), 1 + len(columns)
-    figure: Figure = plt.figure(figsize=(3.1 * width, 1.62 * rows + 3.6), layout="constrained")
-    pictures, below = figure.subfigures(2, 1, height_ratios=[1.62 * rows, 3.6])
-    axes = pictures.subplots(rows, width, squeeze=False)
-    for row in range(rows):
-        shown = [images[row].permute(1, 2, 0), *(_colour(labels[row], palette) for labels in columns.values())]
-        for axis, heading, picture in zip(axes[row], ["target image", *columns], shown, strict=True):
-            axis.imshow(picture.numpy(), interpolation="nearest")
-            axis.set_axis_off()
-            if row == 0:
-                axis.set_title(heading, fontsize=11)
-    chart, legend = below.subplots(1, 2, width_ratios=[3, 1])
-    for name, results in curves.items():
-        values = _mean_iou(results, range(len(classes)))
-        chart.plot(range(len(values)), values, marker="o", label=f"{name}: {values[-1]:.1f}")
-    chart.set_xticks(range(max(map(len, curves.values()))))
-    chart.set_xlabel("round (0: BatchNorm re-estimated)")
-    chart.set_ylabel("target mIoU, %")
-    chart.grid(alpha=0.3)
-    chart.spines[["top", "right"]].set_visible(False)
-    chart.legend(frameon=False, fontsize=9, loc="best")
-    legend.set_axis_off()
-    handles = [Patch(color=[c / 255 for c in rgb], label=name) for name, rgb in zip(classes, palette, strict=True)]
-    legend.legend(handles=[*handles, Patch(color="black", label="ignored")], ncols=2, loc="center", frameon=False)
+    means = {name: _mean_iou(ious, range(len(classes))) for name, ious in curves_by_run.items()}
+    chart = curves(means, xlabel="round (0: BatchNorm re-estimated)", ylabel="target mIoU, %")
+    chart.set_size_inches(sheet.get_figwidth(), 3.2)
+    parts = []
+    for figure in (sheet, chart):
+        drawn = BytesIO()
+        figure.savefig(drawn, dpi=140)
+        parts.append(Image.open(drawn).convert("RGB"))
+    whole = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
+    top = 0
+    for part in parts:
+        whole.paste(part, (0, top))
+        top += part.height
     temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=110)
-    plt.close(figure)
+    whole.save(temporary, optimize=True)
     temporary.replace(path)
+
+
+def note_round(
+    folder: Path, run: str, round: int, steps: int, saved: Mapping[str, Tensor], target: TensorDataset
+) -> None:
+    """Leave what the report shows of a round.
+
+    Args:
+        folder: of the report's files.
+        run: name of the method, with several seeds and of the seed.
+        round: counted from 1.
+        steps: of each round.
+        saved: the round's checkpoint.
+        target: images, and the truth, which nothing else sees.
+    """
+    told = {name: saved[name] for name in ("thresholds", "selected", "precision", "iou") if name in saved}
+    record_round(folder, round, classes=SyntheticStreets.classes, group=run, **told)
+    for number, loss in enumerate(saved["losses"].tolist()):
+        record_step(folder, (round - 1) * steps + LOSS_EVERY * number, {f"{run} loss": loss})
+    if "labels" in saved:
+        images, truth = (tensor[: len(saved["labels"])].cpu() for tensor in target.tensors)
+        labels = saved["labels"].cpu()
+        record_picture(folder, f"{run}, round {round} selection", selection_map(images, labels, truth=truth))
+        if "crop" in saved:
+            size, rare = tuple(saved["crop"].tolist()), saved["rare"].cpu()
+            corners = mine_crops(labels, rare, size, chance=1.0, generator=torch.Generator().manual_seed(0))
+            sheet = crop_sheet(images, corners, size, labels=labels, classes=rare)
+            record_picture(folder, f"{run}, round {round} crops around rare classes", sheet)
+
+
+def write_results(
+    folder: Path, args: Namespace, results: Mapping[str, Sequence[Tensor]], classes: Sequence[str], rare: Sequence[int]
+) -> None:
+    """Write ``arguments.json`` and ``result.json``, for the report: the IoU of each run, mean over the seeds."""
+    found = {}
+    for name, runs in results.items():
+        mean, rare_mean = (_mean_iou(runs, columns) for columns in (range(len(classes)), rare))
+        iou = torch.stack(list(runs)).nanmean(dim=0).tolist()
+        found[name] = {
+            "mIoU": sum(mean) / len(runs),
+            "rare": sum(rare_mean) / len(runs),
+            "iou": dict(zip(classes, iou, strict=True)),
+        }
+    for name, content in (("arguments.json", vars(args)), ("result.json", found)):
+        temporary = folder / f"{name}.tmp"
+        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+        temporary.replace(folder / name)

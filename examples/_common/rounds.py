@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 from _common.folders import Data
 from _common.loading import in_order
 from _common.run import Run
-from selftrain_seg import PseudoLabels
+from selftrain_seg import IGNORE_INDEX, PseudoLabels
 from selftrain_seg.store import PseudoLabelStore, StoredRound
+from selftrain_seg.visualize import record_picture, record_round, selection_map
 
 
 def open_store(run: Run, data: Data, folder: str = "pseudo-labels", **settings: Any) -> PseudoLabelStore:
@@ -65,6 +66,50 @@ def write_labels(
         stored = writer.finish()
     run.say(f"round {round + 1}: {stored}")
     return stored
+
+
+def note_round(
+    run: Run,
+    data: Data,
+    round: int,
+    *,
+    iou: Tensor | None = None,
+    stored: StoredRound | None = None,
+    thresholds: Tensor | None = None,
+    group: str = "",
+) -> None:
+    """Leave what the report shows of a round, counted from 1: its IoU; how much of its labels is right, and where.
+
+    Thresholds and shares it finds in the store, but for thresholds that are not kept there. The truth of the target
+    images, where it lies beside them, is seen by nothing but this.
+    """
+    if not run.main:
+        return
+    precision = None if stored is None else _precision(run, data, round, stored, group)
+    values = {"thresholds": thresholds, "precision": precision, "iou": iou}
+    record_round(run.out, round, classes=data.label_map.classes, group=group, **values)
+
+
+def _precision(run: Run, data: Data, round: int, stored: StoredRound, group: str) -> Tensor | None:
+    """Right pixels of those labelled, of each class, on up to 50 images; a picture of the first three."""
+    try:
+        target = data.target_with(True)
+    except (OSError, ValueError):  # there is no truth
+        return None
+    places = range(0, len(stored), -(-len(stored) // 50))
+    counts = torch.zeros(2, data.label_map.num_classes, dtype=torch.int64)
+    shown = []
+    for place in places:
+        (image, truth), labels = target[place], stored.labels(place)
+        known = (labels != IGNORE_INDEX) & (truth != IGNORE_INDEX)
+        for row, pixels in enumerate((known, known & (labels == truth))):
+            counts[row] += labels[pixels].bincount(minlength=counts.shape[1])
+        if len(shown) < 3 and image.shape == target[places[0]][0].shape:
+            shown.append((image.as_subclass(Tensor), labels, truth.as_subclass(Tensor)))
+    images, labels, truth = (torch.stack(part) for part in zip(*shown, strict=True))
+    name = f"round {round} selection {group}".strip()
+    record_picture(run.out, name, selection_map(images, labels, truth=truth))
+    return counts[1] / counts[0]
 
 
 class Labelled(Dataset[Any]):

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from _common.data import save_atomically
 from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg.visualize import record_step, report
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Arguments that may differ when a run goes on: they say where it runs and what it tells, not what training does.
@@ -69,16 +70,18 @@ class Run:
             tqdm.write(text)
 
     def scalars(self, step: int, **values: Tensor | float) -> None:
-        """Write numbers, averaged over ranks, to TensorBoard every so often. All ranks must call it."""
+        """Write numbers, averaged over ranks, for TensorBoard and the report every so often. All ranks must call it."""
         if step % self.args.log_every == 0:
             numbers = torch.stack([torch.as_tensor(value).detach().float().cpu() for value in values.values()])
             means = all_reduce_sum(numbers) / self.world
             if self.board is not None:
-                for name, value in zip(values, means.tolist(), strict=True):
+                named = dict(zip(values, means.tolist(), strict=True))
+                for name, value in named.items():
                     self.board.add_scalar(name, value, step)
+                record_step(self.out, step, named)
 
     def picture(self, name: str, image: Tensor) -> None:
-        """Write an image (3, H, W) in [0, 1] to TensorBoard, numbered in the order of coming."""
+        """Write an image (3, H, W), uint8 or in [0, 1], to TensorBoard, numbered in the order of coming."""
         if self.board is not None:
             self._pictures += 1
             self.board.add_image(name, image, self._pictures)
@@ -159,7 +162,7 @@ class Run:
                 buffer.copy_(all_reduce_sum(buffer) / self.world)
 
     def finish(self, net: nn.Module, results: dict[str, Any]) -> None:
-        """Write the network's weights and ``result.json``."""
+        """Write the network's weights, ``result.json`` and ``report.html``."""
         memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else _peak_resident()
         results = {
             "data": self.args.data,
@@ -174,6 +177,7 @@ class Run:
             temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             temporary.replace(self.out / "result.json")
             self.board.close()
+            self.say(f"report: {report(self.out)}")
         if self.world > 1:
             dist.destroy_process_group()
 

@@ -1,0 +1,63 @@
+"""What you have already and the scripts of this folder share: data, a network trained on the source domain, a score.
+
+Made of the pieces of the other examples, one folder up.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassJaccardIndex
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from _common.data import save_atomically, streets
+from _common.model import SmallUNet
+from _common.train import train_source
+
+from selftrain_seg import IGNORE_INDEX
+from selftrain_seg.datasets import SyntheticStreets
+
+CLASSES = SyntheticStreets.num_classes
+torch.set_num_threads(1)  # more are slower where cores are busy
+
+
+def load(smoke: bool, cache: Path) -> tuple[TensorDataset, TensorDataset, TensorDataset]:
+    """Source images with labels; target images, whose labels are only to be looked at for scores; validation images.
+
+    Images are float32 in [0, 1], labels int64. Drawn once, then kept in ``cache``.
+    """
+    lengths = (16, 16, 8) if smoke else (500, 400, 150)
+    splits = (("source", "train"), ("target", "train"), ("target", "val"))
+    tensors = [
+        streets(domain, split, length, seed=0, cache=cache, device=torch.device("cpu")).tensors
+        for (domain, split), length in zip(splits, lengths, strict=True)
+    ]
+    source, target, val = (TensorDataset(images.float() / 255, labels.long()) for images, labels in tensors)
+    return source, target, val
+
+
+def source_network(source: TensorDataset, smoke: bool, cache: Path) -> nn.Module:
+    """Train a small U-Net on the source domain, once; then take it from ``cache``."""
+    path, network = cache / f"source-{len(source)}.pt", SmallUNet(CLASSES)
+    if not path.exists():
+        images, labels = source.tensors
+        steps = 4 if smoke else 500
+        trained = train_source(TensorDataset((images * 255).round().byte(), labels), CLASSES, steps=steps, seed=0)
+        save_atomically(trained.state_dict(), path)
+    network.load_state_dict(torch.load(path, weights_only=True))
+    return network
+
+
+@torch.no_grad()
+def score(network: nn.Module, val: TensorDataset) -> float:
+    """Return the mIoU in percent, from one confusion matrix over the whole set."""
+    network.eval()
+    iou = MulticlassJaccardIndex(CLASSES, ignore_index=IGNORE_INDEX)
+    for images, labels in DataLoader(val, batch_size=50):
+        iou.update(network(images).argmax(dim=1), labels)
+    return 100 * iou.compute().item()

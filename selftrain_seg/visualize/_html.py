@@ -1,0 +1,72 @@
+"""A tree of HTML elements. Text and attributes are escaped when it is written: there is no other way in."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+Element = ElementTree.Element
+
+_SHEET = Path(__file__).with_name("report.css")
+
+
+def node(tag: str, *children: Element | str | None, **attributes: str) -> Element:
+    """An element with its children; ``class_`` gives ``class``, underscores inside become dashes."""
+    made = Element(tag, {name.rstrip("_").replace("_", "-"): _clean(value) for name, value in attributes.items()})
+    for child in children:
+        if child is None:
+            continue
+        if not isinstance(child, str):
+            made.append(child)
+        elif len(made):
+            made[-1].tail = (made[-1].tail or "") + _clean(child)
+        else:
+            made.text = (made.text or "") + _clean(child)
+    return made
+
+
+def page(title: str, *children: Element | None) -> bytes:
+    """A whole document, its style inside."""
+    head = node(
+        "head",
+        node("meta", charset="utf-8"),
+        node("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        node("meta", name="color-scheme", content="light dark"),
+        node("title", title),
+        node("style", _SHEET.read_text(encoding="utf-8")),
+    )
+    document = node("html", head, node("body", node("main", *children)), lang="en")
+    text = "<!DOCTYPE html>\n" + ElementTree.tostring(document, encoding="unicode", method="html") + "\n"
+    return text.encode("utf-8", "replace")
+
+
+def image(light: bytes, alt: str, *, dark: bytes | None = None, width: int | None = None) -> Element:
+    """A PNG inside the page, and another for dark surroundings."""
+    sizes = {} if width is None else {"width": str(width)}
+    shown = node("img", src=_data(light), alt=alt, **sizes)
+    if dark is None:
+        return shown
+    return node("picture", node("source", srcset=_data(dark), media="(prefers-color-scheme: dark)"), shown)
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str | Element]], label: str) -> Element:
+    """A table whose first column stays where it is; a wide one scrolls inside its own box."""
+    head = node("tr", *(node("th", name, scope="col") for name in heading))
+    body = []
+    for name, *cells in rows:
+        row = node("tr", node("th", name, scope="row"))
+        row.extend(cell if isinstance(cell, Element) else node("td", cell) for cell in cells)
+        body.append(row)
+    whole = node("table", node("thead", head), node("tbody", *body))
+    return node("div", whole, class_="scroll", tabindex="0", role="region", aria_label=label)
+
+
+def _data(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def _clean(text: str) -> str:
+    """Without the characters that no HTML may have."""
+    return "".join(letter for letter in text if letter in "\t\n" or (letter >= " " and letter != "\x7f"))

@@ -1,0 +1,152 @@
+"""Read what is in a run folder: whatever is whole; what is damaged is named, what is missing is left out."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selftrain_seg.store._files import MANIFEST, read_json
+from selftrain_seg.visualize._host import Array
+from selftrain_seg.visualize.records import PICTURES, ROUNDS, STEPS
+
+VALUES = ("thresholds", "selected", "precision", "iou")
+
+_STORE = "pseudo-labels"
+
+
+@dataclass
+class Round:
+    """What is known of a round: values (C,) by name, NaN where unknown, and what is said of all classes at once."""
+
+    classes: list[str]
+    values: dict[str, Array] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class RunFolder:
+    """A run folder, as far as it could be read."""
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    groups: dict[str, dict[int, Round]] = field(default_factory=dict)
+    steps: dict[str, dict[int, float]] = field(default_factory=dict)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    damaged: list[str] = field(default_factory=list)
+
+
+def read_run(folder: Path) -> RunFolder:
+    """Read the files that :func:`report` names."""
+    run = RunFolder()
+
+    def read(path: Path, reader: Callable[[Path], Any]) -> Any:
+        try:
+            return reader(path)
+        except (OSError, ValueError, TypeError, LookupError, AttributeError):
+            run.damaged.append(path.relative_to(folder).as_posix())
+            return None
+
+    for name, kept in (("arguments.json", run.arguments), ("result.json", run.result)):
+        if (folder / name).exists():
+            kept.update(read(folder / name, _mapping) or {})
+    for path in sorted(folder.glob(f"{_STORE}*/round-*/{MANIFEST}")):
+        group = path.parts[-3].removeprefix(_STORE).lstrip("-_ ")
+        _merge(run, group, read(path, _stored_round))
+    for path in sorted([*folder.glob(f"{ROUNDS}/round-*.json"), *folder.glob(f"{ROUNDS}/*/round-*.json")]):
+        group = "" if path.parent.name == ROUNDS and path.parent.parent == folder else path.parent.name
+        _merge(run, group, read(path, _recorded_round))
+    if (folder / STEPS).exists():
+        read(folder / STEPS, lambda path: _read_steps(path, run.steps))
+    for path in sorted(folder.glob(f"{PICTURES}/*.png"), key=lambda path: _natural(path.stem)):
+        data = read(path, _png_bytes)
+        if data is not None:
+            run.pictures[path.stem] = data
+    return run
+
+
+def _merge(run: RunFolder, group: str, found: tuple[int, Round] | None) -> None:
+    """A recorded round goes before what the store of the pseudo-labels tells of it."""
+    if found is None:
+        return
+    number, new = found
+    rounds = run.groups.setdefault(group, {})
+    old = rounds.get(number)
+    if old is not None and len(old.classes) == len(new.classes):
+        new.values = {**old.values, **new.values}
+        new.facts = {**old.facts, **new.facts}
+    rounds[number] = new
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return dict(content.items())
+
+
+def _recorded_round(path: Path) -> tuple[int, Round]:
+    content = _mapping(path)
+    classes = [str(name) for name in content["classes"]]
+    made = Round(classes)
+    for name in VALUES:
+        if content.get(name) is not None:
+            made.values[name] = _numbers(content[name], len(classes))
+            if (made.values[name] < 0).any() or (name == "precision" and (made.values[name] > 1).any()):
+                raise ValueError(f"{name} out of range")
+    return int(content["round"]), made
+
+
+def _stored_round(path: Path) -> tuple[int, Round]:
+    """From the manifest of a ``PseudoLabelStore``, which counts rounds from 0."""
+    content = read_json(path)
+    number = int(content["num_classes"])
+    made = Round([str(name) for name in content["classes"] or (f"class {index}" for index in range(number))])
+    if content["thresholds"] is not None:
+        made.values["thresholds"] = _numbers(content["thresholds"], number)
+    if content["predicted"] is not None:
+        selected, predicted = (_numbers(content[name], number) for name in ("selected", "predicted"))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            made.values["selected"] = np.where(predicted > 0, selected / predicted, np.nan)
+    if isinstance(content["portion"], float):
+        made.facts["portion"] = f"{content['portion']:g}"
+    made.facts["images"] = f"{content['images']:,}"
+    made.facts["pixels selected"] = f"{100 * content['selected_share']:.1f} %"
+    return int(content["round"]) + 1, made
+
+
+def _read_steps(path: Path, steps: dict[str, dict[int, float]]) -> None:
+    """The last line of a step counts, and half a line nothing."""
+    for line in path.read_bytes().splitlines():
+        try:
+            content = json.loads(line)
+            step = int(content.pop("step"))
+            numbers = {name: float("nan" if value is None else value) for name, value in content.items()}
+        except (ValueError, AttributeError, LookupError, TypeError, OverflowError):
+            continue
+        for name, number in numbers.items():
+            steps.setdefault(name, {})[step] = number
+
+
+def _png_bytes(path: Path) -> bytes:
+    data = path.read_bytes()
+    if not data.startswith(b"\x89PNG\r\n\x1a\n") or not data.endswith(b"IEND\xaeB`\x82"):
+        raise ValueError("no PNG file, or a part of one")
+    return data
+
+
+def _numbers(values: Any, expected: int) -> Array:
+    array = np.array([math.nan if value is None else float(value) for value in values], np.float64)
+    if array.shape != (expected,):
+        raise ValueError(f"expected {expected} values, got {array.shape}")
+    return array
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Sorts "round 2" before "round 10"."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]

@@ -1,0 +1,276 @@
+"""Numbers over rounds and steps: thresholds, shares and precision of each class; losses and mIoU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from selftrain_seg.visualize import _figure
+from selftrain_seg.visualize._figure import DARK, LIGHT, Ink
+from selftrain_seg.visualize._host import Array, on_host
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["class_bars", "curves"]
+
+Values = Tensor | Sequence[Any] | Array
+
+_MANY = 60  # points of a line; above, a moving average is drawn, too
+
+
+def class_bars(
+    classes: Sequence[str],
+    *,
+    thresholds: Values | None = None,
+    selected: Values | None = None,
+    precision: Values | None = None,
+    rounds: Sequence[int | str] | None = None,
+) -> Figure:
+    """Chart what the rounds selected, class by class: thresholds, shares of pixels, precision.
+
+    Thresholds are dots on a scale of log-odds, where 0.9999 and 1 - 1e-9 lie apart; one that no pixel can reach, or
+    every pixel does, sits at the end of its scale. Shares are bars. Later rounds are darker, and the numbers on the
+    right are those of the last. Classes without a value (NaN) have a dash, neither dot nor bar. More pixels can be
+    selected for a class than were predicted as it, where selectors re-weight: such a bar ends in an arrow.
+
+    Args:
+        classes: C names.
+        thresholds: (R, C), or (C,) for one round: confidences that the classes' pixels must reach.
+        selected: (R, C) or (C,): selected pixels of each class / its predicted pixels, ``SelectionSummary.share``.
+        precision: (R, C) or (C,): right pixels / selected ones, ``SelectionSummary.precision``.
+        rounds: R names of the rounds; None for 1 to R.
+
+    Returns:
+        A ``matplotlib.figure.Figure`` with one panel for each of the three that is given.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: none of the three is given; one is not (R, C), or negative; a precision is above 1; ``rounds``
+            is not R names.
+
+    Example:
+        >>> import torch
+        >>> from selftrain_seg.visualize import class_bars
+        >>> figure = class_bars(["road", "rider"], selected=torch.tensor([[0.3, 0.3], [0.4, torch.nan]]))
+        >>> [round(float(bar.get_width()), 2) for bar in figure.axes[0].patches]
+        [0.3, 0.3, 0.4]
+    """
+    given = {"threshold": thresholds, "selected": selected, "precision": precision}
+    return bars_figure(classes, {name: value for name, value in given.items() if value is not None}, rounds, LIGHT)
+
+
+def curves(
+    series: Mapping[str, Values], *, x: Sequence[float] | None = None, xlabel: str = "round", ylabel: str = ""
+) -> Figure:
+    """Chart numbers that follow each other: mIoU by round, a loss by step.
+
+    A line of more than 60 points is drawn faint, and its moving average over a 30th of the points on top.
+
+    Args:
+        series: name -> (N,) values; NaN where there is none.
+        x: (N,) places of the values; None for 0 to N - 1.
+        xlabel: what they are.
+        ylabel: what the values are.
+
+    Returns:
+        A ``matplotlib.figure.Figure``; several lines have a legend with their last values.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: there is no series, or one that is not (N,).
+
+    Example:
+        >>> from selftrain_seg.visualize import curves
+        >>> figure = curves({"CBST": [70.0, 72.5, 73.9], "control": [70.0, 69.9, 71.3]}, ylabel="mIoU, %")
+        >>> [text.get_text() for text in figure.legends[0].get_texts()]
+        ['CBST: 73.9', 'control: 71.3']
+    """
+    return curves_figure(series, x, xlabel, ylabel, LIGHT)
+
+
+def bars_figure(
+    classes: Sequence[str], panels: Mapping[str, Values], rounds: Sequence[int | str] | None, ink: Ink
+) -> Figure:
+    """``class_bars`` in light or dark."""
+    if not panels:
+        raise ValueError("`thresholds`, `selected`, `precision`: expected at least one of them")
+    tables = {name: _table(name, values, len(classes)) for name, values in panels.items()}
+    number = max(len(table) for table in tables.values())
+    names = list(range(1, number + 1)) if rounds is None else list(rounds)
+    for name, table in tables.items():
+        if len(table) != len(names):
+            raise ValueError(f"`{name}`: expected (R, C) = ({len(names)}, {len(classes)}), got {table.shape}")
+    longest = max(map(len, map(str, classes)))
+    row = max(0.2, 0.07 * number + 0.06)
+    label, panel, top, bottom = 0.15 + 0.068 * longest, 2.6, 0.32, 0.32
+    height = top + bottom + row * len(classes) + (0.24 if number > 1 else 0.0)
+    width = label + panel * len(tables)
+    figure = _figure.new_figure(width, height, ink)
+    shades = _shades(ink, number)
+    for place, (name, table) in enumerate(tables.items()):
+        box = (
+            (label + panel * place) / width,
+            1 - (top + row * len(classes)) / height,
+            (panel - 0.72) / width,
+            row * len(classes) / height,
+        )
+        axis = figure.add_axes(box)
+        axis.set_ylim(len(classes) - 0.5, -0.5)
+        axis.set_yticks(range(len(classes)), [str(name) for name in classes] if place == 0 else [])
+        _bare(axis, ink, name)
+        if name == "threshold":
+            _dots(axis, table, shades, ink)
+        else:
+            _bars(axis, table, shades, ink)
+    if number > 1:
+        _rounds_legend(figure, names, shades, ink)
+    return _figure.plain_text(figure)
+
+
+def curves_figure(
+    series: Mapping[str, Values], x: Sequence[float] | None, xlabel: str, ylabel: str, ink: Ink
+) -> Figure:
+    """``curves`` in light or dark."""
+    if not series:
+        raise ValueError("`series`: expected at least one")
+    lines = {name: np.asarray(on_host(values), np.float64) for name, values in series.items()}
+    number = len(next(iter(lines.values()))) if x is None else len(x)
+    for name, values in lines.items():
+        if values.shape != (number,):
+            raise ValueError(f"`series`: expected ({number},), got {values.shape}, {name!r}")
+    places = np.arange(number) if x is None else np.asarray(x, np.float64)
+    several = len(lines) > 1
+    figure = _figure.new_figure(4.3, 2.5 + (0.19 * -(-len(lines) // 2) if several else 0.0), ink, layout="constrained")
+    axis = figure.add_subplot()
+    _bare(axis, ink, "")
+    axis.grid(color=ink.faint, linewidth=0.6)
+    axis.spines["left"].set_visible(False)
+    for place, (name, values) in enumerate(lines.items()):
+        colour = _line_colour(place, ink)
+        there = np.isfinite(values)
+        marker = "o" if number <= 20 else ""
+        label = f"{name}: {_number(values[there][-1])}" if there.any() else f"{name}: –"
+        if there.sum() > _MANY:
+            axis.plot(places[there], values[there], color=colour, linewidth=0.7, alpha=0.35)
+            values = np.where(there, _averaged(values, there), np.nan)
+        axis.plot(places[there], values[there], marker=marker, color=colour, linewidth=1.6, ms=4, label=label)
+    if number <= 12 and np.all(places == np.round(places)):
+        axis.set_xticks(places, [f"{place:.0f}" for place in places])
+    axis.set_xlabel(xlabel, fontsize=9, color=ink.text)
+    axis.set_ylabel(ylabel, fontsize=9, color=ink.text)
+    axis.margins(x=0.03)
+    if several:
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False, labelcolor=ink.text)
+    return _figure.plain_text(figure)
+
+
+def _table(name: str, values: Values, num_classes: int) -> Array:
+    """(R, C) float64."""
+    table = np.asarray(on_host(values), np.float64)
+    table = table[None] if table.ndim == 1 else table
+    if table.ndim != 2 or table.shape[1] != num_classes or not len(table):
+        raise ValueError(f"`{name}`: expected (R, {num_classes}) or ({num_classes},), got {table.shape}")
+    if (table < 0).any() or (name == "precision" and (table > 1).any()):
+        raise ValueError(f"`{name}`: expected shares, got {np.nanmin(table):.3g} to {np.nanmax(table):.3g}")
+    return table
+
+
+def _bars(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
+    thick = 0.78 / len(table)
+    for number, (row, shade) in enumerate(zip(table, shades, strict=True)):
+        places = np.arange(len(row)) - 0.39 + (number + 0.5) * thick
+        there = np.isfinite(row)
+        axis.barh(places[there], row[there], height=thick * 0.92, color=shade)
+        over = there & (row > 1)
+        axis.scatter(np.ones(over.sum()), places[over], s=14, marker=">", color=shade, clip_on=False, zorder=3)
+    axis.set_xlim(0, 1)
+    axis.set_xticks([0, 0.5, 1], ["0", "50", "100 %"])
+    for place, value in enumerate(table[-1]):
+        _last(axis, place, _figure.share_text(value), ink)
+
+
+def _dots(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
+    odds = _figure.log_odds(table)
+    finite = odds[np.isfinite(odds)]
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
+    room = max(1.0, 0.08 * (high - low))
+    low, high = low - room, high + room
+    for place in range(table.shape[1]):
+        row = np.clip(odds[:, place], low, high)
+        if np.isfinite(row).any():
+            axis.hlines(place, np.nanmin(row), np.nanmax(row), color=ink.faint, linewidth=1.5, zorder=1)
+        _last(axis, place, _figure.probability_text(table[-1, place]), ink)
+    for row, shade in zip(odds, shades, strict=True):
+        axis.scatter(np.clip(row, low, high), np.arange(len(row)), s=22, color=shade, zorder=2, clip_on=False)
+    axis.set_xlim(low, high)
+    places, names = _figure.log_odds_ticks(low, high, most=5)
+    axis.set_xticks(places, names)
+
+
+def _last(axis: Axes, place: float, text: str, ink: Ink) -> None:
+    axis.annotate(
+        text,
+        (1, place),
+        (6, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        va="center",
+        fontsize=7.5,
+        color=ink.text,
+    )
+
+
+def _bare(axis: Axes, ink: Ink, title: str) -> None:
+    axis.set_facecolor("none")
+    axis.set_title(title, fontsize=9.5, color=ink.text, loc="left", pad=6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(ink.faint)
+    axis.tick_params(labelsize=8, length=0, labelcolor=ink.text)
+    axis.grid(axis="x", color=ink.faint, linewidth=0.6)
+    axis.set_axisbelow(True)
+
+
+def _rounds_legend(figure: Figure, names: Sequence[int | str], shades: list[str], ink: Ink) -> None:
+    from matplotlib.patches import Patch
+
+    shown = sorted({0, *range(0, len(names), max(1, -(-len(names) // 6))), len(names) - 1})
+    figure.legend(
+        [Patch(color=shades[number]) for number in shown],
+        [f"round {names[number]}" for number in shown],
+        loc="lower center",
+        ncols=len(shown),
+        fontsize=8,
+        frameon=False,
+        labelcolor=ink.text,
+        handlelength=1.0,
+        columnspacing=1.2,
+    )
+
+
+def _shades(ink: Ink, number: int) -> list[str]:
+    """One colour a round, from pale to strong."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    first, last = np.array(to_rgb(ink.first)), np.array(to_rgb(ink.last))
+    return [to_hex(last + (first - last) * (number - 1 - step) / max(1, number - 1)) for step in range(number)]
+
+
+def _line_colour(place: int, ink: Ink) -> str:
+    colour = _figure.LINES[place % len(_figure.LINES)]
+    return DARK.last if ink is DARK and colour == _figure.BLUE else colour
+
+
+def _averaged(values: Array, there: Array) -> Array:
+    """Mean over a 30th of the points around each, of those that are there."""
+    window = np.ones(2 * (len(values) // 60) + 1)
+    total = np.convolve(np.where(there, values, 0.0), window, mode="same")
+    return total / np.maximum(1, np.convolve(there.astype(np.float64), window, mode="same"))
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"

@@ -1,0 +1,185 @@
+"""What a run leaves in its folder for :func:`report`: JSON and PNG files, each complete or not there."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from torch import Tensor
+
+from selftrain_seg import _checks
+from selftrain_seg.visualize._host import on_host
+from selftrain_seg.visualize.colours import as_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["record_picture", "record_round", "record_step"]
+
+ROUNDS, STEPS, PICTURES = "rounds", "steps.jsonl", "pictures"
+
+_DPI = 120
+
+
+def record_round(
+    run_dir: str | os.PathLike[str],
+    round: int,
+    *,
+    classes: Sequence[str],
+    thresholds: Tensor | None = None,
+    selected: Tensor | None = None,
+    precision: Tensor | None = None,
+    iou: Tensor | None = None,
+    group: str = "",
+) -> Path:
+    """Write down what a round was, for :func:`report`. Of several processes one calls it.
+
+    Args:
+        run_dir: folder of the run; made if it is not there.
+        round: its number; 0 is before the first.
+        classes: C names.
+        thresholds: (C,) confidences that pixels had to reach.
+        selected: (C,) selected pixels of each class / its predicted pixels, ``SelectionSummary.share``.
+        precision: (C,) right pixels / selected ones, ``SelectionSummary.precision``.
+        iou: (C,) IoU after the round, in percent.
+        group: of several networks or methods in one run, which; it has rounds of its own.
+
+    Returns:
+        The file, ``rounds/round-0001.json`` or ``rounds/{group}/round-0001.json``. What was written of this round
+        before is replaced.
+
+    Raises:
+        TypeError: ``round`` is not an int.
+        ValueError: ``round`` is below 0; a tensor is not (C,); ``group`` cannot be the name of a file.
+        OSError: the file cannot be written.
+
+    Example:
+        >>> import json, tempfile, torch
+        >>> from selftrain_seg.visualize import record_round
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = record_round(folder, 1, classes=["road", "sky"], iou=torch.tensor([93.5, torch.nan]))
+        ...     file.name, json.loads(file.read_text())["iou"]
+        ('round-0001.json', [93.5, None])
+    """
+    _checks.check_count(round, "round", minimum=0)
+    content: dict[str, Any] = {"round": int(round), "classes": [str(name) for name in classes]}
+    values = {"thresholds": thresholds, "selected": selected, "precision": precision, "iou": iou}
+    for name, value in values.items():
+        if value is not None:
+            array = on_host(value)
+            if array.shape != (len(classes),):
+                raise ValueError(f"`{name}`: expected (C,) = ({len(classes)},), got {array.shape}")
+            content[name] = [_plain(number) for number in array]
+    folder = Path(run_dir) / ROUNDS
+    path = (folder / _file_name(group, "group") if group else folder) / f"round-{round:04d}.json"
+    write(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
+    return path
+
+
+def record_step(run_dir: str | os.PathLike[str], step: int, values: Mapping[str, Tensor | float]) -> None:
+    r"""Add a line of numbers to ``steps.jsonl``, for :func:`report`: every so often, as the host reads them.
+
+    Of several processes one calls it. A run that goes on from a checkpoint may write steps again: the last line
+    counts. So does every whole line, whatever a killed process left of another.
+
+    Args:
+        run_dir: folder of the run; made if it is not there.
+        step: number of the step, over all rounds.
+        values: name -> number, or tensor of one.
+
+    Raises:
+        TypeError: ``step`` is not an int.
+        ValueError: ``step`` is below 0.
+        OSError: the file cannot be written.
+
+    Example:
+        >>> import pathlib, tempfile, torch
+        >>> from selftrain_seg.visualize import record_step
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     record_step(folder, 10, {"loss": torch.tensor(0.5)})
+        ...     (pathlib.Path(folder) / "steps.jsonl").read_text()
+        '{"step": 10, "loss": 0.5}\n'
+    """
+    _checks.check_count(step, "step", minimum=0)
+    plain = {str(name): _plain(value) for name, value in values.items()}
+    path = Path(run_dir) / STEPS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        start = b"" if file.read(1) in (b"", b"\n") else b"\n"  # after half a line
+        file.write(start + json.dumps({"step": int(step), **plain}).encode() + b"\n")
+
+
+def record_picture(run_dir: str | os.PathLike[str], name: str, picture: Figure | Tensor) -> Path:
+    """Write a picture for :func:`report`, which shows all in the order of their names, numbers counted as such.
+
+    Args:
+        run_dir: folder of the run; made if it is not there.
+        name: of the picture, also its caption: ``"round 1, selection"``.
+        picture: a ``matplotlib.figure.Figure``, or an image (3, H, W), uint8 or floating point in [0, 1].
+
+    Returns:
+        The file, ``pictures/{name}.png``. What was there of this name is replaced.
+
+    Raises:
+        TypeError: ``picture`` is an image of another dtype.
+        ValueError: ``name`` cannot be the name of a file; ``picture`` is an image of another shape.
+        OSError: the file cannot be written.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from selftrain_seg.visualize import record_picture
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     record_picture(folder, "noise", torch.rand(3, 4, 8)).name
+        'noise.png'
+    """
+    path = Path(run_dir) / PICTURES / f"{_file_name(name, 'name')}.png"
+    if isinstance(picture, Tensor):
+        if picture.ndim != 3:
+            raise ValueError(f"`picture`: expected (3, H, W), got {tuple(picture.shape)}")
+        pixels = on_host(as_bytes(picture[None], "picture")[0].permute(1, 2, 0))
+        write(path, png(Image.fromarray(pixels)))
+    else:
+        write(path, png(picture, dpi=_DPI))
+    return path
+
+
+def png(picture: Figure | Image.Image, **settings: Any) -> bytes:
+    """The bytes of a PNG file, the same for the same picture and versions."""
+    buffer = io.BytesIO()
+    if isinstance(picture, Image.Image):
+        picture.save(buffer, "PNG", optimize=True)
+    else:
+        picture.savefig(buffer, format="png", metadata={"Software": None}, **settings)
+    return buffer.getvalue()
+
+
+def write(path: Path, data: bytes) -> None:
+    """Put the whole content into place at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> float | str | None:
+    """As JSON holds it, which has no NaN and no infinity."""
+    number = float(on_host(value))
+    return None if math.isnan(number) else number if math.isfinite(number) else str(number)
+
+
+def _file_name(name: str, argument: str) -> str:
+    if not name or len(name.encode("utf-8", "replace")) > 200 or re.search(r'^\.|[/\\:*?"<>|\x00-\x1f]|[. ]$', name):
+        raise ValueError(f"`{argument}`: expected what every system can have as the name of a file, got {name!r}")
+    return name

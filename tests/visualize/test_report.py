@@ -1,0 +1,389 @@
+"""Reports of run folders: of what was recorded, of what is missing or damaged, of a real trainer's run."""
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from selftrain_seg import PseudoLabels
+from selftrain_seg.store import PseudoLabelStore
+from selftrain_seg.visualize import curves, record_picture, record_round, record_step, report
+from tests.examples.trainers import result, run, run_and_kill
+
+CLASSES = ["road", "<b>sky</b>", 'a "b" & $c$']
+VOID = {"meta", "img", "br", "source", "link", "hr", "input"}
+NAN = float("nan")
+
+
+class Page(HTMLParser):
+    """What a browser makes of a page: balanced elements, text, tables, pictures, and what it would load."""
+
+    def __init__(self, path):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.pictures, self.alts, self.loads = [], [], [], [], []
+        self.texts, self.tables = [], []
+        text = path.read_bytes().decode("utf-8")
+        assert text.startswith("<!DOCTYPE html>\n<html")
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        names = [name for name, _ in attributes]
+        assert len(set(names)) == len(names)
+        assert not any(name.startswith("on") for name in names)
+        for name, value in attributes:
+            if name in ("src", "srcset", "href", "data", "action", "poster"):
+                self.loads.append(value)
+        found = dict(attributes)
+        if tag in ("img", "source"):
+            data = (found.get("src") or found.get("srcset")).removeprefix("data:image/png;base64,")
+            with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as picture:
+                picture.load()
+                self.pictures.append(picture.copy())
+        if tag == "img":
+            self.alts.append(found["alt"])
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            assert "url(" not in data
+            assert "@import" not in data
+            return
+        self.texts.append(data)
+        if self.open and self.open[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+
+    @property
+    def text(self):
+        return " ".join(self.texts)
+
+    def table(self, corner):
+        return next(table for table in self.tables if table[0][0] == corner)
+
+
+def read(path):
+    """The page, if it is one that stands alone."""
+    page = Page(path)
+    assert all(load.startswith("data:image/png;base64,") for load in page.loads)
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(page.tags)
+    assert not re.search(r"https?:", page.text)
+    assert page.tags.count("h1") == 1
+    assert all(page.alts)
+    return page
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two rounds of one network, one of another, losses and pictures."""
+    out = tmp_path / "a run"
+    (out).mkdir()
+    arguments = {"lr": 0.002, "portion": [0.3, 0.1, 0.5], "init": None, "mine": True, "note": "<i>&amp;"}
+    (out / "arguments.json").write_text(json.dumps(arguments))
+    record_round(out, 0, classes=CLASSES, iou=torch.tensor([50.0, 60.0, NAN]))
+    for number in (1, 2):
+        record_round(
+            out,
+            number,
+            classes=CLASSES,
+            thresholds=torch.tensor([0.9, 1 - 1e-9, 1.0], dtype=torch.float64),
+            selected=torch.tensor([0.25, 0.5, NAN]),
+            precision=torch.tensor([0.75, 1.0, NAN]),
+            iou=torch.tensor([50.0 + number, 70.0, NAN]),
+        )
+    record_round(out, 1, classes=CLASSES, iou=torch.tensor([1.0, 2.0, 3.0]), group="second")
+    for step in range(0, 50, 10):
+        record_step(out, step, {"source_loss": 3.0 - step / 25, "target_loss": torch.tensor(1.0)})
+    for number in (10, 9):
+        record_picture(out, f"round {number}", torch.full((3, 4, 8), number / 10))
+    return out
+
+
+def test_shows_everything_that_was_recorded(folder):
+    path = report(folder)
+    assert path == folder / "report.html"
+    page = read(path)
+    ious = page.table("IoU, %")
+    assert ious[0] == ["IoU, %", "before", "round 1", "round 2", "second, round 1"]
+    assert ious[1] == ["mIoU", "55.0", "60.5", "61.0", "2.0"]
+    assert ious[2] == ["road", "50.0", "51.0", "52.0", "1.0"]
+    assert ious[4] == [CLASSES[2], "–", "–", "–", "3.0"]
+    numbers = page.table("class")
+    assert numbers[0][1:3] == ["threshold, round 1", "threshold, round 2"]
+    assert numbers[2] == [CLASSES[1], "1−1e−9", "1−1e−9", "50.0 %", "50.0 %", "100.0 %", "100.0 %"]
+    assert numbers[3] == [CLASSES[2], "1", "1", "–", "–", "–", "–"]
+    rounds = page.table("round")
+    assert rounds[-1] == ["2", "87.5 %", "61.0"]
+    charts = ["mIoU by round", "source loss by step", "target loss by step"]
+    assert set(charts) < set(page.alts)
+    assert len(page.alts) == 3 + 3 + 2
+    assert len(page.pictures) == 2 * 6 + 2  # charts in light and dark
+    assert page.alts[-2:] == ["round 9", "round 10"]
+    assert np.array_equal(np.asarray(page.pictures[-2])[0, 0], [230, 230, 230])
+    assert "<i>&amp;" in page.texts
+    assert "0.3, 0.1, 0.5" in page.texts
+    assert "<b>sky</b>" in page.texts
+
+
+def test_light_and_dark_differ_in_ink(folder):
+    dark, light = read(report(folder)).pictures[:2]
+    assert light.size == dark.size
+    inks = [{tuple(pixel) for pixel in np.asarray(picture).reshape(-1, 4)} for picture in (light, dark)]
+    for (red, green, blue), there in (((34, 34, 34), [True, False]), ((216, 218, 222), [False, True])):
+        assert [(red, green, blue, 255) in ink for ink in inks] == there  # of text
+    assert all(0 in np.asarray(picture)[..., 3] for picture in (light, dark))  # the page shows through
+
+
+def test_same_bytes_again_and_elsewhere(folder, tmp_path):
+    first = report(folder).read_bytes()
+    other = tmp_path / "elsewhere" / folder.name
+    shutil.copytree(folder, other)
+    assert report(other, tmp_path / "out" / "x.html").read_bytes() == first
+    assert report(str(folder)).read_bytes() == first
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+HEADINGS = {"Arguments", "Result", "Pseudo-labels", "Training", "Pictures"}
+
+
+@pytest.mark.parametrize(
+    ("part", "gone"),
+    [
+        ("arguments.json", {"Arguments"}),
+        ("rounds", {"Result", "Pseudo-labels"}),
+        ("steps.jsonl", {"Training"}),
+        ("pictures", {"Pictures"}),
+        ("rounds/round-0001.json", set()),
+        ("rounds/second", set()),
+    ],
+)
+def test_what_is_missing_is_left_out(folder, part, gone):
+    path = folder / part
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    page = read(report(folder))
+    assert HEADINGS & set(page.texts) == HEADINGS - gone
+    assert "Not readable" not in page.text
+
+
+@pytest.mark.parametrize("part", ["arguments.json", "rounds/round-0001.json", "pictures/round 9.png"])
+@pytest.mark.parametrize("damage", ["half", "nothing", "other"])
+def test_what_is_damaged_is_named(folder, part, damage):
+    data = (folder / part).read_bytes()
+    (folder / part).write_bytes({"half": data[: len(data) // 2], "nothing": b"", "other": b'[1, "\xff"]'}[damage])
+    page = read(report(folder))
+    assert f"Not readable, and left out: {part}" in page.text
+    assert "second, round 1" in page.text
+
+
+@pytest.mark.parametrize("value", [[0.5, -1.0, 0.5], [0.5, 0.5, 1.5], [0.5], "half", [0.5, {}, None]])
+def test_what_makes_no_sense_is_left_out_too(folder, value):
+    path = folder / "rounds" / "round-0001.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "precision": value}))
+    with (folder / "steps.jsonl").open("a") as file:
+        file.write('{"step": "x", "source_loss": 1}\n{"step": 3, "source_loss": [1]}\n[1]\n"x"\n{"step": Infinity}\n')
+    page = read(report(folder))
+    assert "left out: rounds/round-0001.json" in page.text
+    assert [row[0] for row in page.table("round")[1:]] == ["2"]
+
+
+def test_half_a_line_does_not_hide_the_next(folder):
+    with (folder / "steps.jsonl").open("ab") as file:
+        file.write(b'{"step": 50, "source_lo')  # killed here
+    record_step(folder, 40, {"source_loss": 9.0})
+    lines = (folder / "steps.jsonl").read_bytes().splitlines()
+    assert len(lines) == 7
+    before = read(report(folder)).pictures
+    lines = [line for line in lines[:-1] if b'"step": 40' not in line and line.endswith(b"}")]
+    lines.append(b'{"step": 40, "source_loss": 9.0, "target_loss": 1.0}')
+    (folder / "steps.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    for one, other in zip(before, read(report(folder)).pictures, strict=True):
+        assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_an_empty_folder(tmp_path):
+    page = read(report(tmp_path))
+    assert "Nothing was recorded here yet." in page.texts
+    assert page.pictures == []
+    with pytest.raises(ValueError, match="`run_dir`: expected a folder, got"):
+        report(tmp_path / "nothing")
+
+
+NAMES = ["a b", "it's", "<script>alert(1)</script>", "a&b", "ü 日本", "$x$", "per%20cent", "[1]*?"]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # matplotlib's own font has no Japanese; tables and captions do
+@pytest.mark.parametrize("name", NAMES)
+def test_odd_names(name, tmp_path):
+    out = tmp_path / name.replace("/", "_")
+    if not re.search('[<>"*?/]', name):
+        record_picture(out, name, torch.rand(3, 4, 8))
+        record_round(out, 1, classes=[name, name + "2"], selected=torch.tensor([0.1, 0.2]), group=name)
+    record_round(out, 1, classes=[name, name + "2"], iou=torch.tensor([1.0, 2.0]))
+    record_step(out, 0, {name: 1.0})
+    (out / "result.json").write_text(json.dumps({name: name}), encoding="utf-8")
+    page = read(report(out))
+    assert out.name in page.texts
+    assert page.table("IoU, %")[2][0] == name
+    assert name in page.texts[page.texts.index(out.name) + 1 :]
+    assert (name in page.alts) is not bool(re.search('[<>"*?/]', name))
+
+
+def test_bytes_that_are_no_text_in_a_path(tmp_path):
+    out = os.fsencode(tmp_path) + b"/\xff\xfe"
+    try:
+        os.mkdir(out)
+    except OSError:
+        pytest.skip("this file system has none")
+    assert read(report(os.fsdecode(out))).text
+
+
+def test_rounds_of_the_store(tmp_path):
+    labels = torch.tensor([[[0, 0, 1, 255]]])
+    predicted = torch.tensor([[[0, 0, 0, 1]]])
+    for group in ("", "-second"):
+        store = PseudoLabelStore(tmp_path / f"pseudo-labels{group}", 3, classes=["a", "b", "c"])
+        for number in range(2):
+            thresholds = torch.tensor([0.25, 1 - 1e-12, torch.inf], dtype=torch.float64)
+            with store.write(number, ["x"], thresholds=thresholds, portion=0.5) as writer:
+                writer.add(["x"], PseudoLabels(labels, torch.ones(1, 1, 4), predicted=predicted))
+                writer.finish()
+    record_round(tmp_path, 2, classes=["a", "b", "c"], precision=torch.tensor([0.125, 0.5, NAN]))
+    page = read(report(tmp_path))
+    assert {"Pseudo-labels", "Pseudo-labels: second"} <= set(page.texts)
+    one, other = (table for table in page.tables if table[0][0] == "class")
+    # Selected over predicted: 2 of 3, 1 of 1, none of none; thresholds of infinity are above all probabilities.
+    assert one[1] == ["a", "0.250", "0.250", "66.7 %", "66.7 %", "12.5 %"]
+    assert one[2] == ["b", "1−1e−12", "1−1e−12", "100.0 %", "100.0 %", "50.0 %"]
+    assert one[3] == ["c", "∞", "∞", "–", "–", "–"]
+    assert other[1] == ["a", "0.250", "0.250", "66.7 %", "66.7 %"]
+    assert page.table("round")[1][:4] == ["1", "0.5", "1", "75.0 %"]
+    manifest = tmp_path / "pseudo-labels" / "round-0001" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("0.5", "0.6"))
+    assert "left out: pseudo-labels/round-0001/manifest.json" in read(report(tmp_path)).text
+
+
+def test_several_networks_in_the_result(tmp_path):
+    found = {"seconds": 12.34, "before": {"mIoU": 1.5, "rare": 1.0, "iou": {"a": 1.0, "b": 2.0}}}
+    found["after"] = {"mIoU": 3.5, "rare": None, "iou": {"a": 3.0, "c": 4.0}}
+    (tmp_path / "result.json").write_text(json.dumps(found))
+    record_round(tmp_path, 1, classes=["a"], iou=torch.tensor([7.0]))
+    assert read(report(tmp_path)).table("IoU, %") == [
+        ["IoU, %", "before", "after"],
+        ["mIoU", "1.5", "3.5"],
+        ["rare", "1.0", "–"],
+        ["a", "1.0", "3.0"],
+        ["b", "2.0", "–"],
+        ["c", "–", "4.0"],
+    ]
+
+
+def test_many_rounds_are_thinned_in_charts_but_not_in_the_table(tmp_path):
+    for number in range(1, 31):
+        record_round(tmp_path, number, classes=["a"], selected=torch.tensor([0.5]), iou=torch.tensor([float(number)]))
+    page = read(report(tmp_path))
+    assert len(page.table("round")) == 31
+    assert page.table("IoU, %")[0] == ["IoU, %", *(f"round {number}" for number in (1, 7, 13, 18, 24, 30))]
+
+
+# What is written.
+
+
+def test_record_round(tmp_path):
+    path = record_round(tmp_path, 3, classes=CLASSES, thresholds=torch.tensor([0.1, NAN, torch.inf]), group="x y")
+    assert path == tmp_path / "rounds" / "x y" / "round-0003.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content == {"round": 3, "classes": CLASSES, "thresholds": [pytest.approx(0.1), None, "inf"]}
+    exact = torch.tensor([1 - 2**-53, 1e-300, 1 / 3], dtype=torch.float64)
+    path = record_round(tmp_path, 3, classes=CLASSES, thresholds=exact, group="x y")
+    assert json.loads(path.read_text())["thresholds"] == exact.tolist()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["round-0003.json"]
+
+
+def test_record_picture(tmp_path):
+    image = torch.rand(3, 4, 8)
+    with Image.open(record_picture(tmp_path, "a", image)) as picture:
+        assert np.array_equal(np.asarray(picture), (255 * image).round().byte().permute(1, 2, 0))
+    first = record_picture(tmp_path, "b", curves({"a": [1, 2]})).read_bytes()
+    assert record_picture(tmp_path, "b", curves({"a": [1, 2]})).read_bytes() == first
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "a\\b", "a\nb", "C:x", "x" * 201, "end.", "end "])
+def test_names_that_cannot_be_files(name, tmp_path):
+    with pytest.raises(ValueError, match="`name`: expected"):
+        record_picture(tmp_path, name, torch.rand(3, 2, 2))
+    if name:
+        with pytest.raises(ValueError, match="`group`: expected"):
+            record_round(tmp_path, 0, classes=["a"], group=name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_of_the_recorders(tmp_path):
+    with pytest.raises(ValueError, match=r"`iou`: expected \(C,\) = \(3,\), got \(2,\)"):
+        record_round(tmp_path, 0, classes=CLASSES, iou=torch.rand(2))
+    with pytest.raises(ValueError, match="`round`: expected at least 0, got -1"):
+        record_round(tmp_path, -1, classes=CLASSES)
+    with pytest.raises(TypeError, match="`step`: expected an int"):
+        record_step(tmp_path, 0.5, {})
+    with pytest.raises(ValueError, match=r"`picture`: expected \(3, H, W\)"):
+        record_picture(tmp_path, "a", torch.rand(1, 3, 2, 2))
+
+
+# A trainer's own folder.
+
+
+@pytest.mark.slow
+def test_of_a_trainer_killed_and_finished(tmp_path):
+    out, options = tmp_path / "DMT & <co>", ["--smoke", "--mutual", "--images", 8, 6, 4, "--batch", 2, "--rounds", 2]
+    options += ["--root", tmp_path / "streets", "--log-every", 1, "--steps", 8]
+    run_and_kill("dst_cbc.py", out, *options, wait_for="checkpoints/round2-000002-*", seed=0, within=0.1)
+    assert not (out / "report.html").exists()
+    partial = read(report(out))
+    assert partial.table("IoU, %")[0] == ["IoU, %", "round 1", "second, round 1"]
+    assert {"Pseudo-labels", "Pseudo-labels: second", "Training", "Pictures", "Arguments"} <= set(partial.texts)
+
+    output = run("dst_cbc.py", out, *options)
+    assert output.rstrip().endswith(f"report: {out / 'report.html'}")
+    page = read(out / "report.html")
+    assert "DMT & <co>" in page.texts
+    found = result(out)
+    ious = page.table("IoU, %")
+    assert ious[0] == ["IoU, %", "result", "second"]
+    assert ious[1][1:] == [f"{found['mIoU']:.1f}", f"{found['second']['mIoU']:.1f}"]
+    steps = [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
+    assert {step["step"] for step in steps if "loss" in step} == set(range(16))
+    for group in ("", "second"):
+        written = json.loads((out / "rounds" / group / "round-0002.json").read_text())
+        assert written["iou"] == [
+            None if value != value else pytest.approx(value)
+            for value in (found["second"] if group else found)["iou"].values()
+        ]
+        assert all(0 <= value <= 1 for value in written["precision"] if value is not None)
+    pictures = {
+        f"round {number}{who} {what}"
+        for number in (1, 2)
+        for who in ("", " second")
+        for what in ("predictions", "confidence")
+    }
+    assert pictures <= set(page.alts)
+    assert not list(out.rglob("*.tmp*"))
