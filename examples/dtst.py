@@ -89,9 +89,9 @@ def draw_batches(data: Data, run: Run, bank: ReliabilityBank) -> tuple[Batches, 
     args, number = run.args, int(bank.snapshots) - 1
     if not bank.candidates.any():
         raise SystemExit(
-            f"snapshot {number}: no class of any image is steady, so there is nothing to draw images by. Are its labels "
-            "empty, or all others than before? Start from a network that knows these classes (--init), lower --upper, "
-            "or take snapshots more often (--refresh)"
+            f"snapshot {number}: no class of any image is steady, so there is nothing to draw images by. Are its "
+            "labels empty, or all others than before? Start from a network that knows these classes (--init), lower "
+            "--upper, or take snapshots more often (--refresh)"
         )
     snapshot = open_store(run, data).round(number)
     places = {name: place for place, name in enumerate(data.target.names)}

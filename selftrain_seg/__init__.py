@@ -12,20 +12,8 @@ from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = (
-    "confidence",
-    "datasets",
-    "distributed",
-    "kernels",
-    "losses",
-    "mining",
-    "selectors",
-    "store",
-    "teachers",
-    "thresholds",
-    "views",
-    "visualize",
-)
+_STAGES = ("confidence", "thresholds", "selectors", "losses")
+_SUBPACKAGES = (*_STAGES, "datasets", "distributed", "kernels", "mining", "store", "teachers", "views", "visualize")
 
 __all__ = ["IGNORE_INDEX", "PseudoLabels", "__version__", "value_checks", *_SUBPACKAGES]
 

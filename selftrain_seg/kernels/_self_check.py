@@ -5,6 +5,7 @@ The formulas are written out in float64, without the functions that the kernels 
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import NamedTuple
 
@@ -13,7 +14,12 @@ from torch import Tensor
 
 from selftrain_seg.kernels import launch
 
-_SIZE = (2, 5, 37)  # images, rows, columns
+# Rows and columns. Odd ones, and such that Triton reads several elements at once.
+_BATCHES = (
+    ((5, 37), torch.contiguous_format),
+    ((4, 32), torch.contiguous_format),
+    ((5, 37), torch.channels_last),
+)
 _ALPHA = 0.25
 _IGNORE = -1
 _LOW, _BIN_WIDTH, _BINS = -64.0, 0.25, 512
@@ -48,10 +54,9 @@ def passed(kernel: str, logits: Tensor) -> bool:
 
 
 def check(kernel: str, device: torch.device, dtype: torch.dtype, num_classes: int) -> None:
-    """Raise unless a kernel is right for a contiguous and a channels_last batch."""
-    values = _awkward(num_classes, device).to(dtype)
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        logits = values.contiguous(memory_format=memory_format)
+    """Raise unless a kernel is right for contiguous and channels_last batches."""
+    for size, memory_format in _BATCHES:
+        logits = _awkward((2, num_classes, *size), device).to(dtype, memory_format=memory_format)
         if kernel == "losses":
             _check_losses(logits, memory_format)
         elif kernel == "top":
@@ -65,11 +70,10 @@ def check(kernel: str, device: torch.device, dtype: torch.dtype, num_classes: in
             _check_selection(kernel, logits)
 
 
-def _awkward(num_classes: int, device: torch.device) -> Tensor:
+def _awkward(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Logits without a random generator: any, saturated, tied, NaN and infinite."""
-    images, rows, columns = _SIZE
-    index = torch.arange(images * num_classes * rows * columns, dtype=torch.float64, device=device)
-    logits = (8 * ((index * 12.9898).sin() * 43758.5453).frac()).view(images, num_classes, rows, columns)
+    index = torch.arange(math.prod(shape), dtype=torch.float64, device=device)
+    logits = (8 * ((index * 12.9898).sin() * 43758.5453).frac()).view(shape)
     logits[..., ::5] *= 10
     logits[..., ::7] = logits[..., ::7].round()
     logits[..., 8] = 0.0
@@ -139,9 +143,10 @@ def _check_selection(kernel: str, logits: Tensor) -> None:
 
 def _check_losses(logits: Tensor, memory_format: torch.memory_format) -> None:
     """Hard and soft labels; -1, or none of the classes, where there is no label."""
-    images, rows, columns = _SIZE
+    images, _, rows, columns = logits.shape
     num_classes, kinds = logits.shape[1], ("nll", "kld", "entropy", "square", "ignored_entropy")
-    labels = torch.arange(images * rows * columns, device=logits.device).view(_SIZE) * 7 % (num_classes + 1) - 1
+    index = torch.arange(images * rows * columns, device=logits.device).view(images, rows, columns)
+    labels = index * 7 % (num_classes + 1) - 1
     valid = labels >= 0
     classes = torch.arange(num_classes, device=logits.device).view(-1, 1, 1)
     one_hot = (classes == labels.unsqueeze(1)).double()
@@ -171,7 +176,7 @@ def _check_losses(logits: Tensor, memory_format: torch.memory_format) -> None:
             region = ~valid if kind == "ignored_entropy" else valid
             _close(kind, value, torch.where(region, values[kind], 0.0))
             grad = (number + torch.arange(columns, device=logits.device)).float().cos()
-            grads[kind] = (grad[:1] if kind == "kld" else grad).expand(_SIZE)  # one value for all pixels, or not
+            grads[kind] = (grad[:1] if kind == "kld" else grad).expand_as(labels)  # one value for all pixels, or not
             expected += torch.where(region.unsqueeze(1), grads[kind].double().unsqueeze(1) * slopes[kind], 0.0)
         gradient = launch.pixel_gradient(logits, target, grads, _IGNORE)
         _close("gradient", gradient, expected, max(1e-4, torch.finfo(logits.dtype).eps))
