@@ -280,7 +280,9 @@ class ClassBalancedThreshold(_Threshold):
         Counts, the number of updates and the prior's peaks are buffers, each rank's own: a checkpoint must keep
         those of every rank (or be loaded on one rank, with the others reset). Keep the module on the device of the
         logits, or every update copies its counts to the host. ``compute`` and ``class_counts`` sum them over ranks, so
-        every rank must call them; thresholds are the same on all, bit for bit those of one process.
+        every rank must call them; thresholds are the same on all, bit for bit those of one process. Keep the module
+        out of what ``DistributedDataParallel`` wraps: with ``broadcast_buffers``, its default, that overwrites the
+        counts of all ranks with those of the first.
 
     Raises:
         TypeError: an argument of the wrong type.
