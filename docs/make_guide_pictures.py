@@ -1,7 +1,7 @@
 """Draw the pictures of the family pages, docs/_static/guide/*.png: ``python docs/make_guide_pictures.py``.
 
-Needs ``pip install -e ".[examples]"``. The first run trains small networks, four minutes on one core, and keeps them in
-the cache folder. Names of pictures as arguments draw those only.
+Needs ``pip install -e ".[examples]"``. The first run trains small networks, two and a half minutes on one core, and
+keeps them in the cache folder. Names of pictures as arguments draw those only.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-WIDTH, HEIGHT = 1120, 1180
+WIDTH, HEIGHT = 1120, 1530
 QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync", "--hide-scrollbars")
 OFFLINE = ("--disable-background-networking", "--disable-component-update")
 

@@ -18,17 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = ["class_bars", "curves"]
 
-Values = Tensor | Sequence[Any] | Array
-
 _MANY = 60  # points of a line; above, a moving average is drawn, too
 
 
 def class_bars(
     classes: Sequence[str],
     *,
-    thresholds: Values | None = None,
-    selected: Values | None = None,
-    precision: Values | None = None,
+    thresholds: Tensor | Sequence[Any] | None = None,
+    selected: Tensor | Sequence[Any] | None = None,
+    precision: Tensor | Sequence[Any] | None = None,
     rounds: Sequence[int | str] | None = None,
 ) -> Figure:
     """Chart what the rounds selected, class by class: thresholds, shares of pixels, precision.
@@ -65,7 +63,11 @@ def class_bars(
 
 
 def curves(
-    series: Mapping[str, Values], *, x: Sequence[float] | None = None, xlabel: str = "round", ylabel: str = ""
+    series: Mapping[str, Tensor | Sequence[Any]],
+    *,
+    x: Sequence[float] | None = None,
+    xlabel: str = "round",
+    ylabel: str = "",
 ) -> Figure:
     """Chart numbers that follow each other: mIoU by round, a loss by step.
 
@@ -94,7 +96,7 @@ def curves(
 
 
 def bars_figure(
-    classes: Sequence[str], panels: Mapping[str, Values], rounds: Sequence[int | str] | None, ink: Ink
+    classes: Sequence[str], panels: Mapping[str, Any], rounds: Sequence[int | str] | None, ink: Ink
 ) -> Figure:
     """``class_bars`` in light or dark."""
     if not panels:
@@ -132,9 +134,7 @@ def bars_figure(
     return _figure.plain_text(figure)
 
 
-def curves_figure(
-    series: Mapping[str, Values], x: Sequence[float] | None, xlabel: str, ylabel: str, ink: Ink
-) -> Figure:
+def curves_figure(series: Mapping[str, Any], x: Sequence[float] | None, xlabel: str, ylabel: str, ink: Ink) -> Figure:
     """``curves`` in light or dark."""
     if not series:
         raise ValueError("`series`: expected at least one")
@@ -169,7 +169,7 @@ def curves_figure(
     return _figure.plain_text(figure)
 
 
-def _table(name: str, values: Values, num_classes: int) -> Array:
+def _table(name: str, values: Any, num_classes: int) -> Array:
     """(R, C) float64."""
     table = np.asarray(on_host(values), np.float64)
     table = table[None] if table.ndim == 1 else table

@@ -18,15 +18,13 @@ from selftrain_seg.visualize.colours import as_bytes, colorize
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    Palette = Sequence[Sequence[int]] | Tensor
-
 __all__ = ["crop_sheet", "image_sheet", "mixing_sheet"]
 
 
 def image_sheet(
     columns: Mapping[str, Tensor],
     *,
-    palette: Palette | None = None,
+    palette: Sequence[Sequence[int]] | Tensor | None = None,
     classes: Sequence[str] | None = None,
     ignore_index: int = IGNORE_INDEX,
 ) -> Figure:
@@ -140,7 +138,7 @@ def mixing_sheet(
     images: Tensor,
     labels: Tensor,
     mixed: MixedBatch,
-    palette: Palette,
+    palette: Sequence[Sequence[int]] | Tensor,
     *,
     classes: Sequence[str] | None = None,
     ignore_index: int = IGNORE_INDEX,
@@ -182,7 +180,9 @@ def mixing_sheet(
     return figure
 
 
-def _painted(heading: str, column: Tensor, palette: Palette | None, ignore_index: int) -> Tensor:
+def _painted(
+    heading: str, column: Tensor, palette: Sequence[Sequence[int]] | Tensor | None, ignore_index: int
+) -> Tensor:
     """(B, 3, H, W) uint8."""
     name = f"columns[{heading!r}]"
     _checks.check_tensor(column, name)
@@ -194,7 +194,9 @@ def _painted(heading: str, column: Tensor, palette: Palette | None, ignore_index
     return colorize(column, palette, ignore_index=ignore_index)
 
 
-def _legend(classes: Sequence[str], palette: Palette | None) -> list[tuple[str, tuple[float, ...]]]:
+def _legend(
+    classes: Sequence[str], palette: Sequence[Sequence[int]] | Tensor | None
+) -> list[tuple[str, tuple[float, ...]]]:
     colours = () if palette is None else on_host(palette)
     if len(colours) != len(classes):
         raise ValueError(f"`classes`: expected one name for each of {len(colours)} colours, got {len(classes)}")

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from selftrain_seg import kernels
+from selftrain_seg.confidence import top_confidence
 from selftrain_seg.kernels import _self_check, launch
-from tests.kernels.test_kernels import DEVICE, pytestmark, switched_on  # noqa: F401
+from tests.helpers import random_logits
+from tests.kernels.test_kernels import DEVICE, INTERPRETED, plain, pytestmark, switched_on  # noqa: F401
 
 NAMES = ("top", "count_scores", "select_hard", "select_reweighted", "select_soft", "losses")
 
@@ -60,3 +63,24 @@ def test_notices_one_wrong_pixel(kernel, name, number, monkeypatch):
     monkeypatch.setattr(launch, name, spoilt(name, getattr(launch, name), number))
     with pytest.raises(ValueError, match="wrong"):
         _self_check.check(kernel, torch.device(DEVICE), torch.float32, 3)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="a CUDA graph is for a GPU")
+def test_nobody_need_ask_and_a_graph_is_captured_without_a_check(monkeypatch):
+    monkeypatch.setattr(kernels, "_enabled", None)
+    monkeypatch.setattr(_self_check, "_passed", set())
+    logits, others = random_logits(seed=1).to(DEVICE), random_logits(seed=2).to(DEVICE)
+    expected = plain(top_confidence, others)
+    monkeypatch.setattr(kernels, "_enabled", None)
+    for known in (False, True):
+        top_confidence(logits)  # warm up
+        if not known:
+            _self_check._passed.clear()
+        graph, values = torch.cuda.CUDAGraph(), logits.clone()
+        with torch.cuda.graph(graph):
+            result = top_confidence(values)
+        assert bool(_self_check._passed) == known
+        values.copy_(others)
+        graph.replay()
+        assert torch.equal(result.labels, expected.labels)
+        torch.testing.assert_close(result.log_confidence, expected.log_confidence, rtol=2e-5, atol=1e-37)
