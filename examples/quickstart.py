@@ -174,6 +174,7 @@ def run(args: argparse.Namespace, seed: int, results: dict[str, list[Tensor]]) -
     )
     weights = cache / f"source-{len(source)}images-{args.source_steps}steps-{args.threads}threads-seed{seed}.pt"
     if not weights.exists():
+        print(f"seed {seed}: training on {len(source)} source images, a minute or two; kept for later runs", flush=True)
         trained = train_source(source, len(CLASSES), steps=args.source_steps, seed=seed)
         save_atomically(trained.state_dict(), weights)
     net = SmallUNet(len(CLASSES)).to(device, memory_format=torch.channels_last)

@@ -172,7 +172,7 @@ class LabelMap:
             index = labels.to(torch.int64).sub(first).clamp_(0, len(table) - 1)
         out = table.index_select(0, index.flatten()).view(labels.shape)
         if self.unknown == "error" and out.numel() and int(out.min()) == _UNKNOWN:
-            wrong = torch.unique(labels[out == _UNKNOWN].to(torch.int64))
+            wrong = torch.unique(labels.to(torch.int64)[out == _UNKNOWN])  # 16 bits first: not indexed by torch 2.9
             some = ", ".join(str(int(value)) for value in wrong[:5]) + (", ..." if len(wrong) > 5 else "")
             raise ValueError(f"`labels`: expected ids of {self}, got {some}")
         return out

@@ -166,6 +166,9 @@ def _regularized(
 ) -> Tensor:
     _checks.check_logits(logits)
     if isinstance(labels, Tensor) and labels.is_floating_point():
+        if labels.ndim == 3:
+            expected = "an integer dtype, or soft labels (B, C, H, W)"
+            raise TypeError(f"`labels`: expected {expected}, got {tuple(labels.shape)} of {labels.dtype}")
         _checks.check_class_maps(labels, logits, "labels")
     else:
         _checks.check_labels(labels, logits, ignore_index)

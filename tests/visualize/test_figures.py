@@ -125,6 +125,9 @@ def test_mixing_sheet():
         assert np.array_equal(picture(axes[1]), colorize(labels, PALETTE)[row].permute(1, 2, 0))
         assert np.array_equal(picture(axes[3]), colorize(2 - labels, PALETTE)[row].permute(1, 2, 0))
         assert [bool(axis.collections) for axis in axes] == [False, False, row == 1, row == 1]
+    corners = np.concatenate([path.vertices for path in figure.axes[-1].collections[0].get_paths()])
+    assert corners.min(0) == pytest.approx([-0.5, -0.5])  # closed at the border of the image, too
+    assert corners.max(0) == pytest.approx([2.5, 1.5])
 
 
 # Maps.

@@ -267,14 +267,15 @@ def test_rounds_of_the_store(tmp_path):
             with store.write(number, ["x"], thresholds=thresholds, portion=0.5) as writer:
                 writer.add(["x"], PseudoLabels(labels, torch.ones(1, 1, 4), predicted=predicted))
                 writer.finish()
-    record_round(tmp_path, 2, classes=["a", "b", "c"], precision=torch.tensor([0.125, 0.5, NAN]))
+    told = {"thresholds": torch.tensor([0.75, 0.5, 0.5]), "precision": torch.tensor([0.125, 0.5, NAN])}
+    record_round(tmp_path, 2, classes=["a", "b", "c"], **told)  # goes before what the store tells
     page = read(report(tmp_path))
     assert {"Pseudo-labels", "Pseudo-labels: second"} <= set(page.texts)
     one, other = (table for table in page.tables if table[0][0] == "class")
     # Selected over predicted: 2 of 3, 1 of 1, none of none; thresholds of infinity are above all probabilities.
-    assert one[1] == ["a", "0.250", "0.250", "66.7 %", "66.7 %", "12.5 %"]
-    assert one[2] == ["b", "1−1e−12", "1−1e−12", "100.0 %", "100.0 %", "50.0 %"]
-    assert one[3] == ["c", "∞", "∞", "–", "–", "–"]
+    assert one[1] == ["a", "0.250", "0.750", "66.7 %", "66.7 %", "12.5 %"]
+    assert one[2] == ["b", "1−1e−12", "0.500", "100.0 %", "100.0 %", "50.0 %"]
+    assert one[3] == ["c", "∞", "0.500", "–", "–", "–"]
     assert other[1] == ["a", "0.250", "0.250", "66.7 %", "66.7 %"]
     assert page.table("round")[1][:4] == ["1", "0.5", "1", "75.0 %"]
     manifest = tmp_path / "pseudo-labels" / "round-0001" / "manifest.json"
