@@ -94,7 +94,7 @@ def adapt(
 
     Changes ``net``; returns the per-class IoU after each round.
     """
-    settings = [selftrain_seg.__version__, args.source_steps, args.steps, args.images, args.mine, args.threads, "v2"]
+    settings = [selftrain_seg.__version__, args.source_steps, args.steps, args.images, args.mine, args.threads]
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
     history = []
     for round in range(args.rounds):
@@ -152,7 +152,8 @@ def adapt(
 
         reestimate_batchnorm(net, target)
         history.append(evaluate(net, val, len(CLASSES)))
-        saved = {"net": net.state_dict(), "iou": history[-1], "losses": torch.stack(losses), **notes}
+        notes |= {"iou": history[-1], "losses": torch.tensor([float(loss) for loss in losses])}
+        saved = {"net": net.state_dict(), **notes}
         save_atomically(saved, checkpoint)
         print(f"{NAMES[method]}, round {round + 1}: target mIoU {history[-1].nanmean():.1f}")
         note_round(args.notes, run_name(args, method, seed), round + 1, args.steps, saved, target)
