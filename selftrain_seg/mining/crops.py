@@ -104,11 +104,10 @@ def mine_crops(
     draws = uniform_integers(batch, 4 + candidates.shape[0], labels.device, generator)
     coin, pixel, place_y, place_x = draws[:, :4].unbind(1)
     ranked = _rank(candidates, 0 if fallback is None else fallback.shape[0], draws[:, 4:], ignore_index)
-    labels = _narrow(labels)
-    if image_counts is not None:
+    if image_counts is not None:  # the labels are read once: as they are
         best = _best_counted(image_counts, ranked)
         row, column, found = _pick_pixel(labels, ranked.gather(1, best[:, None])[:, 0], pixel)
-    elif _few_bytes(labels, ranked):
+    elif _few_bytes(labels := _narrow(labels), ranked):
         best = _best_compared(labels, ranked)
         row, column, found = _pick_pixel(labels, ranked.gather(1, best[:, None])[:, 0], pixel)
     else:
@@ -233,8 +232,13 @@ def _narrow(labels: Tensor) -> Tensor:
     wide = labels.dtype in (torch.int16, torch.int32, torch.int64)
     if labels.device.type != "cpu" or torch.compiler.is_compiling() or not wide or not labels.numel():
         return labels
-    low, high = labels.aminmax()
-    return labels.to(torch.uint8) if low >= 0 and high <= 255 else labels
+    narrow = torch.empty(labels.shape, dtype=torch.uint8)
+    for image, out in zip(labels, narrow, strict=True):  # one after the other: the second reading is from the cache
+        low, high = image.aminmax()
+        if low < 0 or high > 255:
+            return labels
+        out.copy_(image)
+    return narrow
 
 
 def _few_bytes(labels: Tensor, ranked: Tensor) -> bool:
@@ -291,7 +295,7 @@ def _best_counted(image_counts: Tensor, ranked: Tensor) -> Tensor:
 def _pick_pixel(labels: Tensor, chosen: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(row, column, found), each (B,): the pixel number ``pixel`` modulo n of the n that show class ``chosen``."""
     shown = chosen.to(labels.dtype)[:, None, None]
-    counts = [_row_sums(_equal(labels[:, rows], shown)) for rows in _row_blocks(labels, 8 // labels.element_size())]
+    counts = [_row_sums(_equal(labels[:, rows], shown)) for rows in _row_blocks(labels, 8)]
     in_row = torch.cat(counts, dim=1).long()
     up_to_row = in_row.cumsum(1)
     count = up_to_row[:, -1]
