@@ -22,6 +22,7 @@ _CONFIDENCE_UNITS = 2.0**24
 # Neighbouring pixels mostly fall in one bin, and on a CPU each count then waits for the one before. So neighbours are
 # counted in tables of their own, which are added up afterwards: twice as fast. As many as fit in 64 bits.
 _TABLES = ((torch.int16, 4), (torch.int32, 2), (torch.int64, 1))
+_MANY_PIXELS = 1 << 14  # below, adding up takes longer than is won
 
 
 class ReliabilityBank(nn.Module):
@@ -295,7 +296,10 @@ class ReliabilityBank(nn.Module):
         width = self.num_classes + 2
         bins = width if before is None else width * width
         dtype, tables = next((dtype, n) for dtype, n in _TABLES if n * bins <= torch.iinfo(dtype).max)
-        on_host, whole, out = labels.device.type == "cpu", labels[0].numel() // tables * tables, []
+        on_host, pixels, out = labels.device.type == "cpu", labels[0].numel(), []
+        if not on_host or pixels < _MANY_PIXELS:
+            tables = 1
+        whole = pixels // tables * tables
         offsets = sum(number * bins << number * (64 // tables) for number in range(tables))
         for image in range(len(labels)):  # one by one, so that on a CPU what is in between stays in its cache
             keys = self._places(labels[image], dtype)
@@ -303,7 +307,8 @@ class ReliabilityBank(nn.Module):
                 keys = keys.add_(self._places(before[image], dtype), alpha=width)
             units = None if weights is None else _units(weights[image].flatten())
             if on_host:
-                keys[:whole].view(torch.int64).add_(offsets)  # 0, bins, 2 bins, … to neighbours, all in one addition
+                if tables > 1:
+                    keys[:whole].view(torch.int64).add_(offsets)  # 0, bins, 2 bins, … to neighbours, in one addition
                 counts = torch.bincount(keys, units, minlength=tables * bins)
                 out.append(counts.view(tables, bins).sum(0))
                 continue
