@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from selftrain_seg._numerics import exponential, winner, without
+from selftrain_seg._numerics import by_class, exponential, winner, without
 
 
 class Scores(NamedTuple):
@@ -69,7 +69,7 @@ def class_scores(logits: Tensor, prior: Tensor | None = None, peaks: Tensor | No
 
 def _read(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Winner (b, h, w), z - max z and its exponentials but the winner's (b, C, h, w), and their sum (b, h, w)."""
-    top, labels, gaps = winner(logits.float())
+    top, labels, gaps = winner(by_class(logits).float())
     others = without(exponential(gaps), labels)
     # top - top is 0, or NaN where the largest logit is NaN or infinite: such a pixel says nothing.
     rest = others.sum(dim=1) + (top - top).squeeze(1)

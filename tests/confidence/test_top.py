@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch._inductor.utils import run_and_get_code
 
 from selftrain_seg.confidence import log_odds, top_confidence
 from tests.helpers import layouts, random_logits
@@ -95,6 +96,17 @@ def test_compiles_whole(with_prior):
     eager = top_confidence(logits, prior=prior)
     assert torch.equal(compiled.labels, eager.labels)
     torch.testing.assert_close(compiled.log_confidence, eager.log_confidence, rtol=1e-5, atol=1e-7)
+
+
+def test_compiled_for_channels_last_logits():
+    logits = random_logits(2, 5, 9, 7).contiguous(memory_format=torch.channels_last)
+    torch._dynamo.reset()
+    compiled, (code,) = run_and_get_code(torch.compile(top_confidence, fullgraph=True), logits)
+    eager = top_confidence(logits)
+    assert torch.equal(compiled.labels, eager.labels)
+    torch.testing.assert_close(compiled.log_confidence, eager.log_confidence, rtol=1e-5, atol=1e-7)
+    # Loops over the logits as they lie would be ten times slower, so there is a buffer for a copy of them.
+    assert "(2, 5, 9, 7), (315, 63, 7, 1)" in code
 
 
 def test_log_odds_compiles_whole():
