@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--gamma-disagree", type=float, default=5.0, help="and where they do not")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--portion", type=float, nargs=3, default=DST_CBC_PORTIONS, help="start, step, stop")
-    parser.add_argument("--stride", type=int, default=16, help="thresholds from every so many-th row and column")
+    parser.add_argument("--stride", type=int, default=4, help="thresholds from so many-th rows, columns: 1 pixel in 16")
     args = parser.parse_args()
     run = Run(args)
     data = open_data(args, run)

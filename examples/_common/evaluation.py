@@ -37,8 +37,9 @@ def prepare(net: nn.Module, data: Data, run: Run) -> nn.Module:
 
 @torch.no_grad()
 def evaluate(net: nn.Module, data: Data, run: Run, name: str = "") -> Tensor:
-    """Return the IoU of each class (C,) on the validation images, in percent; NaN for classes that never occur.
+    """Return the IoU of each class (C,) on the validation images, in percent.
 
+    NaN for classes that never occur or are in none of the data's subsets.
     ``name`` tells the pictures of the first images from those of other calls.
     """
     metric = MulticlassConfusionMatrix(data.label_map.num_classes, ignore_index=IGNORE_INDEX).to(run.device)
@@ -51,7 +52,9 @@ def evaluate(net: nn.Module, data: Data, run: Run, name: str = "") -> Tensor:
             show_predictions(images, scores.log() if fused else scores, labels, data, run, name)
             shown = True
     matrix = metric.compute().double().cpu()  # added over ranks
-    return 100 * matrix.diag() / (matrix.sum(0) + matrix.sum(1) - matrix.diag())
+    iou = 100 * matrix.diag() / (matrix.sum(0) + matrix.sum(1) - matrix.diag())
+    counted = torch.tensor(sorted(set().union(*data.subsets.values())))  # SYNTHIA has not all of Cityscapes' classes
+    return torch.full_like(iou, torch.nan).index_copy(0, counted, iou[counted])
 
 
 def show_predictions(images: Tensor, logits: Tensor, labels: Tensor, data: Data, run: Run, name: str) -> None:

@@ -96,15 +96,18 @@ def _precision(run: Run, data: Data, round: int, stored: StoredRound, group: str
         target = data.target_with(True)
     except (OSError, ValueError):  # there is no truth
         return None
-    places = range(0, len(stored), -(-len(stored) // 50))
     counts = torch.zeros(2, data.label_map.num_classes, dtype=torch.int64)
-    shown = []
-    for place in places:
-        (image, truth), labels = target[place], stored.labels(place)
+    shown: list[tuple[Tensor, Tensor, Tensor]] = []
+    for place in range(0, len(stored), -(-len(stored) // 50)):
+        try:
+            (image, truth), labels = target[place], stored.labels(place)
+        except (OSError, ValueError) as error:  # training does not need it
+            run.say(f"no precision of round {round}: {error}")
+            return None
         known = (labels != IGNORE_INDEX) & (truth != IGNORE_INDEX)
         for row, pixels in enumerate((known, known & (labels == truth))):
             counts[row] += labels[pixels].bincount(minlength=counts.shape[1])
-        if len(shown) < 3 and image.shape == target[places[0]][0].shape:
+        if len(shown) < 3 and (not shown or image.shape == shown[0][0].shape):
             shown.append((image.as_subclass(Tensor), labels, truth.as_subclass(Tensor)))
     images, labels, truth = (torch.stack(part) for part in zip(*shown, strict=True))
     name = f"round {round} selection {group}".strip()

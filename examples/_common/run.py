@@ -194,6 +194,10 @@ class Run:
                 what = "; ".join(f"{name} {found.get(name)}, now {asked[name]}" for name in changed)
                 raise SystemExit(f"{self.out} was begun with {what}: choose another --out, or remove the folder")
         elif self.main:
+            # What an attempt that never came to a checkpoint told about itself is not part of this run.
+            for pattern in ("steps.jsonl", "rounds/**/round-*.json", "pictures/*.png"):
+                for old in self.out.glob(pattern):
+                    old.unlink()
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
             temporary.replace(path)

@@ -273,7 +273,8 @@ class ClassBalancedThreshold(_Threshold):
         rank: which element is taken, ``"crst"`` or ``"dst-cbc"``, see above.
         small: what a class gets whose pool holds less than one pixel of the portion: ``"none"``, threshold 1,
             or ``"all"``, threshold 0. By default as published: ``"none"`` for crst, ``"all"`` for dst-cbc.
-        stride: use every stride-th row and column. CBST, CRST: 4; DST-CBC: 16.
+        stride: use every stride-th row and column, one pixel in stride². CBST and CRST take every 4th pixel of a
+            class, as many as stride 2; DST-CBC every 16th pixel, as many as stride 4.
         exact: keep all values (4 + 4 bytes each) and return exact elements. One process only.
 
     State / distributed:

@@ -15,5 +15,7 @@ def on_host(values: Any) -> Array:
     if isinstance(values, Tensor):
         values = values.detach()
         values = (values.double() if values.is_floating_point() else values).cpu().numpy()
+    elif isinstance(values, (list, tuple)):  # of tensors, say: losses of some steps, with their graphs, on the device
+        values = [on_host(value) for value in values]
     array = np.asarray(values)
     return array.astype(np.float64) if array.dtype.kind == "f" else array

@@ -49,7 +49,7 @@ def read_run(folder: Path) -> RunFolder:
     def read(path: Path, reader: Callable[[Path], Any]) -> Any:
         try:
             return reader(path)
-        except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
             run.damaged.append(path.relative_to(folder).as_posix())
             return None
 
@@ -92,6 +92,8 @@ def _mapping(path: Path) -> dict[str, Any]:
 def _recorded_round(path: Path) -> tuple[int, Round]:
     content = _mapping(path)
     classes = [str(name) for name in content["classes"]]
+    if not classes:
+        raise ValueError("no classes")
     made = Round(classes)
     for name in VALUES:
         if content.get(name) is not None:
@@ -126,7 +128,8 @@ def _read_steps(path: Path, steps: dict[str, dict[int, float]]) -> None:
             content = json.loads(line)
             step = int(content.pop("step"))
             numbers = {name: float("nan" if value is None else value) for name, value in content.items()}
-        except (ValueError, AttributeError, LookupError, TypeError, OverflowError):
+            float(step)  # what no axis can hold is no step
+        except (ValueError, AttributeError, LookupError, TypeError, OverflowError, RecursionError):
             continue
         for name, number in numbers.items():
             steps.setdefault(name, {})[step] = number

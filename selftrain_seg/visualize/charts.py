@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["class_bars", "curves"]
 
+_LARGEST = 1e300  # matplotlib adds margins to what it draws
 _MANY = 60  # points of a line; above, a moving average is drawn, too
 
 
@@ -107,6 +108,8 @@ def bars_figure(
     for name, table in tables.items():
         if len(table) != len(names):
             raise ValueError(f"`{name}`: expected (R, C) = ({len(names)}, {len(classes)}), got {table.shape}")
+    if not len(classes):
+        raise ValueError("`classes`: expected at least one")
     longest = max(map(len, map(str, classes)))
     row = max(0.2, 0.07 * number + 0.06)
     label, panel, top, bottom = 0.15 + 0.068 * longest, 2.6, 0.32, 0.32
@@ -152,7 +155,7 @@ def curves_figure(series: Mapping[str, Any], x: Sequence[float] | None, xlabel: 
     axis.spines["left"].set_visible(False)
     for place, (name, values) in enumerate(lines.items()):
         colour = _line_colour(place, ink)
-        there = np.isfinite(values)
+        there = np.abs(values) < _LARGEST  # NaN is not
         marker = "o" if number <= 20 else ""
         label = f"{name}: {_number(values[there][-1])}" if there.any() else f"{name}: –"
         if there.sum() > _MANY:

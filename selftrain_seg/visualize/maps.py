@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["confidence_map", "selection_map"]
 
+_ROUNDING = 1e-4  # interpolation goes a little beyond what it started from
+
 _LOWEST, _HIGHEST = -1.0, 11.6  # log-odds at which the colours end: 0.27 and 1 - 1e-5
 _RIGHT, _WRONG, _UNKNOWN = (0, 114, 178), (240, 100, 0), (120, 200, 240)
 
@@ -54,8 +56,9 @@ def confidence_map(confidence: Tensor, *, images: Tensor | None = None) -> Figur
     if not confidence.is_floating_point():
         raise TypeError(f"`confidence`: expected a floating-point dtype, got {confidence.dtype}")
     values = on_host(confidence)
-    if ((values < 0) | (values > 1)).any():
+    if ((values < -_ROUNDING) | (values > 1 + _ROUNDING)).any():
         raise ValueError(f"`confidence`: expected values in [0, 1], got {np.nanmin(values)} to {np.nanmax(values)}")
+    values = np.clip(values, 0.0, 1.0)
     columns = ["confidence"]
     if images is not None:
         images = as_bytes(images)

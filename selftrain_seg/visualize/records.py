@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -26,6 +27,7 @@ __all__ = ["record_picture", "record_round", "record_step"]
 ROUNDS, STEPS, PICTURES = "rounds", "steps.jsonl", "pictures"
 
 _DPI = 120
+_AT_MOST = {"thresholds": math.inf, "selected": math.inf, "precision": 1.0, "iou": 100.0}
 
 
 def record_round(
@@ -57,7 +59,8 @@ def record_round(
 
     Raises:
         TypeError: ``round`` is not an int.
-        ValueError: ``round`` is below 0; a tensor is not (C,); ``group`` cannot be the name of a file.
+        ValueError: ``round`` is below 0; there is no class; a tensor is not (C,) or out of its range; ``group``
+            cannot be the name of a file.
         OSError: the file cannot be written.
 
     Example:
@@ -69,6 +72,8 @@ def record_round(
         ('round-0001.json', [93.5, None])
     """
     _checks.check_count(round, "round", minimum=0)
+    if not len(classes):
+        raise ValueError("`classes`: expected at least one name")
     content: dict[str, Any] = {"round": int(round), "classes": [str(name) for name in classes]}
     values = {"thresholds": thresholds, "selected": selected, "precision": precision, "iou": iou}
     for name, value in values.items():
@@ -76,6 +81,9 @@ def record_round(
             array = on_host(value)
             if array.shape != (len(classes),):
                 raise ValueError(f"`{name}`: expected (C,) = ({len(classes)},), got {array.shape}")
+            if (array < 0).any() or (array > _AT_MOST[name]).any():
+                found = f"{np.nanmin(array):.3g} to {np.nanmax(array):.3g}"
+                raise ValueError(f"`{name}`: expected values in [0, {_AT_MOST[name]:g}], got {found}")
             content[name] = [_plain(number) for number in array]
     folder = Path(run_dir) / ROUNDS
     path = (folder / _file_name(group, "group") if group else folder) / f"round-{round:04d}.json"
@@ -96,7 +104,7 @@ def record_step(run_dir: str | os.PathLike[str], step: int, values: Mapping[str,
 
     Raises:
         TypeError: ``step`` is not an int.
-        ValueError: ``step`` is below 0.
+        ValueError: ``step`` is below 0, or the name of a value.
         OSError: the file cannot be written.
 
     Example:
@@ -108,6 +116,8 @@ def record_step(run_dir: str | os.PathLike[str], step: int, values: Mapping[str,
         '{"step": 10, "loss": 0.5}\n'
     """
     _checks.check_count(step, "step", minimum=0)
+    if "step" in values:
+        raise ValueError("`values`: expected other names than 'step'")
     plain = {str(name): _plain(value) for name, value in values.items()}
     path = Path(run_dir) / STEPS
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +125,7 @@ def record_step(run_dir: str | os.PathLike[str], step: int, values: Mapping[str,
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         start = b"" if file.read(1) in (b"", b"\n") else b"\n"  # after half a line
-        file.write(start + json.dumps({"step": int(step), **plain}).encode() + b"\n")
+        file.write(start + json.dumps({**plain, "step": int(step)}).encode() + b"\n")
 
 
 def record_picture(run_dir: str | os.PathLike[str], name: str, picture: Figure | Tensor) -> Path:
@@ -130,7 +140,7 @@ def record_picture(run_dir: str | os.PathLike[str], name: str, picture: Figure |
         The file, ``pictures/{name}.png``. What was there of this name is replaced.
 
     Raises:
-        TypeError: ``picture`` is an image of another dtype.
+        TypeError: ``picture`` is neither, or an image of another dtype.
         ValueError: ``name`` cannot be the name of a file; ``picture`` is an image of another shape.
         OSError: the file cannot be written.
 
@@ -143,12 +153,14 @@ def record_picture(run_dir: str | os.PathLike[str], name: str, picture: Figure |
     """
     path = Path(run_dir) / PICTURES / f"{_file_name(name, 'name')}.png"
     if isinstance(picture, Tensor):
-        if picture.ndim != 3:
+        if picture.ndim != 3 or 0 in picture.shape:
             raise ValueError(f"`picture`: expected (3, H, W), got {tuple(picture.shape)}")
         pixels = on_host(as_bytes(picture[None], "picture")[0].permute(1, 2, 0))
         write(path, png(Image.fromarray(pixels)))
-    else:
+    elif hasattr(picture, "savefig"):
         write(path, png(picture, dpi=_DPI))
+    else:
+        raise TypeError(f"`picture`: expected a matplotlib Figure or a torch.Tensor, got {type(picture).__name__}")
     return path
 
 
@@ -175,7 +187,7 @@ def write(path: Path, data: bytes) -> None:
 
 def _plain(value: Any) -> float | str | None:
     """As JSON holds it, which has no NaN and no infinity."""
-    number = float(on_host(value))
+    number = float(on_host(value).item())  # of a tensor of one, whatever its shape
     return None if math.isnan(number) else number if math.isfinite(number) else str(number)
 
 

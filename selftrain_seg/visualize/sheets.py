@@ -62,7 +62,7 @@ def image_sheet(
             raise ValueError(f"`columns[{heading!r}]`: expected {tuple(size)}, got {tuple(picture.shape)}")
     legend = [] if classes is None else _legend(classes, palette)
     if any(column.ndim == 3 and bool((column == ignore_index).any()) for column in columns.values()) and legend:
-        legend.append(("ignored", (0.0, 0.0, 0.0)))
+        legend.append(("ignored", tuple(value / 255 for value in _ignored(palette))))
     _check_some(pictures)
     figure, axes = _figure.picture_grid(size[0], list(pictures), size[2] / size[3], legend=legend)
     for column, picture in enumerate(pictures.values()):
@@ -191,7 +191,13 @@ def _painted(
     if palette is None:
         raise ValueError(f"`palette`: expected colours for the label maps in `{name}`, got None")
     _checks.check_label_maps(column, name)
-    return colorize(column, palette, ignore_index=ignore_index)
+    return colorize(column, palette, ignore_index=ignore_index, ignore_color=_ignored(palette))
+
+
+def _ignored(palette: Sequence[Sequence[int]] | Tensor | None) -> tuple[int, int, int]:
+    """Black or, where that is the colour of a class, as VOC's background is, white."""
+    taken = palette is not None and any(not any(colour) for colour in on_host(palette).tolist())
+    return (255, 255, 255) if taken else (0, 0, 0)
 
 
 def _legend(

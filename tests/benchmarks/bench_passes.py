@@ -1,7 +1,7 @@
 """Whole passes with the small U-Net of the examples: 32 street images of 128 x 256, 13 classes, in batches of 8.
 
-Offline: the network labels a target set, in two passes over the images: one for the statistics, of every pixel or, as
-CBST's code does, of every fourth in both directions, one for labels, which go to a store. "network alone" is the two
+Offline: the network labels a target set, in two passes over the images: one for the statistics, of every pixel or of
+one in four, as many as CBST's code takes, one for labels, which go to a store. "network alone" is the two
 forward passes. Online: one step of a mean teacher that labels a batch of 8
 target images, of which half of the classes of 8 source images cover a part, and a student that learns from both.
 "network step" has the same network passes but the teacher's, torch's cross entropy and the same optimizer.
@@ -68,7 +68,7 @@ def run(report: Report, *, rounds: int) -> None:
 @torch.no_grad()
 def offline(report, rounds, net, batches):
     device = next(net.parameters()).device
-    every, published = (ClassBalancedThreshold(CLASSES, 0.2, stride=stride).to(device) for stride in (1, 4))
+    every, published = (ClassBalancedThreshold(CLASSES, 0.2, stride=stride).to(device) for stride in (1, 2))
     names = [[f"{batch}-{image}" for image in range(BATCH)] for batch in range(len(batches))]
 
     def network_alone():

@@ -377,3 +377,32 @@ CORNERS, MIXED = torch.zeros(1, 2).long(), MixedBatch(IMAGES, LABELS, None, torc
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_ignored_pixels_are_white_where_a_class_is_black():
+    labels = torch.tensor([[[0, 1, 255]]])
+    figure = image_sheet({"labels": labels}, palette=[(0, 0, 0), (128, 0, 0)], classes=["background", "aeroplane"])
+    assert picture(figure.axes[0]).tolist() == [[[0, 0, 0], [128, 0, 0], [255, 255, 255]]]
+    assert legend(figure)["ignored"] == (255, 255, 255)
+    figure = image_sheet({"labels": labels}, palette=PALETTE[:2], classes=CLASSES[:2])
+    assert picture(figure.axes[0])[0, 2].tolist() == [0, 0, 0]
+    assert legend(figure)["ignored"] == (0, 0, 0)
+
+
+def test_curves_of_losses_as_they_come():
+    losses = [torch.tensor(value, requires_grad=True) * 2 for value in (1.0, 0.5)]
+    (line,) = curves({"loss": losses}).axes[0].lines
+    assert line.get_ydata().tolist() == [2.0, 1.0]
+    (line,) = curves({"loss": [torch.tensor(1.5, dtype=torch.bfloat16), 1e308]}).axes[0].lines
+    assert line.get_ydata().tolist() == [1.5]
+
+
+def test_interpolated_confidence():
+    confidence_map(torch.tensor([[[1.0000002, -1e-7]]]))
+    with pytest.raises(ValueError, match=r"`confidence`: expected values in \[0, 1\], got 0.5 to 1.01"):
+        confidence_map(torch.tensor([[[1.01, 0.5]]], dtype=torch.float64))
+
+
+def test_bars_need_a_class():
+    with pytest.raises(ValueError, match="`classes`: expected at least one"):
+        class_bars([], precision=torch.empty(1, 0))

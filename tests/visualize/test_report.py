@@ -388,3 +388,45 @@ def test_of_a_trainer_killed_and_finished(tmp_path):
     }
     assert pictures <= set(page.alts)
     assert not list(out.rglob("*.tmp*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("precision", 87.0), ("precision", -0.1), ("thresholds", -0.5), ("selected", -1.0), ("iou", 101.0)],
+)
+def test_rounds_out_of_range(tmp_path, name, value):
+    with pytest.raises(ValueError, match=rf"`{name}`: expected values in \[0, .*\], got .*{value:.3g}"):
+        record_round(tmp_path, 1, classes=["a", "b"], **{name: torch.tensor([0.5, value])})
+    record_round(tmp_path, 1, classes=["a", "b"], selected=torch.tensor([3.0, NAN]))  # re-weighting can do that
+
+
+def test_what_cannot_be_recorded(tmp_path):
+    with pytest.raises(ValueError, match="`classes`: expected at least one name"):
+        record_round(tmp_path, 1, classes=[])
+    with pytest.raises(ValueError, match="`values`: expected other names than 'step'"):
+        record_step(tmp_path, 1, {"step": 0.5})
+    with pytest.raises(ValueError, match=r"`picture`: expected \(3, H, W\), got \(3, 0, 4\)"):
+        record_picture(tmp_path, "empty", torch.rand(3, 0, 4))
+    with pytest.raises(TypeError, match=r"`picture`: expected a matplotlib Figure or a torch.Tensor, got ndarray"):
+        record_picture(tmp_path, "array", np.zeros((3, 4, 4)))
+    assert not (tmp_path / "steps.jsonl").exists()
+
+
+def test_steps_of_tensors_of_one(tmp_path):
+    record_step(tmp_path, 1, {"a": torch.tensor([0.5], requires_grad=True), "b": torch.tensor(2, dtype=torch.bfloat16)})
+    assert json.loads((tmp_path / "steps.jsonl").read_text()) == {"a": 0.5, "b": 2.0, "step": 1}
+
+
+@pytest.mark.parametrize("text", ['{"round": 1e999, "classes": ["a"]}', '{"round": 1, "classes": []}', "[" * 100_000])
+def test_more_damaged_rounds(tmp_path, text):
+    record_round(tmp_path, 1, classes=["a"], iou=torch.tensor([50.0]))
+    (tmp_path / "rounds" / "round-0002.json").write_text(text)
+    page = Page(report(tmp_path))
+    assert any("rounds/round-0002.json" in part for part in page.texts)
+
+
+def test_steps_that_no_axis_holds(tmp_path):
+    (tmp_path / "steps.jsonl").write_text(f'{{"step": {"9" * 400}, "loss": 1}}\n')
+    for step, loss in enumerate((1e308, -1e308, 0.5, 0.25)):
+        record_step(tmp_path, step, {"loss": loss})
+    assert len(Page(report(tmp_path)).pictures) > 0
