@@ -28,7 +28,11 @@ FILES = sorted(
 )
 
 UNSAFE_MODULES = {"cPickle", "cloudpickle", "dill", "joblib", "marshal", "pickle", "ruamel", "shelve", "yaml"}
-UNSAFE_CALLS = {"eval", "exec", "os.popen", "os.system", "pandas.read_pickle", "tempfile.mktemp"}
+UNSAFE_CALLS = {
+    *("eval", "exec", "os.execv", "os.execvp", "os.popen", "os.system", "pandas.read_pickle", "shutil.unpack_archive"),
+    *("subprocess.getoutput", "subprocess.getstatusoutput", "tempfile.mktemp", "torch.hub.load"),
+    *("torch.serialization.load",),
+}
 TORCH_LOADERS = {"torch.load", "torch.hub.load_state_dict_from_url"}  # both unpickle unless told not to
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 -- names to look for
 

@@ -2,7 +2,7 @@
 
 Each reads the logits once and writes only what its function returns. They are tested in Triton's interpreter, on the
 CPU, and compiled for NVIDIA GPUs, but have not been measured on one yet. So a kernel is checked on your device when it
-is first used there: should it fail, a warning says so and the plain path is used.
+is first used there, on small batches of common layouts: should it fail, a warning says so and the plain path is used.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ def chosen(logits: Tensor, kernel: str | None = None) -> bool:
     return (
         _enabled is not False
         and not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
+        and not torch._C._len_torch_dispatch_stack()  # make_fx and other modes, which would not see a kernel
         and type(logits) is Tensor  # no subclass that does more, or holds less, than its memory
         and (logits.is_cuda or (_enabled is True and _interpreted(logits)))
         and logits.dtype in _DTYPES
@@ -86,4 +88,7 @@ def _interpreted(logits: Tensor) -> bool:
 
 @functools.cache
 def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ValueError:  # a stand-in of that name
+        return False

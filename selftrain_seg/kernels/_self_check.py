@@ -37,10 +37,16 @@ def passed(kernel: str, logits: Tensor) -> bool:
     with torch.cuda.device(logits.get_device()), torch.no_grad():
         if torch.cuda.is_current_stream_capturing():
             return False
+        mode = torch.cuda.get_sync_debug_mode() if logits.is_cuda else 0
+        if mode:
+            torch.cuda.set_sync_debug_mode("default")  # the check waits for the device; nothing after it does
         try:
             check(*key)
+        except torch.OutOfMemoryError:  # says nothing about the kernel: asked again next time
+            return False
         except Exception as error:  # whatever it is, the plain path does the same
             _failed = True
+            _raise_if_broken(logits.device, error)
             warnings.warn(
                 f"the kernel for `{kernel}` failed its self-check on {logits.device} with {logits.dtype} and "
                 f"{logits.shape[1]} classes ({type(error).__name__}: {error}); from here on this process uses the "
@@ -49,8 +55,23 @@ def passed(kernel: str, logits: Tensor) -> bool:
                 stacklevel=4,
             )
             return False
+        finally:
+            if mode:
+                torch.cuda.set_sync_debug_mode(mode)
     _passed.add(key)
     return True
+
+
+def _raise_if_broken(device: torch.device, error: Exception) -> None:
+    """After an illegal access no path works in this process: say so, instead of falling back."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        raise RuntimeError(
+            f"a kernel of selftrain_seg broke {device}; start again with SELFTRAIN_SEG_KERNELS=0"
+        ) from error
 
 
 def check(kernel: str, device: torch.device, dtype: torch.dtype, num_classes: int) -> None:

@@ -137,8 +137,12 @@ def _launch(
     plan = _plan(logits, *strided)
     if plan.programs == 0:
         return
-    with torch.cuda.device(logits.get_device()):  # -1, the CPU, changes nothing
-        kernel[(plan.programs,)](
-            logits, *tensors, *plan.layout, *numbers, C=logits.shape[1], TILE_C=plan.tile_classes, PIXELS=plan.pixels,
-            DENSE=plan.dense, **sizes, enable_fp_fusion=False,
-        )  # fmt: skip
+    try:
+        with torch.cuda.device(logits.get_device()):  # -1, the CPU, changes nothing
+            kernel[(plan.programs,)](
+                logits, *tensors, *plan.layout, *numbers, C=logits.shape[1], TILE_C=plan.tile_classes,
+                PIXELS=plan.pixels, DENSE=plan.dense, **sizes, enable_fp_fusion=False,
+            )  # fmt: skip
+    except Exception as error:  # Triton compiles for each combination of dtypes and layouts, not all checked before
+        hint = "set SELFTRAIN_SEG_KERNELS=0 or call selftrain_seg.kernels.enable(False) for the plain path"
+        raise RuntimeError(f"a kernel could not be started ({type(error).__name__}: {error}); {hint}") from error

@@ -7,7 +7,8 @@ pixel are saved: no softmax, no one-hot tensor. What a loss does with the maps (
 (B, H, W), in ``_reduce``.
 
 Differentiable twice: with ``create_graph=True``, and under ``torch.func.grad`` and ``vmap`` of it, backward takes
-plain operations, which keep softmax tensors. Forward-mode AD raises torch's ``NotImplementedError``. Tensors of
+plain operations, which keep softmax tensors; not inside ``torch.compile``, where torch loses the second derivative
+of any ``autograd.Function`` without an error. Forward-mode AD raises torch's ``NotImplementedError``. Tensors of
 more than 2^31 elements are fine: no index is computed here, and ATen's are 64-bit.
 """
 
@@ -86,13 +87,17 @@ def fold_and_apply(
     folded = []
     for arg, dim in zip(args, in_dims, strict=True):
         if isinstance(arg, Tensor):
-            mapped = arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
-            folded.append(mapped.flatten(0, 1))
+            folded.append(_fold(info, dim, arg))
         else:
             folded.append(arg)
     out = function.apply(*folded)
     sizes = (info.batch_size, out[0].shape[0] // info.batch_size)
     return tuple(part.unflatten(0, sizes) for part in out), (0,) * len(out)
+
+
+def _fold(info: Any, dim: int | None, arg: Tensor) -> Tensor:
+    mapped = arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
+    return mapped.flatten(0, 1)
 
 
 def _cut(tensor: Tensor, block: tuple[slice, slice]) -> Tensor:
@@ -105,7 +110,7 @@ class _PixelMaps(torch.autograd.Function):
     @staticmethod
     def forward(logits: Tensor, target: Tensor, ignore_index: int, kinds: tuple[str, ...]) -> tuple[Tensor, ...]:
         if torch.compiler.is_compiling():
-            if logits.device.type in _OPAQUE:
+            if _opaque(logits):
                 return tuple(_maps_operator(logits, target, ignore_index, _SEPARATOR.join(kinds)))
             return _maps(logits, target, ignore_index, kinds, None)
         if kernels.chosen(logits, "losses"):
@@ -130,7 +135,7 @@ class _PixelMaps(torch.autograd.Function):
         ]
         if not arrived:
             return None, None, None, None
-        if torch.compiler.is_compiling() and logits.device.type in _OPAQUE:
+        if torch.compiler.is_compiling() and _opaque(logits):
             kinds = _SEPARATOR.join(kind for kind, _, _ in arrived)
             given, known = [grad for _, grad, _ in arrived], [value for _, _, value in arrived if value is not None]
             return _gradient_operator(logits, target, given, known, ctx.ignore_index, kinds), None, None, None
@@ -185,6 +190,11 @@ _OPAQUE = ("cpu",)
 _SEPARATOR = ","
 
 
+def _opaque(logits: Tensor) -> bool:
+    """Whether the operators are used; an exported program must not depend on this library."""
+    return logits.device.type in _OPAQUE and not torch.compiler.is_exporting()
+
+
 @torch.library.custom_op("selftrain_seg::pixel_maps", mutates_args=(), device_types="cpu")
 def _maps_operator(logits: Tensor, target: Tensor, ignore_index: int, kinds: str) -> list[Tensor]:
     return list(_maps_in_blocks(logits, target, ignore_index, tuple(kinds.split(_SEPARATOR))))
@@ -194,6 +204,16 @@ def _maps_operator(logits: Tensor, target: Tensor, ignore_index: int, kinds: str
 def _(logits: Tensor, target: Tensor, ignore_index: int, kinds: str) -> list[Tensor]:
     valid = logits.new_empty((logits.shape[0], *logits.shape[2:]), dtype=torch.bool)
     return [valid, *(torch.empty_like(valid, dtype=statistics_dtype(logits)) for _ in kinds.split(_SEPARATOR))]
+
+
+@_maps_operator.register_vmap
+def _(
+    info: Any, in_dims: tuple[int | None, ...], logits: Tensor, target: Tensor, ignore_index: int, kinds: str
+) -> tuple[list[Tensor], list[int]]:
+    logits, target = (_fold(info, dim, arg) for arg, dim in zip((logits, target), in_dims[:2], strict=True))
+    out = _maps_operator(logits, target, ignore_index, kinds)
+    sizes = (info.batch_size, logits.shape[0] // info.batch_size)
+    return [part.unflatten(0, sizes) for part in out], [0] * len(out)
 
 
 @torch.library.custom_op("selftrain_seg::pixel_maps_gradient", mutates_args=(), device_types="cpu")

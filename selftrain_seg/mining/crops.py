@@ -232,7 +232,7 @@ def _narrow(labels: Tensor) -> Tensor:
     wide = labels.dtype in (torch.int16, torch.int32, torch.int64)
     if labels.device.type != "cpu" or torch.compiler.is_compiling() or not wide or not labels.numel():
         return labels
-    narrow = torch.empty(labels.shape, dtype=torch.uint8)
+    narrow = torch.empty(labels.shape, dtype=torch.uint8, device=labels.device)
     for image, out in zip(labels, narrow, strict=True):  # one after the other: the second reading is from the cache
         low, high = image.aminmax()
         if low < 0 or high > 255:
@@ -251,7 +251,8 @@ def _best_compared(labels: Tensor, ranked: Tensor) -> Tensor:
     """As :func:`_best_present`, by comparison of every pixel with every class."""
     columns = ranked.shape[1]
     values = ranked.to(torch.uint8)[:, :, None]
-    differences = torch.empty(0, dtype=torch.uint8)  # one buffer for all: fresh memory costs as much as the work
+    # One buffer for all: fresh memory costs as much as the work.
+    differences = torch.empty(0, dtype=torch.uint8, device=labels.device)
     least = []
     for rows in _row_blocks(labels, max(1, 8 // columns)):
         block = labels[:, rows].flatten(1)[:, None]
@@ -259,7 +260,7 @@ def _best_compared(labels: Tensor, ranked: Tensor) -> Tensor:
         torch.bitwise_xor(block, values, out=differences.resize_(block.shape[0], columns, block.shape[2]))
         least.append(differences.amin(2))
     present = (torch.stack(least).amin(0) == 0) & (ranked >= 0) & (ranked < 256)
-    return (present * torch.arange(columns)).amax(1)
+    return (present * torch.arange(columns, device=labels.device)).amax(1)
 
 
 def _best_present(labels: Tensor, ranked: Tensor) -> tuple[Tensor, Tensor]:

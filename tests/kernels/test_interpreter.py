@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,24 @@ def test_what_is_chosen(monkeypatch):
     assert not kernels.chosen(logits)  # nobody asked for kernels on the CPU
     kernels.enable(False)
     assert not kernels.chosen(logits)
+
+
+def test_a_stand_in_for_triton(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
+    assert not kernels._installed.__wrapped__()
+
+
+def test_no_memory_for_a_check_is_no_verdict(monkeypatch):
+    def check(*key):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(_self_check, "check", check)
+    monkeypatch.setattr(_self_check, "_passed", set())
+    monkeypatch.setattr(_self_check, "_failed", False)
+    assert not _self_check.passed("top", random_logits())
+    monkeypatch.setattr(_self_check, "check", lambda *key: None)
+    assert _self_check.passed("top", random_logits())
 
 
 def test_a_failed_check_warns_once_and_ends_all(monkeypatch):

@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from selftrain_seg import kernels
 from selftrain_seg.confidence import top_confidence
@@ -340,6 +341,13 @@ def test_compiled_functions_take_the_plain_path(monkeypatch):
     for select in (select_hard, select_reweighted, select_soft):
         labels = torch.compile(select, fullgraph=True, backend="eager")(logits, thresholds).labels
         assert torch.equal(labels, plain(select, logits, thresholds).labels)
+
+
+def test_traced_functions_take_the_plain_path(monkeypatch):
+    forbid(monkeypatch)
+    logits = random_logits(1, 5, 4, 4).to(DEVICE)
+    graph = make_fx(lambda z: top_confidence(z).labels)(logits)
+    assert torch.equal(graph(-logits), plain(top_confidence, -logits).labels)
 
 
 def test_no_gradient_and_nothing_mutated():

@@ -207,3 +207,24 @@ def test_forward_mode_says_so():
 def test_labels_out_of_range_are_an_error_without_value_checks_too():
     with pytest.raises(RuntimeError, match="out of bounds"):
         losses.mrkld_loss(make_logits(), torch.full((2, 3, 5), 4))
+
+
+def test_exported_programs_do_not_need_this_library():
+    class Loss(torch.nn.Module):
+        def forward(self, logits, labels):
+            return losses.mrkld_loss(logits, labels)
+
+    logits, labels = make_logits((2, 5, 6, 7), torch.float32), make_labels((2, 5, 6, 7))
+    program = torch.export.export(Loss(), (logits, labels))
+    assert "selftrain_seg" not in program.graph_module.code
+    torch.testing.assert_close(program.module()(logits, labels), losses.mrkld_loss(logits, labels))
+
+
+@pytest.mark.usefixtures("compiled_path")
+def test_compiled_vmap():
+    logits, labels = make_logits((2, 5, 6, 7), torch.float32), make_labels((2, 5, 6, 7))
+    logits = torch.stack([logits, 2 * logits, -logits])
+    mapped = torch.func.vmap(losses.mrkld_loss, in_dims=(0, None))
+    torch._dynamo.reset()
+    compiled = torch.compile(mapped, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits, labels), torch.stack([losses.mrkld_loss(z, labels) for z in logits]))

@@ -363,3 +363,23 @@ def test_cuda_never_waits():
         torch.cuda.set_sync_debug_mode(mode)
     assert torch.isin(windows, classes).flatten(1).any(1).all()
     assert torch.equal(parts.cpu(), crop(images.cpu(), corners.cpu(), (9, 70)))
+
+
+def test_negative_labels_are_no_byte():
+    labels = torch.zeros(1, 8, 8, dtype=torch.long)
+    labels[0, 7, 7] = -1  # 255 as a byte
+    corners = mine_crops(labels.expand(400, 8, 8), torch.tensor([255]), (2, 2), chance=1.0, ignore_index=-1)
+    assert len(corners.unique(dim=0)) > 1  # uniform: there is nothing to mine
+
+
+def test_default_device_is_not_used():
+    labels, counts = random_labels(), counts_per_image(random_labels())
+    classes = torch.tensor([1, 3])
+    expected = [mine_crops(labels, classes, (4, 4), generator=generator(1)) for _ in range(2)]
+    torch.set_default_device("meta")
+    try:
+        found = [mine_crops(labels, classes, (4, 4), image_counts=n, generator=generator(1)) for n in (None, counts)]
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(found[0], expected[0])
+    assert found[1].device.type == "cpu"
