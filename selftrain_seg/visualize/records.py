@@ -125,7 +125,7 @@ def record_step(run_dir: str | os.PathLike[str], step: int, values: Mapping[str,
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         start = b"" if file.read(1) in (b"", b"\n") else b"\n"  # after half a line
-        file.write(start + json.dumps({**plain, "step": int(step)}).encode() + b"\n")
+        file.write(start + json.dumps({"step": int(step), **plain}).encode() + b"\n")
 
 
 def record_picture(run_dir: str | os.PathLike[str], name: str, picture: Figure | Tensor) -> Path:
@@ -187,7 +187,7 @@ def write(path: Path, data: bytes) -> None:
 
 def _plain(value: Any) -> float | str | None:
     """As JSON holds it, which has no NaN and no infinity."""
-    number = float(on_host(value).item())  # of a tensor of one, whatever its shape
+    number = float(np.squeeze(on_host(value)))  # of a tensor of one, whatever its shape
     return None if math.isnan(number) else number if math.isfinite(number) else str(number)
 
 

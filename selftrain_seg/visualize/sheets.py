@@ -196,7 +196,7 @@ def _painted(
 
 def _ignored(palette: Sequence[Sequence[int]] | Tensor | None) -> tuple[int, int, int]:
     """Black or, where that is the colour of a class, as VOC's background is, white."""
-    taken = palette is not None and any(not any(colour) for colour in on_host(palette).tolist())
+    taken = palette is not None and bool((on_host(palette) == 0).all(axis=1).any())
     return (255, 255, 255) if taken else (0, 0, 0)
 
 
