@@ -13,16 +13,10 @@ from PIL import Image
 
 from selftrain_seg.datasets import SyntheticStreets
 from selftrain_seg.mining import class_mix, crop, mine_crops, paste_classes, rare_classes
+from selftrain_seg.visualize import colorize
 
 COLUMNS, SIZE, CROP = 4, (256, 512), (128, 256)
 WANTED = ("rider", "bicycle", "person", "sign", "light", "pole")
-
-
-def coloured(labels, palette):
-    """(B, H, W) labels to (B, H, W, 3), white where there is none."""
-    colours = torch.tensor(palette, dtype=torch.uint8)
-    known = labels < len(colours)
-    return torch.where(known[..., None], colours[labels.clamp(max=len(colours) - 1)], 255)
 
 
 def show(axes, pictures, title, outlines=None):
@@ -69,7 +63,8 @@ def main():
     show(axes[2], below.permute(0, 2, 3, 1), "images to\npaste onto")
     for row, mixed, title in ((3, class_mixed, "class_mix"), (5, pasted, "paste_classes")):
         show(axes[row], mixed.images.permute(0, 2, 3, 1), title, mixed.pasted)
-        show(axes[row + 1], coloured(mixed.labels, streets.palette), "its labels")
+        painted = colorize(mixed.labels, streets.palette, ignore_color=(255, 255, 255))
+        show(axes[row + 1], painted.permute(0, 2, 3, 1), "its labels")
     axes[4][0].set_xlabel("outlined: what comes from the images in the first row", fontsize=9, loc="left")
     drawn = BytesIO()
     figure.savefig(drawn, dpi=80)

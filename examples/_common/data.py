@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ def save_atomically(content: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     torch.save(content, temporary)
+    temporary.replace(path)
+
+
+def save_json(content: Any, path: Path, *, default: Callable[[Any], Any] | None = None) -> None:
+    """The same for JSON; ``default`` turns into it what is not."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=1, default=default) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 

@@ -59,10 +59,11 @@ def evaluate(net: nn.Module, data: Data, run: Run, name: str = "") -> Tensor:
 
 def show_predictions(images: Tensor, logits: Tensor, labels: Tensor, data: Data, run: Run, name: str) -> None:
     """Leave pictures of a few images: labels over them on TensorBoard; these and the confidence for the report."""
+    images, logits, labels = (part[:6] for part in (images, logits, labels))
     palette, top = data.label_map.palette, top_confidence(logits)
     predicted, truth = (overlay(images, maps, palette, opacity=0.6) for maps in (top.labels, labels))
-    rows = [part[:6] for part in ((255 * images).round().byte(), predicted, truth)]
-    run.picture("images, predictions, truth", make_grid(torch.cat(rows), len(rows[0])))
+    rows = ((255 * images).round().byte(), predicted, truth)
+    run.picture("images, predictions, truth", make_grid(torch.cat(rows), len(images)))
     columns = {"image": images[:4], "prediction": predicted[:4], "truth": truth[:4]}
     sheet = image_sheet(columns, palette=palette, classes=data.label_map.classes)
     record_picture(run.out, f"{name} predictions".strip(), sheet)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from _common.data import save_json
 from selftrain_seg.datasets import SyntheticStreets
 from selftrain_seg.mining import mine_crops
 from selftrain_seg.selectors import SelectionSummary
@@ -132,7 +132,5 @@ def write_results(
             "rare": sum(rare_mean) / len(runs),
             "iou": dict(zip(classes, iou, strict=True)),
         }
-    for name, content in (("arguments.json", vars(args)), ("result.json", found)):
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
-        temporary.replace(folder / name)
+    save_json(vars(args), folder / "arguments.json", default=str)
+    save_json(found, folder / "result.json")

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from _common.data import save_atomically
+from _common.data import save_atomically, save_json
 from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.visualize import record_step, report
 
@@ -173,9 +173,7 @@ class Run:
         }
         if self.main:
             save_atomically({name: tensor.cpu() for name, tensor in net.state_dict().items()}, self.out / "model.pt")
-            temporary = self.out / "result.json.tmp"
-            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(self.out / "result.json")
+            save_json(results, self.out / "result.json")
             self.board.close()
             self.say(f"report: {report(self.out)}")
         if self.world > 1:
@@ -198,9 +196,7 @@ class Run:
             for pattern in ("steps.jsonl", "rounds/**/round-*.json", "pictures/*.png"):
                 for old in self.out.glob(pattern):
                     old.unlink()
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(path)
+            save_json(asked, path)
 
     def _quiet(self) -> bool | None:
         return None if self.main else True  # None: no bar where the output is no terminal

@@ -84,13 +84,8 @@ def fold_and_apply(
     function: type[torch.autograd.Function], info: Any, in_dims: tuple[int | None, ...], *args: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Apply under ``vmap`` a function that treats pixels independently: the mapped dimension joins the batch."""
-    folded = []
-    for arg, dim in zip(args, in_dims, strict=True):
-        if isinstance(arg, Tensor):
-            folded.append(_fold(info, dim, arg))
-        else:
-            folded.append(arg)
-    out = function.apply(*folded)
+    pairs = zip(args, in_dims, strict=True)
+    out = function.apply(*(_fold(info, dim, arg) if isinstance(arg, Tensor) else arg for arg, dim in pairs))
     sizes = (info.batch_size, out[0].shape[0] // info.batch_size)
     return tuple(part.unflatten(0, sizes) for part in out), (0,) * len(out)
 

@@ -113,7 +113,9 @@ def crop_sheet(
         _checks.check_map(labels, images, "labels")
         _checks.check_integer(classes, "classes")
     _check_some({"images": images})
-    crops = crop(images, corners, size)
+    crops, wanted = crop(images, corners, size), None
+    if labels is not None and classes is not None:
+        wanted = on_host(crop(torch.isin(labels, classes.to(labels.device)), corners, size, fill=0))
     figure, axes = _figure.picture_grid(len(images), ["image", "mined crop"], images.shape[2] / images.shape[3])
 
     from matplotlib.patches import Rectangle
@@ -128,9 +130,8 @@ def crop_sheet(
             place = (left - 0.5, top - 0.5)
             line[0].add_patch(Rectangle(place, size[1], size[0], fill=False, edgecolor=colour, linewidth=width))
         _figure.show(line[1], cut[row])
-        if labels is not None and classes is not None:
-            wanted = torch.isin(labels[row : row + 1], classes.to(labels.device))
-            _figure.outline(line[1], on_host(crop(wanted, corners[row : row + 1], size, fill=0)[0]))
+        if wanted is not None:
+            _figure.outline(line[1], wanted[row])
     return _figure.plain_text(figure)
 
 
