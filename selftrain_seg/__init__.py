@@ -10,10 +10,10 @@ from types import ModuleType
 from selftrain_seg._checks import value_checks
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _STAGES = ("confidence", "thresholds", "selectors", "losses")
-_SUBPACKAGES = (*_STAGES, "datasets", "distributed", "kernels", "mining", "store", "teachers", "views", "visualize")
+_SUBPACKAGES = (*_STAGES, "datasets", "distributed", "mining", "store", "teachers", "views", "visualize")
 
 __all__ = ["IGNORE_INDEX", "PseudoLabels", "__version__", "value_checks", *_SUBPACKAGES]
 

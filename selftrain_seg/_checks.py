@@ -7,6 +7,7 @@ would make the host wait for the device, so they run only inside ``value_checks(
 from __future__ import annotations
 
 import numbers
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,8 @@ from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["value_checks"]
 
-_value_checks = False
+_value_checks = 0  # blocks of all threads that want values looked at
+_lock = threading.Lock()
 
 
 @contextmanager
@@ -26,11 +28,11 @@ def value_checks(enabled: bool = True) -> Iterator[None]:
     """Switch on, inside a ``with`` block, the checks that must look at tensor values.
 
     Out-of-range labels are then reported as a ``ValueError`` that names the argument and the value. The host
-    waits for the device at each such check, so use it while debugging, not while training. The switch is
-    process-wide, not per thread.
+    waits for the device at each such check, so use it while debugging, not while training. Checks run in all
+    threads as long as one of them is inside such a block.
 
     Args:
-        enabled: whether value checks run inside the block.
+        enabled: False makes the block do nothing.
 
     Example:
         >>> import torch, selftrain_seg
@@ -40,12 +42,17 @@ def value_checks(enabled: bool = True) -> Iterator[None]:
         Traceback (most recent call last):
         ValueError: `labels`: expected values in [0, 3) or ignore_index 255, got 7
     """
-    global _value_checks
-    before, _value_checks = _value_checks, enabled
+    _count_blocks(int(enabled))
     try:
         yield
     finally:
-        _value_checks = before
+        _count_blocks(-int(enabled))
+
+
+def _count_blocks(change: int) -> None:
+    global _value_checks
+    with _lock:
+        _value_checks += change
 
 
 def check_tensor(value: Any, name: str) -> None:
@@ -77,9 +84,25 @@ def check_map(value: Any, like: Tensor, name: str) -> None:
     check_device(value, like, name)
 
 
+def check_valid(valid: Any, logits: Tensor) -> None:
+    """None, or (B, H, W) bool: the pixels that exist."""
+    if valid is None:
+        return
+    check_map(valid, logits, "valid")
+    if valid.dtype != torch.bool:
+        raise TypeError(f"`valid`: expected dtype torch.bool, got {valid.dtype}")
+
+
 def check_device(value: Tensor, like: Tensor, name: str) -> None:
     if value.device != like.device:
         raise ValueError(f"`{name}`: expected device {like.device}, got {value.device}")
+
+
+def check_scalar(value: Any, name: str) -> None:
+    """() floating point."""
+    check_tensor(value, name)
+    if value.ndim or not value.is_floating_point():
+        raise ValueError(f"`{name}`: expected a floating-point tensor (), got {value.dtype} {tuple(value.shape)}")
 
 
 def check_integer(value: Any, name: str) -> None:
@@ -146,23 +169,28 @@ def check_class_maps(value: Any, logits: Tensor, name: str) -> None:
         raise ValueError(f"`{name}`: expected values of at least 0, got {float(value[~(value >= 0)][0])}")
 
 
-def check_thresholds(thresholds: Any, logits: Tensor, name: str = "thresholds") -> None:
-    """(C,) floating-point probabilities; they may lie on another device than the logits."""
-    check_tensor(thresholds, name)
+def thresholds_for(thresholds: Any, logits: Tensor) -> Tensor:
+    """(C,) floating-point thresholds on the device of ``logits``; a number in [0, 1] is that of every class."""
+    if not isinstance(thresholds, Tensor):
+        check_real(thresholds, "thresholds", 0.0, 1.0)
+        return logits.new_full((logits.shape[1],), thresholds, dtype=torch.float64)
     if tuple(thresholds.shape) != (logits.shape[1],):
-        raise ValueError(f"`{name}`: expected (C,) = ({logits.shape[1]},), got {tuple(thresholds.shape)}")
+        raise ValueError(f"`thresholds`: expected (C,) = ({logits.shape[1]},), got {tuple(thresholds.shape)}")
     if not thresholds.is_floating_point():
-        raise TypeError(f"`{name}`: expected a floating-point dtype, got {thresholds.dtype}")
+        raise TypeError(f"`thresholds`: expected a floating-point dtype, got {thresholds.dtype}")
+    return thresholds.to(logits.device)
 
 
-def check_prior(prior: Any, logits: Tensor, name: str = "prior") -> None:
-    """(C, H, W), floating point, on the device of ``logits``."""
-    check_tensor(prior, name)
+def check_prior(prior: Any, logits: Tensor) -> None:
+    """None, or (C, H, W), floating point, on the device of ``logits``."""
+    if prior is None:
+        return
+    check_tensor(prior, "prior")
     if tuple(prior.shape) != tuple(logits.shape[1:]):
-        raise ValueError(f"`{name}`: expected (C, H, W) = {tuple(logits.shape[1:])}, got {tuple(prior.shape)}")
+        raise ValueError(f"`prior`: expected (C, H, W) = {tuple(logits.shape[1:])}, got {tuple(prior.shape)}")
     if not prior.is_floating_point():
-        raise TypeError(f"`{name}`: expected a floating-point dtype, got {prior.dtype}")
-    check_device(prior, logits, name)
+        raise TypeError(f"`prior`: expected a floating-point dtype, got {prior.dtype}")
+    check_device(prior, logits, "prior")
 
 
 def check_real(value: Any, name: str, low: float, high: float, *, open_low: bool = False) -> None:

@@ -16,14 +16,14 @@ class PseudoLabels(NamedTuple):
     Attributes:
         labels: (B, H, W) int64, the class of each selected pixel, ``ignore_index`` elsewhere.
         confidence: (B, H, W) float32 in [0, 1], the network's confidence ``max_c p_c`` (with a spatial prior
-            the score ``max_c p_c q_c``, which may exceed 1). Zero where the logits were NaN.
+            the score ``max_c p_c q_c``, which may exceed 1). Zero where the logits were NaN or ``valid`` was False.
         soft: (B, C, H, W) soft labels, or None where the selector makes hard labels only.
-        weight: (B, H, W) float32 pixel weights for the loss, or None where every selected pixel counts 1.
+        pixel_weight: (B, H, W) float32 weights for the loss, or None where every selected pixel counts 1.
         predicted: (B, H, W) int64, the class the network predicts at every pixel, selected or not.
     """
 
     labels: Tensor
     confidence: Tensor
     soft: Tensor | None = None
-    weight: Tensor | None = None
+    pixel_weight: Tensor | None = None
     predicted: Tensor | None = None

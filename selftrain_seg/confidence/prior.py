@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from selftrain_seg import _checks
-from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg._state import Stateful
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["SpatialPrior"]
 
 
-class SpatialPrior(nn.Module):
+class SpatialPrior(Stateful):
     """Estimate, from source labels, how much more often than on average each class is found at each pixel.
 
     The share of label maps with class c at a pixel, counted at the working resolution, smoothed with a Gaussian
@@ -34,7 +34,7 @@ class SpatialPrior(nn.Module):
         frequencies: (C, H, W) float64, sums over label maps.
 
     State / distributed:
-        A buffer of sums. ``compute`` adds it over ranks, so every rank must call it.
+        Sums, each rank's own. ``compute`` adds them over ranks, so every rank must call it.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -78,7 +78,8 @@ class SpatialPrior(nn.Module):
         self.num_classes, self.size, self.sigma_px = num_classes, (int(height), int(width)), float(sigma_px)
         self.kernel_px = kernel_px if kernel_px is not None else math.ceil(6.0 * sigma_px) // 2 * 2 + 1
         self.ignore_index = ignore_index
-        self.register_buffer("frequencies", torch.zeros(num_classes, height, width, dtype=torch.float64))
+        start = torch.zeros(num_classes, height, width, dtype=torch.float64)
+        self.add_state("frequencies", start, over_ranks="sum")
 
     def extra_repr(self) -> str:  # noqa: D102
         return (
@@ -96,12 +97,13 @@ class SpatialPrior(nn.Module):
 
         Raises:
             TypeError: ``labels`` is not an integer tensor.
-            ValueError: ``labels`` is not (B, h, w) with h, w at least 1, or, inside ``value_checks()``, has a
-                label outside [0, C).
+            ValueError: ``labels`` is not (B, h, w) with h, w at least 1, lies on another device than the counts,
+                or, inside ``value_checks()``, has a label outside [0, C).
         """
         _checks.check_label_maps(labels)
         if 0 in labels.shape[1:]:
             raise ValueError(f"`labels`: expected (B, h, w) with h, w at least 1, got {tuple(labels.shape)}")
+        self.check_home(labels, "labels")
         _checks.check_label_values(labels, self.num_classes, self.ignore_index)
         height, width = self.size
         labels, rows, row_weight = _to_cells(labels, 1, height)
@@ -110,8 +112,7 @@ class SpatialPrior(nn.Module):
         cell = rows.view(-1, 1) * width + columns
         index = torch.where(counted, labels.long() * (height * width) + cell, 0)
         weight = torch.where(counted, row_weight.view(-1, 1) * column_weight, 0.0)
-        home = self.frequencies.device
-        self.frequencies.view(-1).scatter_add_(0, index.flatten().to(home), weight.flatten().to(home))
+        self.frequencies.view(-1).scatter_add_(0, index.flatten(), weight.flatten())
 
     @torch.no_grad()
     def compute(self, size: tuple[int, int] | None = None) -> Tensor:
@@ -124,7 +125,7 @@ class SpatialPrior(nn.Module):
             (C, H, W) float32, each class with mean 1 over pixels; all 0 for a class that was never seen, which
             is then never predicted.
         """
-        maps = all_reduce_sum(self.frequencies).unsqueeze(0)
+        maps = self.reduced("frequencies")[0].unsqueeze(0)
         if self.sigma_px > 0:
             from kornia.filters import gaussian_blur2d  # slow to import, and needed here alone
 
@@ -135,10 +136,6 @@ class SpatialPrior(nn.Module):
         mean = maps.mean(dim=(2, 3), keepdim=True)
         prior: Tensor = torch.where(mean > 0, maps / mean.where(mean > 0, torch.ones_like(mean)), 0.0)
         return prior.squeeze(0).float()
-
-    def reset(self) -> None:
-        """Forget all label maps."""
-        self.frequencies.zero_()
 
 
 def _to_cells(labels: Tensor, dim: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,10 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from selftrain_seg import _checks, kernels
-from selftrain_seg._numerics import blocks
-from selftrain_seg.confidence._scores import pixel_scores, prior_peaks
-from selftrain_seg.kernels import launch
+from selftrain_seg import _checks, ops
 
 __all__ = ["TopConfidence", "log_odds", "top_confidence"]
 
@@ -60,20 +57,11 @@ def top_confidence(logits: Tensor, *, prior: Tensor | None = None) -> TopConfide
         -4.248...e-18
     """
     _checks.check_logits(logits)
-    if prior is not None:
-        _checks.check_prior(prior, logits)
-        prior = prior.detach()
-    peaks = None if prior is None else prior_peaks(prior)
-    logits = logits.detach()
-    if prior is None and kernels.chosen(logits, "top"):
-        return TopConfidence(*launch.top(logits))
-    shape = (logits.shape[0], *logits.shape[-2:])
-    labels = torch.empty(shape, dtype=torch.int64, device=logits.device)
-    log_confidence = torch.empty(shape, dtype=torch.float32, device=logits.device)
-    for images, rows in blocks(logits):
-        part = pixel_scores(logits[images, :, rows], None if prior is None else prior[:, rows], peaks)
-        labels[images, rows] = part.labels
-        log_confidence[images, rows] = part.log_confidence
+    _checks.check_prior(prior, logits)
+    labels, score, _ = ops.read(logits, prior=prior)
+    log_confidence = torch.nn.functional.logsigmoid(score)
+    if prior is not None:  # scores are relative to the most that a class can reach
+        log_confidence = log_confidence + ops.prior_peaks(prior.detach()).log()[labels]
     return TopConfidence(labels, log_confidence)
 
 

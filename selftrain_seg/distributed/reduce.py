@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["all_reduce_max", "all_reduce_sum", "several_ranks"]
+__all__ = ["all_reduce_max", "all_reduce_sum"]
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
         >>> all_reduce_sum(torch.tensor([1, 2]))
         tensor([1, 2])
     """
-    return _all_reduce(tensor, dist.ReduceOp.SUM) if several_ranks() else tensor
+    return _all_reduce(tensor, dist.ReduceOp.SUM) if rank_and_ranks()[1] > 1 else tensor
 
 
 def all_reduce_max(tensor: Tensor) -> Tensor:
@@ -47,16 +47,14 @@ def all_reduce_max(tensor: Tensor) -> Tensor:
         >>> all_reduce_max(torch.tensor([1, 2]))
         tensor([1, 2])
     """
-    return _all_reduce(tensor, dist.ReduceOp.MAX) if several_ranks() else tensor
+    return _all_reduce(tensor, dist.ReduceOp.MAX) if rank_and_ranks()[1] > 1 else tensor
 
 
-def several_ranks() -> bool:
-    """Tell whether the default process group has more than one rank.
-
-    Returns:
-        False where there is none.
-    """
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def rank_and_ranks() -> tuple[int, int]:
+    """This process's rank and the number of ranks in the default process group: (0, 1) without one."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 def _all_reduce(tensor: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:

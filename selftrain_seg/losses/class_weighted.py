@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from selftrain_seg import _checks
-from selftrain_seg.losses._core import pixel_maps
-from selftrain_seg.losses._module import LossModule
-from selftrain_seg.losses._reduce import REDUCTIONS, Term, reduce, weigh
+from selftrain_seg import _checks, ops
+from selftrain_seg.losses._arguments import NORMALIZE, check_target, divide_by
 from selftrain_seg.types import IGNORE_INDEX
 
-__all__ = ["ClassWeightedLoss", "class_weighted_loss", "focal_class_weight"]
-
-_NORMALIZE = ("valid", "all", "weights")
+__all__ = ["class_weighted_loss", "focal_class_weight"]
 
 
 def focal_class_weight(running_confidence: Tensor, *, exponent: float = 3.0) -> Tensor:
@@ -58,18 +53,18 @@ def class_weighted_loss(
     labels: Tensor,
     class_weight: Tensor,
     *,
-    normalize: str = "valid",
+    normalize: str = "labelled",
     pixel_weight: Tensor | None = None,
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
 ) -> Tensor:
     """Compute cross entropy in which every pixel counts by the weight of its label's class.
 
-    ``(1/D) Σ_valid w_y · -log p_y``, where D is
+    ``(1/D) Σ_labelled w_y · -log p_y``, where D is
 
-    - "valid": the number of valid pixels.
+    - "labelled": the number of labelled pixels.
     - "all": the number of pixels, B·H·W, as SAC's published code does; a sparse pseudo-label then counts less.
-    - "weights": ``Σ_valid w_y``, as ``torch.nn.functional.cross_entropy`` does.
+    - "weights": ``Σ_labelled w_y``, as ``torch.nn.functional.cross_entropy`` does.
 
     With ``focal_class_weight`` and the teacher's confidence as ``pixel_weight`` it is the loss of SAC.
 
@@ -84,7 +79,7 @@ def class_weighted_loss(
         reduction: "mean" as above; "sum" without the division; "none" for the map whose sum that is.
 
     Returns:
-        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without any valid pixel exactly
+        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without any labelled pixel exactly
         0 with gradients of exactly 0.
 
     Raises:
@@ -102,49 +97,13 @@ def class_weighted_loss(
         >>> class_weighted_loss(torch.zeros(1, 2, 1, 4), labels, torch.tensor([1.0, 0.5]))  # (1 + 0.5) · ln 2 / 2
         tensor(0.5199)
     """
-    _checks.check_logits(logits)
-    _checks.check_labels(labels, logits, ignore_index)
+    check_target(logits, labels, ignore_index, pixel_weight, soft=False)
     _checks.check_class_values(class_weight, logits, "class_weight")
-    _check_settings(normalize, reduction)
-    if pixel_weight is not None:
-        _checks.check_map(pixel_weight, logits, "pixel_weight")
-    valid, nll = pixel_maps(logits, labels, "nll", ignore_index=ignore_index)
-    weight = class_weight.detach().to(nll.dtype)[torch.where(valid, labels.long(), 0)]
-    weight = torch.where(valid, weight, 0)
-    divisor: Tensor | int = nll.numel() if normalize == "all" else valid.sum()
-    if normalize == "weights":
-        divisor = weight.sum()
-    return reduce([Term(1.0, weigh(nll * weight, pixel_weight, valid), divisor)], reduction)
-
-
-def _check_settings(normalize: str, reduction: str) -> None:
-    _checks.check_choice(normalize, "normalize", _NORMALIZE)
-    _checks.check_choice(reduction, "reduction", REDUCTIONS)
-
-
-class ClassWeightedLoss(LossModule):
-    """``class_weighted_loss`` with its settings kept; the weights, which change, come with each call.
-
-    ``ClassWeightedLoss()(logits, labels, focal_class_weight(selector.running_confidence))``.
-    """
-
-    def __init__(self, *, normalize: str = "valid", ignore_index: int = IGNORE_INDEX, reduction: str = "mean") -> None:
-        super().__init__()
-        _check_settings(normalize, reduction)
-        self.normalize = normalize
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-
-    def forward(
-        self, logits: Tensor, labels: Tensor, class_weight: Tensor, *, pixel_weight: Tensor | None = None
-    ) -> Tensor:
-        """Call ``class_weighted_loss`` with the settings of this module."""
-        return class_weighted_loss(
-            logits,
-            labels,
-            class_weight,
-            normalize=self.normalize,
-            pixel_weight=pixel_weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-        )
+    return ops.weighted_loss(
+        logits,
+        labels,
+        pixel_weight=pixel_weight,
+        class_weight=class_weight,
+        normalize=divide_by(normalize, reduction, (*NORMALIZE, "weights")),
+        ignore_index=ignore_index,
+    )

@@ -7,14 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from selftrain_seg import _checks
-from selftrain_seg.confidence import top_confidence
-from selftrain_seg.losses._core import pixel_maps
-from selftrain_seg.losses._module import LossModule
-from selftrain_seg.losses._reduce import REDUCTIONS, Term, reduce, weigh
+from selftrain_seg import _checks, ops
+from selftrain_seg.losses._arguments import check_target, divide_by
 from selftrain_seg.types import IGNORE_INDEX
 
-__all__ = ["DynamicLoss", "DynamicMutualLoss", "dynamic_loss", "dynamic_mutual_loss"]
+__all__ = ["dynamic_loss", "dynamic_mutual_loss"]
 
 
 def dynamic_loss(
@@ -24,6 +21,7 @@ def dynamic_loss(
     gamma: float,
     is_pseudo: Tensor | None = None,
     pixel_weight: Tensor | None = None,
+    normalize: str = "labelled",
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
 ) -> Tensor:
@@ -40,6 +38,7 @@ def dynamic_loss(
         gamma: γ, not negative; 0 is plain cross entropy. DST-CBC: 9 with 1/106 of VOC labelled, less with more.
         is_pseudo: (B,) bool, the images whose labels are pseudo-labels; None is all of them.
         pixel_weight: (B, H, W) further factor of a pixel's cross entropy; None is 1.
+        normalize: "labelled", N as above and as published, or "all", B·H·W.
         ignore_index: label of the pixels that take part in nothing.
         reduction: "mean" as above; "sum" without the division; "none" for the map whose sum that is.
 
@@ -50,7 +49,8 @@ def dynamic_loss(
     Raises:
         TypeError: ``logits`` is not floating point, ``labels`` not integer, ``is_pseudo`` not bool, ``gamma`` no
             number, or ``pixel_weight`` no tensor.
-        ValueError: a shape or device does not fit ``logits``, ``gamma`` is negative, or ``reduction`` is unknown.
+        ValueError: a shape or device does not fit ``logits``, ``gamma`` is negative, or ``normalize`` or
+            ``reduction`` is unknown.
             Labels outside [0, C), only inside ``value_checks()``.
 
     References:
@@ -63,18 +63,19 @@ def dynamic_loss(
         >>> dynamic_loss(logits, torch.tensor([[[0]]]), gamma=2.0)  # (1/2)² · ln 2
         tensor(0.1733)
     """
-    _checks.check_logits(logits)
-    _checks.check_labels(labels, logits, ignore_index)
+    check_target(logits, labels, ignore_index, pixel_weight, soft=False)
     _checks.check_real(gamma, "gamma", 0.0, math.inf)
     if is_pseudo is not None:
         _checks.check_image_flags(is_pseudo, logits, "is_pseudo")
-    if pixel_weight is not None:
-        _checks.check_map(pixel_weight, logits, "pixel_weight")
-    _checks.check_choice(reduction, "reduction", REDUCTIONS)
-
-    valid, nll = pixel_maps(logits, labels, "nll", ignore_index=ignore_index)
-    values = nll * _only_pseudo(torch.exp(-gamma * nll.detach()), is_pseudo)
-    return reduce([Term(1.0, weigh(values, pixel_weight, valid), valid.sum())], reduction)
+    exponent = torch.full_like(logits[:, 0, :1, 0], gamma, dtype=torch.float32)[:, 0]
+    return ops.weighted_loss(
+        logits,
+        labels,
+        pixel_weight=pixel_weight,
+        exponent=exponent if is_pseudo is None else exponent * is_pseudo,
+        normalize=divide_by(normalize, reduction),
+        ignore_index=ignore_index,
+    )
 
 
 def dynamic_mutual_loss(
@@ -86,6 +87,7 @@ def dynamic_mutual_loss(
     gamma_disagree: float,
     is_pseudo: Tensor | None = None,
     flip: bool = False,
+    normalize: str = "labelled",
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
 ) -> Tensor:
@@ -111,6 +113,7 @@ def dynamic_mutual_loss(
         gamma_disagree: γ2, not negative. DMT: the same.
         is_pseudo: (B,) bool, the images whose labels are pseudo-labels; None is all of them.
         flip: learn this network's own label where it is the surer one of two that disagree.
+        normalize: "labelled", N as above and as published, or "all", B·H·W.
         ignore_index: label of the pixels that take part in nothing.
         reduction: "mean" as above; "sum" without the division; "none" for the map whose sum that is.
 
@@ -121,7 +124,8 @@ def dynamic_mutual_loss(
     Raises:
         TypeError: ``logits`` is not floating point, ``labels`` not integer, ``confidence`` no tensor,
             ``is_pseudo`` not bool, or a gamma no number.
-        ValueError: a shape or device does not fit ``logits``, a gamma is negative, or ``reduction`` is unknown.
+        ValueError: a shape or device does not fit ``logits``, a gamma is negative, or ``normalize`` or
+            ``reduction`` is unknown.
             Labels outside [0, C), only inside ``value_checks()``.
 
     References:
@@ -146,105 +150,24 @@ def dynamic_mutual_loss(
         >>> round(loss(1, 0.6, flip=True), 4)  # (1 - 0.6)² · ln 4/3
         0.046
     """
-    _checks.check_logits(logits)
-    _checks.check_labels(labels, logits, ignore_index)
+    check_target(logits, labels, ignore_index, soft=False)
     _checks.check_map(confidence, logits, "confidence")
     _checks.check_real(gamma_agree, "gamma_agree", 0.0, math.inf)
     _checks.check_real(gamma_disagree, "gamma_disagree", 0.0, math.inf)
     if is_pseudo is not None:
         _checks.check_image_flags(is_pseudo, logits, "is_pseudo")
-    _checks.check_choice(reduction, "reduction", REDUCTIONS)
+    divide = divide_by(normalize, reduction)
 
-    own = top_confidence(logits)
+    own = ops.read(logits)
+    pseudo = labels != ignore_index if is_pseudo is None else is_pseudo[:, None, None].expand(labels.shape)
     agree = own.labels == labels
-    surer = ~agree & (own.log_confidence.exp() > confidence)
+    surer = pseudo & ~agree & (own.confidence > confidence)
+    exponent = torch.where(agree, float(gamma_agree), float(gamma_disagree)) * (pseudo & ~surer)
+    weight = (~surer).float()
     if flip:
-        flipped = surer & (labels.long() != ignore_index)
-        if is_pseudo is not None:
-            flipped = flipped & is_pseudo[:, None, None]
-        labels = torch.where(flipped, own.labels, labels)
-    valid, nll = pixel_maps(logits, labels, "nll", ignore_index=ignore_index)
-    detached = nll.detach()
-    believed = torch.exp(-torch.where(agree, gamma_agree * detached, gamma_disagree * detached))
-    if flip:
-        doubted = (1 - confidence.detach().to(nll.dtype)).clamp(min=0) ** gamma_disagree
-    else:
-        doubted = torch.zeros_like(detached)
-    weight = _only_pseudo(torch.where(surer, doubted, believed), is_pseudo)
-    return reduce([Term(1.0, weigh(nll, weight, valid), valid.sum())], reduction)
-
-
-def _only_pseudo(weight: Tensor, is_pseudo: Tensor | None) -> Tensor:
-    """Weights on pseudo-labelled images, 1 on the others."""
-    return weight if is_pseudo is None else torch.where(is_pseudo[:, None, None], weight, 1.0)
-
-
-class DynamicLoss(LossModule):
-    """``dynamic_loss`` with its settings kept: ``DynamicLoss(gamma=9.0)(logits, labels, is_pseudo=flags)``."""
-
-    def __init__(self, *, gamma: float, ignore_index: int = IGNORE_INDEX, reduction: str = "mean") -> None:
-        super().__init__()
-        _checks.check_real(gamma, "gamma", 0.0, math.inf)
-        _checks.check_choice(reduction, "reduction", REDUCTIONS)
-        self.gamma = gamma
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-
-    def forward(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        *,
-        is_pseudo: Tensor | None = None,
-        pixel_weight: Tensor | None = None,
-    ) -> Tensor:
-        """Call ``dynamic_loss`` with the settings of this module."""
-        return dynamic_loss(
-            logits,
-            labels,
-            gamma=self.gamma,
-            is_pseudo=is_pseudo,
-            pixel_weight=pixel_weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-        )
-
-
-class DynamicMutualLoss(LossModule):
-    """``dynamic_mutual_loss`` with its settings kept.
-
-    ``DynamicMutualLoss(gamma_agree=5.0, gamma_disagree=5.0)(logits, labels, confidence, is_pseudo=flags)``.
-    """
-
-    def __init__(
-        self,
-        *,
-        gamma_agree: float,
-        gamma_disagree: float,
-        flip: bool = False,
-        ignore_index: int = IGNORE_INDEX,
-        reduction: str = "mean",
-    ) -> None:
-        super().__init__()
-        _checks.check_real(gamma_agree, "gamma_agree", 0.0, math.inf)
-        _checks.check_real(gamma_disagree, "gamma_disagree", 0.0, math.inf)
-        _checks.check_choice(reduction, "reduction", REDUCTIONS)
-        self.gamma_agree = gamma_agree
-        self.gamma_disagree = gamma_disagree
-        self.flip = flip
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-
-    def forward(self, logits: Tensor, labels: Tensor, confidence: Tensor, *, is_pseudo: Tensor | None = None) -> Tensor:
-        """Call ``dynamic_mutual_loss`` with the settings of this module."""
-        return dynamic_mutual_loss(
-            logits,
-            labels,
-            confidence,
-            gamma_agree=self.gamma_agree,
-            gamma_disagree=self.gamma_disagree,
-            is_pseudo=is_pseudo,
-            flip=self.flip,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-        )
+        flipped = surer & (labels != ignore_index)
+        labels = torch.where(flipped, own.labels, labels.long())
+        weight = torch.where(surer, (1 - confidence.detach().float()).clamp(min=0) ** gamma_disagree, weight)
+    return ops.weighted_loss(
+        logits, labels, pixel_weight=weight, exponent=exponent, normalize=divide, ignore_index=ignore_index
+    )

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.losses._core import statistics_dtype
-from selftrain_seg.losses._module import LossModule
 
-__all__ = ["FairnessLoss", "fairness_loss"]
+__all__ = ["fairness_loss"]
 
 
 def fairness_loss(
@@ -20,11 +18,11 @@ def fairness_loss(
     running_histogram: Tensor,
     *,
     mask: Tensor | None = None,
-    weight: float = 0.01,
+    loss_weight: float = 0.01,
 ) -> Tensor:
     """Compute the (negative) cross entropy of the batch's class distribution with the running one.
 
-    ``weight · Σ_c norm(p̃/h)_c · log norm(p̄_s/h_s)_c`` with p̃ and h the running mean probability and histogram of
+    ``loss_weight · Σ_c norm(p̃/h)_c · log norm(p̄_s/h_s)_c`` with p̃ and h the running mean probability and histogram of
     predictions, p̄_s and h_s the student's over the pixels in ``mask``; norm divides by the sum over classes. The
     sign is the published one, a cross entropy to be maximised. No gradient flows through h_s, a count. Differs
     from the published code for classes that h or h_s lacks: they are left out here, where it adds constants that
@@ -36,7 +34,7 @@ def fairness_loss(
         running_probs: (C,) p̃.
         running_histogram: (C,) h, not negative, counts or shares.
         mask: (B, H, W) bool, the pixels that take part, the selected ones in FreeMatch; None is all.
-        weight: factor of the whole, not negative. FreeMatch: 0.01.
+        loss_weight: factor of the whole, not negative. FreeMatch: 0.01.
 
     Returns:
         Scalar in float32 (float64 for float64 logits). Without any pixel exactly 0 with gradients of exactly 0.
@@ -44,9 +42,9 @@ def fairness_loss(
     State / distributed: none; the student's means are those of the process.
 
     Raises:
-        TypeError: ``logits`` is not floating point, ``mask`` not bool, ``weight`` no number, or a running value
+        TypeError: ``logits`` is not floating point, ``mask`` not bool, ``loss_weight`` no number, or a running value
             no tensor.
-        ValueError: a shape or device does not fit ``logits``, or ``weight`` is negative.
+        ValueError: a shape or device does not fit ``logits``, or ``loss_weight`` is negative.
 
     References:
         FreeMatch (Wang et al., Self-adaptive Thresholding for Semi-supervised Learning, ICLR 2023,
@@ -55,7 +53,7 @@ def fairness_loss(
     Example:
         >>> import torch
         >>> logits = torch.tensor([[3.0, 1.0], [1.0, 3.0]]).log().reshape(1, 2, 1, 2)  # p = (3/4, 1/4), (1/4, 3/4)
-        >>> fairness_loss(logits, torch.tensor([0.6, 0.4]), torch.tensor([0.5, 0.5]), weight=1.0)  # log 1/2
+        >>> fairness_loss(logits, torch.tensor([0.6, 0.4]), torch.tensor([0.5, 0.5]), loss_weight=1.0)  # log 1/2
         tensor(-0.6931)
     """
     _checks.check_logits(logits)
@@ -65,9 +63,9 @@ def fairness_loss(
         _checks.check_map(mask, logits, "mask")
         if mask.dtype != torch.bool:
             raise TypeError(f"`mask`: expected dtype torch.bool, got {mask.dtype}")
-    _checks.check_real(weight, "weight", 0.0, math.inf)
+    _checks.check_real(loss_weight, "loss_weight", 0.0, math.inf)
 
-    dtype = statistics_dtype(logits)
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     chosen = torch.ones_like(logits[:, 0], dtype=torch.bool) if mask is None else mask
     kept = chosen.unsqueeze(1)
     # Zeros in place of the other pixels' logits, not only of their probabilities: 0 · NaN is NaN in backward.
@@ -79,7 +77,7 @@ def fairness_loss(
     student = _normalized_ratio(total, counts)
     running = _normalized_ratio(running_probs.detach().to(dtype), running_histogram.detach())
     seen = (counts > 0) & (running_histogram > 0)
-    return weight * (running * torch.where(seen, student, 1).log()).sum()
+    return loss_weight * (running * torch.where(seen, student, 1).log()).sum()
 
 
 def _normalized_ratio(probs: Tensor, histogram: Tensor) -> Tensor:
@@ -88,18 +86,3 @@ def _normalized_ratio(probs: Tensor, histogram: Tensor) -> Tensor:
     ratio = torch.where(present, probs / torch.where(present, histogram, 1).to(probs.dtype), 0)
     whole = ratio.sum()
     return ratio / torch.where(whole > 0, whole, 1)
-
-
-class FairnessLoss(LossModule):
-    """``fairness_loss`` with its setting kept: ``FairnessLoss()(logits, probs, histogram, mask=selected)``."""
-
-    def __init__(self, *, weight: float = 0.01) -> None:
-        super().__init__()
-        _checks.check_real(weight, "weight", 0.0, math.inf)
-        self.weight = weight
-
-    def forward(
-        self, logits: Tensor, running_probs: Tensor, running_histogram: Tensor, *, mask: Tensor | None = None
-    ) -> Tensor:
-        """Call ``fairness_loss`` with the setting of this module."""
-        return fairness_loss(logits, running_probs, running_histogram, mask=mask, weight=self.weight)

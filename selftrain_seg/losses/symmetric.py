@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from selftrain_seg import _checks
-from selftrain_seg.losses._core import pixel_maps
-from selftrain_seg.losses._module import LossModule
-from selftrain_seg.losses._reduce import REDUCTIONS, Term, reduce, weigh
+from selftrain_seg import _checks, ops
+from selftrain_seg.losses._arguments import check_target, divide_by
 from selftrain_seg.types import IGNORE_INDEX
 
-__all__ = ["SymmetricLoss", "symmetric_loss"]
+__all__ = ["symmetric_loss"]
 
 
 def symmetric_loss(
@@ -24,6 +21,7 @@ def symmetric_loss(
     beta: float = 1.0,
     log_zero: float = -4.0,
     pixel_weight: Tensor | None = None,
+    normalize: str = "labelled",
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
 ) -> Tensor:
@@ -40,6 +38,7 @@ def symmetric_loss(
         beta: factor of reverse cross entropy, not negative. The paper: 1.
         log_zero: A, not positive. The paper: -4.
         pixel_weight: (B, H, W) factor of both parts; None is 1. Does not enter N.
+        normalize: "labelled", N as above, or "all", B·H·W.
         ignore_index: label of the pixels that take part in nothing.
         reduction: "mean" as above; "sum" without the division; "none" for the map whose sum that is.
 
@@ -62,52 +61,16 @@ def symmetric_loss(
         >>> symmetric_loss(logits, torch.tensor([[[0]]]), alpha=1.0)  # ln 4/3 + 4 · 1/4
         tensor(1.2877)
     """
-    _checks.check_logits(logits)
-    _checks.check_labels(labels, logits, ignore_index)
-    _check_settings(alpha, beta, log_zero, reduction)
-    if pixel_weight is not None:
-        _checks.check_map(pixel_weight, logits, "pixel_weight")
-    valid, nll = pixel_maps(logits, labels, "nll", ignore_index=ignore_index)
-    values = alpha * nll + beta * log_zero * torch.expm1(-nll)  # 1 - p_y without the cancellation
-    return reduce([Term(1.0, weigh(values, pixel_weight, valid), valid.sum())], reduction)
-
-
-def _check_settings(alpha: float, beta: float, log_zero: float, reduction: str) -> None:
+    check_target(logits, labels, ignore_index, pixel_weight, soft=False)
     _checks.check_real(alpha, "alpha", 0.0, math.inf)
     _checks.check_real(beta, "beta", 0.0, math.inf)
     _checks.check_real(log_zero, "log_zero", -math.inf, 0.0)
-    _checks.check_choice(reduction, "reduction", REDUCTIONS)
-
-
-class SymmetricLoss(LossModule):
-    """``symmetric_loss`` with its settings kept: ``SymmetricLoss(alpha=0.1)(logits, labels)``."""
-
-    def __init__(
-        self,
-        *,
-        alpha: float = 0.1,
-        beta: float = 1.0,
-        log_zero: float = -4.0,
-        ignore_index: int = IGNORE_INDEX,
-        reduction: str = "mean",
-    ) -> None:
-        super().__init__()
-        _check_settings(alpha, beta, log_zero, reduction)
-        self.alpha = alpha
-        self.beta = beta
-        self.log_zero = log_zero
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-
-    def forward(self, logits: Tensor, labels: Tensor, *, pixel_weight: Tensor | None = None) -> Tensor:
-        """Call ``symmetric_loss`` with the settings of this module."""
-        return symmetric_loss(
-            logits,
-            labels,
-            alpha=self.alpha,
-            beta=self.beta,
-            log_zero=self.log_zero,
-            pixel_weight=pixel_weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-        )
+    return ops.weighted_loss(
+        logits,
+        labels,
+        regulariser="reverse",
+        factors=(alpha, -beta * log_zero, 0.0),
+        pixel_weight=pixel_weight,
+        normalize=divide_by(normalize, reduction),
+        ignore_index=ignore_index,
+    )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg._numerics import uniform_integers
+from selftrain_seg.ops.random import uniform_integers
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["crop", "mine_crops"]

@@ -6,34 +6,40 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.selectors._batch import read
+from selftrain_seg.selectors.hard import select_hard
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["select_fixed"]
 
 
 def select_fixed(
-    logits: Tensor, *, threshold: float = 0.968, weight: str | None = None, ignore_index: int = IGNORE_INDEX
+    logits: Tensor,
+    *,
+    threshold: float = 0.968,
+    weigh_by: str | None = None,
+    valid: Tensor | None = None,
+    ignore_index: int = IGNORE_INDEX,
 ) -> PseudoLabels:
     """Label the pixels whose confidence reaches a fixed threshold, or all of them, weighted by how many do.
 
-    ``y = ŷ`` if ``m ≥ τ``, else ``ignore_index``. With ``weight`` every pixel keeps its label and weighs
-    ``q = share of pixels with m ≥ τ``: of its image (``"image"``), or of the whole batch on this rank
-    (``"batch"``, as in DAFormer's published code).
+    ``y = ŷ`` if ``m ≥ τ``, else ``ignore_index``: ``select_hard`` with a number. With ``weigh_by`` every pixel keeps
+    its label and weighs ``q = share of pixels with m ≥ τ``: of its image (``"image"``), or of the whole batch on this
+    rank (``"batch"``, as in DAFormer's published code).
 
     Args:
         logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
         threshold: τ in [0, 1]. DAFormer: 0.968; FixMatch and UniMatch: 0.95.
-        weight: None, ``"image"`` or ``"batch"``.
+        weigh_by: None, ``"image"`` or ``"batch"``.
+        valid: (B, H, W) bool; pixels where it is False are never selected, weigh 0 and count in no share.
         ignore_index: label of the pixels that are not selected.
 
     Returns:
-        ``PseudoLabels`` with ``labels``, ``confidence`` and ``predicted``, and ``weight`` (B, H, W) float32 where
+        ``PseudoLabels`` with ``labels``, ``confidence`` and ``predicted``, and ``pixel_weight`` (B, H, W) float32 where
         one was asked for. Pixels with a NaN logit are never selected, weigh 0 and count in no share.
 
     Raises:
-        TypeError: ``logits`` is no floating-point tensor, or ``threshold`` no number.
-        ValueError: ``logits`` is not (B, C, H, W), ``threshold`` is outside [0, 1], or ``weight`` is unknown.
+        TypeError: ``logits`` is no floating-point tensor, ``threshold`` no number, or ``valid`` not bool.
+        ValueError: ``logits`` is not (B, C, H, W), ``threshold`` is outside [0, 1], or ``weigh_by`` is unknown.
 
     References:
         FixMatch (Sohn et al., NeurIPS 2020). DAFormer (Hoyer et al., CVPR 2022), Eq. 3.
@@ -44,19 +50,17 @@ def select_fixed(
         >>> logits = torch.stack([probs, 1 - probs]).log().reshape(1, 2, 1, 2)
         >>> select_fixed(logits, threshold=0.95).labels
         tensor([[[  0, 255]]])
-        >>> select_fixed(logits, threshold=0.95, weight="image").weight
+        >>> select_fixed(logits, threshold=0.95, weigh_by="image").pixel_weight
         tensor([[[0.5000, 0.5000]]])
     """
-    _checks.check_logits(logits)
     _checks.check_real(threshold, "threshold", 0.0, 1.0)
-    if weight is not None:
-        _checks.check_choice(weight, "weight", ("image", "batch"))
-    batch = read(logits.detach())
-    sure = (batch.confidence >= threshold) & batch.usable
-    if weight is None:
-        return PseudoLabels(torch.where(sure, batch.labels, ignore_index), batch.confidence, predicted=batch.labels)
-    over = (1, 2) if weight == "image" else (0, 1, 2)
-    usable = batch.usable.float()
-    share = sure.float().sum(dim=over, keepdim=True) / usable.sum(dim=over, keepdim=True).clamp(min=1)
-    labels = torch.where(batch.usable, batch.labels, ignore_index)
-    return PseudoLabels(labels, batch.confidence, weight=share * usable, predicted=batch.labels)
+    if weigh_by is not None:
+        _checks.check_choice(weigh_by, "weigh_by", ("image", "batch"))
+    pseudo = select_hard(logits, threshold, valid=valid, ignore_index=ignore_index)
+    if weigh_by is None or pseudo.predicted is None:
+        return pseudo
+    usable = pseudo.confidence > 0
+    sure = usable & (pseudo.labels != ignore_index)
+    over = (1, 2) if weigh_by == "image" else (0, 1, 2)
+    share = sure.float().sum(dim=over, keepdim=True) / usable.float().sum(dim=over, keepdim=True).clamp(min=1)
+    return pseudo._replace(labels=torch.where(usable, pseudo.predicted, ignore_index), pixel_weight=share * usable)

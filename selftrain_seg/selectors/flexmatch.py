@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from selftrain_seg import _checks
+from selftrain_seg import _checks, ops
+from selftrain_seg._state import Stateful
 from selftrain_seg.distributed import all_reduce_sum
-from selftrain_seg.selectors._batch import class_sums, moving_average, read
+from selftrain_seg.selectors._decide import decide, moving_average, read
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["FlexMatchSelector"]
 
 
-class FlexMatchSelector(nn.Module):
+class FlexMatchSelector(Stateful):
     """Select by a threshold that is lower for classes which few pixels are sure of.
 
     With σ_c the share of pixels predicted as c with ``m ≥ τ``, ``β_c = σ_c / max(max_c σ_c, 1 - Σ_c σ_c)`` and
@@ -32,7 +33,7 @@ class FlexMatchSelector(nn.Module):
         running_shares: (C,) float64, σ.
 
     State / distributed:
-        A buffer; in ``eval()`` mode it stays as it is. Counts are added over ranks by one all-reduce a call, so σ
+        In ``eval()`` mode it stays as it is. Counts are added over ranks by one all-reduce a call, so σ
         is that of one process with the joined batch.
 
     Raises:
@@ -69,7 +70,7 @@ class FlexMatchSelector(nn.Module):
         _checks.check_real(momentum, "momentum", 0.0, 1.0)
         self.num_classes, self.threshold = num_classes, threshold
         self.momentum, self.ignore_index = momentum, ignore_index
-        self.register_buffer("running_shares", torch.zeros(num_classes, dtype=torch.float64))
+        self.add_state("running_shares", torch.zeros(num_classes, dtype=torch.float64))
 
     def extra_repr(self) -> str:  # noqa: D102
         return (
@@ -86,36 +87,29 @@ class FlexMatchSelector(nn.Module):
         return self.threshold * status / (2.0 - status)
 
     @torch.no_grad()
-    def forward(self, logits: Tensor) -> PseudoLabels:
+    def forward(self, logits: Tensor, *, valid: Tensor | None = None) -> PseudoLabels:
         """Update σ with a batch and label it.
 
         Args:
             logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
+            valid: (B, H, W) bool; pixels where it is False are neither counted nor selected.
 
         Returns:
             ``PseudoLabels`` with ``labels``, ``confidence`` and ``predicted``. Pixels with a NaN logit are never
             selected and never counted.
 
         Raises:
-            TypeError: ``logits`` is no floating-point tensor.
-            ValueError: ``logits`` is not (B, C, H, W), or has another number of classes.
+            TypeError: ``logits`` is no floating-point tensor, or ``valid`` not bool.
+            ValueError: ``logits`` is not (B, C, H, W), has another number of classes, or lies on another device than
+                the state.
         """
-        _checks.check_logits(logits, self.num_classes)
-        batch = read(logits)
+        batch = read(self, logits, valid)
+        confidence = batch.confidence
         if self.training:
-            sure = (batch.confidence >= self.threshold) & batch.usable
-            counts = class_sums(batch.labels, sure, self.num_classes)
-            self._update(torch.cat([counts, batch.usable.sum(dtype=torch.float64).reshape(1)]))
-        bar = self.thresholds.float().to(logits.device)[batch.labels]
-        keep = (batch.confidence >= bar) & batch.usable
-        labels = torch.where(keep, batch.labels, self.ignore_index)
-        return PseudoLabels(labels, batch.confidence, predicted=batch.labels)
-
-    def reset(self) -> None:
-        """Forget all batches."""
-        self.running_shares.zero_()
-
-    def _update(self, sums: Tensor) -> None:
-        sums = all_reduce_sum(sums).to(self.running_shares.device)
-        shares = sums[:-1] / sums[-1].clamp(min=1)
-        self.running_shares.copy_(moving_average(self.running_shares, shares, self.momentum, sums[-1]))
+            sure = (confidence >= self.threshold) & batch.usable
+            counts = ops.class_counts(batch.labels, sure, self.num_classes)
+            sums = all_reduce_sum(torch.cat([counts, batch.usable.sum().view(1)])).double()
+            shares = sums[:-1] / sums[-1].clamp(min=1)
+            self.running_shares.copy_(moving_average(self.running_shares, shares, self.momentum, sums[-1]))
+        keep = confidence >= self.thresholds.float()[batch.labels]
+        return decide(batch, keep, self.ignore_index, confidence=confidence)

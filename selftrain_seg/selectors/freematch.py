@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from selftrain_seg import _checks
+from selftrain_seg import _checks, ops
+from selftrain_seg._state import Stateful
 from selftrain_seg.distributed import all_reduce_sum
-from selftrain_seg.selectors._batch import class_sums, moving_average, read
+from selftrain_seg.selectors._decide import decide, moving_average, read
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["FreeMatchSelector"]
 
 
-class FreeMatchSelector(nn.Module):
+class FreeMatchSelector(Stateful):
     """Select by a global threshold that follows the mean confidence, scaled by how often each class is predicted.
 
     ``τ ← λ τ + (1 - λ) mean(m)`` and ``p̃ ← λ p̃ + (1 - λ) mean(p)`` over all pixels of the batch, then ``y = ŷ``
@@ -31,7 +32,7 @@ class FreeMatchSelector(nn.Module):
             ``selftrain_seg.losses.fairness_loss``.
 
     State / distributed:
-        All are buffers; in ``eval()`` mode they stay as they are. Sums over the batch are added over ranks by one
+        In ``eval()`` mode all stay as they are. Sums over the batch are added over ranks by one
         all-reduce a call, so the state is that of one process with the joined batch.
 
     Raises:
@@ -61,9 +62,9 @@ class FreeMatchSelector(nn.Module):
         _checks.check_real(momentum, "momentum", 0.0, 1.0)
         self.num_classes, self.momentum, self.ignore_index = num_classes, momentum, ignore_index
         start = torch.full((num_classes,), 1.0 / num_classes, dtype=torch.float64)
-        self.register_buffer("global_threshold", start[0].clone())
-        self.register_buffer("running_probs", start.clone())
-        self.register_buffer("running_histogram", start.clone())
+        self.add_state("global_threshold", start[0])
+        self.add_state("running_probs", start)
+        self.add_state("running_histogram", start)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"num_classes={self.num_classes}, momentum={self.momentum}, ignore_index={self.ignore_index}"
@@ -74,38 +75,33 @@ class FreeMatchSelector(nn.Module):
         return self.global_threshold * self.running_probs / self.running_probs.max()
 
     @torch.no_grad()
-    def forward(self, logits: Tensor) -> PseudoLabels:
+    def forward(self, logits: Tensor, *, valid: Tensor | None = None) -> PseudoLabels:
         """Update the state with a batch and label it.
 
         Args:
             logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
+            valid: (B, H, W) bool; pixels where it is False are neither counted nor selected.
 
         Returns:
             ``PseudoLabels`` with ``labels``, ``confidence`` and ``predicted``. Pixels with a NaN logit are never
             selected and never counted.
 
         Raises:
-            TypeError: ``logits`` is no floating-point tensor.
-            ValueError: ``logits`` is not (B, C, H, W), or has another number of classes.
+            TypeError: ``logits`` is no floating-point tensor, or ``valid`` not bool.
+            ValueError: ``logits`` is not (B, C, H, W), has another number of classes, or lies on another device than
+                the state.
         """
-        _checks.check_logits(logits, self.num_classes)
-        batch = read(logits, sum_probabilities=self.training)
-        if batch.probability_sums is not None:
-            histogram = class_sums(batch.labels, batch.usable, self.num_classes)
-            confidence = batch.confidence.sum(dtype=torch.float64)
-            self._update(torch.cat([batch.probability_sums, histogram, confidence.reshape(1)]))
-        bar = self.thresholds.float().to(logits.device)[batch.labels]
-        keep = (batch.confidence >= bar) & batch.usable
-        labels = torch.where(keep, batch.labels, self.ignore_index)
-        return PseudoLabels(labels, batch.confidence, predicted=batch.labels)
-
-    def reset(self) -> None:
-        """Forget all batches."""
-        for buffer in self.buffers():
-            buffer.fill_(1.0 / self.num_classes)
+        batch = read(self, logits, valid, class_sums=self.training)
+        confidence = batch.confidence
+        if self.training:
+            histogram = ops.class_counts(batch.labels, batch.usable, self.num_classes).double()
+            total = confidence.sum(dtype=torch.float64).view(1)
+            self._update(torch.cat([batch.class_sums, histogram, total]))
+        keep = confidence >= self.thresholds.float()[batch.labels]
+        return decide(batch, keep, self.ignore_index, confidence=confidence)
 
     def _update(self, sums: Tensor) -> None:
-        sums = all_reduce_sum(sums).to(self.running_probs.device)
+        sums = all_reduce_sum(sums)
         count = sums[self.num_classes : -1].sum()
         means = sums / count.clamp(min=1)
         for buffer, mean in (

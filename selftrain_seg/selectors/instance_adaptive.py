@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.distributed import all_reduce_sum, several_ranks
-from selftrain_seg.selectors._batch import read
+from selftrain_seg._state import Stateful
+from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg.distributed.reduce import rank_and_ranks
+from selftrain_seg.selectors._decide import decide, read
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["InstanceAdaptiveSelector"]
@@ -17,19 +19,20 @@ _CAP = 0.999
 _BITS = 30  # enough for the bits of a float32 from 0 to 1
 
 
-class InstanceAdaptiveSelector(nn.Module):
+class InstanceAdaptiveSelector(Stateful):
     """Select pixels by class thresholds that move with each image's own confidences.
 
     For each image in turn and each class c in it: over the confidences of the pixels predicted as c *and* θ_c
-    itself, ``ψ_c`` is the quantile at ``1 - α θ_c^γ``, linearly interpolated; ``θ_c ← β θ_c + (1 - β) ψ_c``, at
-    most 0.999. Then ``y = ŷ`` if ``m ≥ θ_ŷ``, else ``ignore_index``, with the θ just updated. The higher a class's
-    threshold, the larger the share of its pixels that is kept. A class absent from an image keeps its θ.
+    itself, ``ψ_c`` is the quantile at ``1 - α θ_c^γ``, linearly interpolated, with α the ``portion``;
+    ``θ_c ← β θ_c + (1 - β) ψ_c``, with β the ``momentum``, at most 0.999. Then ``y = ŷ`` if ``m ≥ θ_ŷ``, else
+    ``ignore_index``, with the θ just updated. The higher a class's threshold, the larger the share of its pixels that
+    is kept. A class absent from an image keeps its θ.
 
     Args:
         num_classes: C.
-        alpha: α, in [0, 1]; share kept at θ = 1. IAST: 0.2, then 0.25 and 0.3 over its rounds. It may be set
+        portion: α, in [0, 1]; share kept at θ = 1. IAST: 0.2, then 0.25 and 0.3 over its rounds. It may be set
             between calls.
-        beta: β, in [0, 1], momentum of θ. IAST: 0.9.
+        momentum: β, in [0, 1], weight of the old θ. IAST: 0.9.
         gamma: γ, at least 0. IAST: 8.
         initial: θ before the first image, in [0, 1]. IAST: 0.9.
         per: ``"image"``: one update for each image, as in the paper; ``"batch"``: one for each batch, its images
@@ -40,7 +43,7 @@ class InstanceAdaptiveSelector(nn.Module):
         thresholds: (C,) float64, θ.
 
     State / distributed:
-        ``thresholds`` is a buffer. In ``eval()`` mode it stays as it is. Several ranks keep in step: each runs
+        In ``eval()`` mode ``thresholds`` stays as it is. Several ranks keep in step: each runs
         through its own images, then θ becomes the average over ranks, weighted by their numbers of images, by
         one all-reduce a call. So every rank must call equally often; a rank may bring an empty batch.
 
@@ -53,7 +56,7 @@ class InstanceAdaptiveSelector(nn.Module):
 
     Example:
         >>> import torch
-        >>> selector = InstanceAdaptiveSelector(2, alpha=0.5, beta=0.0, gamma=0.0, initial=0.6)
+        >>> selector = InstanceAdaptiveSelector(2, portion=0.5, momentum=0.0, gamma=0.0, initial=0.6)
         >>> probs = torch.tensor([0.9, 0.8, 0.7, 0.55])  # all predicted as class 0
         >>> selector(torch.stack([probs, 1 - probs]).log().reshape(1, 2, 1, 4)).labels
         tensor([[[  0,   0,   0, 255]]])
@@ -67,8 +70,8 @@ class InstanceAdaptiveSelector(nn.Module):
         self,
         num_classes: int,
         *,
-        alpha: float = 0.2,
-        beta: float = 0.9,
+        portion: float = 0.2,
+        momentum: float = 0.9,
         gamma: float = 8.0,
         initial: float = 0.9,
         per: str = "image",
@@ -76,50 +79,46 @@ class InstanceAdaptiveSelector(nn.Module):
     ) -> None:
         super().__init__()
         _checks.check_count(num_classes, "num_classes")
-        _checks.check_real(alpha, "alpha", 0.0, 1.0)
-        _checks.check_real(beta, "beta", 0.0, 1.0)
+        _checks.check_real(portion, "portion", 0.0, 1.0)
+        _checks.check_real(momentum, "momentum", 0.0, 1.0)
         _checks.check_real(gamma, "gamma", 0.0, float("inf"))
         _checks.check_real(initial, "initial", 0.0, 1.0)
         _checks.check_choice(per, "per", ("image", "batch"))
-        self.num_classes, self.alpha, self.beta, self.gamma = num_classes, alpha, beta, gamma
+        self.num_classes, self.portion, self.momentum, self.gamma = num_classes, portion, momentum, gamma
         self.initial, self.per, self.ignore_index = initial, per, ignore_index
-        self.register_buffer("thresholds", torch.full((num_classes,), float(initial), dtype=torch.float64))
+        self.add_state("thresholds", torch.full((num_classes,), float(initial), dtype=torch.float64))
 
     def extra_repr(self) -> str:  # noqa: D102
         return (
-            f"num_classes={self.num_classes}, alpha={self.alpha}, beta={self.beta}, gamma={self.gamma}, "
+            f"num_classes={self.num_classes}, portion={self.portion}, momentum={self.momentum}, gamma={self.gamma}, "
             f"initial={self.initial}, per={self.per!r}, ignore_index={self.ignore_index}"
         )
 
     @torch.no_grad()
-    def forward(self, logits: Tensor) -> PseudoLabels:
+    def forward(self, logits: Tensor, *, valid: Tensor | None = None) -> PseudoLabels:
         """Update θ with a batch and label it.
 
         Args:
             logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
+            valid: (B, H, W) bool; pixels where it is False are neither counted nor selected.
 
         Returns:
             ``PseudoLabels`` with ``labels``, ``confidence`` and ``predicted``. Pixels with a NaN logit are never
             selected and never counted.
 
         Raises:
-            TypeError: ``logits`` is no floating-point tensor.
-            ValueError: ``logits`` is not (B, C, H, W), or has another number of classes.
+            TypeError: ``logits`` is no floating-point tensor, or ``valid`` not bool.
+            ValueError: ``logits`` is not (B, C, H, W), has another number of classes, or lies on another device than
+                the state.
         """
-        _checks.check_logits(logits, self.num_classes)
-        batch = read(logits)
+        batch = read(self, logits, valid)
+        confidence = batch.confidence
         if self.training:
-            theta = self._update(batch.labels, batch.confidence, batch.usable)
+            theta = self._update(batch.labels, confidence, batch.usable)
         else:
-            theta = self.thresholds.to(logits.device).expand(len(logits), -1)
-        bar = theta.float().gather(1, batch.labels.flatten(1)).view_as(batch.labels)
-        keep = (batch.confidence >= bar) & batch.usable
-        labels = torch.where(keep, batch.labels, self.ignore_index)
-        return PseudoLabels(labels, batch.confidence, predicted=batch.labels)
-
-    def reset(self) -> None:
-        """Set θ back to ``initial``."""
-        self.thresholds.fill_(self.initial)
+            theta = self.thresholds.expand(len(logits), -1)
+        bar = theta.float().gather(1, batch.labels.flatten(1)).view_as(confidence)
+        return decide(batch, confidence >= bar, self.ignore_index, confidence=confidence)
 
     def _update(self, labels: Tensor, confidence: Tensor, usable: Tensor) -> Tensor:
         """Move θ through the images; return the θ each image is labelled with, (B, C) float64."""
@@ -136,7 +135,7 @@ class InstanceAdaptiveSelector(nn.Module):
         edge = torch.searchsorted(keys, edges)
         starts, sizes = (rearrange(x, "(s r) -> s r", r=rows)[:, :-1] for x in (edge[:-1], edge.diff()))
         groups = rearrange(edges[:-1], "(s r) -> s r", r=rows)[:, :-1]
-        theta, history = self.thresholds.to(labels.device), []
+        theta, history = self.thresholds.clone(), []
         for group, start, size in zip(groups, starts, sizes, strict=True):  # each θ depends on the one before
             theta = self._step(theta, keys, group, start, size)
             history.append(theta)
@@ -151,7 +150,7 @@ class InstanceAdaptiveSelector(nn.Module):
         nearest = theta.float()
         least = torch.where(nearest.double() < theta, torch.nextafter(nearest, nearest + 1), nearest)
         own = torch.searchsorted(keys, group | least.view(torch.int32)) - start  # θ's place among the confidences
-        place = (1.0 - self.alpha * theta**self.gamma).clamp(0.0, 1.0) * size
+        place = (1.0 - self.portion * theta**self.gamma).clamp(0.0, 1.0) * size
 
         def element(index: Tensor) -> Tensor:
             """The index-th smallest of the class's confidences and θ_c."""
@@ -162,13 +161,11 @@ class InstanceAdaptiveSelector(nn.Module):
         low = place.floor().long()
         below, above = element(low), element(torch.minimum(low + 1, size))
         psi = below + (above - below) * (place - low)
-        moved = (self.beta * theta + (1.0 - self.beta) * psi).clamp(max=_CAP)
+        moved = (self.momentum * theta + (1.0 - self.momentum) * psi).clamp(max=_CAP)
         return torch.where(size > 0, moved, theta)
 
     def _keep_in_step(self, theta: Tensor, images: int) -> None:
-        before = self.thresholds.to(theta.device)
-        if not several_ranks():
-            self.thresholds.copy_(theta)
-            return
-        total = all_reduce_sum(torch.cat([theta * images, theta.new_full((1,), images)]))
-        self.thresholds.copy_(torch.where(total[-1] > 0, total[:-1] / total[-1].clamp(min=1), before))
+        if rank_and_ranks()[1] > 1:
+            total = all_reduce_sum(torch.cat([theta * images, theta.new_full((1,), images)]))
+            theta = torch.where(total[-1] > 0, total[:-1] / total[-1].clamp(min=1), self.thresholds)
+        self.thresholds.copy_(theta)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selftrain_seg import _checks
+from selftrain_seg._state import Stateful
 from selftrain_seg.distributed import all_reduce_sum
-from selftrain_seg.selectors._batch import read
+from selftrain_seg.selectors._decide import decide, read
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["RunningConfidenceSelector"]
@@ -15,7 +16,7 @@ __all__ = ["RunningConfidenceSelector"]
 _SEEN = 1e-8
 
 
-class RunningConfidenceSelector(nn.Module):
+class RunningConfidenceSelector(Stateful):
     """Select pixels against their class's peak in the image, discounted for classes the network rarely predicts.
 
     With ``p̄_c`` the mean of p_c over all pixels of the batch, ``r_c ← momentum · r_c + (1 - momentum) · p̄_c``; a
@@ -36,7 +37,7 @@ class RunningConfidenceSelector(nn.Module):
         seen: (C,) bool, whether a class has had its first value.
 
     State / distributed:
-        Both are buffers; in ``eval()`` mode they stay as they are. The sums of p_c and the pixel count are added
+        In ``eval()`` mode both stay as they are. The sums of p_c and the pixel count are added
         over ranks by one all-reduce a call, so r is that of one process with the joined batch.
 
     Raises:
@@ -79,8 +80,8 @@ class RunningConfidenceSelector(nn.Module):
         _checks.check_real(momentum, "momentum", 0.0, 1.0)
         self.num_classes, self.upper, self.lower = num_classes, upper, lower
         self.beta, self.momentum, self.ignore_index = beta, momentum, ignore_index
-        self.register_buffer("running_confidence", torch.full((num_classes,), float(beta), dtype=torch.float64))
-        self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
+        self.add_state("running_confidence", torch.full((num_classes,), float(beta), dtype=torch.float64))
+        self.add_state("seen", torch.zeros(num_classes, dtype=torch.bool))
 
     def extra_repr(self) -> str:  # noqa: D102
         return (
@@ -89,40 +90,36 @@ class RunningConfidenceSelector(nn.Module):
         )
 
     @torch.no_grad()
-    def forward(self, logits: Tensor) -> PseudoLabels:
+    def forward(self, logits: Tensor, *, valid: Tensor | None = None) -> PseudoLabels:
         """Update r with a batch and label it.
 
         Args:
             logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
+            valid: (B, H, W) bool; pixels where it is False are neither counted nor selected.
 
         Returns:
             ``PseudoLabels`` with ``labels``, ``confidence`` and ``predicted``. Pixels with a NaN logit are never
             selected and never counted.
 
         Raises:
-            TypeError: ``logits`` is no floating-point tensor.
-            ValueError: ``logits`` is not (B, C, H, W), or has another number of classes.
+            TypeError: ``logits`` is no floating-point tensor, or ``valid`` not bool.
+            ValueError: ``logits`` is not (B, C, H, W), has another number of classes, or lies on another device than
+                the state.
         """
-        _checks.check_logits(logits, self.num_classes)
-        batch = read(logits, sum_probabilities=self.training)
-        if batch.probability_sums is not None:
-            self._update(batch.probability_sums, batch.usable.sum())
+        batch = read(self, logits, valid, class_sums=self.training)
+        confidence = batch.confidence
+        if self.training:
+            self._update(batch.class_sums, batch.usable.sum())
         flat = batch.labels.flatten(1)
         peak = torch.zeros(len(logits), self.num_classes, device=logits.device)
-        peak.scatter_reduce_(1, flat, batch.confidence.flatten(1), "amax")
-        known = -torch.expm1(-self.running_confidence.to(logits.device) / self.beta)
+        peak.scatter_reduce_(1, flat, confidence.flatten(1), "amax")
+        known = -torch.expm1(-self.running_confidence / self.beta)
         bar = (self.upper * peak * known.float()).clamp(min=self.lower)
-        keep = batch.confidence > bar.gather(1, flat).view_as(batch.labels)
-        labels = torch.where(keep, batch.labels, self.ignore_index)
-        return PseudoLabels(labels, batch.confidence, predicted=batch.labels)
-
-    def reset(self) -> None:
-        """Forget all batches."""
-        self.running_confidence.fill_(self.beta)
-        self.seen.zero_()
+        keep = confidence > bar.gather(1, flat).view_as(confidence)
+        return decide(batch, keep, self.ignore_index, confidence=confidence)
 
     def _update(self, sums: Tensor, count: Tensor) -> None:
-        total = all_reduce_sum(torch.cat([sums, count.to(sums.dtype).reshape(1)])).to(self.running_confidence.device)
+        total = all_reduce_sum(torch.cat([sums, count.to(sums.dtype).view(1)]))
         mean = total[:-1] / total[-1].clamp(min=1)
         first = ~self.seen & (mean > _SEEN)
         before = torch.where(first, mean, self.running_confidence)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from selftrain_seg import _checks
+from selftrain_seg import _checks, ops
+from selftrain_seg._state import Stateful
 from selftrain_seg.distributed import all_reduce_sum
-from selftrain_seg.selectors._batch import Reading, moving_average, read
+from selftrain_seg.selectors._decide import decide, moving_average, read
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["SoftMatchSelector"]
 
 
-class SoftMatchSelector(nn.Module):
+class SoftMatchSelector(Stateful):
     """Keep every pixel's label and weigh it by how far its confidence lies below the running mean.
 
     ``w = exp(-min(m - μ, 0)² n² / (2 σ²))``, so 1 from the mean on. μ and σ² are exponential averages of the mean
@@ -34,7 +35,7 @@ class SoftMatchSelector(nn.Module):
         running_probs: (C,) float64, p̃; moves only with ``align``.
 
     State / distributed:
-        All are buffers; in ``eval()`` mode they stay as they are. Sums are added over ranks, one all-reduce a
+        In ``eval()`` mode all stay as they are. Sums are added over ranks, one all-reduce a
         call (two with ``align``), so the state is that of one process with the joined batch.
 
     Raises:
@@ -49,7 +50,7 @@ class SoftMatchSelector(nn.Module):
         >>> import torch
         >>> selector = SoftMatchSelector(2, momentum=0.0, sigmas=1.0)
         >>> probs = torch.tensor([0.9, 0.7])  # μ = 0.8, σ² = 0.01: weights 1 and exp(-1/2)
-        >>> selector(torch.stack([probs, 1 - probs]).log().reshape(1, 2, 1, 2)).weight
+        >>> selector(torch.stack([probs, 1 - probs]).log().reshape(1, 2, 1, 2)).pixel_weight
         tensor([[[1.0000, 0.6065]]])
     """
 
@@ -72,10 +73,9 @@ class SoftMatchSelector(nn.Module):
         _checks.check_real(sigmas, "sigmas", 0.0, float("inf"), open_low=True)
         self.num_classes, self.momentum, self.sigmas = num_classes, momentum, sigmas
         self.align, self.ignore_index = bool(align), ignore_index
-        self.register_buffer("mean", torch.tensor(1.0 / num_classes, dtype=torch.float64))
-        self.register_buffer("variance", torch.tensor(1.0, dtype=torch.float64))
-        start = torch.full((num_classes,), 1.0 / num_classes, dtype=torch.float64)
-        self.register_buffer("running_probs", start)
+        self.add_state("mean", torch.tensor(1.0 / num_classes, dtype=torch.float64))
+        self.add_state("variance", torch.tensor(1.0, dtype=torch.float64))
+        self.add_state("running_probs", torch.full((num_classes,), 1.0 / num_classes, dtype=torch.float64))
 
     def extra_repr(self) -> str:  # noqa: D102
         return (
@@ -84,52 +84,46 @@ class SoftMatchSelector(nn.Module):
         )
 
     @torch.no_grad()
-    def forward(self, logits: Tensor) -> PseudoLabels:
+    def forward(self, logits: Tensor, *, valid: Tensor | None = None) -> PseudoLabels:
         """Update the state with a batch, label and weigh it.
 
         Args:
             logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
+            valid: (B, H, W) bool; pixels where it is False are neither counted nor selected.
 
         Returns:
-            ``PseudoLabels`` with ``labels`` (every usable pixel's), ``confidence``, ``weight`` (B, H, W) float32
+            ``PseudoLabels`` with ``labels`` (every usable pixel's), ``confidence``, ``pixel_weight`` (B, H, W) float32
             in [0, 1] and ``predicted``. Pixels with a NaN logit are ignored, weigh 0 and are never counted.
 
         Raises:
-            TypeError: ``logits`` is no floating-point tensor.
-            ValueError: ``logits`` is not (B, C, H, W), or has another number of classes.
+            TypeError: ``logits`` is no floating-point tensor, or ``valid`` not bool.
+            ValueError: ``logits`` is not (B, C, H, W), has another number of classes, or lies on another device than
+                the state.
         """
-        _checks.check_logits(logits, self.num_classes)
-        batch = read(logits, sum_probabilities=self.align and self.training)
-        confidence = self._aligned(logits, batch) if self.align else batch.confidence
+        batch = read(self, logits, valid, class_sums=self.align and self.training)
+        own, usable = batch.confidence, batch.usable
+        aligned = self._aligned(logits, batch) if self.align else own
         if self.training:
-            self._update(confidence, batch.usable)
-        below = (confidence - self.mean.float().to(logits.device)).clamp(max=0.0)
+            self._update(aligned, usable)
+        below = (aligned - self.mean.float()).clamp(max=0.0)
         # A variance of exactly 0 (all pixels alike) leaves weight 1 at the mean and 0 below it.
-        spread = (2.0 * self.variance).clamp(min=1e-30).float().to(logits.device)
-        weight = torch.exp(-((below * self.sigmas) ** 2) / spread) * batch.usable
-        labels = torch.where(batch.usable, batch.labels, self.ignore_index)
-        return PseudoLabels(labels, batch.confidence, weight=weight, predicted=batch.labels)
+        spread = (2.0 * self.variance).clamp(min=1e-30).float()
+        weight = torch.exp(-((below * self.sigmas) ** 2) / spread) * usable
+        return decide(batch, usable, self.ignore_index, confidence=own, pixel_weight=weight)
 
-    def reset(self) -> None:
-        """Forget all batches."""
-        self.mean.fill_(1.0 / self.num_classes)
-        self.variance.fill_(1.0)
-        self.running_probs.fill_(1.0 / self.num_classes)
-
-    def _aligned(self, logits: Tensor, batch: Reading) -> Tensor:
-        if batch.probability_sums is not None:
-            count = batch.usable.sum(dtype=torch.float64).reshape(1)
-            sums = all_reduce_sum(torch.cat([batch.probability_sums, count])).to(self.running_probs.device)
+    def _aligned(self, logits: Tensor, batch: ops.Reading) -> Tensor:
+        if self.training:
+            count = batch.usable.sum(dtype=torch.float64).view(1)
+            sums = all_reduce_sum(torch.cat([batch.class_sums, count]))
             mean = sums[:-1] / sums[-1].clamp(min=1)
             self.running_probs.copy_(moving_average(self.running_probs, mean, self.momentum, sums[-1]))
         # p_c / p̃_c, renormalised, is the softmax of the logits less log p̃.
-        offset = -self.running_probs.clamp(min=1e-30).log().float().to(logits.device)
-        return read(logits, offset=offset).confidence
+        return ops.read(logits, offset=-self.running_probs.clamp(min=1e-30).log().float()).confidence
 
     def _update(self, confidence: Tensor, usable: Tensor) -> None:
         m = torch.where(usable, confidence, 0.0).double()
         sums = torch.stack([usable.sum(dtype=torch.float64), m.sum(), (m * m).sum()])
-        count, total, squares = all_reduce_sum(sums).to(self.mean.device)
+        count, total, squares = all_reduce_sum(sums)
         mean = total / count.clamp(min=1)
         variance = (squares / count.clamp(min=1) - mean * mean).clamp(min=0.0)
         self.mean.copy_(moving_average(self.mean, mean, self.momentum, count))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg._state import Stateful
+from selftrain_seg.ops.count import add_at
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["SelectionStatistics", "SelectionSummary"]
@@ -28,7 +29,7 @@ class SelectionSummary(NamedTuple):
     precision: Tensor
 
 
-class SelectionStatistics(nn.Module):
+class SelectionStatistics(Stateful):
     """Count what selectors select, class by class: the figures the papers plot over rounds.
 
     One histogram a batch over the label maps the selector made anyway; the logits are not read again and the
@@ -43,7 +44,7 @@ class SelectionStatistics(nn.Module):
         confidence_sums: (C,) float64.
 
     State / distributed:
-        Both are buffers and sums. ``compute`` adds them over ranks, so every rank must call it.
+        Both are sums, each rank's own. ``compute`` adds them over ranks, so every rank must call it.
 
     Raises:
         TypeError: ``num_classes`` is not an int.
@@ -67,8 +68,8 @@ class SelectionStatistics(nn.Module):
         super().__init__()
         _checks.check_count(num_classes, "num_classes")
         self.num_classes, self.ignore_index = num_classes, ignore_index
-        self.register_buffer("counts", torch.zeros(4, num_classes, dtype=torch.int64))
-        self.register_buffer("confidence_sums", torch.zeros(num_classes, dtype=torch.float64))
+        self.add_state("counts", torch.zeros(4, num_classes, dtype=torch.int64), over_ranks="sum")
+        self.add_state("confidence_sums", torch.zeros(num_classes, dtype=torch.float64), over_ranks="sum")
 
     @torch.no_grad()
     def update(self, pseudo: PseudoLabels, target: Tensor | None = None) -> None:
@@ -80,7 +81,8 @@ class SelectionStatistics(nn.Module):
 
         Raises:
             TypeError: ``target`` is not an integer tensor.
-            ValueError: ``pseudo.predicted`` is None, or ``target`` has another shape or device.
+            ValueError: ``pseudo.predicted`` is None, ``target`` has another shape or device, or the counts are on
+                another device.
         """
         if pseudo.predicted is None:
             raise ValueError("`pseudo`: expected PseudoLabels with `predicted`, got None there")
@@ -89,31 +91,22 @@ class SelectionStatistics(nn.Module):
             if target.shape != pseudo.labels.shape:
                 raise ValueError(f"`target`: expected {tuple(pseudo.labels.shape)}, got {tuple(target.shape)}")
             _checks.check_device(target, pseudo.labels, "target")
+        self.check_home(pseudo.labels, "pseudo.labels")
         labels, none = pseudo.labels, self.num_classes
+        predicted = torch.where((pseudo.confidence > 0) & (pseudo.predicted < none), pseudo.predicted, none)
         selected = (labels >= 0) & (labels < none) & (labels != self.ignore_index)
-        rows = [
-            torch.where((pseudo.confidence > 0) & (pseudo.predicted < none), pseudo.predicted, none),
-            torch.where(selected, labels, none),
-        ]
+        labels = torch.where(selected, labels, none)
+        truth = torch.zeros_like(labels)  # 0 unknown, 1 another class, 2 the label is right
         if target is not None:
             known = selected & (target >= 0) & (target < none) & (target != self.ignore_index)
-            rows += [torch.where(known, labels, none), torch.where(known & (target == labels), labels, none)]
-        for row, values in enumerate(rows):
-            self.counts[row] += self._histogram(values, None).long().to(self.counts.device)
-        sums = self._histogram(rows[1], pseudo.confidence)
-        self.confidence_sums += sums.to(self.confidence_sums.device)
-
-    def _histogram(self, classes: Tensor, weights: Tensor | None) -> Tensor:
-        size = self.num_classes + 1  # one more for what is not to be counted
-        added = torch.zeros(size, dtype=torch.float64, device=classes.device)
-        ones = torch.ones_like(classes, dtype=torch.float64) if weights is None else weights.double()
-        added.scatter_add_(0, classes.flatten(), ones.flatten())
-        return added[:-1]
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.counts.zero_()
-        self.confidence_sums.zero_()
+            truth = torch.where(known, 1 + (target == labels).long(), 0)
+        size = none + 1  # one more for what is not to be counted
+        table = torch.zeros(size, size, 3, dtype=torch.int64, device=labels.device)
+        add_at(table, (predicted * size + labels) * 3 + truth)
+        by_label = table.sum(0)[:-1]
+        self.counts += torch.stack([table.sum((1, 2))[:-1], by_label.sum(1), by_label[:, 1:].sum(1), by_label[:, 2]])
+        sums = torch.zeros(size, dtype=torch.float64, device=labels.device)
+        self.confidence_sums += sums.scatter_add_(0, labels.flatten(), pseudo.confidence.flatten().double())[:-1]
 
     def compute(self) -> SelectionSummary:
         """Return shares, mean confidences and precisions over all ranks.
@@ -121,6 +114,6 @@ class SelectionStatistics(nn.Module):
         Returns:
             ``SelectionSummary``; a class that was not predicted, labelled or known has NaN there.
         """
-        predicted, labelled, known, right = all_reduce_sum(self.counts).double()
-        sums = all_reduce_sum(self.confidence_sums)
+        counts, sums = self.reduced("counts", "confidence_sums")
+        predicted, labelled, known, right = counts.double()
         return SelectionSummary(labelled / predicted, sums / labelled, right / known)

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 
-from selftrain_seg.distributed import all_reduce_max, several_ranks
+from selftrain_seg.distributed.reduce import all_reduce_max, rank_and_ranks
 
 
 def rank() -> int:
-    return dist.get_rank() if several_ranks() else 0
+    return rank_and_ranks()[0]
 
 
 def world_size() -> int:
-    return dist.get_world_size() if several_ranks() else 1
+    return rank_and_ranks()[1]
 
 
 def together(step: Callable[[], None], *, first_only: bool = False) -> None:

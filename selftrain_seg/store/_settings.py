@@ -110,8 +110,7 @@ def checked_thresholds(thresholds: Any, num_classes: int) -> Tensor | None:
     if thresholds is None:
         return None
     _checks.check_tensor(thresholds, "thresholds")
-    _checks.check_thresholds(thresholds, torch.empty(0, num_classes, 0, 0))
-    values: Tensor = thresholds.detach().to("cpu", torch.float64)
+    values = _checks.thresholds_for(thresholds.detach(), torch.empty(0, num_classes, 0, 0)).double()
     wrong = ~(values >= 0)  # infinite: a class that nothing is selected of, where a spatial prior is in use
     if bool(wrong.any()):
         raise ValueError(f"`thresholds`: expected values of at least 0, got {float(values[wrong][0])}")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg._numerics import blocks, winner
+from selftrain_seg.ops._blocks import blocks
+from selftrain_seg.ops._winner import winner
 
 __all__ = ["expand_soft"]
 

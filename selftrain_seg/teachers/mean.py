@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from selftrain_seg import _checks
-from selftrain_seg.distributed import several_ranks
+from selftrain_seg.distributed.reduce import rank_and_ranks
 from selftrain_seg.teachers import _weights
 from selftrain_seg.teachers._output import logits_of
 
@@ -171,7 +171,7 @@ class MeanTeacher(nn.Module):
             )
 
         floats = [name for name, tensor in own.buffers.items() if tensor.is_floating_point()]
-        if self.buffer_rule != "keep" and self.sync_buffers and several_ranks():
+        if self.buffer_rule != "keep" and self.sync_buffers and rank_and_ranks()[1] > 1:
             sources.update(zip(floats, _weights.mean_over_ranks([sources[name] for name in floats]), strict=True))
         not_copied = {*averaged, *(floats if self.buffer_rule == "keep" else ())}
         copied = [name for name in targets if name not in not_copied]

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from selftrain_seg import _checks
-from selftrain_seg.confidence import top_confidence
-from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg import _checks, ops
+from selftrain_seg._state import Stateful
 from selftrain_seg.teachers import _weights
 
 __all__ = ["Agreement", "AgreementStatistics", "parameter_distance"]
@@ -85,7 +84,7 @@ class Agreement(NamedTuple):
     confidence_gap: Tensor
 
 
-class AgreementStatistics(nn.Module):
+class AgreementStatistics(Stateful):
     """Count on how many pixels teacher and student say the same.
 
     Args:
@@ -123,8 +122,8 @@ class AgreementStatistics(nn.Module):
         _checks.check_count(num_classes, "num_classes")
         self.num_classes = num_classes
         for name in ("both", "teacher", "student"):
-            self.register_buffer(name, torch.zeros(num_classes, dtype=torch.int64))
-        self.register_buffer("gap", torch.zeros((), dtype=torch.int64))
+            self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), over_ranks="sum")
+        self.add_state("gap", torch.zeros((), dtype=torch.int64), over_ranks="sum")
 
     @torch.no_grad()
     def update(self, teacher_logits: Tensor, student_logits: Tensor) -> None:
@@ -137,7 +136,8 @@ class AgreementStatistics(nn.Module):
 
         Raises:
             TypeError: one is no floating-point tensor.
-            ValueError: one is not (B, C, H, W), or they differ in shape or device.
+            ValueError: one is not (B, C, H, W), or they differ in shape or device, or the counts are on
+                another device.
         """
         _checks.check_logits(teacher_logits, self.num_classes, "teacher_logits")
         _checks.check_logits(student_logits, self.num_classes, "student_logits")
@@ -146,20 +146,14 @@ class AgreementStatistics(nn.Module):
                 f"`student_logits`: expected {tuple(teacher_logits.shape)}, got {tuple(student_logits.shape)}"
             )
         _checks.check_device(student_logits, teacher_logits, "student_logits")
-        first, second = top_confidence(teacher_logits), top_confidence(student_logits)
-        gap = first.log_confidence.exp() - second.log_confidence.exp()
-        usable = ~gap.isnan()
-        home = self.both.device
-        for name, labels, counted in (
-            ("teacher", first.labels, usable),
-            ("student", second.labels, usable),
-            ("both", first.labels, usable & (first.labels == second.labels)),
-        ):
-            counts = torch.zeros(self.num_classes, dtype=torch.int64, device=labels.device)
-            counts.scatter_add_(0, labels.flatten(), counted.flatten().long())
-            self.get_buffer(name).add_(counts.to(home))
-        total = torch.where(usable, gap, 0.0).sum(dtype=torch.float64)
-        self.gap += (total * _UNITS).round().long().to(home)
+        self.check_home(teacher_logits, "teacher_logits")
+        first, second = ops.read(teacher_logits), ops.read(student_logits)
+        usable, agree = first.usable & second.usable, first.labels == second.labels
+        self.teacher += ops.class_counts(first.labels, usable, self.num_classes)
+        self.student += ops.class_counts(second.labels, usable, self.num_classes)
+        self.both += ops.class_counts(first.labels, usable & agree, self.num_classes)
+        gap = torch.where(usable, first.confidence - second.confidence, 0.0)
+        self.gap += (gap.sum(dtype=torch.float64) * _UNITS).round().long()
 
     def compute(self) -> Agreement:
         """Return the agreement over all batches and ranks.
@@ -167,12 +161,6 @@ class AgreementStatistics(nn.Module):
         Returns:
             ``Agreement(share, per_class, confidence_gap)``.
         """
-        sums = all_reduce_sum(torch.cat([self.both, self.teacher, self.student, self.gap[None]])).double()
-        both, teacher, student = sums[:-1].view(3, -1)
+        both, teacher, student, gap = (part.double() for part in self.reduced("both", "teacher", "student", "gap"))
         pixels = teacher.sum()
-        return Agreement(both.sum() / pixels, both / (teacher + student - both), sums[-1] / _UNITS / pixels)
-
-    def reset(self) -> None:
-        """Forget all batches."""
-        for buffer in self.buffers():
-            buffer.zero_()
+        return Agreement(both.sum() / pixels, both / (teacher + student - both), gap / _UNITS / pixels)

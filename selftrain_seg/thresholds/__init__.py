@@ -2,12 +2,10 @@
 
 from selftrain_seg.thresholds.estimators import ClassBalancedThreshold, GlobalThreshold
 from selftrain_seg.thresholds.schedules import (
-    CBST_PORTIONS,
     CBST_SP_PORTIONS,
-    CRST_PORTIONS,
     DST_CBC_PORTIONS,
     GTA5_SOURCE_PORTIONS,
-    IAST_ALPHAS,
+    IAST_PORTIONS,
     SYNTHIA_SOURCE_PORTIONS,
     PortionSchedule,
     linear_portion,
@@ -16,12 +14,10 @@ from selftrain_seg.thresholds.schedules import (
 from selftrain_seg.thresholds.sketch import ConfidenceSketch
 
 __all__ = [
-    "CBST_PORTIONS",
     "CBST_SP_PORTIONS",
-    "CRST_PORTIONS",
     "DST_CBC_PORTIONS",
     "GTA5_SOURCE_PORTIONS",
-    "IAST_ALPHAS",
+    "IAST_PORTIONS",
     "SYNTHIA_SOURCE_PORTIONS",
     "ClassBalancedThreshold",
     "ConfidenceSketch",

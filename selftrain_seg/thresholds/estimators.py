@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from selftrain_seg import _checks, kernels
-from selftrain_seg._numerics import blocks
-from selftrain_seg.confidence._scores import class_scores, pixel_scores, prior_peaks
-from selftrain_seg.distributed import all_reduce_max, all_reduce_sum, several_ranks
-from selftrain_seg.kernels import launch
+from selftrain_seg import _checks, ops
+from selftrain_seg._state import Stateful
+from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg.distributed.reduce import rank_and_ranks
 from selftrain_seg.thresholds.sketch import ConfidenceSketch
 
 __all__ = ["ClassBalancedThreshold", "GlobalThreshold"]
 
-_SMALL_DEFAULT = {"crst": "none", "dst-cbc": "all"}
+_SMALL_DEFAULT = {"last_in": "none", "first_out": "all"}
+# A portion is a decimal that binary rounds: 0.29 of 100 pixels is 29, though 0.29 * 100 is 28.999999999999996.
+_ROUNDING = 1.0 + 2.0**-50
 
 
-class _Threshold(nn.Module):
+class _Threshold(Stateful):
     """All that the two estimators share; they differ in whether classes are ranked apart or together."""
 
     _pooled: bool
 
+    prior: Tensor | None
     updates: Tensor
-    peaks: Tensor
     exact_scores: Tensor
     exact_classes: Tensor
 
@@ -36,10 +36,11 @@ class _Threshold(nn.Module):
         portion: float | Tensor,
         *,
         pool: str = "predicted",
-        rank: str = "crst",
+        rank: str = "last_in",
         small: str | None = None,
         stride: int = 1,
         exact: bool = False,
+        prior: Tensor | None = None,
     ) -> None:
         super().__init__()
         _checks.check_count(num_classes, "num_classes")
@@ -51,14 +52,16 @@ class _Threshold(nn.Module):
         self.num_classes, self.pool, self.rank, self.small = num_classes, pool, rank, small
         self.stride, self.exact = stride, exact
         self.portion = self._checked(portion)
-        self._check_pooled(self.portion)
         self.sketch = ConfidenceSketch(num_classes)
-        self.register_buffer("updates", torch.zeros(2, dtype=torch.int64))  # without a prior, with one
-        # Peaks of the prior, what its scores are relative to; -inf until there is one.
-        self.register_buffer("peaks", torch.full((num_classes,), -torch.inf))
+        self.register_buffer("prior", prior, persistent=False)  # a setting, which moves along
+        if prior is not None:
+            if not isinstance(prior, Tensor) or prior.ndim != 3 or len(prior) != num_classes:
+                raise ValueError(f"`prior`: expected (C, H, W) with C = {num_classes}, got {_shape_of(prior)}")
+            _checks.check_prior(prior, prior.unsqueeze(0))
+        self.add_state("updates", torch.zeros((), dtype=torch.int64), over_ranks="sum")
         if exact:
-            self.register_buffer("exact_scores", torch.empty(0))
-            self.register_buffer("exact_classes", torch.empty(0, dtype=torch.int32))
+            self.add_state("exact_scores", torch.empty(0), over_ranks="sum")
+            self.add_state("exact_classes", torch.empty(0, dtype=torch.int64), over_ranks="sum")
 
     def extra_repr(self) -> str:
         return (
@@ -70,76 +73,87 @@ class _Threshold(nn.Module):
         if not isinstance(portion, Tensor):
             _checks.check_real(portion, "portion", 0.0, 1.0, open_low=True)
             return float(portion)
+        if self._pooled:
+            raise ValueError("`portion`: expected a number, one portion for all classes, got a tensor")
         if tuple(portion.shape) != (self.num_classes,):
             raise ValueError(
                 f"`portion`: expected a number or (C,) = ({self.num_classes},), got {tuple(portion.shape)}"
             )
-        # A float32 0.7 means 0.7, not 0.699999988: its product with a count must not be rounded down to one less.
+        # A float32 0.7 means 0.7, not 0.699999988.
         shares: Tensor = portion if portion.dtype == torch.float64 else portion.double().round(decimals=6)
         if not bool(((shares > 0) & (shares <= 1)).all()):
             raise ValueError(f"`portion`: expected values in (0.0, 1.0], got {shares}")
         return shares
 
     @torch.no_grad()
-    def update(self, logits: Tensor, *, prior: Tensor | None = None) -> None:
+    def update(self, logits: Tensor, *, valid: Tensor | None = None) -> None:
         """Count one batch.
 
         Args:
             logits: (B, C, H, W), any floating-point dtype, layout and B (0 too); detached, read once in float32.
                 A pixel with a NaN logit is not counted.
-            prior: (C, H, W) spatial prior that multiplies the probabilities: the same with all batches, or none.
+            valid: (B, H, W) bool; pixels where it is False are not counted.
 
         Raises:
-            TypeError: ``logits`` or ``prior`` is no floating-point tensor.
-            ValueError: wrong rank, another number of classes, or a prior of another shape or device.
+            TypeError: ``logits`` is no floating-point tensor, or ``valid`` not bool.
+            ValueError: wrong rank, another number of classes, a size that is not the prior's, or a device that is not
+                that of the counts.
         """
         _checks.check_logits(logits, self.num_classes)
-        if prior is not None:
-            _checks.check_prior(prior, logits)
-            peaks = prior_peaks(prior).to(self.peaks.device)
-            peaks = peaks.amax().expand_as(peaks) if self._pooled else peaks
-            self.peaks = torch.where(self.peaks > -torch.inf, self.peaks, peaks)
-            prior = prior[:, :: self.stride, :: self.stride]
-        logits = logits[:, :, :: self.stride, :: self.stride]
-        counts = self.sketch.counts
-        plain = self.exact or self.pool == "all" or prior is not None or counts.device != logits.device
-        if not plain and kernels.chosen(logits, "count_scores"):
-            launch.count_scores(logits, counts, low=self.sketch.low, bin_width=self.sketch.bin_width)
-            self.updates[0] += 1
-            return
-        batch, num_classes, height, width = logits.shape
-        shape = (batch, height, width) if self.pool == "predicted" else logits.shape
-        keys = torch.empty(shape, dtype=torch.int32, device=logits.device)
-        each_class = torch.arange(num_classes, dtype=torch.int32, device=logits.device).view(-1, 1, 1)
-        kept: list[tuple[Tensor, Tensor]] = []
-        for images, rows in blocks(logits):
-            block, block_prior = logits[images, :, rows], None if prior is None else prior[:, rows]
-            if self.pool == "predicted":
-                part = pixel_scores(block, block_prior, self.peaks)
-                scores, classes = part.score, part.labels
-            else:
-                scores = class_scores(block, block_prior, self.peaks)
-                classes = each_class.expand_as(scores)
-            keys[images, ..., rows, :] = self.sketch.keys(scores, classes)
-            if self.exact:
-                kept.append((scores.flatten(), classes.flatten().int()))
-        self.sketch.add_keys(keys)
-        self.updates[int(prior is not None)] += 1
-        if kept:
-            scores, classes = (torch.cat(parts).to(self.exact_scores.device) for parts in zip(*kept, strict=True))
-            counted = ~scores.isnan()
-            self.exact_scores = torch.cat([self.exact_scores, scores[counted]])
-            self.exact_classes = torch.cat([self.exact_classes, classes[counted]])
+        _checks.check_valid(valid, logits)
+        self.check_home(logits, "logits")
+        _checks.check_prior(self.prior, logits)
+        prior, peaks, step = self.prior, self._peaks(), self.stride
+        logits = logits[:, :, ::step, ::step]
+        valid = None if valid is None else valid[:, ::step, ::step]
+        prior = None if prior is None else prior[:, ::step, ::step]
+        if self.exact:
+            self._keep(logits, valid, prior, peaks)
+        ops.count(
+            logits,
+            self.sketch.counts,
+            low=self.sketch.low,
+            bin_width=self.sketch.bin_width,
+            every_class=self.pool == "all",
+            valid=valid,
+            prior=prior,
+            peaks=peaks,
+        )
+        self.updates += 1
+
+    def _peaks(self) -> Tensor | None:
+        """What scores under the prior are relative to: (C,), the same for all classes where these are pooled."""
+        if self.prior is None:
+            return None
+        peaks = ops.prior_peaks(self.prior)
+        return peaks.amax().expand_as(peaks) if self._pooled else peaks
+
+    def _keep(self, logits: Tensor, valid: Tensor | None, prior: Tensor | None, peaks: Tensor | None) -> None:
+        """Keep the scores themselves."""
+        if self.pool == "all":
+            scores = ops.class_scores(logits, valid, prior, peaks)
+            classes = torch.arange(self.num_classes, device=logits.device).view(-1, 1, 1).expand_as(scores)
+        else:
+            classes, scores = ops.pixel_scores(logits, valid, prior, peaks)[:2]
+        counted = ~scores.isnan()
+        self._append(scores[counted], classes[counted])
+
+    def _append(self, scores: Tensor, classes: Tensor) -> None:
+        home = self.exact_scores.device
+        self._set("exact_scores", torch.cat([self.exact_scores, scores.to(home)]))
+        self._set("exact_classes", torch.cat([self.exact_classes, classes.to(home)]))
 
     def merge(self, other: _Threshold) -> None:
         """Add the statistics of another estimator, as if its batches had been seen here.
 
         Args:
-            other: an estimator with the same classes, pool and mode; it is not changed.
+            other: a ``ClassBalancedThreshold`` or ``GlobalThreshold`` (both count by class) with the same classes,
+                pool, stride, mode and prior; it is not changed.
 
         Raises:
             TypeError: ``other`` is no threshold estimator.
-            ValueError: its classes, pool, stride, mode or prior differ.
+            ValueError: its classes, pool, stride, mode or prior differ; or one has a prior and ranks classes apart, the
+                other together.
         """
         if not isinstance(other, _Threshold):
             raise TypeError(f"`other`: expected a threshold estimator, got {type(other).__name__}")
@@ -147,33 +161,31 @@ class _Threshold(nn.Module):
             mine, its = getattr(self, name), getattr(other, name)
             if mine != its:
                 raise ValueError(f"`other`: expected {name} = {mine!r}, got {its!r}")
-        peaks = other.peaks.to(self.peaks.device)
-        if bool(((peaks != self.peaks) & (peaks > -torch.inf) & (self.peaks > -torch.inf)).any()):
-            raise ValueError("`other`: expected the same prior, got one with other peaks")
-        self.peaks = torch.maximum(self.peaks, peaks)
+        priors, theirs = self.prior, other.prior
+        if (priors is None) != (theirs is None):
+            raise ValueError("`other`: expected a prior in both or in neither")
+        if priors is not None and theirs is not None:
+            if priors.shape != theirs.shape or not torch.equal(priors, theirs.to(priors.device)):
+                raise ValueError("`other`: expected the same prior, got another one")
+            if self._pooled != other._pooled:
+                raise ValueError(f"`other`: expected a {type(self).__name__}, since scores under a prior differ")
         self.sketch.merge(other.sketch)
         self.updates += other.updates.to(self.updates.device)
         if self.exact:
-            home = self.exact_scores.device
-            self.exact_scores = torch.cat([self.exact_scores, other.exact_scores.to(home)])
-            self.exact_classes = torch.cat([self.exact_classes, other.exact_classes.to(home)])
+            self._append(other.exact_scores, other.exact_classes)
 
     def reset(self) -> None:
         """Forget all batches; settings stay."""
+        super().reset()
         self.sketch.reset()
-        self.updates.zero_()
-        self.peaks.fill_(-torch.inf)
-        if self.exact:
-            self.exact_scores = self.exact_scores[:0]
-            self.exact_classes = self.exact_classes[:0]
 
-    @property
     def class_counts(self) -> Tensor:
-        """(C,) int64: counted pixels predicted as each class (``pool="all"``: all that were counted).
+        """Return how many pixels were predicted as each class (``pool="all"``: all that were counted).
 
-        Summed over ranks: where there are several, all of them must read it.
+        Returns:
+            (C,) int64, summed over ranks: where there are several, all of them must call it.
         """
-        return self.sketch.class_counts
+        return self.sketch.class_counts()
 
     @torch.no_grad()
     def compute(self, portion: float | Tensor | None = None) -> Tensor:
@@ -190,43 +202,31 @@ class _Threshold(nn.Module):
 
         Raises:
             TypeError: ``portion`` is neither a number nor a tensor.
-            ValueError: a portion outside (0, 1]; nothing was counted yet; batches with and without a prior were
-                mixed; or exact mode on several ranks.
+            ValueError: a portion outside (0, 1]; nothing was counted yet; or exact mode on several ranks.
         """
         wanted = self.portion if portion is None else self._checked(portion)
-        self._check_pooled(wanted)
-        counts, with_prior = self._reduced()
+        counts = self.sketch.counts
+        flat = all_reduce_sum(torch.cat([counts.flatten(), self.updates.view(1)]))  # one all-reduce for both
+        if not bool(flat[-1] > 0):
+            raise ValueError("`compute`: expected at least one call of update before, got none")
+        counts = flat[:-1].view_as(counts)
         if self._pooled:
             counts = counts.sum(dim=0, keepdim=True)
         size = counts.sum(dim=1)
         share = wanted.to(size.device) if isinstance(wanted, Tensor) else wanted
-        taken = (size.double() * share).floor().long()
-        k = taken if self.rank == "crst" else (taken + 1).minimum(size)
-        score = self._exact_kth_largest(k, size) if self.exact else self.sketch.kth_largest(counts, k)
-        nothing = (torch.inf if with_prior else 1.0) if self.small == "none" else 0.0
+        taken = (size.double() * share * _ROUNDING).floor().long()
+        k = taken if self.rank == "last_in" else taken + 1
+        k = k.minimum(size)
+        score = self._exact_kth_largest(k, size) if self.exact else self.sketch._kth_largest(counts, k)
+        peaks = self._peaks()
+        nothing = 0.0 if self.small == "all" else 1.0 if peaks is None else torch.inf
         thresholds = torch.where(taken > 0, _probability_not_above(score), nothing).expand(self.num_classes)
-        if with_prior:
-            peaks = all_reduce_max(self.peaks).to(thresholds.device).double().clamp(min=0.0)
-            thresholds = torch.where(thresholds.isfinite(), thresholds * peaks, thresholds)
+        if peaks is not None:
+            thresholds = torch.where(thresholds.isfinite(), thresholds * peaks.double(), thresholds)
         return thresholds.clone()
 
-    def _check_pooled(self, portion: float | Tensor) -> None:
-        if self._pooled and isinstance(portion, Tensor):
-            raise ValueError("`portion`: expected a number, one portion for all classes, got a tensor")
-
-    def _reduced(self) -> tuple[Tensor, bool]:
-        """Counts over all ranks by one all-reduce, and whether they were made with a prior."""
-        counts = self.sketch.counts
-        flat = all_reduce_sum(torch.cat([counts.flatten(), self.updates.to(counts.device)]))
-        plain, with_prior = (bool(updates) for updates in flat[-2:] > 0)
-        if not (plain or with_prior):
-            raise ValueError("`compute`: expected at least one call of update before, got none")
-        if plain and with_prior:
-            raise ValueError("`prior`: expected with every update or with none, got both")
-        return flat[:-2].view_as(counts), with_prior
-
     def _exact_kth_largest(self, k: Tensor, size: Tensor) -> Tensor:
-        if several_ranks():
+        if rank_and_ranks()[1] > 1:
             raise ValueError("`exact`: expected a single process, since exact mode does not reduce over ranks")
         scores, order = self.exact_scores.double().sort(descending=True)
         if not self._pooled:
@@ -235,16 +235,11 @@ class _Threshold(nn.Module):
         first = size.cumsum(0) - size
         if not len(scores):
             return torch.full(size.shape, torch.nan, dtype=torch.float64, device=size.device)
-        return scores[(first + k - 1).clamp(0, len(scores) - 1).to(scores.device)].to(size.device)
+        return scores[(first + k - 1).clamp(0, len(scores) - 1)]
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        # Exact mode's buffers grow, so they take the size of what is loaded.
-        for name in ("exact_scores", "exact_classes") if self.exact else ():
-            saved = state_dict.get(prefix + name)
-            if isinstance(saved, Tensor):
-                mine = getattr(self, name)
-                setattr(self, name, torch.empty(saved.shape, dtype=mine.dtype, device=mine.device))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+
+def _shape_of(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _probability_not_above(log_odds: Tensor) -> Tensor:
@@ -258,10 +253,11 @@ class ClassBalancedThreshold(_Threshold):
     """Estimate, for every class, the confidence that its most confident ``portion`` of pixels reaches.
 
     Over all pixels predicted as class c, n_c of them, with confidences sorted in descending order, ``kc[c]`` is
-    element ``floor(n_c · portion) - 1``, counted from 0 (``rank="crst"``), or ``floor(n_c · portion)``
-    (``rank="dst-cbc"``, where portion 1 gives the smallest). Confidences are ranked by their log-odds, so a class
-    whose probabilities round to 1.0 still yields the portion asked for; up to a log-odds of about 33, beyond which the
-    threshold itself, a float64 probability, can no longer tell values apart.
+    element ``floor(n_c · portion) - 1``, counted from 0 (``rank="last_in"``: the last pixel in the portion), or
+    ``floor(n_c · portion)`` (``rank="first_out"``: the first one out of it; portion 1 gives the smallest).
+    Confidences are ranked by their log-odds, so a class whose probabilities round to 1.0 still yields the portion
+    asked for; up to a log-odds of about 33, beyond which the threshold itself, a float64 probability, can no longer
+    tell values apart.
     Differs from the papers: no values are kept but counts in fixed bins (``ConfidenceSketch``), so memory does
     not grow with images; ``exact=True`` keeps all values, for tests and small sets.
 
@@ -270,20 +266,19 @@ class ClassBalancedThreshold(_Threshold):
         portion: share of pixels to select, in (0, 1], or a (C,) tensor of shares. CBST, CRST: 0.2 at first.
         pool: ``"predicted"``: the pool of class c is the pixels predicted as c, with confidence ``max_c p_c``;
             ``"all"``: p_c at all pixels (CRST's kc from probabilities).
-        rank: which element is taken, ``"crst"`` or ``"dst-cbc"``, see above.
+        rank: which element is taken: ``"last_in"`` (CBST, CRST) or ``"first_out"`` (DST-CBC), see above.
         small: what a class gets whose pool holds less than one pixel of the portion: ``"none"``, threshold 1,
-            or ``"all"``, threshold 0. By default as published: ``"none"`` for crst, ``"all"`` for dst-cbc.
+            or ``"all"``, threshold 0. By default as published: ``"none"`` for ``"last_in"``, else ``"all"``.
         stride: use every stride-th row and column, one pixel in stride². CBST and CRST take every 4th pixel of a
             class, as many as stride 2; DST-CBC every 16th pixel, as many as stride 4.
-        exact: keep all values (4 + 4 bytes each) and return exact elements. One process only.
+        exact: keep all values (4 + 8 bytes each) and return exact elements. One process only.
+        prior: (C, H, W) spatial prior that multiplies the probabilities of all batches, of its size. It is a setting,
+            not in ``state_dict``.
 
     State / distributed:
-        Counts, the number of updates and the prior's peaks are buffers, each rank's own: a checkpoint must keep
-        those of every rank (or be loaded on one rank, with the others reset). Keep the module on the device of the
-        logits, or every update copies its counts to the host. ``compute`` and ``class_counts`` sum them over ranks, so
-        every rank must call them; thresholds are the same on all, bit for bit those of one process. Keep the module
-        out of what ``DistributedDataParallel`` wraps: with ``broadcast_buffers``, its default, that overwrites the
-        counts of all ranks with those of the first.
+        Counts and the number of updates, each rank's own, on the device that the module was moved to: that of the
+        logits. Every rank saves and loads its own. ``compute`` and ``class_counts`` sum them over ranks, so every rank
+        must call them; thresholds are the same on all, bit for bit those of one process.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -305,7 +300,7 @@ class ClassBalancedThreshold(_Threshold):
         tensor([0.9526, 1.0000], dtype=torch.float64)
         >>> kc.compute(portion=1.0)
         tensor([0.7311, 1.0000], dtype=torch.float64)
-        >>> kc.class_counts
+        >>> kc.class_counts()
         tensor([4, 0])
     """
 
@@ -322,10 +317,11 @@ class GlobalThreshold(_Threshold):
         num_classes: C.
         portion: share of all pixels to select, in (0, 1].
         pool: ``"predicted"`` or ``"all"``, see ``ClassBalancedThreshold``.
-        rank: ``"crst"`` or ``"dst-cbc"``.
+        rank: ``"last_in"`` or ``"first_out"``.
         small: ``"none"`` or ``"all"``, for a pool of less than one pixel of the portion.
         stride: use every stride-th row and column.
         exact: keep all values and return exact elements. One process only.
+        prior: (C, H, W) spatial prior of all batches.
 
     State / distributed:
         As ``ClassBalancedThreshold``. The counts are kept by class all the same, for ``class_counts``.

@@ -11,12 +11,10 @@ from torch import Tensor
 from selftrain_seg import _checks
 
 __all__ = [
-    "CBST_PORTIONS",
     "CBST_SP_PORTIONS",
-    "CRST_PORTIONS",
     "DST_CBC_PORTIONS",
     "GTA5_SOURCE_PORTIONS",
-    "IAST_ALPHAS",
+    "IAST_PORTIONS",
     "SYNTHIA_SOURCE_PORTIONS",
     "PortionSchedule",
     "linear_portion",
@@ -25,7 +23,7 @@ __all__ = [
 
 
 def linear_portion(round: int, *, start: float = 0.2, step: float = 0.05, stop: float = 0.5) -> float:
-    """Return the portion of round number ``round``: ``min(start + step · round, stop)``.
+    """Return the portion of round number ``round``: ``min(start + step · round, stop)``, by default CBST's and CRST's.
 
     Args:
         round: 0 for the first round.
@@ -63,9 +61,9 @@ class PortionSchedule(NamedTuple):
         stop: the largest portion.
 
     Example:
-        >>> IAST_ALPHAS
+        >>> IAST_PORTIONS
         PortionSchedule(start=0.2, step=0.05, stop=0.3)
-        >>> IAST_ALPHAS(1), IAST_ALPHAS.rounds(4)
+        >>> IAST_PORTIONS(1), IAST_PORTIONS.rounds(4)
         (0.25, [0.2, 0.25, 0.3, 0.3])
     """
 
@@ -82,16 +80,12 @@ class PortionSchedule(NamedTuple):
         return [self(round) for round in range(count)]
 
 
-CBST_PORTIONS = PortionSchedule(0.2, 0.05, 0.5)
-"""Portions of CBST (Zou et al., ECCV 2018)."""
 CBST_SP_PORTIONS = PortionSchedule(0.15, 0.05, 0.5)
 """Portions of CBST with the spatial prior."""
-CRST_PORTIONS = PortionSchedule(0.2, 0.05, 0.5)
-"""Portions of CRST (Zou et al., ICCV 2019)."""
 DST_CBC_PORTIONS = PortionSchedule(0.2, 0.2, 1.0)
 """Portions of DST-CBC (Feng et al., arXiv:2004.08514)."""
-IAST_ALPHAS = PortionSchedule(0.2, 0.05, 0.3)
-"""The α of ``InstanceAdaptiveSelector`` over the rounds of IAST (Mei et al., ECCV 2020)."""
+IAST_PORTIONS = PortionSchedule(0.2, 0.05, 0.3)
+"""The ``portion`` of ``InstanceAdaptiveSelector`` over the rounds of IAST (Mei et al., ECCV 2020)."""
 GTA5_SOURCE_PORTIONS = PortionSchedule(0.03, 0.0025, 0.06)
 """Share of the GTA5 images CBST and CRST train on, see ``source_subset``."""
 SYNTHIA_SOURCE_PORTIONS = PortionSchedule(0.02, 0.0025, 0.06)

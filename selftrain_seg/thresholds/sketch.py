@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selftrain_seg import _checks
+from selftrain_seg._state import Stateful
 from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg.ops.count import add_at, bin_index
 
 __all__ = ["ConfidenceSketch"]
 
@@ -17,7 +17,7 @@ __all__ = ["ConfidenceSketch"]
 _TIE_SHARE = 1 / 256
 
 
-class ConfidenceSketch(nn.Module):
+class ConfidenceSketch(Stateful):
     """Count the scores of each class in fixed bins, and read thresholds off the counts.
 
     A score is a log-odds ``o = log(m / (1 - m))`` (see ``log_odds``): evenly spread where probabilities
@@ -35,10 +35,9 @@ class ConfidenceSketch(nn.Module):
         counts: (C, K) int64, this rank's counts.
 
     State / distributed:
-        ``counts`` is a buffer and holds what this rank has seen: a checkpoint must keep every rank's, or the
-        ``total`` on one rank with the others reset. ``total`` sums it over ranks by one
-        all-reduce; ``quantile``, ``cdf`` and ``class_counts`` use that sum, so every rank must call them and
-        every rank gets what one process over all the data would get, bit for bit.
+        ``counts`` holds what this rank has seen; every rank saves and loads its own. ``total`` sums it over ranks by
+        one all-reduce; ``quantile`` and ``cdf`` use that sum, and ``class_counts`` sums C numbers, so every rank must
+        call them and every rank gets what one process over all the data would get, bit for bit.
 
     Raises:
         ValueError: ``num_classes`` or ``bins`` below 1, or ``high`` not above ``low``.
@@ -47,7 +46,7 @@ class ConfidenceSketch(nn.Module):
         >>> import torch
         >>> sketch = ConfidenceSketch(2)
         >>> sketch.update(torch.tensor([0.1, 1.0, 2.0, 3.0]), torch.tensor([0, 0, 0, 1]))
-        >>> sketch.class_counts
+        >>> sketch.class_counts()
         tensor([3, 1])
         >>> sketch.quantile(0.5)  # to within one bin
         tensor([1., 3.], dtype=torch.float64)
@@ -67,18 +66,16 @@ class ConfidenceSketch(nn.Module):
             float(low),
             float(high),
         )
-        self._dyadic = math.frexp(self.bin_width)[0] == 0.5 and (self.low / self.bin_width).is_integer()
-        self.register_buffer("counts", torch.zeros(self.num_classes, self.bins, dtype=torch.int64))
+        self.add_state("counts", torch.zeros(self.num_classes, self.bins, dtype=torch.int64), over_ranks="sum")
 
     @property
     def bin_width(self) -> float:
         """Width of a bin, in log-odds."""
         return (self.high - self.low) / self.bins
 
-    @property
     def class_counts(self) -> Tensor:
-        """(C,) int64: how many scores each class has, over all ranks (a collective where there are several)."""
-        return self.total().sum(dim=1)
+        """Return how many scores each class has, over all ranks: (C,) int64. Where there are several, all must call."""
+        return all_reduce_sum(self.counts.sum(dim=1))
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"num_classes={self.num_classes}, bins={self.bins}, low={self.low}, high={self.high}"
@@ -94,7 +91,7 @@ class ConfidenceSketch(nn.Module):
 
         Raises:
             TypeError: ``scores`` is not floating point or ``classes`` not integer.
-            ValueError: shapes or devices differ.
+            ValueError: shapes or devices differ, or the counts lie on another one.
         """
         _checks.check_tensor(scores, "scores")
         _checks.check_integer(classes, "classes")
@@ -103,30 +100,9 @@ class ConfidenceSketch(nn.Module):
         if scores.shape != classes.shape:
             raise ValueError(f"`classes`: expected {tuple(scores.shape)}, got {tuple(classes.shape)}")
         _checks.check_device(classes, scores, "classes")
-        self.add_keys(self.keys(scores, classes))
-
-    def keys(self, scores: Tensor, classes: Tensor) -> Tensor:
-        """Index of each score's bin in ``counts.flatten()``, int32; C·K for what is not to be counted."""
-        # No score may be counted above an edge it lies below: the threshold may be that very edge. With a bin width
-        # of a power of two (the default) float32 is exact; any other needs float64, which is slower.
-        if self._dyadic:
-            place = (scores.float() * (1.0 / self.bin_width)).floor() - self.low / self.bin_width
-        else:
-            place = (scores.double() - self.low) / self.bin_width
-        counted = ~place.isnan() & (classes >= 0) & (classes < self.num_classes)
-        keys = place.clamp(0, self.bins - 1).nan_to_num(nan=0.0).to(torch.int32)
-        keys = keys + classes.to(torch.int32) * self.bins
-        return torch.where(counted, keys, self.num_classes * self.bins)
-
-    def add_keys(self, keys: Tensor) -> None:
-        """Count bin indices made by ``keys``."""
-        size, flat = self.num_classes * self.bins, keys.flatten()
-        if flat.device.type == "cpu":
-            added = torch.bincount(flat, minlength=size + 1)
-        else:  # bincount makes the host wait for the device
-            added = torch.zeros(size + 1, dtype=torch.int64, device=flat.device)
-            added.scatter_add_(0, flat.long(), torch.ones_like(flat, dtype=torch.int64))
-        self.counts += added[:size].view_as(self.counts).to(self.counts.device)
+        self.check_home(scores, "scores")
+        size = (self.num_classes, self.bins)
+        add_at(self.counts, bin_index(scores, classes, size, self.low, self.bin_width))
 
     def merge(self, other: ConfidenceSketch) -> None:
         """Add the counts of another sketch, as if its data had been seen here.
@@ -140,31 +116,22 @@ class ConfidenceSketch(nn.Module):
         """
         if not isinstance(other, ConfidenceSketch):
             raise TypeError(f"`other`: expected a ConfidenceSketch, got {type(other).__name__}")
-        if other.extra_repr() != self.extra_repr():
-            raise ValueError(f"`other`: expected {self.extra_repr()}, got {other.extra_repr()}")
+        for name in ("num_classes", "bins", "low", "high"):
+            mine, its = getattr(self, name), getattr(other, name)
+            if mine != its:
+                raise ValueError(f"`other`: expected {name} = {mine!r}, got {its!r}")
         self.counts += other.counts.to(self.counts.device)
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.counts.zero_()
 
     def total(self) -> Tensor:
         """Return the counts summed over all ranks, (C, K) int64."""
-        return all_reduce_sum(self.counts.clone())
+        return self.reduced("counts")[0].clone()
 
-    def kth_largest(self, counts: Tensor, k: Tensor) -> Tensor:
-        """Estimate the k-th largest score of each row of counts.
+    def _kth_largest(self, counts: Tensor, k: Tensor) -> Tensor:
+        """Estimate the k-th largest score (R,) float64 of each row of counts (R, K); NaN for an empty row.
 
         Where values spread over a bin the estimate is interpolated in it, so that as many scores lie at or above
         it as were asked for. Where a bin holds more than 1/256 of its row the values are taken for ties: then
         the estimate is the bin's edge that leaves the number closest to k, never one that leaves none.
-
-        Args:
-            counts: (R, K) int64, such as ``total()``, or its sum over classes.
-            k: (R,) int64, 1 for the largest; clamped to what there is.
-
-        Returns:
-            (R,) float64; NaN for an empty row.
         """
         from_top = counts.flip(1).cumsum(1)  # scores at or above each bin, highest bin first
         size = from_top[:, -1:]
@@ -194,7 +161,7 @@ class ConfidenceSketch(nn.Module):
         """
         _checks.check_real(q, "q", 0.0, 1.0)
         counts = self.total()
-        return self.kth_largest(counts, counts.sum(dim=1) - (q * counts.sum(dim=1)).floor().long())
+        return self._kth_largest(counts, counts.sum(dim=1) - (q * counts.sum(dim=1)).floor().long())
 
     def cdf(self, scores: Tensor) -> Tensor:
         """Return the share of each class's scores at or below given ones.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from selftrain_seg import _checks
-from selftrain_seg._numerics import uniform_integers
+from selftrain_seg.ops.random import uniform_integers
 from selftrain_seg.views._arguments import check_range
 from selftrain_seg.views.geometry import ViewParameters, replay
 

@@ -1,4 +1,4 @@
-"""Thresholds as selectors compare them: probabilities in, log-domain values out."""
+"""Thresholds as selections compare them: probabilities in, log-domain values out."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from torch import Tensor
 
 # Thresholds come from scores that other arithmetic rounded. A slack of some float32 roundings keeps the very
 # pixel that defines a threshold, and all its ties, on the selected side.
-_SLACK = 8 * torch.finfo(torch.float32).eps
+SLACK = 8 * torch.finfo(torch.float32).eps
 
 # -log of a threshold of 0: outweighs every log-probability, and differences are still finite.
-_LARGE = 1e4
+LARGE = 1e4
 
 
-def threshold_scores(thresholds: Tensor, device: torch.device, peaks: Tensor | None) -> Tensor:
+def score_bar(thresholds: Tensor, peaks: Tensor | None) -> Tensor:
     """(C,) float32 thresholds on the scale of ``pixel_scores``; ``peaks`` those of the prior, if there is one."""
     score = torch.logit(_relative(thresholds, peaks))
-    slack = torch.where(score.isfinite(), _SLACK * (1.0 + score.abs()), 0.0)
-    return _send(score - slack, device)
+    slack = torch.where(score.isfinite(), SLACK * (1.0 + score.abs()), 0.0)
+    return (score - slack).float()
 
 
-def negative_log(thresholds: Tensor, device: torch.device, peaks: Tensor | None) -> Tensor:
+def log_gain(thresholds: Tensor, peaks: Tensor | None) -> Tensor:
     """(C,) float32 ``-log(kc / Q)``, Q = 1 without a prior: what re-weighting by 1 / kc adds to ``Scores.gaps``."""
     kc = _relative(thresholds, peaks)
-    gain = (-kc.log()).clamp(max=_LARGE)
-    return _send(torch.where(kc == torch.inf, -torch.inf, gain + _SLACK * gain.abs()), device)
+    gain = (-kc.log()).clamp(max=LARGE)
+    return torch.where(kc == torch.inf, -torch.inf, gain + SLACK * gain.abs()).float()
 
 
 def _relative(thresholds: Tensor, peaks: Tensor | None) -> Tensor:
@@ -32,10 +32,5 @@ def _relative(thresholds: Tensor, peaks: Tensor | None) -> Tensor:
     kc = thresholds.double()
     if peaks is None:
         return kc.clamp(max=1.0)
-    share = kc / peaks.to(kc.device).double()
-    return torch.where(share > 1.0 + _SLACK, torch.inf, share.clamp(max=1.0))
-
-
-def _send(values: Tensor, device: torch.device) -> Tensor:
-    # Without waiting, but never towards the CPU, where the values would be read before they arrive.
-    return values.float().to(device, non_blocking=device.type != "cpu")
+    share = kc / peaks.double()
+    return torch.where(share > 1.0 + SLACK, torch.inf, share.clamp(max=1.0))

@@ -1,0 +1,74 @@
+"""How an operator is registered: once, with all its implementations."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_library: Any = torch.library.Library("selftrain_seg", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def operator(schema: str, plain: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Register an operator and return it.
+
+    Args:
+        schema: its name, arguments and results, as in ``torch.library.define``.
+        plain: its implementation in torch, for any device. Inputs carry no gradient.
+        fake: makes results of the right shape, dtype and layout without values.
+    """
+    name = schema.partition("(")[0]
+    _library.define(schema)
+    _library.impl(name, plain, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"selftrain_seg::{name}", fake, lib=_library)
+    for key in _kernel_keys():
+        _library.impl(name, _kernel(name, plain), key)
+    found: Callable[..., Any] = getattr(torch.ops.selftrain_seg, name).default
+    return found
+
+
+def differentiable(
+    name: str,
+    save: Callable[..., None],
+    backward: Callable[..., tuple[Tensor | None, ...]],
+    plain: Callable[..., tuple[Tensor, ...]],
+) -> None:
+    """Give an operator a gradient, as ``torch.library.register_autograd``, and a rule for ``torch.func.vmap``.
+
+    Args:
+        name: the operator's.
+        save: sets up the context.
+        backward: gradients of all inputs, given those of all results.
+        plain: the operator without loops or writes in place, which torch can map.
+    """
+    torch.library.register_autograd(f"selftrain_seg::{name}", backward, setup_context=save, lib=_library)
+
+    def mapped(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        results = torch.func.vmap(plain, in_dims, randomness="error")(*args)
+        return results, (0,) * len(results)
+
+    torch.library.register_vmap(f"selftrain_seg::{name}", mapped, lib=_library)
+
+
+def _kernel(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The Triton implementation, imported at the first call, which takes a moment; what it cannot do is plain."""
+
+    def run(*args: Any) -> Any:
+        launch = importlib.import_module("selftrain_seg.ops.triton.launch")
+
+        return getattr(launch, name)(plain, *args)
+
+    return run
+
+
+def _kernel_keys() -> list[str]:
+    """Where Triton is used: on CUDA, and on the CPU if its interpreter is asked for (for tests: it is very slow)."""
+    switch = os.environ.get("SELFTRAIN_SEG_KERNELS", "")
+    if switch == "0" or importlib.util.find_spec("triton") is None:
+        return []
+    return ["CUDA", "CPU"] if switch == "1" and os.environ.get("TRITON_INTERPRET") == "1" else ["CUDA"]

@@ -1,0 +1,101 @@
+"""Histograms: of scores by class, and of classes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from selftrain_seg.ops._blocks import fill, new_map, on_cpu
+from selftrain_seg.ops._library import operator
+from selftrain_seg.ops.read import class_scores, each_image, pixel_scores, prior_peaks
+
+
+def count(
+    logits: Tensor,
+    counts: Tensor,
+    *,
+    low: float,
+    bin_width: float,
+    every_class: bool = False,
+    valid: Tensor | None = None,
+    prior: Tensor | None = None,
+    peaks: Tensor | None = None,
+) -> None:
+    """Add a checked batch's scores to ``counts`` (C, K) int64, in place: the winners', or every class's at each pixel.
+
+    ``peaks`` are the prior's; they come along since a prior may be a part of the one they belong to.
+    """
+    prior = None if prior is None else prior.detach()
+    _count(logits.detach(), counts, valid, prior, peaks, every_class, low, bin_width)
+
+
+def bin_index(scores: Tensor, classes: Tensor, size: tuple[int, int], low: float, bin_width: float) -> Tensor:
+    """Index of each score's bin in ``counts.flatten()`` for counts (C, K), int32; C·K for what is not to be counted."""
+    num_classes, bins = size
+    # No score may be counted above an edge it lies below: the threshold may be that very edge. With a bin width
+    # of a power of two (the default) float32 is exact; any other needs float64, which is slower.
+    if math.frexp(bin_width)[0] == 0.5 and (low / bin_width).is_integer():
+        place = (scores.float() * (1.0 / bin_width)).floor() - low / bin_width
+    else:
+        place = (scores.double() - low) / bin_width
+    counted = ~place.isnan() & (classes >= 0) & (classes < num_classes)
+    keys = place.clamp(0, bins - 1).nan_to_num(nan=0.0).to(torch.int32)
+    return torch.where(counted, keys + classes.to(torch.int32) * bins, num_classes * bins)
+
+
+def add_at(counts: Tensor, index: Tensor) -> None:
+    """Add 1 to ``counts.flatten()`` at every index below its size."""
+    size, index = counts.numel(), index.flatten()
+    if on_cpu(index):
+        added = torch.bincount(index, minlength=size + 1)
+    else:  # bincount makes the host wait for the device
+        added = torch.zeros(size + 1, dtype=torch.int64, device=index.device)
+        added.scatter_add_(0, index.long(), torch.ones_like(index, dtype=torch.int64))
+    counts += added[:size].view_as(counts)
+
+
+def class_counts(labels: Tensor, which: Tensor, num_classes: int) -> Tensor:
+    """How many pixels of ``which`` (bool) have each label: (C,) int64, without waiting for the device."""
+    counts = torch.zeros(num_classes, dtype=torch.int64, device=labels.device)
+    return counts.scatter_add_(0, labels.flatten(), which.flatten().long())
+
+
+def _plain(
+    logits: Tensor,
+    counts: Tensor,
+    valid: Tensor | None,
+    prior: Tensor | None,
+    peaks: Tensor | None,
+    every_class: bool,
+    low: float,
+    bin_width: float,
+) -> None:
+    index = torch.empty_like(logits, dtype=torch.int32) if every_class else new_map(logits, torch.int32)
+    size, maps = (counts.shape[0], counts.shape[1]), None
+    if prior is not None:
+        peaks, maps = prior_peaks(prior) if peaks is None else peaks, each_image(prior, logits)
+    each = torch.arange(size[0], dtype=torch.int32, device=logits.device).view(-1, 1, 1)
+
+    def block(z: Tensor, valid: Tensor | None, q: Tensor | None) -> tuple[Tensor]:
+        if every_class:
+            scores = class_scores(z, valid, q, peaks)
+            return (bin_index(scores, each.expand_as(scores), size, low, bin_width),)
+        part = pixel_scores(z, valid, q, peaks)
+        return (bin_index(part.score, part.labels, size, low, bin_width),)
+
+    fill((index,), block, logits, valid, maps)
+    add_at(counts, index)
+
+
+def _fake(*_: object) -> None:
+    return None
+
+
+_count = operator(
+    "count(Tensor logits, Tensor(a!) counts, Tensor? valid, Tensor? prior, Tensor? peaks, bool every_class,"
+    " float low, float bin_width) -> ()",
+    _plain,
+    _fake,
+)

@@ -1,0 +1,278 @@
+"""Cross entropy and its regularisers in one pass over the logits each way.
+
+``L = a/D_a Σ w · nll + r/D_r Σ v · reg + e/D_e Σ u · H``, the first two sums over labelled pixels, the third over the
+others. Only the logits, which the network keeps anyway, and one or two numbers a pixel are kept for the gradient: no
+softmax, no one-hot tensor. ``plain_loss`` serves what the operator does not: float64, gradients of weights, second
+derivatives and ``torch.func.vmap``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from selftrain_seg.ops._blocks import blocks, cut, new_map, on_cpu
+from selftrain_seg.ops._library import differentiable, operator
+from selftrain_seg.ops._winner import exponential
+from selftrain_seg.ops.plain_loss import LOG_ZERO, Labels, as_map, parts, plain_loss, read_labels, size, term
+
+
+def weighted_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    regulariser: str = "",
+    factors: Sequence[float] = (1.0, 0.0, 0.0),
+    pixel_weight: Tensor | None = None,
+    image_weight: Tensor | None = None,
+    class_weight: Tensor | None = None,
+    exponent: Tensor | None = None,
+    divisor: Tensor | None = None,
+    normalize: str = "labelled",
+    ignore_index: int = -1,
+) -> Tensor:
+    """Compute the loss of the module's docstring from checked arguments; differentiable in the logits.
+
+    Args:
+        logits: (B, C, H, W).
+        target: (B, H, W) integers; or soft labels (B, C, H, W), whose pixels of zeros have no label.
+        regulariser: on labelled pixels "kld": ``-(1/C) Σ_c log p_c``; "entropy": ``-Σ_c p_c log p_c``; "square":
+            ``Σ_c p_c²``; "reverse": ``1 - p_y``; or none.
+        factors: a, r and e. A part with factor 0 is left out, whatever the logits hold.
+        pixel_weight: (B, H, W) factor of all that a pixel contributes; not looked at where it contributes nothing.
+        image_weight: (B,) further factor of the regulariser; images with 0 do not count in D_r.
+        class_weight: (C,) further factor of nll, by the label's class.
+        exponent: (B,) or (B, H, W) γ; nll weighs ``p_y^γ`` more, without a gradient.
+        divisor: () what all three sums are divided by.
+        normalize: without a divisor: "labelled", D counts the pixels that each sum is over; "all", those of the batch;
+            "weights", as "labelled", but D_a adds up class weights; "sum", 1; "none", the map whose sum that is.
+        ignore_index: label of the pixels without one.
+
+    Returns:
+        (), or (B, H, W) for "none": float32, or float64 for float64 logits. A divisor of 0 counts as 1.
+    """
+    target = target.detach()
+    class_weight = None if class_weight is None else class_weight.detach()
+    tensors = (pixel_weight, image_weight, class_weight, exponent, divisor)
+    settings = (regulariser, list(factors), normalize, ignore_index)
+    if logits.dtype == torch.float64 or any(weight is not None and weight.requires_grad for weight in tensors):
+        return plain_loss(logits, target, *tensors, *settings)
+    loss: Tensor = _forward(logits, target, *tensors, *settings)[0]
+    return loss
+
+
+class _Values(NamedTuple):
+    """What the three sums are over, each (b, h, w), None if it is left out, and two more of the same."""
+
+    nll: Tensor
+    regulariser: Tensor | None
+    entropy: Tensor | None
+    log_sum_exp: Tensor
+    kept: Tensor | None  # what the gradient needs
+
+
+def _values(z: Tensor, labels: Labels, regulariser: str, factors: Sequence[float]) -> _Values:
+    top = z.amax(1, keepdim=True)
+    gaps = z - top
+    powers = exponential(gaps)
+    total = powers.sum(1)
+    log_total = total.log()
+    if labels.soft is None:
+        nll = log_total - gaps.gather(1, labels.at).squeeze(1)
+    else:  # a class masked out by its logit has log p = -inf; where its label is 0 that must add 0
+        log_p = (gaps - log_total.unsqueeze(1)).clamp_(min=torch.finfo(gaps.dtype).min)
+        nll = log_p.mul_(labels.soft).sum(1).neg_()
+    value, entropy, kind = None, None, regulariser if factors[1] else ""
+    if kind == "kld":
+        value = log_total - gaps.mean(1)
+    elif kind == "reverse":
+        value = torch.expm1(-nll).neg_()
+    if factors[2] or kind == "entropy":
+        entropy = log_total - gaps.clamp_(min=LOG_ZERO).mul_(powers).sum(1) / total
+    if kind == "entropy":
+        value = entropy
+    elif kind == "square":
+        value = powers.square_().sum(1) / total.square()
+    kept = entropy
+    if kind == "square" and value is not None:
+        kept = value if entropy is None else torch.where(labels.valid, value, entropy)
+    return _Values(nll, value, entropy if factors[2] else None, top.squeeze(1) + log_total, kept)
+
+
+def _forward_in_blocks(
+    logits: Tensor,
+    target: Tensor,
+    pixel_weight: Tensor | None,
+    image_weight: Tensor | None,
+    class_weight: Tensor | None,
+    exponent: Tensor | None,
+    divisor: Tensor | None,
+    regulariser: str,
+    factors: Sequence[float],
+    normalize: str,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss; what each sum is multiplied by in it, (3,); log-sum-exp; entropy or Σ p² if the gradient needs it."""
+    loss, scales, lse, kept = _fake_forward(
+        logits, target, pixel_weight, image_weight, class_weight, exponent, divisor,
+        regulariser, factors, normalize, ignore_index,
+    )  # fmt: skip
+    maps = (pixel_weight, as_map(image_weight, lse), as_map(exponent, lse))
+    sums, sizes = torch.zeros(2, 3, dtype=torch.float64, device=logits.device)
+    for block in blocks(logits):
+        labels = read_labels(cut(target, block), ignore_index)
+        pixel, image, gamma = (cut(weight, block) for weight in maps)
+        found = _values(_workable(cut(logits, block)), labels, regulariser, factors)
+        lse[block] = found.log_sum_exp
+        if found.kept is not None:
+            kept[block] = found.kept
+        three = parts(labels, found.nll, pixel, image, class_weight, gamma)
+        terms = [
+            (each, factor, term(values, part))
+            for each, (factor, values, part) in enumerate(zip(factors, found, three, strict=False))
+            if factor and values is not None
+        ]
+        if normalize == "none":
+            loss[block] = sum(factor * values for _, factor, values in terms)
+            continue
+        for each, _, values in terms:
+            sums[each] += values.sum()
+            sizes[each] += size(three[each], normalize, each)
+    if normalize in ("none", "sum"):
+        sizes.fill_(1)
+    if divisor is not None:
+        sizes.copy_(divisor)
+    shares = torch.where(sizes == 0, 1, sizes).reciprocal_()
+    for each, factor in enumerate(factors):
+        scales[each] = shares[each] * factor
+    return loss if normalize == "none" else loss.copy_(scales.double().dot(sums)), scales, lse, kept
+
+
+def _fake_forward(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    regulariser, factors, normalize, _ = others[-4:]
+    lse = new_map(logits, torch.float32)
+    keeps = factors[2] or (factors[1] and regulariser in ("entropy", "square"))
+    kept = torch.empty_like(lse) if keeps else lse.new_empty(0)
+    return torch.empty_like(lse) if normalize == "none" else lse.new_empty(()), lse.new_empty(3), lse, kept
+
+
+def _backward_in_blocks(
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    pixel_weight: Tensor | None,
+    image_weight: Tensor | None,
+    class_weight: Tensor | None,
+    exponent: Tensor | None,
+    scales: Tensor,
+    lse: Tensor,
+    kept: Tensor,
+    regulariser: str,
+    factors: Sequence[float],
+    ignore_index: int,
+) -> Tensor:
+    """Gradient of the logits.
+
+    d nll = m p - y with m = Σ y, d kld = p - 1/C, d entropy = -p (log p + H), d square = 2 p (p - S) and
+    d reverse = p_y d nll. They add up to ``p · slope - a · y - b/C``.
+    """
+    result = torch.empty_like(logits)
+    maps = (pixel_weight, as_map(image_weight, lse), as_map(exponent, lse))
+    grad = grad.expand_as(lse)
+    for block in blocks(logits):
+        labels = read_labels(cut(target, block), ignore_index)
+        pixel, image, gamma = (cut(weight, block) for weight in maps)
+        value = kept[block] if kept.numel() else None
+        log_p = _workable(cut(logits, block)) - lse[block].unsqueeze(1)
+        nll = log_p.gather(1, labels.at).squeeze(1).neg_()
+        three = parts(labels, nll, pixel, image, class_weight, gamma)
+        on_nll, on_reg, on_rest = (
+            term(grad[block] * scale, part) if factor else None
+            for factor, scale, part in zip(factors, scales, three, strict=True)
+        )
+        gradient = _gradient(log_p, labels, nll, value, regulariser, on_nll, on_reg, on_rest)
+        # 0 · NaN is NaN: what is not used must not spoil a gradient of 0. On CPU a look is cheaper than masking.
+        if not factors[2] and not (on_cpu(logits) and bool(lse[block].isfinite().all())):
+            gradient = torch.where(labels.valid.unsqueeze(1), gradient, 0)
+        result[block[0], :, block[1]] = gradient
+    return result
+
+
+def _gradient(
+    log_p: Tensor,
+    labels: Labels,
+    nll: Tensor,
+    value: Tensor | None,
+    regulariser: str,
+    on_nll: Tensor | None,
+    on_reg: Tensor | None,
+    on_rest: Tensor | None,
+) -> Tensor:
+    """Gradient of a block, given those of nll, of the regulariser and of the other pixels' entropy, (b, h, w)."""
+    if on_reg is not None and regulariser == "reverse":
+        on_reg = on_reg * torch.exp(-nll)
+        on_nll, on_reg = on_reg if on_nll is None else on_nll + on_reg, None
+    slope = torch.zeros_like(nll) if on_nll is None else on_nll if labels.soft is None else on_nll * labels.soft.sum(1)
+    if on_reg is not None and regulariser == "kld":
+        slope = slope + on_reg
+    slope = slope.unsqueeze(1)
+    entropies = [g for g in (on_rest, on_reg if regulariser == "entropy" else None) if g is not None]
+    if entropies and value is not None:
+        p = exponential(log_p)
+        centred = log_p.clamp_(min=LOG_ZERO).add_(value.unsqueeze(1))
+        slope = torch.addcmul(slope, centred, torch.stack(entropies).sum(0).unsqueeze(1), value=-1)
+    else:
+        p = exponential(log_p, out=log_p)
+    if on_reg is not None and regulariser == "square" and value is not None:
+        slope = torch.addcmul(slope, p - value.unsqueeze(1), on_reg.unsqueeze(1), value=2)
+    gradient = p.mul_(slope)
+    if on_reg is not None and regulariser == "kld":
+        gradient.sub_(on_reg.unsqueeze(1) / p.shape[1])
+    if on_nll is not None and labels.soft is not None:
+        gradient.addcmul_(on_nll.unsqueeze(1), labels.soft, value=-1)
+    elif on_nll is not None:
+        gradient.scatter_add_(1, labels.at, on_nll.unsqueeze(1).neg())
+    return gradient
+
+
+def _workable(z: Tensor) -> Tensor:
+    """A block in float32; on a CPU each class's pixels side by side, as torch is fastest there."""
+    return z.float().contiguous() if on_cpu(z) else z.float()
+
+
+_WEIGHTS = "Tensor? pixel_weight, Tensor? image_weight, Tensor? class_weight, Tensor? exponent"
+_forward = operator(
+    f"weighted_loss(Tensor logits, Tensor target, {_WEIGHTS}, Tensor? divisor, str regulariser, float[] factors,"
+    " str normalize, int ignore_index) -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward_in_blocks,
+    _fake_forward,
+)
+_backward = operator(
+    f"weighted_loss_backward(Tensor grad, Tensor logits, Tensor target, {_WEIGHTS}, Tensor scales, Tensor lse,"
+    " Tensor kept, str regulariser, float[] factors, int ignore_index) -> Tensor",
+    _backward_in_blocks,
+    lambda grad, logits, *_: torch.empty_like(logits),
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*inputs[:7], *output[1:])
+    ctx.settings = inputs[7:]
+
+
+def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, scales, lse, kept = ctx.saved_tensors
+    regulariser, factors, _, ignore_index = ctx.settings
+    if torch.is_grad_enabled():  # somebody wants to differentiate the gradient
+        loss = plain_loss(*inputs, *ctx.settings)
+        (gradient,) = torch.autograd.grad(loss, inputs[0], grad, create_graph=True)
+    else:
+        gradient = _backward(grad, *inputs[:6], scales, lse, kept, regulariser, factors, ignore_index)
+    return gradient, *([None] * 10)
+
+
+differentiable("weighted_loss", _save, _differentiate, lambda *args: (plain_loss(*args), *_fake_forward(*args)[1:]))

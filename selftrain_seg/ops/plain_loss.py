@@ -1,0 +1,120 @@
+"""The losses written down in torch: the oracle of the fused operator, and the parts that both are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+LOG_ZERO = -1e4  # in place of log p = -inf of a class masked out by its logit: p is 0 long before, 0 · log 0 too
+
+
+def plain_loss(
+    logits: Tensor,
+    target: Tensor,
+    pixel_weight: Tensor | None,
+    image_weight: Tensor | None,
+    class_weight: Tensor | None,
+    exponent: Tensor | None,
+    divisor: Tensor | None,
+    regulariser: str,
+    factors: Sequence[float],
+    normalize: str,
+    ignore_index: int,
+) -> Tensor:
+    """Compute ``weighted_loss`` in torch's own operations; they keep tensors of the logits' size."""
+    labels = read_labels(target, ignore_index)
+    used = torch.ones_like(labels.valid) if factors[2] else labels.valid
+    z = torch.where(used.unsqueeze(1), logits, 0)  # 0 · NaN is NaN, so what is not used must not be there
+    log_p = torch.log_softmax(z, 1, dtype=torch.float64 if z.dtype == torch.float64 else torch.float32)
+    if labels.soft is None:
+        nll = -log_p.gather(1, labels.at).squeeze(1)
+    else:
+        nll = -(log_p.clamp(min=torch.finfo(log_p.dtype).min) * labels.soft).sum(1)
+    values = {
+        "": lambda: nll,
+        "kld": lambda: -log_p.mean(1),
+        "entropy": lambda: -(log_p.exp() * log_p.clamp(min=LOG_ZERO)).sum(1),
+        "square": lambda: log_p.exp().square().sum(1),
+        "reverse": lambda: -torch.expm1(-nll),
+    }
+    image_weight, exponent = (as_map(value, nll) for value in (image_weight, exponent))
+    three = parts(labels, nll, pixel_weight, image_weight, class_weight, exponent)
+    total: Any = 0.0
+    for kind, part, factor, each in zip(("", regulariser, "entropy"), three, factors, range(3), strict=True):
+        if factor and normalize == "none":
+            total = total + factor * term(values[kind](), part)
+        elif factor:
+            by = size(part, normalize, each) if divisor is None else divisor
+            total = total + factor * (term(values[kind](), part).sum() / torch.where(by == 0, 1, by).to(nll.dtype))
+    return total if isinstance(total, Tensor) else 0 * nll.sum()
+
+
+class Labels(NamedTuple):
+    """Where the labels are, and which."""
+
+    valid: Tensor  # (b, h, w) bool: which pixels have a label
+    at: Tensor  # (b, 1, h, w) int64: the labels, 0 where there is none; all 0 for soft labels
+    soft: Tensor | None  # (b, C, h, w)
+
+
+class Part(NamedTuple):
+    """One of the three sums."""
+
+    region: Tensor  # (b, h, w) bool: the pixels of a sum
+    weights: tuple[Tensor | None, ...]  # (b, h, w): what their values are multiplied by
+
+
+def read_labels(target: Tensor, ignore_index: int) -> Labels:
+    """Labels of a batch or block, hard or soft."""
+    if target.ndim == 4:
+        valid = target.sum(1) != 0
+        return Labels(valid, torch.zeros_like(valid, dtype=torch.int64).unsqueeze(1), target)
+    y = target.long()  # as uint8, the label 156 would equal an ignore_index of -100
+    valid = y != ignore_index
+    return Labels(valid, (y * valid).unsqueeze(1), None)  # where() is three times slower on speckled masks
+
+
+def as_map(value: Tensor | None, like: Tensor) -> Tensor | None:
+    """(B,) as (B, H, W)."""
+    return value.view(-1, 1, 1).expand(like.shape) if value is not None and value.ndim == 1 else value
+
+
+def parts(
+    labels: Labels,
+    nll: Tensor,
+    pixel_weight: Tensor | None,
+    image_weight: Tensor | None,
+    class_weight: Tensor | None,
+    exponent: Tensor | None,
+) -> tuple[Part, Part, Part]:
+    """Region and weights of the three sums."""
+    valid = labels.valid
+    own = None if class_weight is None else class_weight[labels.at.squeeze(1)]
+    believed = None if exponent is None else torch.exp(-exponent * nll.detach())
+    regularised = valid if image_weight is None else valid & (image_weight != 0)
+    return (
+        Part(valid, (own, pixel_weight, believed)),
+        Part(regularised, (pixel_weight, image_weight)),
+        Part(~valid, (pixel_weight,)),
+    )
+
+
+def term(values: Tensor, part: Part) -> Tensor:
+    """Values times weights, 0 outside the region, where neither is looked at, not even a NaN."""
+    for weight in part.weights:
+        if weight is not None:
+            values = values * torch.where(part.region, weight, 0).to(values.dtype)
+    return torch.where(part.region, values, 0)
+
+
+def size(part: Part, normalize: str, each: int) -> Tensor:
+    """What a sum is divided by, but for 0: () float64."""
+    region, own = part.region, part.weights[0]
+    if normalize == "labelled" or (normalize == "weights" and (each or own is None)):
+        return region.sum(dtype=torch.float64)
+    if normalize == "weights" and own is not None:
+        return torch.where(region, own, 0).sum(dtype=torch.float64)
+    return region.new_full((), region.numel() if normalize == "all" else 1, dtype=torch.float64)

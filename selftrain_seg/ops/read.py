@@ -1,0 +1,147 @@
+"""The one place where logits become scores. Thresholds, selectors and statistics all build on it, so they agree.
+
+A *score* is what pixels are ranked by and thresholds are compared on: the log-odds of the winning class,
+``o = -log s`` with ``s = Σ_{c≠ŷ} exp(z_c - z_ŷ)``. Under a prior, where pixels are ranked by ``p_c q_c``, it is the
+log-odds of ``p_c q_c / Q_c`` with Q_c the peak of the class's prior: at most 1, in the same order, and as able to tell
+saturated pixels apart where q is at its peak. NaN marks a pixel that must not be used, because a logit is NaN, the
+largest is infinite or ``valid`` says so; it is never counted and, as comparisons with NaN are false, never selected.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from selftrain_seg.ops._blocks import blocks, cut, new_map
+from selftrain_seg.ops._library import operator
+from selftrain_seg.ops._winner import exponential, winner
+
+
+class Reading(NamedTuple):
+    """Label and score of every pixel, and the batch's sums; no gradient."""
+
+    labels: Tensor  # (B, H, W) int64
+    score: Tensor  # (B, H, W) float32, NaN where the pixel must not be used
+    class_sums: Tensor  # (C,) float64, Σ p_c over usable pixels, if asked for; else empty
+
+    @property
+    def confidence(self) -> Tensor:
+        """``max_c p_c``, without a prior: (B, H, W) float32, 0 at unusable pixels."""
+        return torch.sigmoid(self.score).nan_to_num_(nan=0.0)
+
+    @property
+    def usable(self) -> Tensor:
+        """(B, H, W) bool."""
+        return ~self.score.isnan()
+
+
+def read(
+    logits: Tensor,
+    *,
+    valid: Tensor | None = None,
+    prior: Tensor | None = None,
+    offset: Tensor | None = None,
+    class_sums: bool = False,
+) -> Reading:
+    """Read a checked batch of logits (B, C, H, W) once, with a value (C,) added to each class's if there is one."""
+    prior = None if prior is None else prior.detach()
+    return Reading(*_read(logits.detach(), valid, prior, offset, class_sums))
+
+
+class Scores(NamedTuple):
+    """A block's pixels: winning class, score, and what selectors build on."""
+
+    labels: Tensor  # (b, h, w) int64
+    score: Tensor  # (b, h, w) float32, NaN where the pixel must not be used
+    gaps: Tensor  # (b, C, h, w) float32: z_c - max z, plus log(q_c / Q_c) under a prior; never positive
+    log_norm: Tensor  # (b, h, w) float32: log1p(s), so that log p_c = (z_c - max z) - log_norm; NaN if unusable
+    others: Tensor  # (b, C, h, w) float32: exp(z_c - max z), but 0 for the largest z
+
+
+def prior_peaks(prior: Tensor) -> Tensor:
+    """(C,) float32: the largest value of each class's prior, Q."""
+    return prior.flatten(1).amax(dim=1).float() if prior[0].numel() else prior.new_ones(len(prior)).float()
+
+
+def each_image(prior: Tensor, logits: Tensor) -> Tensor:
+    """The prior (C, H, W) as if every image had one, to be cut into blocks as the logits are."""
+    return prior.unsqueeze(0).expand(len(logits), -1, -1, -1)
+
+
+def pixel_scores(
+    logits: Tensor, valid: Tensor | None = None, prior: Tensor | None = None, peaks: Tensor | None = None
+) -> Scores:
+    """Score a (b, C, h, w) block. Everything is float32, whatever the logits' dtype."""
+    labels, gaps, others, rest = _others(logits, valid)
+    log_norm = torch.log1p(rest)
+    if prior is None or peaks is None:
+        return Scores(labels, rest.log_().neg_(), gaps, log_norm, others)
+    prior = prior.float()
+    _, winners, _ = winner(gaps + prior.log())
+    at = winners.unsqueeze(1)
+    mine = others.gather(1, at).squeeze(1)
+    # Odds against the winner: s itself where it also has the largest z; else it is known without cancellation.
+    against = torch.where(winners == labels, rest, (1.0 + rest - mine) / mine)
+    q, peak = prior.gather(1, at).squeeze(1), peaks[winners]
+    score = q.log() - torch.log((peak - q).clamp(min=0.0) + peak * against)
+    relative = (prior.log() - peaks.log().view(-1, 1, 1)).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+    return Scores(winners, score, gaps + relative, log_norm, others)
+
+
+def class_scores(logits: Tensor, valid: Tensor | None, prior: Tensor | None, peaks: Tensor | None) -> Tensor:
+    """Score every class at every pixel of a block: (b, C, h, w) float32, on the same scale as ``pixel_scores``."""
+    labels, gaps, others, rest = _others(logits, valid)
+    rest = rest.unsqueeze(1)
+    # odds of c = exp(gap_c) / Σ_{j≠c} exp(gap_j). For a class that did not win that sum is at least 1, so the
+    # difference loses nothing; for the winner it is `rest` itself.
+    against = (1.0 + rest - others).scatter_(1, labels.unsqueeze(1), rest)
+    if prior is None or peaks is None:
+        return gaps - against.log()
+    # Multiplied through by exp(gap_c), so that a class with p = 0 has score -inf and not NaN.
+    q, peak, mine = prior.float(), peaks.view(-1, 1, 1), gaps.exp()
+    return (q * mine).log() - torch.log((peak - q).clamp(min=0.0) * mine + peak * against)
+
+
+def _others(logits: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Winner (b, h, w), z - max z and its exponentials but the winner's (b, C, h, w), and their sum (b, h, w)."""
+    top, labels, gaps = winner(logits.float())
+    others = exponential(gaps).scatter_(1, labels.unsqueeze(1), 0.0)
+    # top - top is 0, or NaN where the largest logit is NaN or infinite: such a pixel says nothing.
+    rest = others.sum(dim=1) + (top - top).squeeze(1)
+    return labels, gaps, others, rest if valid is None else rest.masked_fill_(~valid, torch.nan)
+
+
+def _plain(
+    logits: Tensor, valid: Tensor | None, prior: Tensor | None, offset: Tensor | None, class_sums: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    labels, score, sums = _fake(logits, valid, prior, offset, class_sums)
+    sums.zero_()
+    peaks, maps = (None, None) if prior is None else (prior_peaks(prior), each_image(prior, logits))
+    for block in blocks(logits):
+        z = logits[block[0], :, block[1]]
+        z = z if offset is None else z.float() + offset.view(-1, 1, 1)
+        part = pixel_scores(z, cut(valid, block), cut(maps, block), peaks)
+        labels[block], score[block] = part.labels, part.score
+        if class_sums:
+            # p_c = exp(z_c - max z) / (1 + s), and 1 / (1 + s) for the winner.
+            scale = part.log_norm.neg().exp_().nan_to_num_(nan=0.0)
+            shares = torch.where(scale.unsqueeze(1) > 0, part.others * scale.unsqueeze(1), 0.0)
+            sums += shares.sum(dim=(0, 2, 3)).double()
+            sums.scatter_add_(0, part.labels.flatten(), scale.flatten().double())
+    return labels, score, sums
+
+
+def _fake(
+    logits: Tensor, valid: Tensor | None, prior: Tensor | None, offset: Tensor | None, class_sums: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    sums = logits.new_empty(logits.shape[1] if class_sums else 0, dtype=torch.float64)
+    return new_map(logits, torch.int64), new_map(logits, torch.float32), sums
+
+
+_read = operator(
+    "read(Tensor logits, Tensor? valid, Tensor? prior, Tensor? offset, bool class_sums) -> (Tensor, Tensor, Tensor)",
+    _plain,
+    _fake,
+)

@@ -1,0 +1,71 @@
+"""Hard labels where a threshold is reached."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from selftrain_seg.ops._blocks import fill, new_map
+from selftrain_seg.ops._library import operator
+from selftrain_seg.ops._thresholds import log_gain, score_bar
+from selftrain_seg.ops._winner import winner
+from selftrain_seg.ops.read import Scores, each_image, pixel_scores, prior_peaks
+
+
+def select(
+    logits: Tensor,
+    thresholds: Tensor,
+    *,
+    reweighted: bool,
+    valid: Tensor | None = None,
+    prior: Tensor | None = None,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels (B, H, W) int64, the predicted classes likewise, and confidences float32, of a checked batch.
+
+    The winner is labelled where its score reaches its threshold, or, ``reweighted``, the class that exceeds its own
+    threshold most.
+    """
+    prior = None if prior is None else prior.detach()
+    found: tuple[Tensor, Tensor, Tensor] = _select(
+        logits.detach(), thresholds.detach(), reweighted, valid, prior, ignore_index
+    )
+    return found
+
+
+def confidence_of(part: Scores, peaks: Tensor | None) -> Tensor:
+    """``max_c p_c``, or under a prior ``max_c p_c q_c``, of a block; 0 where it is not usable."""
+    confidence = torch.sigmoid(part.score).nan_to_num_(nan=0.0)
+    return confidence if peaks is None else confidence * peaks[part.labels]
+
+
+def _plain(
+    logits: Tensor, thresholds: Tensor, reweighted: bool, valid: Tensor | None, prior: Tensor | None, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    outputs = _fake(logits, thresholds, reweighted, valid, prior, ignore_index)
+    peaks, maps = (None, None) if prior is None else (prior_peaks(prior), each_image(prior, logits))
+    bar = (log_gain if reweighted else score_bar)(thresholds, peaks)
+
+    def block(z: Tensor, valid: Tensor | None, q: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        part = pixel_scores(z, valid, q, peaks)
+        if reweighted:
+            value, best, _ = winner(part.gaps + bar.view(-1, 1, 1))
+            keep = value.squeeze(1) >= part.log_norm
+        else:
+            best, keep = part.labels, part.score >= bar[part.labels]
+        return torch.where(keep, best, ignore_index), part.labels, confidence_of(part, peaks)
+
+    fill(outputs, block, logits, valid, maps)
+    return outputs
+
+
+def _fake(logits: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    return new_map(logits, torch.int64), new_map(logits, torch.int64), new_map(logits, torch.float32)
+
+
+_select = operator(
+    "select(Tensor logits, Tensor thresholds, bool reweighted, Tensor? valid, Tensor? prior, int ignore_index)"
+    " -> (Tensor, Tensor, Tensor)",
+    _plain,
+    _fake,
+)

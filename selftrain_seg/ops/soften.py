@@ -1,0 +1,73 @@
+"""Soft labels that re-weighting by thresholds gives, sharpened."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from selftrain_seg.ops._blocks import blocks, cut, new_map, on_cpu
+from selftrain_seg.ops._library import operator
+from selftrain_seg.ops._thresholds import log_gain
+from selftrain_seg.ops._winner import exponential, winner
+from selftrain_seg.ops.read import each_image, pixel_scores, prior_peaks
+from selftrain_seg.ops.select import confidence_of
+
+
+def soften(
+    logits: Tensor,
+    thresholds: Tensor,
+    alpha: Tensor,
+    *,
+    valid: Tensor | None = None,
+    prior: Tensor | None = None,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Labels, predicted classes and confidences as ``select``, and soft labels (B, C, H, W) float32.
+
+    ``y_c ∝ (p_c / kc_c)^(1/alpha)`` where ``logsumexp_c(log(p_c / kc_c) / alpha) > 0``, else 0; ``alpha`` is ().
+    """
+    prior = None if prior is None else prior.detach()
+    found: tuple[Tensor, Tensor, Tensor, Tensor] = _soften(
+        logits.detach(), thresholds.detach(), alpha.detach(), valid, prior, ignore_index
+    )
+    return found
+
+
+def _plain(
+    logits: Tensor, thresholds: Tensor, alpha: Tensor, valid: Tensor | None, prior: Tensor | None, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    outputs = _fake(logits, thresholds, alpha, valid, prior, ignore_index)
+    labels, predicted, confidence, soft = outputs
+    peaks, maps = (None, None) if prior is None else (prior_peaks(prior), each_image(prior, logits))
+    sharpness = alpha.double().reciprocal()
+    added = (log_gain(thresholds, peaks).double() * sharpness).float().view(-1, 1, 1)
+    sharpness = sharpness.float()
+    for block in blocks(logits):
+        part = pixel_scores(logits[block[0], :, block[1]], cut(valid, block), cut(maps, block), peaks)
+        value, best, gaps = winner(torch.addcmul(added, part.gaps, sharpness))
+        powers = exponential(gaps, out=gaps)
+        # logsumexp as max + log1p(the others): the others may be 1e-30 and still decide at a saturated pixel.
+        others = powers.clone().scatter_(1, best.unsqueeze(1), 0.0).sum(dim=1)
+        keep = value.squeeze(1) + torch.log1p(others) > part.log_norm * sharpness
+        scale = torch.where(keep, 1.0 / (1.0 + others), 0.0).unsqueeze(1)
+        # 0 · NaN is NaN, so unusable pixels must be masked. On CPU looking for one is cheaper than always masking.
+        if on_cpu(logits) and bool(value.isfinite().all()):
+            torch.mul(powers, scale, out=soft[block[0], :, block[1]])
+        else:
+            soft[block[0], :, block[1]] = torch.where(keep.unsqueeze(1), powers * scale, 0.0)
+        labels[block] = torch.where(keep, best, ignore_index)
+        predicted[block], confidence[block] = part.labels, confidence_of(part, peaks)
+    return outputs
+
+
+def _fake(logits: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    soft = torch.empty_like(logits, dtype=torch.float32)
+    return new_map(logits, torch.int64), new_map(logits, torch.int64), new_map(logits, torch.float32), soft
+
+
+_soften = operator(
+    "soften(Tensor logits, Tensor thresholds, Tensor alpha, Tensor? valid, Tensor? prior, int ignore_index)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _plain,
+    _fake,
+)
