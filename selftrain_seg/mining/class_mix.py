@@ -18,7 +18,7 @@ def class_mix(
     images: Tensor,
     labels: Tensor,
     *,
-    weight: Tensor | None = None,
+    pixel_weight: Tensor | None = None,
     source: tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None] | None = None,
     rounding: str = "floor",
     ignore_index: int = IGNORE_INDEX,
@@ -34,8 +34,8 @@ def class_mix(
     Args:
         images: (B, D, H, W), any dtype: the images pasted onto; gradients flow.
         labels: (B, H, W), integer: their labels or pseudo-labels.
-        weight: (B, H, W), floating point: their pixel weights in the loss; None for none.
-        source: (images, labels) or (images, labels, weight) to paste from, of the same shapes and dtypes, such as
+        pixel_weight: (B, H, W), floating point: their pixel weights in the loss; None for none.
+        source: (images, labels) or (images, labels, pixel_weight) to paste from, of the same shapes and dtypes, such as
             a labelled batch in domain adaptation. None takes the batch itself, shifted by one: image b gets
             classes of image b + 1, the last one of the first. Where only one side has weights, the other's are 1.
         rounding: of half an odd number of classes: ``"floor"`` as ClassMix was published, so that nothing is
@@ -47,9 +47,9 @@ def class_mix(
         The mixed batch, in the order of ``images``; a copy.
 
     Raises:
-        TypeError: ``images`` is not a tensor, ``labels`` not an integer one, ``weight`` not a floating-point one,
+        TypeError: ``images`` is not a tensor, ``labels`` not an integer one, ``pixel_weight`` not a floating-point one,
             or those of ``source`` alike.
-        ValueError: ``images`` is not (B, D, H, W); ``labels`` or ``weight`` does not fit it or has no pixels;
+        ValueError: ``images`` is not (B, D, H, W); ``labels`` or ``pixel_weight`` does not fit it or has no pixels;
             ``source`` is not two or three tensors of the same shapes and dtypes; ``rounding`` is another word; a
             tensor or the generator is on another device.
 
@@ -70,7 +70,7 @@ def class_mix(
         >>> mixed.pasted[0]
         tensor([[ True, False,  True, False]])
     """
-    others = check_batch(images, labels, weight, source)
+    others = check_batch(images, labels, pixel_weight, source)
     _checks.check_choice(rounding, "rounding", ("floor", "ceil"))
     check_generator(generator, images)
     classes = others[1].long()
@@ -86,4 +86,4 @@ def class_mix(
     half = (present.sum(1) + (rounding == "ceil")) // 2
     least = keys.sort(dim=1, descending=True).values.gather(1, (half - 1).clamp(min=0)[:, None])
     drawn = present & (keys >= least) & (half > 0)[:, None]
-    return blend((images, labels, weight), others, drawn.gather(1, flat).view(classes.shape))
+    return blend((images, labels, pixel_weight), others, drawn.gather(1, flat).view(classes.shape))

@@ -18,7 +18,7 @@ def rare_classes(class_counts: Tensor, *, k: int = 3) -> Tensor:
 
     Args:
         class_counts: (C,), integer or floating point, at least 0: pixels per class over the data set, such as
-            ``ClassBalancedThreshold.class_counts``.
+            ``ClassBalancedThreshold.class_counts()``.
         k: how many classes, 1 to C; 3 in CBST and CRST.
 
     Returns:
@@ -53,7 +53,7 @@ def classes_below(class_counts: Tensor, *, share: float = 1e-3) -> Tensor:
 
     Args:
         class_counts: (C,), integer or floating point, at least 0: pixels per class over the data set, such as
-            ``ClassBalancedThreshold.class_counts``.
+            ``ClassBalancedThreshold.class_counts()``.
         share: bound on the share, in [0, 1], itself excluded; 1e-3 in CBST and CRST.
 
     Returns:

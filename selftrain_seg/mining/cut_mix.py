@@ -18,7 +18,7 @@ def cut_mix(
     images: Tensor,
     labels: Tensor,
     *,
-    weight: Tensor | None = None,
+    pixel_weight: Tensor | None = None,
     source: tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None] | None = None,
     alpha: float = 1.0,
     area: tuple[float, float] | None = None,
@@ -36,8 +36,8 @@ def cut_mix(
     Args:
         images: (B, D, H, W), any dtype: the images pasted onto; gradients flow.
         labels: (B, H, W), integer: their labels or pseudo-labels.
-        weight: (B, H, W), floating point: their pixel weights in the loss; None for none.
-        source: (images, labels) or (images, labels, weight) to paste from, of the same shapes and dtypes. None
+        pixel_weight: (B, H, W), floating point: their pixel weights in the loss; None for none.
+        source: (images, labels) or (images, labels, pixel_weight) to paste from, of the same shapes and dtypes. None
             takes the batch itself, shifted by one: image b gets a box of image b + 1, the last one of the first.
             Where only one side has weights, the other's are 1.
         alpha: above 0; 1 in CutMix, a uniform share.
@@ -52,9 +52,9 @@ def cut_mix(
         The mixed batch, in the order of ``images``; a copy.
 
     Raises:
-        TypeError: ``images`` is not a tensor, ``labels`` not an integer one, ``weight`` not a floating-point one,
+        TypeError: ``images`` is not a tensor, ``labels`` not an integer one, ``pixel_weight`` not a floating-point one,
             or those of ``source`` alike; ``alpha`` or an end of ``area`` is not a number.
-        ValueError: ``images`` is not (B, D, H, W); ``labels`` or ``weight`` does not fit it or has no pixels;
+        ValueError: ``images`` is not (B, D, H, W); ``labels`` or ``pixel_weight`` does not fit it or has no pixels;
             ``source`` is not two or three tensors of the same shapes and dtypes; ``alpha`` is not above 0;
             ``area`` is not (low, high) with 0 ≤ low ≤ high ≤ 1; a tensor or the generator is on another device.
 
@@ -70,7 +70,7 @@ def cut_mix(
         >>> mixed.labels.sum((1, 2))  # a box of 4 × 4 ones, and one of zeros
         tensor([16, 48])
     """
-    others = check_batch(images, labels, weight, source)
+    others = check_batch(images, labels, pixel_weight, source)
     _checks.check_real(alpha, "alpha", 0.0, math.inf, open_low=True)
     if area is not None:
         if not isinstance(area, (tuple, list)) or len(area) != 2:
@@ -89,7 +89,7 @@ def cut_mix(
     pasted = rows[:, :, None] & columns[:, None, :]
     if not paste_ignored:
         pasted = pasted & (others[1] != ignore_index)
-    return blend((images, labels, weight), others, pasted)
+    return blend((images, labels, pixel_weight), others, pasted)
 
 
 def _interval(length: int, side: Tensor, place: Tensor) -> Tensor:

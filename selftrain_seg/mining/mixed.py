@@ -19,25 +19,25 @@ class MixedBatch(NamedTuple):
     Attributes:
         images: (B, D, H, W), dtype of the images.
         labels: (B, H, W), dtype of the labels.
-        weight: (B, H, W) pixel weights, or None where none were given.
+        pixel_weight: (B, H, W) pixel weights, or None where none were given.
         pasted: (B, H, W) bool, where the pixels come from another image: for mixing whatever else belongs to them.
     """
 
     images: Tensor
     labels: Tensor
-    weight: Tensor | None
+    pixel_weight: Tensor | None
     pasted: Tensor
 
 
 def check_batch(
-    images: Tensor, labels: Tensor, weight: Tensor | None, source: Sequence[Tensor | None] | None
+    images: Tensor, labels: Tensor, pixel_weight: Tensor | None, source: Sequence[Tensor | None] | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Check a batch and its source; return the images, labels and weights to paste from."""
-    _check_parts(images, labels, weight, "")
+    _check_parts(images, labels, pixel_weight, "")
     if source is None:
-        return images.roll(-1, 0), labels.roll(-1, 0), None if weight is None else weight.roll(-1, 0)
+        return images.roll(-1, 0), labels.roll(-1, 0), None if pixel_weight is None else pixel_weight.roll(-1, 0)
     if not isinstance(source, (tuple, list)) or len(source) not in (2, 3):
-        raise ValueError(f"`source`: expected (images, labels) or (images, labels, weight), got {_kind(source)}")
+        raise ValueError(f"`source`: expected (images, labels) or (images, labels, pixel_weight), got {_kind(source)}")
     parts = (*source, None)[:3]
     others, classes, shares = parts
     _check_parts(others, classes, shares, "source ")
@@ -60,17 +60,17 @@ def blend(
     """The source where ``pasted``, the batch elsewhere; a missing weight counts 1 beside a given one."""
     images = torch.where(pasted[:, None], source[0], batch[0])
     labels = torch.where(pasted, source[1], batch[1])
-    weight = None
+    pixel_weight = None
     if batch[2] is not None or source[2] is not None:
-        weight = torch.where(
+        pixel_weight = torch.where(
             pasted,
             1.0 if source[2] is None else source[2],
             1.0 if batch[2] is None else batch[2],
         )
-    return MixedBatch(images, labels, weight, pasted)
+    return MixedBatch(images, labels, pixel_weight, pasted)
 
 
-def _check_parts(images: Any, labels: Any, weight: Any, prefix: str) -> None:
+def _check_parts(images: Any, labels: Any, pixel_weight: Any, prefix: str) -> None:
     _checks.check_tensor(images, f"{prefix}images")
     if images.ndim != 4:
         raise ValueError(f"`{prefix}images`: expected (B, D, H, W), got {tuple(images.shape)}")
@@ -78,10 +78,10 @@ def _check_parts(images: Any, labels: Any, weight: Any, prefix: str) -> None:
     _checks.check_map(labels, images, f"{prefix}labels")
     if 0 in labels.shape[1:]:
         raise ValueError(f"`{prefix}labels`: expected at least one pixel per image, got {tuple(labels.shape)}")
-    if weight is not None:
-        _checks.check_map(weight, images, f"{prefix}weight")
-        if not weight.is_floating_point():
-            raise TypeError(f"`{prefix}weight`: expected a floating-point dtype, got {weight.dtype}")
+    if pixel_weight is not None:
+        _checks.check_map(pixel_weight, images, f"{prefix}pixel_weight")
+        if not pixel_weight.is_floating_point():
+            raise TypeError(f"`{prefix}pixel_weight`: expected a floating-point dtype, got {pixel_weight.dtype}")
 
 
 def _kind(value: Any) -> str:

@@ -20,7 +20,7 @@ def paste_classes(
     labels: Tensor,
     class_weight: Tensor,
     *,
-    weight: Tensor | None = None,
+    pixel_weight: Tensor | None = None,
     source: tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None] | None = None,
     groups: Sequence[Sequence[int]] = (),
     protected: Sequence[int] = (),
@@ -48,8 +48,8 @@ def paste_classes(
         labels: (B, H, W), integer: their labels or pseudo-labels.
         class_weight: (C,), floating point: how much each class is wanted; 0, negative or NaN for never. DT-ST:
             ``1 - r`` with ``r = RunningConfidenceSelector.running_confidence`` for the tail classes, 0 for others.
-        weight: (B, H, W), floating point: their pixel weights in the loss; None for none.
-        source: (images, labels) or (images, labels, weight) to paste from, of the same shapes and dtypes, such as
+        pixel_weight: (B, H, W), floating point: their pixel weights in the loss; None for none.
+        source: (images, labels) or (images, labels, pixel_weight) to paste from, of the same shapes and dtypes, such as
             images that a sampler chose, with the labels that ``ReliabilityBank.filter`` left. None takes the batch
             itself, shifted by one. Where only one side has weights, the other's are 1.
         groups: classes that travel together, such as ``[(12, 17, 18)]``, rider with motorcycle and bicycle.
@@ -65,10 +65,10 @@ def paste_classes(
         The mixed batch, in the order of ``images``; a copy.
 
     Raises:
-        TypeError: ``images`` is not a tensor, ``labels`` not an integer one, ``weight`` not a floating-point one,
+        TypeError: ``images`` is not a tensor, ``labels`` not an integer one, ``pixel_weight`` not a floating-point one,
             or those of ``source`` alike; ``class_weight`` is not a floating-point tensor; an end of ``scale`` is
             not a number; ``min_pixels`` or a class in ``groups`` or ``protected`` is not an int.
-        ValueError: ``images`` is not (B, D, H, W); ``labels`` or ``weight`` does not fit it or has no pixels;
+        ValueError: ``images`` is not (B, D, H, W); ``labels`` or ``pixel_weight`` does not fit it or has no pixels;
             ``source`` is not two or three tensors of the same shapes and dtypes; ``class_weight`` is not (C,) with
             C of at least 1; a class in ``groups`` is not in [0, C); ``scale`` is not (low, high) with
             0 < low ≤ high < inf; ``min_pixels`` is below 1; a tensor or the generator is on another device.
@@ -88,7 +88,7 @@ def paste_classes(
         >>> mixed.labels.sum((1, 2)), mixed.pasted.sum((1, 2))  # 2 × 2 pixels enlarged to 4 × 4
         (tensor([16,  4]), tensor([16,  0]))
     """
-    others = check_batch(images, labels, weight, source)
+    others = check_batch(images, labels, pixel_weight, source)
     _check_class_weight(class_weight, images)
     travel = _travel(groups, len(class_weight)).to(images.device, non_blocking=True)
     for label in protected:
@@ -116,7 +116,7 @@ def paste_classes(
     if protected:
         kept = torch.tensor(list(protected)).to(labels.device, non_blocking=True)
         pasted = pasted & ~torch.isin(labels, kept)
-    return blend((images, labels, weight), moved, pasted)
+    return blend((images, labels, pixel_weight), moved, pasted)
 
 
 class _Axis:

@@ -17,7 +17,7 @@ from torch import Tensor
 from selftrain_seg.ops._blocks import blocks, cut, new_map, on_cpu
 from selftrain_seg.ops._library import differentiable, operator
 from selftrain_seg.ops._winner import exponential
-from selftrain_seg.ops.plain_loss import LOG_ZERO, Labels, as_map, parts, plain_loss, read_labels, size, term
+from selftrain_seg.ops.plain_loss import LOG_ZERO, Labels, Part, as_map, parts, plain_loss, read_labels, size
 
 
 def weighted_loss(
@@ -80,11 +80,11 @@ def _values(z: Tensor, labels: Labels, regulariser: str, factors: Sequence[float
     powers = exponential(gaps)
     total = powers.sum(1)
     log_total = total.log()
-    if labels.soft is None:
+    if labels.soft is None or labels.mass is None:
         nll = log_total - gaps.gather(1, labels.at).squeeze(1)
-    else:  # a class masked out by its logit has log p = -inf; where its label is 0 that must add 0
-        log_p = (gaps - log_total.unsqueeze(1)).clamp_(min=torch.finfo(gaps.dtype).min)
-        nll = log_p.mul_(labels.soft).sum(1).neg_()
+    else:  # a class masked out by its logit has a gap of -inf; where its label is 0 that must add 0
+        finite = gaps.clamp(min=torch.finfo(gaps.dtype).min)
+        nll = labels.mass * log_total - finite.mul_(labels.soft).sum(1)
     value, entropy, kind = None, None, regulariser if factors[1] else ""
     if kind == "kld":
         value = log_total - gaps.mean(1)
@@ -131,7 +131,7 @@ def _forward_in_blocks(
             kept[block] = found.kept
         three = parts(labels, found.nll, pixel, image, class_weight, gamma)
         terms = [
-            (each, factor, term(values, part))
+            (each, factor, _term(values, part))
             for each, (factor, values, part) in enumerate(zip(factors, found, three, strict=False))
             if factor and values is not None
         ]
@@ -186,18 +186,23 @@ def _backward_in_blocks(
         labels = read_labels(cut(target, block), ignore_index)
         pixel, image, gamma = (cut(weight, block) for weight in maps)
         value = kept[block] if kept.numel() else None
-        log_p = _workable(cut(logits, block)) - lse[block].unsqueeze(1)
-        nll = log_p.gather(1, labels.at).squeeze(1).neg_()
+        place = cut(result, block)
+        in_place = logits.dtype == torch.float32 and logits.is_contiguous()
+        z = _workable(cut(logits, block))
+        log_p = torch.sub(z, lse[block].unsqueeze(1), out=place if in_place else None)
+        weighs = gamma is not None or regulariser == "reverse"
+        nll = log_p.gather(1, labels.at).squeeze(1).neg_() if weighs else lse[block]  # or not looked at
         three = parts(labels, nll, pixel, image, class_weight, gamma)
         on_nll, on_reg, on_rest = (
-            term(grad[block] * scale, part) if factor else None
+            _term(grad[block] * scale, part) if factor else None
             for factor, scale, part in zip(factors, scales, three, strict=True)
         )
         gradient = _gradient(log_p, labels, nll, value, regulariser, on_nll, on_reg, on_rest)
         # 0 · NaN is NaN: what is not used must not spoil a gradient of 0. On CPU a look is cheaper than masking.
         if not factors[2] and not (on_cpu(logits) and bool(lse[block].isfinite().all())):
             gradient = torch.where(labels.valid.unsqueeze(1), gradient, 0)
-        result[block[0], :, block[1]] = gradient
+        if gradient is not place:
+            place.copy_(gradient)
     return result
 
 
@@ -215,7 +220,7 @@ def _gradient(
     if on_reg is not None and regulariser == "reverse":
         on_reg = on_reg * torch.exp(-nll)
         on_nll, on_reg = on_reg if on_nll is None else on_nll + on_reg, None
-    slope = torch.zeros_like(nll) if on_nll is None else on_nll if labels.soft is None else on_nll * labels.soft.sum(1)
+    slope = torch.zeros_like(nll) if on_nll is None else on_nll if labels.mass is None else on_nll * labels.mass
     if on_reg is not None and regulariser == "kld":
         slope = slope + on_reg
     slope = slope.unsqueeze(1)
@@ -236,6 +241,15 @@ def _gradient(
     elif on_nll is not None:
         gradient.scatter_add_(1, labels.at, on_nll.unsqueeze(1).neg())
     return gradient
+
+
+def _term(values: Tensor, part: Part) -> Tensor:
+    """Values times weights, 0 outside the region, whatever either is there."""
+    for weight in part.weights:
+        values = values if weight is None else values * weight
+    # where() is slow on the speckled masks of pseudo-labels, a look on the CPU is not.
+    simple = on_cpu(values) and bool(values.isfinite().all())
+    return values * part.region if simple else torch.where(part.region, values, 0)
 
 
 def _workable(z: Tensor) -> Tensor:

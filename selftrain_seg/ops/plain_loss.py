@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from selftrain_seg.ops._winner import exponential
+
 LOG_ZERO = -1e4  # in place of log p = -inf of a class masked out by its logit: p is 0 long before, 0 · log 0 too
 
 
@@ -58,6 +60,7 @@ class Labels(NamedTuple):
     valid: Tensor  # (b, h, w) bool: which pixels have a label
     at: Tensor  # (b, 1, h, w) int64: the labels, 0 where there is none; all 0 for soft labels
     soft: Tensor | None  # (b, C, h, w)
+    mass: Tensor | None  # (b, h, w): what the soft labels sum to
 
 
 class Part(NamedTuple):
@@ -70,11 +73,11 @@ class Part(NamedTuple):
 def read_labels(target: Tensor, ignore_index: int) -> Labels:
     """Labels of a batch or block, hard or soft."""
     if target.ndim == 4:
-        valid = target.sum(1) != 0
-        return Labels(valid, torch.zeros_like(valid, dtype=torch.int64).unsqueeze(1), target)
+        mass = target.sum(1)
+        return Labels(mass != 0, torch.zeros_like(mass, dtype=torch.int64).unsqueeze(1), target, mass)
     y = target.long()  # as uint8, the label 156 would equal an ignore_index of -100
     valid = y != ignore_index
-    return Labels(valid, (y * valid).unsqueeze(1), None)  # where() is three times slower on speckled masks
+    return Labels(valid, (y * valid).unsqueeze(1), None, None)  # where() is three times slower on speckled masks
 
 
 def as_map(value: Tensor | None, like: Tensor) -> Tensor | None:
@@ -93,7 +96,7 @@ def parts(
     """Region and weights of the three sums."""
     valid = labels.valid
     own = None if class_weight is None else class_weight[labels.at.squeeze(1)]
-    believed = None if exponent is None else torch.exp(-exponent * nll.detach())
+    believed = None if exponent is None else exponential(-exponent * nll.detach())
     regularised = valid if image_weight is None else valid & (image_weight != 0)
     return (
         Part(valid, (own, pixel_weight, believed)),
@@ -114,7 +117,7 @@ def size(part: Part, normalize: str, each: int) -> Tensor:
     """What a sum is divided by, but for 0: () float64."""
     region, own = part.region, part.weights[0]
     if normalize == "labelled" or (normalize == "weights" and (each or own is None)):
-        return region.sum(dtype=torch.float64)
+        return region.count_nonzero().double()
     if normalize == "weights" and own is not None:
         return torch.where(region, own, 0).sum(dtype=torch.float64)
     return region.new_full((), region.numel() if normalize == "all" else 1, dtype=torch.float64)

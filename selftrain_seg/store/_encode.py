@@ -14,7 +14,7 @@ from selftrain_seg.store.soft import pack_soft, wrong_soft
 from selftrain_seg.types import PseudoLabels
 
 # What a round may keep beside the labels, as named in PseudoLabels.
-KINDS = ("confidence", "soft", "weight", "predicted")
+KINDS = ("confidence", "soft", "pixel_weight", "predicted")
 
 
 class HostBatch(NamedTuple):
@@ -35,7 +35,7 @@ def check_batch(pseudo: Any, batch: int, num_classes: int) -> None:
     if 0 in shape[1:]:
         raise ValueError(f"`labels`: expected at least one pixel per image, got {shape}")
     like = pseudo.labels.unsqueeze(1)
-    for name in ("confidence", "weight", "predicted"):
+    for name in ("confidence", "pixel_weight", "predicted"):
         value = getattr(pseudo, name)
         if value is not None:
             _checks.check_map(value, like, name)
@@ -78,7 +78,7 @@ def to_host(
 def _wrong(kind: str, value: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     if kind in ("labels", "predicted"):
         return (value != ignore_index) & ((value < 0) | (value >= num_classes))
-    return ~((value >= 0) & (value <= (1.0 if kind == "weight" else torch.finfo(value.dtype).max)))
+    return ~((value >= 0) & (value <= (1.0 if kind == "pixel_weight" else torch.finfo(value.dtype).max)))
 
 
 def _as_bytes(value: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def _report(kind: str, value: Tensor, name: str, num_classes: int, ignore_index:
     else:
         first = value[_wrong(kind, value, num_classes, ignore_index)][0]
         got = f"{float(first) if first.is_floating_point() else int(first)}"
-        what = {"confidence": "finite values of at least 0", "weight": "values in [0, 1]"}.get(
+        what = {"confidence": "finite values of at least 0", "pixel_weight": "values in [0, 1]"}.get(
             kind, f"values in [0, {num_classes}) or ignore_index {ignore_index}"
         )
     raise ValueError(f"`{kind}`: expected {what}, got {got} in image {name!r}")

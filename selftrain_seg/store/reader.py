@@ -41,7 +41,7 @@ class StoredRound:
         predicted: (N, C) int32, pixels predicted as each class, selected or not; None where that was not known.
         pixels: (N,) int32, all pixels of each image.
         sizes: (N, 2) int32, height and width of each image.
-        fields: what can be read: ``"labels"`` and those of ``"confidence"``, ``"soft"``, ``"weight"`` and
+        fields: what can be read: ``"labels"`` and those of ``"confidence"``, ``"soft"``, ``"pixel_weight"`` and
             ``"predicted"`` that were kept.
         manifest: the manifest as it is on disk: versions, shares, bytes of each field and of an image.
 
@@ -131,7 +131,7 @@ class StoredRound:
 
         Returns:
             ``PseudoLabels`` without the dimension of the batch: ``labels`` (H, W) int64; ``confidence`` and
-            ``weight`` (H, W) float32, off by at most 1/510, a confidence above 1 as 1; ``soft`` (C, H, W)
+            ``pixel_weight`` (H, W) float32, off by at most 1/510, a confidence above 1 as 1; ``soft`` (C, H, W)
             float32, as :func:`expand_soft` makes it; ``predicted`` (H, W) int64. What was not kept is None, and for
             ``confidence`` NaN everywhere.
 
@@ -208,7 +208,7 @@ class PseudoLabelDataset(Dataset[Any]):
 
     Returns:
         ``dataset[key]`` is the map of the only field, or the tuple of those of several: ``labels`` and
-        ``predicted`` (H, W) int64, ``confidence`` and ``weight`` (H, W) float32, ``soft`` in its compact form
+        ``predicted`` (H, W) int64, ``confidence`` and ``pixel_weight`` (H, W) float32, ``soft`` in its compact form
         (2k, H, W) uint8, for :func:`expand_soft` after batching. Errors as those of :meth:`StoredRound.read`.
 
     Raises:

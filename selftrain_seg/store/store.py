@@ -40,7 +40,7 @@ class PseudoLabelStore:
 
     Every round has a folder ``round-0003`` with ``labels/{name}.png``, PNG files with a palette that any viewer
     shows, and, as far as the selector made them and ``keep`` names them, beside them ``confidence``, ``soft``,
-    ``weight`` and ``predicted``. ``settings.json`` tells from the start what the round was begun with,
+    ``pixel_weight`` and ``predicted``. ``settings.json`` tells from the start what the round was begun with,
     ``images.jsonl`` the size, the class counts and the checksums of every image, ``manifest.json`` the rest.
     The manifest is written last: without it a round is an interrupted one and not read.
 
@@ -57,7 +57,7 @@ class PseudoLabelStore:
         palette: C RGB colours of 0 to 255; None for well separated ones. Ignored pixels are drawn black.
         ignore_index: label of the pixels that are not selected, in [0, 255].
         keep: what to keep beside the labels, where the pseudo-labels have it: any of ``"confidence"``,
-            ``"soft"``, ``"weight"`` and ``"predicted"``.
+            ``"soft"``, ``"pixel_weight"`` and ``"predicted"``.
         top_k: entries kept of each soft label, at least 1; the others count as 0.
         threads: that encode, decode and check files in the background; 0 for none.
 
@@ -93,7 +93,7 @@ class PseudoLabelStore:
         classes: Sequence[str] | None = None,
         palette: Sequence[Sequence[int]] | None = None,
         ignore_index: int = IGNORE_INDEX,
-        keep: Sequence[str] = ("confidence", "soft", "weight"),
+        keep: Sequence[str] = ("confidence", "soft", "pixel_weight"),
         top_k: int = 3,
         threads: int = 4,
     ) -> None:

@@ -114,7 +114,7 @@ class RoundWriter:
             TypeError: ``pseudo`` is no ``PseudoLabels``, or its tensors not of the kinds it describes.
             ValueError: there is not one name for each image; a name is not one of the round's; shapes or devices
                 do not fit; an image has no pixels; a label is neither in [0, C) nor ``ignore_index``;
-                ``confidence`` is negative, infinite or NaN; ``weight`` is outside [0, 1]; an entry of ``soft``
+                ``confidence`` is negative, infinite or NaN; ``pixel_weight`` is outside [0, 1]; an entry of ``soft``
                 is negative, or a pixel's sum neither 1 nor 0 to within 0.01; other fields are there than in the
                 images before.
             RuntimeError: the writer is closed.
@@ -237,7 +237,7 @@ class RoundWriter:
             files = {}
             for kind in ("labels", *kinds):
                 values = batch.maps[kind][place]
-                if kind in ("confidence", "weight"):
+                if kind in ("confidence", "pixel_weight"):
                     data = encode_grey(values[0])
                 else:
                     data = encode_indexed(

@@ -21,7 +21,7 @@ def drop_blocks(
     """Skip some of a network's blocks inside a ``with`` block: each with probability ``chance``.
 
     A skipped block hands its input on and computes nothing. Dual Teacher trains the student to agree with such a
-    sub-network of itself: ``0.2 * lrent_loss(dropped_logits, logits.detach().softmax(1), pixel_weight=valid)``.
+    sub-network of itself: ``0.2 * cross_entropy(dropped_logits, logits.detach().softmax(1), pixel_weight=valid)``.
 
     Args:
         blocks: modules whose output has the shape of their first input, such as all residual blocks of a stage but
