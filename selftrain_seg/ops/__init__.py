@@ -6,13 +6,13 @@ graphs, and nothing above this folder asks for a device, a compiler or a kernel.
 environment leaves the Triton implementations out.
 """
 
-from selftrain_seg.ops.count import class_counts, count
+from selftrain_seg.ops.counts import class_counts, count
 from selftrain_seg.ops.loss import weighted_loss
 from selftrain_seg.ops.negative import negative_loss
-from selftrain_seg.ops.plain_loss import plain_loss
-from selftrain_seg.ops.read import Reading, class_scores, pixel_scores, prior_peaks, read
-from selftrain_seg.ops.select import select
-from selftrain_seg.ops.soften import soften
+from selftrain_seg.ops.plain import plain_loss
+from selftrain_seg.ops.reading import Reading, class_scores, pixel_scores, prior_peaks, read
+from selftrain_seg.ops.selection import select
+from selftrain_seg.ops.soft_labels import soften
 
 __all__ = [
     "Reading",

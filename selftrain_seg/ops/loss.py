@@ -17,7 +17,7 @@ from torch import Tensor
 from selftrain_seg.ops._blocks import blocks, cut, new_map, on_cpu
 from selftrain_seg.ops._library import differentiable, operator
 from selftrain_seg.ops._winner import exponential
-from selftrain_seg.ops.plain_loss import LOG_ZERO, Labels, Part, as_map, parts, plain_loss, read_labels, size
+from selftrain_seg.ops.plain import LOG_ZERO, Labels, Part, as_map, parts, plain_loss, read_labels, size
 
 
 def weighted_loss(

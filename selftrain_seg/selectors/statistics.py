@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selftrain_seg import _checks
 from selftrain_seg._state import Stateful
-from selftrain_seg.ops.count import add_at
+from selftrain_seg.ops.counts import add_at
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["SelectionStatistics", "SelectionSummary"]

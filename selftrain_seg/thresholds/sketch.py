@@ -8,7 +8,7 @@ from torch import Tensor
 from selftrain_seg import _checks
 from selftrain_seg._state import Stateful
 from selftrain_seg.distributed import all_reduce_sum
-from selftrain_seg.ops.count import add_at, bin_index
+from selftrain_seg.ops.counts import add_at, bin_index
 
 __all__ = ["ConfidenceSketch"]
 

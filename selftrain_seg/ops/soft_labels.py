@@ -9,8 +9,8 @@ from selftrain_seg.ops._blocks import blocks, cut, new_map, on_cpu
 from selftrain_seg.ops._library import operator
 from selftrain_seg.ops._thresholds import log_gain
 from selftrain_seg.ops._winner import exponential, winner
-from selftrain_seg.ops.read import each_image, pixel_scores, prior_peaks
-from selftrain_seg.ops.select import confidence_of
+from selftrain_seg.ops.reading import each_image, pixel_scores, prior_peaks
+from selftrain_seg.ops.selection import confidence_of
 
 
 def soften(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selftrain_seg.ops._blocks import fill, new_map, on_cpu
 from selftrain_seg.ops._library import operator
-from selftrain_seg.ops.read import class_scores, each_image, pixel_scores, prior_peaks
+from selftrain_seg.ops.reading import class_scores, each_image, pixel_scores, prior_peaks
 
 
 def count(

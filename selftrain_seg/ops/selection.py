@@ -9,7 +9,7 @@ from selftrain_seg.ops._blocks import fill, new_map
 from selftrain_seg.ops._library import operator
 from selftrain_seg.ops._thresholds import log_gain, score_bar
 from selftrain_seg.ops._winner import winner
-from selftrain_seg.ops.read import Scores, each_image, pixel_scores, prior_peaks
+from selftrain_seg.ops.reading import Scores, each_image, pixel_scores, prior_peaks
 
 
 def select(

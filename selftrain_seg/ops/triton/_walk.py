@@ -1,0 +1,97 @@
+"""What the kernels share: which pixels a program takes, and how it walks through their classes.
+
+A program takes a run of pixels of one row. The largest logit and the sum of the others' exponentials are kept while
+walking: at a new maximum the old one joins the others, ``rest = (rest + 1) · e``, else ``rest += e``, with
+``e = exp(-|z - max|)``. One exponential a class, no cancellation. Rows, columns and addresses are counted in 64 bits.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-untyped,import-not-found,no-redef"
+
+from __future__ import annotations
+
+from typing import Any
+
+try:
+    import triton.language as tl
+    from triton import jit
+except ImportError:  # then nothing here is ever called, but the file can be imported
+    tl: Any = None
+
+    def jit(function: Any) -> Any:
+        return function
+
+
+__all__ = ["finish", "first", "jit", "log1p", "place", "read_class", "read_pixels", "score_of", "step", "tl"]
+
+
+@jit
+def place(height, width, PIXELS: tl.constexpr):
+    """Image, row, columns, index in a (B, H, W) map of the program's pixels, and which of them are inside."""
+    runs = tl.cdiv(width, PIXELS)
+    line = (tl.program_id(0) // runs).to(tl.int64)
+    columns = (tl.program_id(0) % runs).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
+    return line // height, line % height, columns, line * width + columns, columns < width
+
+
+@jit
+def first(tensor, image, row, columns, stride_b, stride_h, stride_w):
+    """Addresses of the pixels' first class in a (B, C, H, W) tensor."""
+    return tensor + image * stride_b + row * stride_h + columns * stride_w
+
+
+@jit
+def read_class(start, c, stride_c, inside):
+    """The logits of class c, float32; 0 outside."""
+    return tl.load(start + tl.cast(c, tl.int64) * stride_c, mask=inside, other=0.0).to(tl.float32)
+
+
+@jit
+def step(z, c, top, label, rest):
+    """Add class c to the largest logit so far, its class (the first of equals) and the sum of the others."""
+    # -inf less -inf is NaN, and yet the two are equal.
+    e = tl.where(z == top, 1.0, tl.exp(-tl.abs(z - top)))
+    new = z > top
+    return tl.where(new, z, top), tl.where(new, c, label), tl.where(new, (rest + 1.0) * e, rest + e)
+
+
+@jit
+def finish(top, rest):
+    """The sum of the others; NaN where the largest logit is NaN or infinite, as it is already where another is NaN."""
+    return tl.where(tl.abs(top) < float("inf"), rest, float("nan"))
+
+
+@jit
+def read_pixels(start, offset, stride_c, inside, C: tl.constexpr, UNROLL: tl.constexpr):
+    """Walk through the classes once: largest logit, its class, sum of the others' exponentials."""
+    top = read_class(start, 0, stride_c, inside)
+    if offset is not None:
+        top += tl.load(offset)
+    label = tl.zeros_like(top).to(tl.int32)
+    rest = tl.zeros_like(top)
+    if UNROLL:
+        for c in tl.static_range(1, C):
+            z = read_class(start, c, stride_c, inside)
+            if offset is not None:
+                z += tl.load(offset + c)
+            top, label, rest = step(z, c, top, label, rest)
+    else:
+        for c in range(1, C):
+            z = read_class(start, c, stride_c, inside)
+            if offset is not None:
+                z += tl.load(offset + c)
+            top, label, rest = step(z, c, top, label, rest)
+    return top, label, finish(top, rest)
+
+
+@jit
+def score_of(rest):
+    """-log(rest), the log-odds. Of subnormal numbers, which a GPU's logarithm takes for 0, a value above all bins."""
+    subnormal = (rest > 0.0) & (rest < 1.1754944e-38)
+    return tl.where(subnormal, 87.5, -tl.log(rest))
+
+
+@jit
+def log1p(x):
+    """log(1 + x) for x >= -1, to a few roundings also where 1 + x rounds to 1."""
+    u = 1.0 + x
+    return tl.where(u == 1.0, x, tl.log(u) * (x / (u - 1.0)))

@@ -1,0 +1,270 @@
+"""Launches of the kernels: one function for each operator, named as it is.
+
+Each takes the operator's plain implementation first, and hands over to it what no kernel does: float64 logits, and
+spatial priors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from selftrain_seg.ops._thresholds import LARGE, SLACK
+from selftrain_seg.ops.triton import loss as losses
+from selftrain_seg.ops.triton import reading
+
+_PIXELS = 256  # a program
+_FEW_PIXELS = 128  # where a program adds up over its pixels class by class, in one warp
+_UNROLLED_CLASSES = 64
+_GROUP = 32  # pixels whose counts are added up before they go to memory
+_MANY = 1024  # programs whose sums are added up at a time
+_REGULARISERS = ("", "kld", "entropy", "square", "reverse")
+_DIVISORS = ("sum", "labelled", "all", "weights")
+
+Plain = Callable[..., Any]
+
+
+def read(
+    plain: Plain, logits: Tensor, valid: Tensor | None, prior: Tensor | None, offset: Tensor | None, class_sums: bool
+) -> Any:
+    """Two maps, and the class sums in float64, in one launch or two."""
+    if not _fits(logits) or prior is not None:
+        return plain(logits, valid, prior, offset, class_sums)
+    labels, score = _map(logits, torch.int64), _map(logits, torch.float32)
+    plan = _plan(logits, pixels=_FEW_PIXELS if class_sums else _PIXELS)
+    partial = logits.new_empty(plan.programs, logits.shape[1], dtype=torch.float32) if class_sums else None
+    offset = None if offset is None else offset.contiguous()
+    tensors = (_contiguous(valid), offset, labels, score, partial)
+    _launch(reading.read_kernel, logits, tensors, plan, num_warps=1 if class_sums else 4)
+    sums = logits.new_empty(0, dtype=torch.float64) if partial is None else partial.sum(0, dtype=torch.float64)
+    return labels, score, sums
+
+
+def count(
+    plain: Plain,
+    logits: Tensor,
+    counts: Tensor,
+    valid: Tensor | None,
+    prior: Tensor | None,
+    peaks: Tensor | None,
+    every_class: bool,
+    low: float,
+    bin_width: float,
+) -> Any:
+    """One launch, in place."""
+    if not _fits(logits) or prior is not None or every_class or not counts.is_contiguous():
+        return plain(logits, counts, valid, prior, peaks, every_class, low, bin_width)
+    numbers = (low / bin_width, 1.0 / bin_width)
+    _launch(
+        reading.count_kernel, logits, (_contiguous(valid), counts), _plan(logits), numbers,
+        BINS=counts.shape[1], GROUP=_GROUP,
+    )  # fmt: skip
+    return None
+
+
+def select(
+    plain: Plain,
+    logits: Tensor,
+    thresholds: Tensor,
+    reweighted: bool,
+    valid: Tensor | None,
+    prior: Tensor | None,
+    ignore_index: int,
+) -> Any:
+    """One launch."""
+    if not _fits(logits) or prior is not None:
+        return plain(logits, thresholds, reweighted, valid, prior, ignore_index)
+    maps = _selected(logits)
+    tensors = (_contiguous(valid), thresholds.contiguous(), *maps)
+    if reweighted:
+        _launch(
+            reading.reweighted_kernel, logits, tensors, _plan(logits), (ignore_index,), SLACK=SLACK, LARGE=LARGE
+        )
+    else:
+        _launch(reading.hard_kernel, logits, tensors, _plan(logits), (ignore_index,), SLACK=SLACK)
+    return maps
+
+
+def soften(
+    plain: Plain,
+    logits: Tensor,
+    thresholds: Tensor,
+    alpha: Tensor,
+    valid: Tensor | None,
+    prior: Tensor | None,
+    ignore_index: int,
+) -> Any:
+    """One launch."""
+    if not _fits(logits) or prior is not None:
+        return plain(logits, thresholds, alpha, valid, prior, ignore_index)
+    maps, soft = _selected(logits), torch.empty_like(logits, dtype=torch.float32)
+    tensors = (_contiguous(valid), thresholds.contiguous(), alpha, *maps, soft)
+    plan = _plan(logits, soft)
+    _launch(reading.soft_kernel, logits, tensors, plan, (ignore_index,), SLACK=SLACK, LARGE=LARGE)
+    return *maps, soft
+
+
+def weighted_loss(
+    plain: Plain,
+    logits: Tensor,
+    target: Tensor,
+    pixel_weight: Tensor | None,
+    image_weight: Tensor | None,
+    class_weight: Tensor | None,
+    exponent: Tensor | None,
+    divisor: Tensor | None,
+    regulariser: str,
+    factors: Sequence[float],
+    normalize: str,
+    ignore_index: int,
+) -> Any:
+    """Two launches: the pixels, and what they add up to."""
+    if not _fits(logits):
+        settings = (regulariser, factors, normalize, ignore_index)
+        return plain(logits, target, pixel_weight, image_weight, class_weight, exponent, divisor, *settings)
+    soft, target, plan = _target(logits, target)
+    options = _options(regulariser, factors, soft)
+    lse, mapped = _map(logits, torch.float32), normalize == "none"
+    kept = torch.empty_like(lse) if options["REST"] or options["REGULARISER"] in (2, 3) else None
+    loss = torch.empty_like(lse) if mapped else lse.new_empty(())
+    partial = None if mapped else lse.new_empty(plan.programs, 8)
+    exponent, strides = _exponent(exponent, logits)
+    weights = (_contiguous(pixel_weight), _contiguous(image_weight), _contiguous(class_weight), exponent)
+    tensors = (target, *weights, loss if mapped else None, lse, kept, partial)
+    _launch(losses.forward_kernel, logits, tensors, plan, (ignore_index, *strides, *factors), **options)
+    scales = lse.new_empty(3)
+    if mapped:
+        for each, factor in enumerate(factors):
+            scales[each] = factor
+    else:
+        with torch.cuda.device(logits.get_device()):
+            losses.finish_kernel[(1,)](
+                partial, divisor, loss, scales, plan.programs, lse.numel(), *factors,
+                NORMALIZE=_DIVISORS.index(normalize), MANY=_MANY, enable_fp_fusion=False,
+            )  # fmt: skip
+    return loss, scales, lse, lse.new_empty(0) if kept is None else kept
+
+
+def weighted_loss_backward(
+    plain: Plain,
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    pixel_weight: Tensor | None,
+    image_weight: Tensor | None,
+    class_weight: Tensor | None,
+    exponent: Tensor | None,
+    scales: Tensor,
+    lse: Tensor,
+    kept: Tensor,
+    regulariser: str,
+    factors: Sequence[float],
+    ignore_index: int,
+) -> Any:
+    """One launch."""
+    if not _fits(logits):
+        weights = (pixel_weight, image_weight, class_weight, exponent)
+        return plain(grad, logits, target, *weights, scales, lse, kept, regulariser, factors, ignore_index)
+    result = torch.empty_like(logits)
+    soft, target, plan = _target(logits, target, result)
+    exponent, strides = _exponent(exponent, logits)
+    weights = (_contiguous(pixel_weight), _contiguous(image_weight), _contiguous(class_weight), exponent)
+    tensors = (target, *weights, scales, lse, kept if kept.numel() else None, result)
+    options = _options(regulariser, factors, soft)
+    # The gradient of a sum is one value for all pixels, and is read as one.
+    same = grad.ndim == 0 or not any(grad.stride())
+    numbers = (ignore_index, *strides, int(not same))
+    _launch(
+        losses.backward_kernel, logits, tensors, plan, numbers, before=(grad if same else grad.contiguous(),), **options
+    )
+    return result
+
+
+def negative_loss(plain: Plain, *args: Any) -> Any:
+    """No kernel yet."""
+    return plain(*args)
+
+
+def negative_loss_backward(plain: Plain, *args: Any) -> Any:
+    """No kernel yet."""
+    return plain(*args)
+
+
+def _fits(logits: Tensor) -> bool:
+    return logits.dtype != torch.float64
+
+
+def _map(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty((logits.shape[0], *logits.shape[2:]), dtype=dtype, device=logits.device)
+
+
+def _selected(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for labels, predicted, confidence."""
+    return _map(logits, torch.int64), _map(logits, torch.int64), _map(logits, torch.float32)
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _target(logits: Tensor, target: Tensor, *strided: Tensor) -> tuple[bool, Tensor, _Plan]:
+    """Whether labels are soft, the labels as a kernel reads them, and the plan, with their layout if they are."""
+    if target.ndim == 4:
+        return True, target, _plan(logits, target, *strided)
+    return False, target.contiguous(), _plan(logits, logits, *strided)
+
+
+def _options(regulariser: str, factors: Sequence[float], soft: bool) -> dict[str, Any]:
+    kind = _REGULARISERS.index(regulariser) if factors[1] else 0
+    return {"SOFT": soft, "REGULARISER": kind, "REST": bool(factors[2])}
+
+
+def _exponent(exponent: Tensor | None, logits: Tensor) -> tuple[Tensor | None, tuple[int, int]]:
+    """One γ an image or one a pixel, and the steps from image to image and from pixel to pixel."""
+    if exponent is None or exponent.ndim == 1:
+        return _contiguous(exponent), (1, 0)
+    return exponent.contiguous(), (0, 1)
+
+
+class _Plan(NamedTuple):
+    """How a batch is cut into programs, and where its elements lie."""
+
+    programs: int
+    pixels: int  # a program, all of one row
+    layout: tuple[int, ...]  # height, width, and for each tensor strides of batch, class, height, width
+
+
+def _plan(logits: Tensor, *strided: Tensor, pixels: int = _PIXELS) -> _Plan:
+    batch, _, height, width = logits.shape
+    strides = [tensor.stride() for tensor in (logits, *strided)]
+    if width == 1:
+        height, width, strides = 1, height, [(b, c, 0, h) for b, c, h, _ in strides]
+    elif height == 1 or all(h == width * w for _, _, h, w in strides):  # the rows follow each other: one long row
+        height, width = 1, height * width
+    programs = batch * height * -(-width // pixels)
+    return _Plan(programs, pixels, (height, width, *(s for each in strides for s in each)))
+
+
+def _launch(
+    kernel: Any,
+    logits: Tensor,
+    tensors: tuple[Tensor | None, ...],
+    plan: _Plan,
+    numbers: tuple[float, ...] = (),
+    *,
+    before: tuple[Tensor, ...] = (),
+    **options: Any,
+) -> None:
+    """Call a kernel with tensors, the logits first unless others come before, then the layout, then numbers."""
+    if plan.programs == 0:
+        return
+    num_classes = logits.shape[1]
+    options = {"UNROLL": num_classes <= _UNROLLED_CLASSES, **options}
+    with torch.cuda.device(logits.get_device()):  # -1, the CPU, changes nothing
+        kernel[(plan.programs,)](
+            *before, logits, *tensors, *plan.layout, *numbers,
+            C=num_classes, PIXELS=plan.pixels, **options, enable_fp_fusion=False,
+        )  # fmt: skip

@@ -1,0 +1,313 @@
+"""Kernels for the loss, forward and backward.
+
+An argument that is None costs nothing: what only it needs is left out when the kernel is compiled. ``REGULARISER`` is
+0 for none, 1 kld, 2 entropy, 3 square, 4 reverse; ``REST`` says whether the pixels without a label have an entropy.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-untyped,import-not-found"
+
+from __future__ import annotations
+
+from selftrain_seg.ops.triton._walk import finish, first, jit, log1p, place, read_class, tl
+
+
+@jit
+def _add(
+    z, y, c, label, top, rest, own, mass, linear, square, moment,
+    SOFT: tl.constexpr, KLD: tl.constexpr, SQUARE: tl.constexpr, ENTROPY: tl.constexpr,
+):  # fmt: skip
+    """Add class c to what is kept of a pixel; all of it relative to the largest logit so far.
+
+    ``own`` is the label's logit, or for soft labels ``Σ y_c (max - z_c)``; ``linear`` is Σ z_c, ``square`` and
+    ``moment`` are the sums of the others' squared exponentials and of their exponentials times ``z_c - max``.
+    """
+    same = z == top  # -inf less -inf is NaN, and yet the two are equal
+    distance = tl.where(same, 0.0, tl.abs(z - top))
+    e = tl.exp(-distance)
+    new = z > top
+    if SOFT:
+        by = tl.where(new, mass, y)
+        finite = tl.where(distance > 3.4028235e38, 3.4028235e38, distance)
+        own += tl.where(by != 0.0, by * finite, 0.0)
+        mass += y
+    else:
+        own = tl.where(c == label, z, own)
+    if KLD:
+        linear += z
+    if SQUARE:
+        square = tl.where(new, (square + 1.0) * e * e, square + e * e)
+    if ENTROPY:
+        grown = tl.where(new, e * (moment - (1.0 + rest) * distance), moment - e * distance)
+        moment = tl.where(e > 0.0, grown, tl.where(new, 0.0, moment))
+    rest = tl.where(new, (rest + 1.0) * e, rest + e)
+    return tl.where(new, z, top), rest, own, mass, linear, square, moment
+
+
+@jit
+def _read_label(target, at, inside, ignore_index, C: tl.constexpr):
+    """The label, -1 where there is none; which pixels have one; which labels are out of range."""
+    y = tl.load(target + at, mask=inside, other=0).to(tl.int64)
+    known = (y >= 0) & (y < C)
+    valid = y != ignore_index
+    return tl.where(known & valid, y, -1).to(tl.int32), valid, valid & (known == 0)
+
+
+@jit
+def _weights(
+    pixel_weight, image_weight, class_weight, exponent, exponent_b, exponent_p, image, label, nll, valid, at, inside,
+):  # fmt: skip
+    """Factors of nll, of the regulariser and of the others' entropy; the class's own; which images are regularised."""
+    on_all = tl.full(nll.shape, 1.0, tl.float32)
+    if pixel_weight is not None:
+        on_all = tl.load(pixel_weight + at, mask=inside, other=0.0).to(tl.float32)
+    own = tl.full(nll.shape, 1.0, tl.float32)
+    if class_weight is not None:
+        own = tl.load(class_weight + tl.maximum(label, 0)).to(tl.float32)
+    on_nll = on_all * own
+    if exponent is not None:
+        gamma = tl.load(exponent + image * exponent_b + at * exponent_p, mask=inside, other=0.0).to(tl.float32)
+        on_nll *= tl.exp(-gamma * nll)
+    on_reg = on_all
+    regularised = valid
+    if image_weight is not None:
+        factor = tl.zeros_like(nll) + tl.load(image_weight + image).to(tl.float32)
+        on_reg *= factor
+        regularised = regularised & (factor != 0.0)
+    return on_nll, on_reg, on_all, own, regularised
+
+
+@jit
+def forward_kernel(
+    logits, target, pixel_weight, image_weight, class_weight, exponent, loss, lse, kept, partial,
+    height, width, stride_b, stride_c, stride_h, stride_w, target_b, target_c, target_h, target_w,
+    ignore_index, exponent_b, exponent_p, factor_nll, factor_reg, factor_rest,
+    C: tl.constexpr, PIXELS: tl.constexpr, UNROLL: tl.constexpr,
+    SOFT: tl.constexpr, REGULARISER: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
+    """Log-sum-exp and what else the gradient needs, and the loss as a map, or its sums over the program's pixels."""
+    image, row, columns, at, inside = place(height, width, PIXELS)
+    start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
+    goal = first(target, image, row, columns, target_b, target_h, target_w)
+    KLD: tl.constexpr = REGULARISER == 1
+    SQUARE: tl.constexpr = REGULARISER == 3
+    ENTROPY: tl.constexpr = (REGULARISER == 2) or REST
+    top = read_class(start, 0, stride_c, inside)
+    rest = tl.zeros_like(top)
+    own, mass, linear, square, moment = rest, rest, rest, rest, rest
+    label, valid, wrong = tl.full(top.shape, -1, tl.int32), inside, inside
+    y = rest
+    if SOFT:
+        mass = read_class(goal, 0, target_c, inside)
+    else:
+        label, valid, wrong = _read_label(target, at, inside, ignore_index, C)
+        own = tl.where(label == 0, top, 0.0)
+    if KLD:
+        linear = top
+    if UNROLL:
+        for c in tl.static_range(1, C):
+            z = read_class(start, c, stride_c, inside)
+            if SOFT:
+                y = read_class(goal, c, target_c, inside)
+            top, rest, own, mass, linear, square, moment = _add(
+                z, y, c, label, top, rest, own, mass, linear, square, moment, SOFT, KLD, SQUARE, ENTROPY
+            )
+    else:
+        for c in range(1, C):
+            z = read_class(start, c, stride_c, inside)
+            if SOFT:
+                y = read_class(goal, c, target_c, inside)
+            top, rest, own, mass, linear, square, moment = _add(
+                z, y, c, label, top, rest, own, mass, linear, square, moment, SOFT, KLD, SQUARE, ENTROPY
+            )
+    rest = finish(top, rest)
+    log_total = log1p(rest)
+    if SOFT:
+        valid = mass != 0.0
+        nll = mass * log_total + own
+    else:
+        nll = tl.where(wrong, float("nan"), (top - own) + log_total)
+    valid = valid & inside
+    tl.store(lse + at, top + log_total, mask=inside)
+    entropy = log_total - moment / (1.0 + rest)
+    reg = tl.zeros_like(nll)
+    if KLD:
+        reg = log_total + (top - linear / C)
+    if REGULARISER == 2:
+        reg = entropy
+    if SQUARE:
+        reg = (1.0 + square) / ((1.0 + rest) * (1.0 + rest))
+    if REGULARISER == 4:
+        reg = -_expm1(-nll)
+    if kept is not None:
+        value = entropy
+        if SQUARE:
+            value = reg
+            if REST:
+                value = tl.where(valid, reg, entropy)
+        tl.store(kept + at, value, mask=inside)
+    on_nll, on_reg, on_rest, weight, regularised = _weights(
+        pixel_weight, image_weight, class_weight, exponent, exponent_b, exponent_p, image, label, nll, valid, at, inside
+    )
+    regularised = regularised & inside
+    others = inside & (valid == 0)
+    # A part that is left out may be infinite.
+    ce = tl.where(valid & (factor_nll != 0.0), nll * on_nll, 0.0)
+    reg = tl.where(regularised, reg * on_reg, 0.0)
+    rem = tl.zeros_like(nll)
+    if REST:
+        rem = tl.where(others, entropy * on_rest, 0.0)
+    if loss is not None:
+        tl.store(loss + at, factor_nll * ce + factor_reg * reg + factor_rest * rem, mask=inside)
+    else:
+        mine = partial + tl.program_id(0).to(tl.int64) * 8
+        tl.store(mine, tl.sum(ce))
+        tl.store(mine + 1, tl.sum(reg))
+        tl.store(mine + 2, tl.sum(rem))
+        tl.store(mine + 3, tl.sum(valid.to(tl.float32)))
+        tl.store(mine + 4, tl.sum(regularised.to(tl.float32)))
+        tl.store(mine + 5, tl.sum(others.to(tl.float32)))
+        tl.store(mine + 6, tl.sum(tl.where(valid, weight, 0.0)))
+
+
+@jit
+def _expm1(x):
+    """exp(x) - 1 for x <= 0, to a few roundings."""
+    u = tl.exp(x)
+    small = (u - 1.0) * (x / tl.log(u))
+    return tl.where(u == 1.0, x, tl.where(u < 0.5, u - 1.0, small))
+
+
+@jit
+def _total(partial, column, programs, MANY: tl.constexpr):
+    total = tl.zeros((MANY,), tl.float64)
+    for begin in range(0, programs, MANY):
+        rows = begin + tl.arange(0, MANY)
+        total += tl.load(partial + rows.to(tl.int64) * 8 + column, mask=rows < programs, other=0.0).to(tl.float64)
+    return tl.sum(total)
+
+
+@jit
+def _share(total, size, factor):
+    """A sum's part of the loss, and what it was multiplied by."""
+    scale = factor / tl.where(size == 0.0, 1.0, size)
+    return total * scale, scale
+
+
+@jit
+def finish_kernel(
+    partial, divisor, loss, scales, programs, pixels, factor_nll, factor_reg, factor_rest,
+    NORMALIZE: tl.constexpr, MANY: tl.constexpr,
+):  # fmt: skip
+    """One program: add up, divide. NORMALIZE is 0 for the sum, 1 labelled, 2 all, 3 weights."""
+    one = tl.full((), 1.0, tl.float64)
+    size_nll, size_reg, size_rest = one, one, one
+    if divisor is not None:
+        size_nll = tl.load(divisor).to(tl.float64)
+        size_reg, size_rest = size_nll, size_nll
+    elif NORMALIZE == 2:
+        size_nll = one * pixels
+        size_reg, size_rest = size_nll, size_nll
+    elif NORMALIZE != 0:
+        size_nll = _total(partial, 6 if NORMALIZE == 3 else 3, programs, MANY)
+        size_reg = _total(partial, 4, programs, MANY)
+        size_rest = _total(partial, 5, programs, MANY)
+    nll, scale_nll = _share(_total(partial, 0, programs, MANY), size_nll, factor_nll)
+    reg, scale_reg = _share(_total(partial, 1, programs, MANY), size_reg, factor_reg)
+    rest, scale_rest = _share(_total(partial, 2, programs, MANY), size_rest, factor_rest)
+    tl.store(loss, (nll + reg + rest).to(tl.float32))
+    tl.store(scales, scale_nll.to(tl.float32))
+    tl.store(scales + 1, scale_reg.to(tl.float32))
+    tl.store(scales + 2, scale_rest.to(tl.float32))
+
+
+@jit
+def _slope(
+    z, y, c, label, lse, value, slope, on_nll, on_reg, on_entropy,
+    C: tl.constexpr, SOFT: tl.constexpr, REGULARISER: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
+    """Gradient of class c: p · slope - a · y - b / C."""
+    log_p = z - lse
+    p = tl.exp(log_p)
+    if (REGULARISER == 2) or REST:
+        finite = tl.where(log_p < -1e4, -1e4, log_p)  # not a maximum, which would replace NaN, too
+        slope -= on_entropy * (finite + value)
+    if REGULARISER == 3:
+        slope += 2.0 * on_reg * (p - value)
+    gradient = p * slope
+    if REGULARISER == 1:
+        gradient -= on_reg / C
+    if SOFT:
+        return gradient - on_nll * y
+    return gradient - tl.where(c == label, on_nll, 0.0)
+
+
+@jit
+def backward_kernel(
+    grad, logits, target, pixel_weight, image_weight, class_weight, exponent, scales, lse, kept, result,
+    height, width, stride_b, stride_c, stride_h, stride_w, target_b, target_c, target_h, target_w,
+    result_b, result_c, result_h, result_w, ignore_index, exponent_b, exponent_p, grad_p,
+    C: tl.constexpr, PIXELS: tl.constexpr, UNROLL: tl.constexpr,
+    SOFT: tl.constexpr, REGULARISER: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the logits, given that of the loss or of its map."""
+    image, row, columns, at, inside = place(height, width, PIXELS)
+    start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
+    goal = first(target, image, row, columns, target_b, target_h, target_w)
+    out = first(result, image, row, columns, result_b, result_h, result_w)
+    norm = tl.load(lse + at, mask=inside, other=0.0)
+    label, valid, wrong = tl.full(norm.shape, -1, tl.int32), inside, inside
+    mass = tl.full(norm.shape, 1.0, tl.float32)
+    if SOFT:
+        mass = tl.zeros_like(norm)
+        for c in range(C):
+            mass += read_class(goal, c, target_c, inside)
+        valid = mass != 0.0
+    else:
+        label, valid, wrong = _read_label(target, at, inside, ignore_index, C)
+        mass = tl.where(wrong, float("nan"), mass)
+    nll = tl.zeros_like(norm)
+    if (exponent is not None) or (REGULARISER == 4):
+        nll = norm - read_class(start, tl.maximum(label, 0), stride_c, inside)
+    on_nll, on_reg, on_rest, _, regularised = _weights(
+        pixel_weight, image_weight, class_weight, exponent, exponent_b, exponent_p, image, label, nll, valid, at, inside
+    )
+    arrived = tl.load(grad + at * grad_p, mask=inside, other=0.0).to(tl.float32)
+    on_nll = tl.where(valid, arrived * tl.load(scales) * on_nll, 0.0)
+    on_reg = tl.where(regularised, arrived * tl.load(scales + 1) * on_reg, 0.0)
+    used = valid
+    on_entropy = tl.zeros_like(norm)
+    if REGULARISER == 2:
+        on_entropy = on_reg
+    if REST:
+        used = inside
+        on_entropy += tl.where(valid, 0.0, arrived * tl.load(scales + 2) * on_rest)
+    if REGULARISER == 4:
+        on_nll += on_reg * tl.exp(-nll)
+    slope = on_nll * mass
+    if REGULARISER == 1:
+        slope += on_reg
+    value = tl.zeros_like(norm)
+    if kept is not None:
+        value = tl.load(kept + at, mask=inside, other=0.0)
+    y = tl.zeros_like(norm)
+    if UNROLL:
+        for c in tl.static_range(C):
+            z = read_class(start, c, stride_c, inside)
+            if SOFT:
+                y = read_class(goal, c, target_c, inside)
+            gradient = _slope(
+                z, y, c, label, norm, value, slope, on_nll, on_reg, on_entropy, C, SOFT, REGULARISER, REST
+            )
+            # 0 · NaN is NaN: logits that nothing uses must not spoil a gradient of zero.
+            gradient = tl.where(used, gradient, 0.0).to(result.dtype.element_ty)
+            tl.store(out + tl.cast(c, tl.int64) * result_c, gradient, mask=inside)
+    else:
+        for c in range(C):
+            z = read_class(start, c, stride_c, inside)
+            if SOFT:
+                y = read_class(goal, c, target_c, inside)
+            gradient = _slope(
+                z, y, c, label, norm, value, slope, on_nll, on_reg, on_entropy, C, SOFT, REGULARISER, REST
+            )
+            gradient = tl.where(used, gradient, 0.0).to(result.dtype.element_ty)
+            tl.store(out + tl.cast(c, tl.int64) * result_c, gradient, mask=inside)
