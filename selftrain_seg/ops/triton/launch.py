@@ -35,11 +35,11 @@ def read(
         return plain(logits, valid, prior, offset, class_sums)
     labels, score = _map(logits, torch.int64), _map(logits, torch.float32)
     plan = _plan(logits, pixels=_FEW_PIXELS if class_sums else _PIXELS)
-    partial = logits.new_empty(plan.programs, logits.shape[1], dtype=torch.float32) if class_sums else None
+    partial = _new(logits, (plan.programs, logits.shape[1])) if class_sums else None
     offset = None if offset is None else offset.contiguous()
     tensors = (_contiguous(valid), offset, labels, score, partial)
     _launch(reading.read_kernel, logits, tensors, plan, num_warps=1 if class_sums else 4)
-    sums = logits.new_empty(0, dtype=torch.float64) if partial is None else partial.sum(0, dtype=torch.float64)
+    sums = _new(logits, (0,), torch.float64) if partial is None else partial.sum(0, dtype=torch.float64)
     return labels, score, sums
 
 
@@ -80,9 +80,7 @@ def select(
     maps = _selected(logits)
     tensors = (_contiguous(valid), thresholds.contiguous(), *maps)
     if reweighted:
-        _launch(
-            reading.reweighted_kernel, logits, tensors, _plan(logits), (ignore_index,), SLACK=SLACK, LARGE=LARGE
-        )
+        _launch(reading.reweighted_kernel, logits, tensors, _plan(logits), (ignore_index,), SLACK=SLACK, LARGE=LARGE)
     else:
         _launch(reading.hard_kernel, logits, tensors, _plan(logits), (ignore_index,), SLACK=SLACK)
     return maps
@@ -128,14 +126,14 @@ def weighted_loss(
     soft, target, plan = _target(logits, target)
     options = _options(regulariser, factors, soft)
     lse, mapped = _map(logits, torch.float32), normalize == "none"
-    kept = torch.empty_like(lse) if options["REST"] or options["REGULARISER"] in (2, 3) else None
-    loss = torch.empty_like(lse) if mapped else lse.new_empty(())
-    partial = None if mapped else lse.new_empty(plan.programs, 8)
+    kept = _map(logits, torch.float32) if options["REST"] or options["REGULARISER"] in (2, 3) else None
+    loss = _map(logits, torch.float32) if mapped else _new(logits, ())
+    partial = None if mapped else _new(logits, (plan.programs, 7))
     exponent, strides = _exponent(exponent, logits)
     weights = (_contiguous(pixel_weight), _contiguous(image_weight), _contiguous(class_weight), exponent)
     tensors = (target, *weights, loss if mapped else None, lse, kept, partial)
     _launch(losses.forward_kernel, logits, tensors, plan, (ignore_index, *strides, *factors), **options)
-    scales = lse.new_empty(3)
+    scales = _new(logits, (3,))
     if mapped:
         for each, factor in enumerate(factors):
             scales[each] = factor
@@ -145,7 +143,7 @@ def weighted_loss(
                 partial, divisor, loss, scales, plan.programs, lse.numel(), *factors,
                 NORMALIZE=_DIVISORS.index(normalize), MANY=_MANY, enable_fp_fusion=False,
             )  # fmt: skip
-    return loss, scales, lse, lse.new_empty(0) if kept is None else kept
+    return loss, scales, lse, _new(logits, (0,)) if kept is None else kept
 
 
 def weighted_loss_backward(
@@ -197,8 +195,12 @@ def _fits(logits: Tensor) -> bool:
     return logits.dtype != torch.float64
 
 
+def _new(logits: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=logits.device)
+
+
 def _map(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty((logits.shape[0], *logits.shape[2:]), dtype=dtype, device=logits.device)
+    return _new(logits, (logits.shape[0], *logits.shape[2:]), dtype)
 
 
 def _selected(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -159,7 +159,7 @@ def forward_kernel(
     if loss is not None:
         tl.store(loss + at, factor_nll * ce + factor_reg * reg + factor_rest * rem, mask=inside)
     else:
-        mine = partial + tl.program_id(0).to(tl.int64) * 8
+        mine = partial + tl.program_id(0).to(tl.int64) * 7
         tl.store(mine, tl.sum(ce))
         tl.store(mine + 1, tl.sum(reg))
         tl.store(mine + 2, tl.sum(rem))
@@ -182,7 +182,7 @@ def _total(partial, column, programs, MANY: tl.constexpr):
     total = tl.zeros((MANY,), tl.float64)
     for begin in range(0, programs, MANY):
         rows = begin + tl.arange(0, MANY)
-        total += tl.load(partial + rows.to(tl.int64) * 8 + column, mask=rows < programs, other=0.0).to(tl.float64)
+        total += tl.load(partial + rows.to(tl.int64) * 7 + column, mask=rows < programs, other=0.0).to(tl.float64)
     return tl.sum(total)
 
 
