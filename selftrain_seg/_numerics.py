@@ -1,4 +1,4 @@
-"""Numerical helpers shared by the stages: cache-sized blocks, a fast maximum over classes, exact random integers."""
+"""Numerical helpers shared by the stages: cache-sized blocks, a fast maximum over classes."""
 
 from __future__ import annotations
 
@@ -86,10 +86,3 @@ def without(values: Tensor, labels: Tensor) -> Tensor:
         classes = torch.arange(values.shape[1], device=values.device).view(-1, 1, 1)
         return torch.where(classes == labels.unsqueeze(1), 0.0, values)
     return values.scatter_(1, labels.unsqueeze(1), 0.0)
-
-
-def uniform_integers(batch: int, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """(B, count) uniform integers below 2**62: modulo n they are uniform to n / 2**62, without rounding."""
-    if generator is None:  # said apart: with the argument, even None, it does not compile for dynamic shapes
-        return torch.randint(2**62, (batch, count), device=device)
-    return torch.randint(2**62, (batch, count), generator=generator, device=device)

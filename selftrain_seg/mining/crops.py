@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg._numerics import uniform_integers
+from selftrain_seg.ops.random import check_generator, uniform_integers
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["crop", "mine_crops"]
@@ -97,8 +97,7 @@ def mine_crops(
             )
         _checks.check_device(image_counts, labels, "image_counts")
     _checks.check_real(chance, "chance", 0.0, 1.0)
-    if generator is not None and generator.device.type != labels.device.type:
-        raise ValueError(f"`generator`: expected device {labels.device}, got {generator.device}")
+    check_generator(generator, labels)
 
     candidates = classes.long() if fallback is None else torch.cat([fallback.long(), classes.long()])
     draws = uniform_integers(batch, 4 + candidates.shape[0], labels.device, generator)

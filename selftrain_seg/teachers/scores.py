@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from selftrain_seg import _checks
-from selftrain_seg._numerics import uniform_integers
 from selftrain_seg.confidence import top_confidence
+from selftrain_seg.ops.random import uniform_integers
 
 __all__ = ["entropy_score", "soft_neighbourhood_density"]
 

@@ -1,0 +1,1 @@
+"""The ground floor: what differs by device."""
