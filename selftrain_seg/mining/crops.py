@@ -9,6 +9,7 @@ from torch import Tensor
 
 from selftrain_seg import _checks
 from selftrain_seg.ops.random import check_generator, uniform_integers
+from selftrain_seg.ops.windows import windows
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["crop", "mine_crops"]
@@ -135,8 +136,7 @@ def crop(tensor: Tensor, corners: Tensor, size: tuple[int, int], *, fill: float 
             maps) and for 0 in all others.
 
     Returns:
-        (B, …, h, w), dtype and device of ``tensor``, a copy. A channels_last batch stays channels_last,
-        except where gradients are recorded.
+        (B, …, h, w), dtype and device of ``tensor``, a copy. A channels_last batch stays channels_last.
 
     Raises:
         TypeError: ``tensor`` is not a tensor; ``corners`` is not an integer tensor; an element of ``size`` is
@@ -175,42 +175,11 @@ def crop(tensor: Tensor, corners: Tensor, size: tuple[int, int], *, fill: float 
     top = corners[:, 0].clamp(0, height - inner_height)
     left = corners[:, 1].clamp(0, width - inner_width)
     inner = (inner_height, inner_width)
-    if torch.compiler.is_compiling() or (tensor.requires_grad and torch.is_grad_enabled()):
-        out = _gather_windows(tensor, top, left, inner)
-    else:
-        out = _copy_windows(tensor, top, left, inner)
+    out = windows(tensor, top, left, inner)
     if inner == (crop_height, crop_width):
         return out
     padding = (0, crop_width - inner_width, 0, crop_height - inner_height)
     return torch.constant_pad_nd(out, padding, value)
-
-
-def _copy_windows(tensor: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-    """Every window of every image is a view that starts somewhere in memory; copy the rows of those asked for."""
-    if tensor.numel() == 0:
-        return tensor.new_empty(*tensor.shape[:-2], *size)
-    strides = tensor.stride()
-    # Dimensions from far apart to adjacent in memory: the copy keeps the layout of the original.
-    order = sorted(range(1, tensor.ndim), key=lambda dim: -strides[dim])
-    shape = (*tensor.shape[:-2], *size)
-    rows, columns = tensor.shape[-2] - size[0], tensor.shape[-1] - size[1]
-    starts = 1 + (tensor.shape[0] - 1) * strides[0] + rows * strides[-2] + columns * strides[-1]
-    windows = tensor.detach().as_strided(
-        (starts, *(shape[dim] for dim in order)), (1, *(strides[dim] for dim in order))
-    )
-    image = torch.arange(tensor.shape[0], device=tensor.device)
-    out = windows.index_select(0, image * strides[0] + top * strides[-2] + left * strides[-1])
-    return out.permute(0, *(1 + order.index(dim) for dim in range(1, tensor.ndim)))
-
-
-def _gather_windows(tensor: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-    """The same by one gather: slower, but its gradient is one scatter, and a compiler fuses it."""
-    rows = top[:, None] + torch.arange(size[0], device=tensor.device)
-    columns = left[:, None] + torch.arange(size[1], device=tensor.device)
-    places = (rows[:, :, None] * tensor.shape[-1] + columns[:, None, :]).flatten(1)
-    flat = tensor.flatten(-2)
-    places = places.view(places.shape[0], *(1,) * (tensor.ndim - 3), places.shape[1])
-    return flat.gather(-1, places.expand(*flat.shape[:-1], -1)).view(*tensor.shape[:-2], *size)
 
 
 def _rank(candidates: Tensor, fallbacks: int, keys: Tensor, ignore_index: int) -> Tensor:
