@@ -144,7 +144,7 @@ class MeanTeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """Move the teacher towards the student. No host synchronisation.
+        """Move the teacher towards the student. No host synchronisation where both are on one device.
 
         Args:
             student: the network the teacher was made from, wrapped or not, on any device.
