@@ -40,7 +40,8 @@ def find_pixels(labels: Tensor, ranked: Tensor, number: Tensor) -> Pixels:
 
     Args:
         labels: (B, H, W), integer, H and W at least 1.
-        ranked: (B, K) int64; what is outside [0, 65536) occurs nowhere. With K = 1 the labels are read once.
+        ranked: (B, K) int64, no class of an image twice; what is outside [0, 65536) occurs nowhere. With K = 1 the
+            labels are read once.
         number: (B,) int64, not negative. Pixels are numbered in reading order.
     """
     return Pixels(*_find_pixels(labels, ranked, number))

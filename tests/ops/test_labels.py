@@ -39,7 +39,7 @@ def test_find_by_loops(data):
         labels[torch.rand(labels.shape, generator=generator(seed)) < 0.3] = -2
     if data.draw(st.booleans()):
         labels = labels.transpose(1, 2).contiguous().transpose(1, 2)
-    ranked = torch.randint(-3, 9, (batch, columns), generator=generator(seed + 1))
+    ranked = torch.rand(batch, columns + 6, generator=generator(seed + 1)).argsort(1)[:, :columns] - 3
     number = torch.randint(0, 2**62, (batch,), generator=generator(seed + 2))
     copies = [tensor.clone() for tensor in (labels, ranked, number)]
     for find in (find_pixels, ops._find_anywhere):  # the second is what a GPU runs
@@ -65,9 +65,21 @@ def test_classes_that_the_labels_cannot_have(dtype, columns):
     labels = torch.cat([values, torch.tensor([70000])]) if dtype == torch.int64 else values
     labels = labels.to(dtype).expand(4, 2, -1)
     wrong = torch.tensor([-1, 257, 65536 + 3, 70000])[:, None]
-    ranked = torch.nn.functional.pad(wrong, (columns - 1, 0), value=9)
+    ranked = torch.cat([torch.arange(9, 8 + columns).expand(4, -1), wrong], dim=1)
+    with_three = torch.cat([torch.tensor([[3]]).expand(4, -1), ranked], dim=1)
     for find in (find_pixels, ops._find_anywhere):
         assert not find(labels, ranked, torch.zeros(4, dtype=torch.int64)).found.any()
+        assert_found(find(labels, with_three, torch.arange(4)), labels, with_three, torch.arange(4))
+
+
+@pytest.mark.parametrize("columns", [15, 16, 255, 256, 300])
+def test_last_of_many_classes(columns):
+    labels = random_labels(high=columns)
+    labels[labels == 0] = columns
+    ranked, number = torch.arange(1, columns + 1).expand(3, -1), torch.tensor([0, 1, 2])
+    labels[:, 3, 5] = labels[:, 7, 15] = columns
+    for find in (find_pixels, ops._find_anywhere):
+        assert_found(find(labels, ranked, number), labels, ranked, number)
 
 
 @pytest.mark.parametrize("columns", [1, 3, 20])
