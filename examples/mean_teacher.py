@@ -71,10 +71,11 @@ def main() -> None:
 
     # In train mode BatchNorm sees the batch: the running statistics would be a mixture of both domains.
     settings = {"momentum": args.momentum, "train_mode": not args.frozen_bn}
+    # All processes keep a teacher, and a checkpoint holds one of them: their buffers must be the same.
     if args.teacher == "mean":
-        teacher: MeanTeacher | DualTeacher | DynamicTeacher = MeanTeacher(net, **settings)
+        teacher: MeanTeacher | DualTeacher | DynamicTeacher = MeanTeacher(net, sync_buffers=True, **settings)
     elif args.teacher == "dual":
-        teacher = DualTeacher(net, **settings)
+        teacher = DualTeacher(net, sync_buffers=True, **settings)
     else:
         teacher = DynamicTeacher(net, score=args.score, **settings)
 

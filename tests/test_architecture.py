@@ -14,12 +14,15 @@ import selftrain_seg
 ROOT = Path(selftrain_seg.__file__).parent.parent
 PACKAGE = ROOT / "selftrain_seg"
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py"))
-SUBPACKAGES = sorted(module.name for module in pkgutil.iter_modules(selftrain_seg.__path__) if module.ispkg)
+# `ops` is the ground floor: nothing in it is for users.
+SUBPACKAGES = sorted(
+    module.name for module in pkgutil.iter_modules(selftrain_seg.__path__) if module.ispkg and module.name != "ops"
+)
 
 # Data flows one way. A stage may import the stages before it; all may import what is shared.
 STAGES = ("confidence", "thresholds", "selectors", "losses")
 SIDE_ROOMS = ("mining", "teachers", "views", "datasets", "store", "visualize", "distributed", "kernels")
-SHARED = ("_checks", "_numerics", "types", "distributed", "kernels")
+SHARED = ("_checks", "_numerics", "types", "distributed", "kernels", "ops")
 
 # Where the host may wait for the device, and why. Key: file, then the function's qualified name.
 READS_VALUES = {
@@ -57,6 +60,8 @@ def may_import(room):
         return {*STAGES[: STAGES.index(room) + 1], *SHARED}
     if room in ("distributed", "kernels"):
         return {room, "_checks", "_numerics", "types"}
+    if room == "ops":
+        return {room, "_checks", "types"}
     if room == "store":
         return {room, *SHARED}
     if room in SIDE_ROOMS:
@@ -99,6 +104,8 @@ def test_imports_flow_one_way(file):
         ("types", "from selftrain_seg.confidence import top_confidence", ["confidence"]),
         ("kernels", "from selftrain_seg.confidence import top_confidence", ["confidence"]),
         ("kernels", "from selftrain_seg.distributed import all_reduce_sum", ["distributed"]),
+        ("ops", "from selftrain_seg.distributed import all_reduce_sum", ["distributed"]),
+        ("ops", "from selftrain_seg.ops.random import uniform_integers\nfrom selftrain_seg import types", []),
         ("confidence", "from selftrain_seg import kernels", []),
         ("losses", "from selftrain_seg.selectors import select_hard\nimport torch", []),
         ("mining", "from selftrain_seg import _checks\nfrom selftrain_seg.thresholds import x", []),

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.mining.mixed import MixedBatch, blend, check_batch, check_generator
+from selftrain_seg.mining.mixed import MixedBatch, blend, check_batch
+from selftrain_seg.ops.random import check_generator
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["class_mix"]

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.ops.random import uniform_integers
+from selftrain_seg.ops.labels import find_pixels
+from selftrain_seg.ops.random import check_generator, uniform_integers
+from selftrain_seg.ops.windows import windows
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["crop", "mine_crops"]
-
-# Labels are looked up in a table with one entry per value; larger and negative values take no part.
-_MAX_VALUES = 65536
-# Pixels (int64) whose temporaries stay in a CPU core's cache.
-_CACHED_PIXELS = 131072
-# Comparing bytes with so many classes takes no longer than looking the bytes up.
-_FEW_CLASSES = 16
 
 
 def mine_crops(
@@ -97,23 +90,16 @@ def mine_crops(
             )
         _checks.check_device(image_counts, labels, "image_counts")
     _checks.check_real(chance, "chance", 0.0, 1.0)
-    if generator is not None and generator.device.type != labels.device.type:
-        raise ValueError(f"`generator`: expected device {labels.device}, got {generator.device}")
+    check_generator(generator, labels)
 
     candidates = classes.long() if fallback is None else torch.cat([fallback.long(), classes.long()])
     draws = uniform_integers(batch, 4 + candidates.shape[0], labels.device, generator)
     coin, pixel, place_y, place_x = draws[:, :4].unbind(1)
     ranked = _rank(candidates, 0 if fallback is None else fallback.shape[0], draws[:, 4:], ignore_index)
-    if image_counts is not None:  # the labels are read once: as they are
-        best = _best_counted(image_counts, ranked)
-        row, column, found = _pick_pixel(labels, ranked.gather(1, best[:, None])[:, 0], pixel)
-    elif _few_bytes(labels := _narrow(labels), ranked):
-        best = _best_compared(labels, ranked)
-        row, column, found = _pick_pixel(labels, ranked.gather(1, best[:, None])[:, 0], pixel)
-    else:
-        best, places = _best_present(labels, ranked)
-        row, column, found = _pick_pixel(places, best, pixel)  # fewer bytes to read than the labels
-    mined = found & (best > 0) & ((coin >> 38).float() / 2**24 < chance)
+    if image_counts is not None:
+        ranked = _last_counted(image_counts, ranked)
+    row, column, found = find_pixels(labels, ranked, pixel)
+    mined = found & ((coin >> 38).float() / 2**24 < chance)
 
     last_top, last_left = max(0, height - crop_height), max(0, width - crop_width)
     top = torch.where(mined, (row - crop_height // 2).clamp(0, last_top), place_y % (last_top + 1))
@@ -136,8 +122,7 @@ def crop(tensor: Tensor, corners: Tensor, size: tuple[int, int], *, fill: float 
             maps) and for 0 in all others.
 
     Returns:
-        (B, …, h, w), dtype and device of ``tensor``, a copy. A channels_last batch stays channels_last,
-        except where gradients are recorded.
+        (B, …, h, w), dtype and device of ``tensor``, a copy. A channels_last batch stays channels_last.
 
     Raises:
         TypeError: ``tensor`` is not a tensor; ``corners`` is not an integer tensor; an element of ``size`` is
@@ -176,165 +161,30 @@ def crop(tensor: Tensor, corners: Tensor, size: tuple[int, int], *, fill: float 
     top = corners[:, 0].clamp(0, height - inner_height)
     left = corners[:, 1].clamp(0, width - inner_width)
     inner = (inner_height, inner_width)
-    if torch.compiler.is_compiling() or (tensor.requires_grad and torch.is_grad_enabled()):
-        out = _gather_windows(tensor, top, left, inner)
-    else:
-        out = _copy_windows(tensor, top, left, inner)
+    out = windows(tensor, top, left, inner)
     if inner == (crop_height, crop_width):
         return out
     padding = (0, crop_width - inner_width, 0, crop_height - inner_height)
     return torch.constant_pad_nd(out, padding, value)
 
 
-def _copy_windows(tensor: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-    """Every window of every image is a view that starts somewhere in memory; copy the rows of those asked for."""
-    if tensor.numel() == 0:
-        return tensor.new_empty(*tensor.shape[:-2], *size)
-    strides = tensor.stride()
-    # Dimensions from far apart to adjacent in memory: the copy keeps the layout of the original.
-    order = sorted(range(1, tensor.ndim), key=lambda dim: -strides[dim])
-    shape = (*tensor.shape[:-2], *size)
-    rows, columns = tensor.shape[-2] - size[0], tensor.shape[-1] - size[1]
-    starts = 1 + (tensor.shape[0] - 1) * strides[0] + rows * strides[-2] + columns * strides[-1]
-    windows = tensor.detach().as_strided(
-        (starts, *(shape[dim] for dim in order)), (1, *(strides[dim] for dim in order))
-    )
-    image = torch.arange(tensor.shape[0], device=tensor.device)
-    out = windows.index_select(0, image * strides[0] + top * strides[-2] + left * strides[-1])
-    return out.permute(0, *(1 + order.index(dim) for dim in range(1, tensor.ndim)))
-
-
-def _gather_windows(tensor: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-    """The same by one gather: slower, but its gradient is one scatter, and a compiler fuses it."""
-    rows = top[:, None] + torch.arange(size[0], device=tensor.device)
-    columns = left[:, None] + torch.arange(size[1], device=tensor.device)
-    places = (rows[:, :, None] * tensor.shape[-1] + columns[:, None, :]).flatten(1)
-    flat = tensor.flatten(-2)
-    places = places.view(places.shape[0], *(1,) * (tensor.ndim - 3), places.shape[1])
-    return flat.gather(-1, places.expand(*flat.shape[:-1], -1)).view(*tensor.shape[:-2], *size)
-
-
 def _rank(candidates: Tensor, fallbacks: int, keys: Tensor, ignore_index: int) -> Tensor:
-    """(B, K+1): per image the candidates in the random order of ``keys``, but the first ``fallbacks`` first.
+    """(B, K): per image the candidates in the random order of ``keys``, but the first ``fallbacks`` first.
 
-    The later a class stands, the more it is preferred. Column 0 and every class that must not be drawn (a
-    repeat, the ignore label) are -1.
+    The later a class stands, the more it is preferred. What must not be drawn (a repeat, the ignore label) is -1.
     """
     repeated = (candidates[:, None] == candidates).tril(-1).any(1)
     candidates = torch.where(repeated | (candidates == ignore_index), -1, candidates)
     preferred = torch.arange(candidates.shape[0], device=candidates.device) >= fallbacks
-    ranked = candidates[(keys + preferred * 2**62).argsort(1)]
-    return torch.constant_pad_nd(ranked, (1, 0), -1)
+    return candidates[(keys + preferred * 2**62).argsort(1)]
 
 
-def _narrow(labels: Tensor) -> Tensor:
-    """The labels as bytes where that is faster to read and loses nothing. Only on the CPU is it free to ask."""
-    wide = labels.dtype in (torch.int16, torch.int32, torch.int64)
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not wide or not labels.numel():
-        return labels
-    narrow = torch.empty(labels.shape, dtype=torch.uint8, device=labels.device)
-    for image, out in zip(labels, narrow, strict=True):  # one after the other: the second reading is from the cache
-        low, high = image.aminmax()
-        if low < 0 or high > 255:
-            return labels
-        out.copy_(image)
-    return narrow
-
-
-def _few_bytes(labels: Tensor, ranked: Tensor) -> bool:
-    """Whether one vectorised comparison a class is faster than a look-up a pixel."""
-    eager = labels.device.type == "cpu" and not torch.compiler.is_compiling()
-    return eager and labels.dtype == torch.uint8 and ranked.shape[1] <= _FEW_CLASSES
-
-
-def _best_compared(labels: Tensor, ranked: Tensor) -> Tensor:
-    """As :func:`_best_present`, by comparison of every pixel with every class."""
-    columns = ranked.shape[1]
-    values = ranked.to(torch.uint8)[:, :, None]
-    # One buffer for all: fresh memory costs as much as the work.
-    differences = torch.empty(0, dtype=torch.uint8, device=labels.device)
-    least = []
-    for rows in _row_blocks(labels, max(1, 8 // columns)):
-        block = labels[:, rows].flatten(1)[:, None]
-        # Bytes are compared eight times as fast by xor as by ==.
-        torch.bitwise_xor(block, values, out=differences.resize_(block.shape[0], columns, block.shape[2]))
-        least.append(differences.amin(2))
-    present = (torch.stack(least).amin(0) == 0) & (ranked >= 0) & (ranked < 256)
-    return (present * torch.arange(columns, device=labels.device)).amax(1)
-
-
-def _best_present(labels: Tensor, ranked: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,), (B, H, W): the last column of ``ranked`` whose class occurs in the image, 0 for none; each pixel's."""
-    batch, columns = ranked.shape
-    values = min(_MAX_VALUES, torch.iinfo(labels.dtype).max + 1)
-    # One table per image from label value to column of `ranked`; entries 0 and -1 catch what is out of range.
-    dtype = torch.uint8 if columns <= 256 else torch.int32
-    table = torch.zeros(batch, values + 2, dtype=dtype, device=labels.device)
-    column = torch.arange(columns, device=labels.device).to(dtype).expand(batch, columns)
-    table.scatter_(1, ranked.clamp(-1, values) + 1, column)
-    table[:, 0] = 0
-    table[:, -1] = 0
-
-    wide = torch.int64 if labels.dtype == torch.int64 else torch.int32
-    offset = torch.arange(batch, dtype=wide, device=labels.device)[:, None] * (values + 2) + 1
-    places = []
-    for rows in _row_blocks(labels):
-        entry = labels[:, rows].flatten(1).to(wide).clamp(-1, values) + offset
-        places.append(table.view(-1).index_select(0, entry.view(-1)).view(labels[:, rows].shape))
-    best = torch.stack([part.flatten(1).amax(1) for part in places]).amax(0).long()
-    return best, torch.cat(places, dim=1)
-
-
-def _best_counted(image_counts: Tensor, ranked: Tensor) -> Tensor:
-    """(B,): as :func:`_best_present`, from the stored pixel counts."""
+def _last_counted(image_counts: Tensor, ranked: Tensor) -> Tensor:
+    """(B, 1): the last class of which the stored counts know a pixel, -1 for none."""
     last = image_counts.shape[1] - 1
-    present = image_counts.gather(1, ranked.clamp(0, last)) > 0
-    present = present & (ranked >= 0) & (ranked <= last)
-    return (present * torch.arange(ranked.shape[1], device=ranked.device)).amax(1)
-
-
-def _pick_pixel(labels: Tensor, chosen: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(row, column, found), each (B,): the pixel number ``pixel`` modulo n of the n that show class ``chosen``."""
-    shown = chosen.to(labels.dtype)[:, None, None]
-    counts = [_row_sums(_equal(labels[:, rows], shown)) for rows in _row_blocks(labels, 8)]
-    in_row = torch.cat(counts, dim=1).long()
-    up_to_row = in_row.cumsum(1)
-    count = up_to_row[:, -1]
-    rank = pixel % count.clamp(min=1)
-    row = (up_to_row <= rank[:, None]).sum(1).clamp(max=labels.shape[1] - 1)
-    rank_in_row = rank - (up_to_row - in_row).gather(1, row[:, None])[:, 0]
-    line = labels[torch.arange(labels.shape[0], device=labels.device), row] == shown[:, 0]
-    column = (line.cumsum(1) <= rank_in_row[:, None]).sum(1)
-    return row, column, count > 0
-
-
-def _equal(labels: Tensor, value: Tensor) -> Tensor:
-    """``labels == value`` as bytes. The result in the dtype of the operands is vectorised on the CPU, bool is not."""
-    if torch.compiler.is_compiling():
-        return (labels == value).to(torch.uint8)
-    if labels.dtype == torch.uint8:
-        return labels.clone(memory_format=torch.contiguous_format).eq_(value)
-    return (labels == value).contiguous().view(torch.uint8)
-
-
-def _row_sums(ones: Tensor) -> Tensor:
-    """(B, H) int32 sums of (B, H, W) bytes 0 or 1: on the CPU eight columns at once, as bytes of a word."""
-    words = ones.shape[2] // 8
-    eager = ones.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not eager or ones.shape[2] % 8 or words > 255:
-        return ones.sum(2, dtype=torch.int32)
-    by_byte: Tensor = ones.view(torch.int64).sum(2, keepdim=True).view(torch.uint8)
-    return by_byte.sum(2, dtype=torch.int32)
-
-
-def _row_blocks(labels: Tensor, times: int = 1) -> Iterator[slice]:
-    """Ranges of rows whose pixels stay in a CPU's cache; all rows at once on a GPU and while compiling."""
-    batch, height, width = labels.shape
-    step = height
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        step = max(1, times * _CACHED_PIXELS // max(1, batch * width))
-    for row in range(0, height, step):
-        yield slice(row, row + step)
+    ranked = torch.constant_pad_nd(ranked, (1, 0), -1)
+    present = (ranked >= 0) & (ranked <= last) & (image_counts.gather(1, ranked.clamp(0, last)) > 0)
+    return ranked.gather(1, (present * torch.arange(ranked.shape[1], device=ranked.device)).amax(1, keepdim=True))
 
 
 def _check_classes(classes: Tensor, labels: Tensor, name: str) -> None:

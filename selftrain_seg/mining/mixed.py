@@ -49,11 +49,6 @@ def check_batch(
     return others, classes, shares
 
 
-def check_generator(generator: torch.Generator | None, like: Tensor) -> None:
-    if generator is not None and generator.device.type != like.device.type:
-        raise ValueError(f"`generator`: expected device {like.device}, got {generator.device}")
-
-
 def blend(
     batch: tuple[Tensor, Tensor, Tensor | None], source: tuple[Tensor, Tensor, Tensor | None], pasted: Tensor
 ) -> MixedBatch:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.mining._components import connected_components
-from selftrain_seg.mining.mixed import MixedBatch, blend, check_batch, check_generator
+from selftrain_seg.mining.mixed import MixedBatch, blend, check_batch
+from selftrain_seg.ops.components import connected_components
+from selftrain_seg.ops.random import check_generator
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["paste_classes"]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from selftrain_seg import _checks
 from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg.ops.labels import label_sums
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["ReliabilityBank"]
@@ -17,12 +18,6 @@ __all__ = ["ReliabilityBank"]
 # Labels and the step counter stay on the CPU when the statistics move to a GPU.
 _ON_HOST = ("labels", "last_step", "snapshots")
 _MAX_CLASSES = 255
-# A confidence is added up as an integer, so that sums do not depend on their order.
-_CONFIDENCE_UNITS = 2.0**24
-# Neighbouring pixels mostly fall in one bin, and on a CPU each count then waits for the one before. So neighbours are
-# counted in tables of their own, which are added up afterwards: twice as fast. As many as fit in 64 bits.
-_TABLES = ((torch.int16, 4), (torch.int32, 2), (torch.int64, 1))
-_MANY_PIXELS = 1 << 14  # below, adding up takes longer than is won
 
 
 class ReliabilityBank(nn.Module):
@@ -275,7 +270,7 @@ class ReliabilityBank(nn.Module):
     def _iou(self, now: Tensor, before: Tensor) -> Tensor:
         """(B, C), from the counts of all pairs of classes; 0 where the class is in neither."""
         width = self.num_classes + 2
-        pairs = self._sums(now, before).view(-1, width, width)
+        pairs = label_sums(now, self.num_classes, before=before).view(-1, width, width)
         both = pairs.diagonal(dim1=1, dim2=2)
         either = pairs.sum(1) + pairs.sum(2) - both
         return self._of_classes(both.double() / either.clamp(min=1))
@@ -284,48 +279,8 @@ class ReliabilityBank(nn.Module):
         """(B, C), 0 where the class is absent or nothing is known."""
         if confidence is None:
             return torch.zeros(len(now), self.num_classes, device=now.device)
-        total, count = self._sums(now, weights=confidence.detach()), self._sums(now)
-        return self._of_classes(total.double() / (count.clamp(min=1) * _CONFIDENCE_UNITS))
-
-    def _sums(self, labels: Tensor, before: Tensor | None = None, *, weights: Tensor | None = None) -> Tensor:
-        """Per image the number of pixels of each place, or the sum of their confidences in units.
-
-        The place of a label is its class + 1, 0 or C + 1 if it is below or above all classes: (B, C + 2). With the
-        labels of before, it is that of the pair: (B, (C + 2)²).
-        """
-        width = self.num_classes + 2
-        bins = width if before is None else width * width
-        dtype, tables = next((dtype, n) for dtype, n in _TABLES if n * bins <= torch.iinfo(dtype).max)
-        on_host, pixels, out = labels.device.type == "cpu", labels[0].numel(), []
-        if not on_host or pixels < _MANY_PIXELS:
-            tables = 1
-        whole = pixels // tables * tables
-        offsets = sum(number * bins << number * (64 // tables) for number in range(tables))
-        for image in range(len(labels)):  # one by one, so that on a CPU what is in between stays in its cache
-            keys = self._places(labels[image], dtype)
-            if before is not None:
-                keys = keys.add_(self._places(before[image], dtype), alpha=width)
-            units = None if weights is None else _units(weights[image].flatten())
-            if on_host:
-                if tables > 1:
-                    keys[:whole].view(torch.int64).add_(offsets)  # 0, bins, 2 bins, … to neighbours, in one addition
-                counts = torch.bincount(keys, units, minlength=tables * bins)
-                out.append(counts.view(tables, bins).sum(0))
-                continue
-            # bincount makes the host wait for the device
-            one = torch.ones((), dtype=torch.int64, device=keys.device)
-            zero = torch.zeros(bins, dtype=torch.int64, device=keys.device)
-            out.append(zero.scatter_add_(0, keys.long(), one.expand(len(keys)) if units is None else units.long()))
-        return torch.stack(out)
-
-    def _places(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
-        """(H, W) labels -> (H·W,) classes + 1, 0 below and C + 1 above them."""
-        flat = labels.flatten()
-        if flat.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
-            flat = flat.long()
-        limits = torch.iinfo(flat.dtype)
-        inside = flat.clamp(max(limits.min, -1), min(limits.max, self.num_classes))
-        return inside.to(dtype, copy=True).add_(1)
+        total = label_sums(now, self.num_classes, weights=confidence)
+        return self._of_classes(total / label_sums(now, self.num_classes).clamp(min=1))
 
     def _of_classes(self, values: Tensor) -> Tensor:
         """(B, C + 2) of places -> (B, C) float32, 0 for an ``ignore_index`` among the classes."""
@@ -361,12 +316,6 @@ def _at_or_above_median(values: Tensor) -> Tensor:
     low = ordered.gather(0, ((number - 1) // 2).clamp(min=0))
     high = ordered.gather(0, (number // 2).clamp(max=len(values) - 1))
     return counted & (values >= (low.double() + high.double()) / 2)
-
-
-def _units(confidence: Tensor) -> Tensor:
-    """Whole numbers of confidence units, as float64; exact but for the rounding, in float32 too."""
-    wide = confidence.double() if confidence.dtype == torch.float64 else confidence.float()
-    return (wide * _CONFIDENCE_UNITS).nan_to_num_(0.0).clamp_(0, _CONFIDENCE_UNITS).round_().double()
 
 
 def _subsample(maps: Tensor, size: tuple[int, int]) -> Tensor:

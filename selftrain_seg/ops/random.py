@@ -1,4 +1,4 @@
-"""Random numbers on the device of the data."""
+"""Random numbers: exact uniform integers, and the check that a generator draws where they are wanted."""
 
 from __future__ import annotations
 
@@ -11,3 +11,9 @@ def uniform_integers(batch: int, count: int, device: torch.device, generator: to
     if generator is None:  # said apart: with the argument, even None, it does not compile for dynamic shapes
         return torch.randint(2**62, (batch, count), device=device)
     return torch.randint(2**62, (batch, count), generator=generator, device=device)
+
+
+def check_generator(generator: torch.Generator | None, like: Tensor) -> None:
+    """Raise ValueError unless the generator, if there is one, draws on the device of ``like``."""
+    if generator is not None and generator.device.type != like.device.type:
+        raise ValueError(f"`generator`: expected device {like.device}, got {generator.device}")

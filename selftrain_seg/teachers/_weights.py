@@ -104,9 +104,8 @@ def average_(targets: Sequence[Tensor], sources: Sequence[Tensor], momentum: flo
         elif [device, dtype] == other_kind:
             average(own, other, 0)
         else:
-            waits = device.type == "cpu"  # or the host would read a copy from the GPU before it is complete
             for part in parts(len(own)):
-                average(own[part], [tensor.to(device, dtype, non_blocking=not waits) for tensor in other[part]], 0)
+                average(own[part], [tensor.to(device, dtype) for tensor in other[part]], 0)
 
 
 def parts(count: int) -> Iterator[slice]:

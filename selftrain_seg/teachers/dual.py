@@ -75,7 +75,7 @@ class DualTeacher(nn.Module):
         buffers: str = "copy",
         train_mode: bool = False,
         dropout: bool = False,
-        sync_buffers: bool = True,
+        sync_buffers: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(mixing, (tuple, list)) or len(mixing) != 2:

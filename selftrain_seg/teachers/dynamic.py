@@ -71,7 +71,8 @@ class DynamicTeacher(nn.Module):
     State / distributed:
         All is in ``state_dict``, the kept batches and the history too (as ``_extra_state``, tensors only). Counts are
         summed over ranks by one all-reduce a decision, so all ranks decide alike; each must observe equally often.
-        A decision makes the host wait for the device.
+        As ``observe`` is a collective anyway, an update averages the student's floating-point buffers over ranks,
+        as ``MeanTeacher`` does with ``sync_buffers``. A decision makes the host wait for the device.
 
     Raises:
         TypeError: ``student`` is no ``torch.nn.Module``; a number is of the wrong type.
@@ -114,7 +115,9 @@ class DynamicTeacher(nn.Module):
         _checks.check_count(most, "most")
         self.score, self.first, self.every, self.most = score, first, every, most
         self.store_on = None if store_on is None else torch.device(store_on)
-        self.teacher = MeanTeacher(student, momentum=momentum, warmup=False, buffers=buffers, train_mode=train_mode)
+        self.teacher = MeanTeacher(
+            student, momentum=momentum, warmup=False, buffers=buffers, train_mode=train_mode, sync_buffers=True
+        )
         self.register_buffer("observed", self.teacher.step.clone())
         self._observed = 0  # the same number on the host
         self._queries: list[_Query] = []

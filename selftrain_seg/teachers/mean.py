@@ -43,8 +43,9 @@ class MeanTeacher(nn.Module):
         train_mode: whether the teacher's layers work as in training, so that BatchNorm uses the batch's statistics.
             By default it is in evaluation mode. Either way ``.train()`` and ``.eval()`` do not change it.
         dropout: whether dropout and stochastic depth stay on in train mode.
-        sync_buffers: whether the student's floating-point buffers are averaged over ranks first, since BatchNorm
-            sees another batch on each. ``update`` is then a collective.
+        sync_buffers: whether the student's floating-point buffers are averaged over ranks first. ``update`` is then
+            a collective: all ranks must call it. Wanted where all ranks update and BatchNorm, without SyncBatchNorm,
+            sees another batch on each; else their teachers have other buffers. Without it ``update`` sends nothing.
 
     Attributes:
         model: the averaged network, in the student's dtype.
@@ -54,7 +55,8 @@ class MeanTeacher(nn.Module):
         Weights, buffers and ``step`` are in ``state_dict``, which loads with or without ``module.`` and
         ``_orig_mod.`` in its keys. Weights in half precision have float32 copies there (``shadow``), which are what
         is averaged: at 0.999 half-precision weights would never move. With a student that is the same on all ranks
-        the teacher is, too; no weights are sent.
+        the teacher is, too, to the bit; for that its buffers must be the same as well, see ``sync_buffers``. No
+        weights are sent, and a teacher may be kept on one rank only.
 
     Raises:
         TypeError: ``student`` is no ``torch.nn.Module``; ``momentum`` is no number.
@@ -89,7 +91,7 @@ class MeanTeacher(nn.Module):
         buffers: str = "copy",
         train_mode: bool = False,
         dropout: bool = False,
-        sync_buffers: bool = True,
+        sync_buffers: bool = False,
     ) -> None:
         super().__init__()
         _weights.check_module(student, "student")
@@ -144,7 +146,7 @@ class MeanTeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """Move the teacher towards the student. No host synchronisation.
+        """Move the teacher towards the student. No host synchronisation where both are on one device.
 
         Args:
             student: the network the teacher was made from, wrapped or not, on any device.

@@ -30,7 +30,7 @@ def soft_neighbourhood_density(
 
     Args:
         logits: (B, C, H, W), any floating-point dtype; detached. The pixels of all images are one population.
-            Computed in float32 for the sampled pixels only.
+            Computed for the sampled pixels only, in float32 and their similarities in float64.
         samples: N, drawn without replacement; all pixels where there are fewer. DT-ST: 100.
         temperature: factor of the similarities, above 0. DT-ST: 20.
         generator: source of the random numbers, on the device of ``logits``; None for torch's default one.
@@ -68,10 +68,9 @@ def soft_neighbourhood_density(
     chosen = _distinct(pixels, min(samples, pixels), logits.device, generator)
     image, place = chosen // (height * width), chosen % (height * width)
     features = logits.detach()[image, :, place // width, place % width].float().softmax(dim=1)
-    features = F.normalize(features, dim=1)
-    with torch.autocast(logits.device.type, enabled=False):
-        similar = F.log_softmax(temperature * features @ features.T, dim=1)
-    return -(similar.exp() * similar).sum(dim=1).mean()
+    features = F.normalize(features, dim=1).double()  # which autocast leaves alone
+    similar = F.log_softmax(temperature * features @ features.T, dim=1)
+    return -(similar.exp() * similar).sum(dim=1).mean().float()
 
 
 def entropy_score(logits: Tensor) -> Tensor:

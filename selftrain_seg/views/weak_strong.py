@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from selftrain_seg import _checks
-from selftrain_seg.ops.random import uniform_integers
+from selftrain_seg.ops.random import check_generator, uniform_integers
 from selftrain_seg.views._arguments import check_range
 from selftrain_seg.views.geometry import ViewParameters, replay
 
@@ -176,8 +176,7 @@ class WeakStrongViews(nn.Module):
                 device.
         """
         _check_images(images, "images")
-        if generator is not None and generator.device.type != images.device.type:
-            raise ValueError(f"`generator`: expected device {images.device}, got {generator.device}")
+        check_generator(generator, images)
         batch, _, height, width = images.shape
         draws = uniform_integers(batch, 17, images.device, generator)
         shares = (draws >> 38).float() / 2**24  # the upper 24 bits: uniform in [0, 1)

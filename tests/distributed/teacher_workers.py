@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.teachers import (
     AgreementStatistics,
     DualTeacher,
@@ -30,11 +31,11 @@ KINDS = ("mean", "average", "dual", "dynamic", "dynamic snd")
 
 def make(kind: str, student: nn.Module) -> nn.Module:
     if kind == "mean":
-        return MeanTeacher(student, momentum=0.9)
+        return MeanTeacher(student, momentum=0.9, sync_buffers=True)
     if kind == "average":
-        return MeanTeacher(student, momentum=0.9, buffers="average")
+        return MeanTeacher(student, momentum=0.9, buffers="average", sync_buffers=True)
     if kind == "dual":
-        return DualTeacher(student, momentum=0.9)
+        return DualTeacher(student, momentum=0.9, sync_buffers=True)
     score = "snd" if kind == "dynamic snd" else "entropy"
     return DynamicTeacher(student, momentum=0.7, score=score, first=FIRST, every=EVERY, most=MOST)
 
@@ -165,6 +166,20 @@ def sharded() -> dict[str, Any]:
     return out
 
 
+def on_rank_0(rank: int) -> list[dict[str, Tensor]]:
+    """Teachers that rank 0 alone keeps, as an average for validation is kept, of a student with BatchNorm."""
+    student = Net(0, "batch").train()
+    with torch.no_grad():
+        student(batch_of(0, [rank]))
+    if rank:
+        return []
+    teachers: list[Any] = [MeanTeacher(student, buffers=kind) for kind in ("copy", "average", "keep")]
+    teachers.append(DualTeacher(student))
+    for teacher in teachers:
+        teacher.update(student)  # if it were a collective, it would take part in the other rank's sum, or wait for it
+    return [tensors(teacher) for teacher in teachers]
+
+
 def run(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -175,11 +190,13 @@ def run(rank: int, port: int, folder: str) -> None:
         f"{kind}, {norm}": train(kind, norm, [rank], wrap=True) for kind in KINDS for norm in ("group", "batch")
     }
     alone = Net(rank)
-    own = MeanTeacher(alone, sync_buffers=False)
+    own = MeanTeacher(alone)
     alone.train()(batch_of(0, [rank]))
     own.update(alone)
     result["not synchronised"] = tensors(own)
     result["student of it"] = tensors(alone)
+    result["on rank 0"] = on_rank_0(rank)
+    result["sum after it"] = all_reduce_sum(torch.tensor([rank + 1]))
     result["agreement"] = agreement([rank])
     try:
         from torch.distributed.fsdp import fully_shard  # noqa: F401

@@ -62,6 +62,19 @@ def test_buffers_stay_the_ranks_own_without_synchronisation(ranks):
     assert not torch.equal(ranks[0][names[0]][names[1]], ranks[1][names[0]][names[1]])
 
 
+def test_a_teacher_on_rank_0_alone_waits_for_nobody(ranks):
+    """It came to its end, the ranks are in step afterwards, and the buffers are rank 0's."""
+    assert [len(result["on rank 0"]) for result in ranks] == [4, 0]
+    assert [result["sum after it"].item() for result in ranks] == [3, 3]
+    student = Net(0, "batch").train()
+    with torch.no_grad():
+        student(workers.batch_of(0, [0]))
+    for state in ranks[0]["on rank 0"]:
+        model = next(name.removesuffix("norm.running_mean") for name in state if name.endswith("norm.running_mean"))
+        for name, value in student.state_dict().items():
+            assert torch.equal(state[model + name], value), name
+
+
 @pytest.mark.parametrize("kind", ["dynamic", "dynamic snd"])
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_decisions_are_the_same_on_all_ranks(ranks, kind, norm):

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from selftrain_seg import value_checks
-from selftrain_seg.mining import ClassBalancedSampler, ClassIndex, ReliabilityBank, reliability
+from selftrain_seg.mining import ClassBalancedSampler, ClassIndex, ReliabilityBank
 from tests.oracles import mixing as oracle
 
 IMAGES, CLASSES, SIZE = 9, 4, (6, 7)
@@ -375,18 +375,3 @@ def test_bad_updates():
     with pytest.raises(ValueError, match="`step`"):
         bank.refresh(-1)
     assert not bank.fresh.any()
-
-
-@pytest.mark.parametrize("size", [(128, 131), (1, (1 << 14) + 3)])
-@pytest.mark.parametrize("classes", [3, 88, 89, 179, 180])  # pairs: 16 bits up to 88, then 32
-def test_many_pixels_are_counted_as_few_are(classes, size, monkeypatch):
-    generator = torch.Generator().manual_seed(classes)
-    now, before = torch.randint(-1, classes + 1, (2, 2, *size), generator=generator)
-    confidence, bank = torch.rand(2, *size, generator=generator), ReliabilityBank(2, classes)
-
-    def sums():
-        return bank._sums(now), bank._sums(now, before), bank._sums(now, weights=confidence)
-
-    in_tables = sums()
-    monkeypatch.setattr(reliability, "_MANY_PIXELS", 1 << 30)
-    assert all(map(torch.equal, in_tables, sums()))

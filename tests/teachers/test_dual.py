@@ -90,12 +90,13 @@ def test_mixing_alternates():
 
 def test_settings_reach_both_teachers():
     student = Net().train()
-    teacher = DualTeacher(student, momentum=0.7, buffers="keep", train_mode=True, dropout=True, sync_buffers=False)
+    teacher = DualTeacher(student, momentum=0.7, buffers="keep", train_mode=True, dropout=True, sync_buffers=True)
     for one in teacher.teachers:
         assert isinstance(one, MeanTeacher)
         settings = (one.momentum, one.warmup, one.buffer_rule, one.train_mode, one.dropout, one.sync_buffers)
-        assert settings == (0.7, True, "keep", True, True, False)
+        assert settings == (0.7, True, "keep", True, True, True)
     assert DualTeacher(student).teachers[0].momentum == 0.99
+    assert not DualTeacher(student).teachers[0].sync_buffers
     teacher.eval()
     assert all(one.model.training for one in teacher.teachers)
     assert not teacher(images()).requires_grad

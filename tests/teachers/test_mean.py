@@ -72,7 +72,7 @@ def test_defaults_are_a_warm_up_to_0_999_and_copied_buffers():
         teacher.update(student)
     assert momenta == oracle.momenta_by_loops(1200, 0.999, True)
     assert momenta[:2] == [0.0, 0.5]
-    assert (teacher.buffer_rule, teacher.train_mode, teacher.sync_buffers) == ("copy", False, True)
+    assert (teacher.buffer_rule, teacher.train_mode, teacher.sync_buffers) == ("copy", False, False)
     assert repr(teacher).startswith("MeanTeacher(\n  momentum=0.999, warmup=True, buffers='copy'")
 
 

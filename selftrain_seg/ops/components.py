@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["connected_components"]
+from selftrain_seg.ops._by_device import by_device
 
 
 def connected_components(mask: Tensor) -> Tensor:
@@ -23,6 +23,12 @@ def connected_components(mask: Tensor) -> Tensor:
         (B, H, W) int64: the number (row · W + column) of the first pixel of the component, in reading order, and
         for pixels outside the mask their own.
     """
+    roots: Tensor = _components(mask)
+    return roots
+
+
+def _anywhere(mask: Tensor, look: bool = False) -> Tensor:
+    """Propagate; ``look`` whether nothing changes any more, which makes the host wait for another device."""
     _, height, width = mask.shape
     numbers = torch.arange(height * width, device=mask.device).view(1, height, width)
     starts = mask.clone()
@@ -34,7 +40,7 @@ def connected_components(mask: Tensor) -> Tensor:
         parents = torch.minimum(roots, least).scatter_reduce_(1, roots, least, "amin")
         shorter = parents.gather(1, parents)
         shorter = shorter.gather(1, shorter)
-        if mask.device.type == "cpu" and torch.equal(shorter, roots):
+        if look and torch.equal(shorter, roots):
             break
         roots = shorter
     return roots.view(mask.shape)
@@ -54,3 +60,14 @@ def _least_neighbour(values: Tensor, shape: torch.Size) -> Tensor:
             part = least.narrow(dim, here, length)
             torch.minimum(part, before.narrow(dim, there, length), out=part)
     return least.flatten(1)
+
+
+def _on_cpu(mask: Tensor) -> Tensor:
+    return _anywhere(mask, look=True)
+
+
+def _fake(mask: Tensor) -> Tensor:
+    return mask.new_empty(mask.shape, dtype=torch.int64)
+
+
+_components = by_device("connected_components(Tensor mask) -> Tensor", _anywhere, _fake, cpu=_on_cpu)

@@ -1,0 +1,248 @@
+"""What is searched and counted in (B, H, W) label maps: a pixel of a class, and sums by class.
+
+Elsewhere than on the CPU nothing makes the host wait. There, memory is what to wait for: maps are narrowed, compared
+byte by byte and read in parts that stay in the cache. The results are the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from selftrain_seg.ops._by_device import by_device
+
+# Labels are looked up in a table with one entry per value; larger and negative values take no part.
+_MAX_VALUES = 65536
+# Pixels (int64) whose temporaries stay in a CPU core's cache.
+_CACHED_PIXELS = 131072
+# Comparing bytes with so many classes takes no longer than looking the bytes up.
+_FEW_CLASSES = 16
+# Neighbouring pixels mostly fall in one bin, and on a CPU each count then waits for the one before. So neighbours are
+# counted in tables of their own, which are added up afterwards: twice as fast. As many as fit in 64 bits.
+_TABLES = ((torch.int16, 4), (torch.int32, 2), (torch.int64, 1))
+_MANY_PIXELS = 1 << 14  # below, adding up takes longer than is won
+# A weight is added up as an integer, so that sums do not depend on their order.
+_UNITS = 2.0**24
+
+
+class Pixels(NamedTuple):
+    """One pixel of each image; where none was found, row and column are any."""
+
+    row: Tensor  # (B,) int64
+    column: Tensor  # (B,) int64
+    found: Tensor  # (B,) bool
+
+
+def find_pixels(labels: Tensor, ranked: Tensor, number: Tensor) -> Pixels:
+    """Find a pixel in each image: of the last class in ``ranked`` that occurs, the pixel ``number`` modulo n of the n.
+
+    Args:
+        labels: (B, H, W), integer, H and W at least 1.
+        ranked: (B, K) int64, no class of an image twice; what is outside [0, 65536) occurs nowhere. With K = 1 the
+            labels are read once.
+        number: (B,) int64, not negative. Pixels are numbered in reading order.
+    """
+    return Pixels(*_find_pixels(labels, ranked, number))
+
+
+def label_sums(
+    labels: Tensor, num_classes: int, *, before: Tensor | None = None, weights: Tensor | None = None
+) -> Tensor:
+    """Count the pixels of each place in each image, or add up their weights.
+
+    The place of a label is its class + 1, 0 or C + 1 if it is below or above all classes; with other labels
+    ``before`` of the same pixels it is that of the pair, ``before · (C + 2) + labels``.
+
+    Args:
+        labels: (B, H, W), integer.
+        num_classes: C.
+        before: (B, H, W), integer.
+        weights: (B, H, W) in [0, 1], rounded to multiples of 2^-24, so that sums are exact; NaN counts 0.
+
+    Returns:
+        (B, C + 2) or (B, (C + 2)²); int64, with weights float64.
+    """
+    sums: Tensor = _label_sums(labels, before, None if weights is None else weights.detach(), num_classes)
+    return sums
+
+
+def _find_anywhere(labels: Tensor, ranked: Tensor, number: Tensor) -> Pixels:
+    return _find(labels, ranked, number, labels.shape[1])
+
+
+def _find_on_cpu(labels: Tensor, ranked: Tensor, number: Tensor) -> Pixels:
+    rows = max(1, _CACHED_PIXELS // max(1, labels.shape[0] * labels.shape[2]))
+    if ranked.shape[1] != 1:  # else the labels are read once: as they are
+        labels = _narrow(labels)
+        if labels.dtype == torch.uint8 and ranked.shape[1] < _FEW_CLASSES:
+            ranked = _compare(labels, ranked, rows)
+    return _find(labels, ranked, number, rows)
+
+
+def _find_fake(labels: Tensor, ranked: Tensor, number: Tensor) -> Pixels:
+    row = ranked.new_empty(labels.shape[0])
+    return Pixels(row, torch.empty_like(row), torch.empty_like(row, dtype=torch.bool))
+
+
+def _find(labels: Tensor, ranked: Tensor, number: Tensor, rows: int) -> Pixels:
+    """Find the pixels, ``rows`` rows at a time."""
+    values = min(_MAX_VALUES, torch.iinfo(labels.dtype).max + 1)
+    if ranked.shape[1] == 1:
+        shown = ranked[:, 0]
+        some = (shown >= 0) & (shown < values)
+    else:
+        shown, labels = _look_up(labels, ranked, values, rows)  # from here on these are read: fewer bytes
+        some = shown > 0
+    shown = shown.to(labels.dtype)[:, None, None]
+    counts = [_row_sums(_equal(labels[:, part], shown)) for part in _row_blocks(labels, 8 * rows)]
+    in_row = torch.cat(counts, dim=1).long()
+    up_to_row = in_row.cumsum(1)
+    count = up_to_row[:, -1]
+    rank = number % count.clamp(min=1)
+    row = (up_to_row <= rank[:, None]).sum(1).clamp(max=labels.shape[1] - 1)
+    rank_in_row = rank - (up_to_row - in_row).gather(1, row[:, None])[:, 0]
+    line = labels[torch.arange(labels.shape[0], device=labels.device), row] == shown[:, 0]
+    column = (line.cumsum(1) <= rank_in_row[:, None]).sum(1)
+    return Pixels(row, column, some & (count > 0))
+
+
+def _look_up(labels: Tensor, ranked: Tensor, values: int, rows: int) -> tuple[Tensor, Tensor]:
+    """(B,), (B, H, W): 1 + the last column of ``ranked`` whose class occurs in the image, 0 for none; each pixel's."""
+    batch, columns = ranked.shape
+    # One table per image from label value to column of `ranked`; entries 0 and -1 catch what is out of range.
+    dtype = torch.uint8 if columns < 256 else torch.int32
+    table = torch.zeros(batch, values + 2, dtype=dtype, device=labels.device)
+    column = torch.arange(1, columns + 1, device=labels.device).to(dtype).expand(batch, columns)
+    table.scatter_(1, ranked.clamp(-1, values) + 1, column)
+    table[:, 0] = 0
+    table[:, -1] = 0
+
+    wide = torch.int64 if labels.dtype == torch.int64 else torch.int32
+    offset = torch.arange(batch, dtype=wide, device=labels.device)[:, None] * (values + 2) + 1
+    places = []
+    for part in _row_blocks(labels, rows):
+        entry = labels[:, part].flatten(1).to(wide).clamp(-1, values) + offset
+        places.append(table.view(-1).index_select(0, entry.view(-1)).view(labels[:, part].shape))
+    best = torch.stack([part.flatten(1).amax(1) for part in places]).amax(0).long()
+    return best, torch.cat(places, dim=1)
+
+
+def _compare(labels: Tensor, ranked: Tensor, rows: int) -> Tensor:
+    """(B, 1): the last class of ``ranked`` that occurs in the image, -1 for none, by comparison with every byte."""
+    ranked = torch.constant_pad_nd(ranked, (1, 0), -1)
+    columns = ranked.shape[1]
+    values = ranked.to(torch.uint8)[:, :, None]
+    # One buffer for all: fresh memory costs as much as the work.
+    differences = torch.empty(0, dtype=torch.uint8, device=labels.device)
+    least = []
+    for part in _row_blocks(labels, max(1, 8 // columns) * rows):
+        block = labels[:, part].flatten(1)[:, None]
+        # Bytes are compared eight times as fast by xor as by ==.
+        torch.bitwise_xor(block, values, out=differences.resize_(block.shape[0], columns, block.shape[2]))
+        least.append(differences.amin(2))
+    present = (torch.stack(least).amin(0) == 0) & (ranked >= 0) & (ranked < 256)
+    return ranked.gather(1, (present * torch.arange(columns, device=labels.device)).amax(1, keepdim=True))
+
+
+def _narrow(labels: Tensor) -> Tensor:
+    """The labels as bytes where that loses nothing: faster to read."""
+    if labels.dtype not in (torch.int16, torch.int32, torch.int64) or not labels.numel():
+        return labels
+    narrow = torch.empty(labels.shape, dtype=torch.uint8, device=labels.device)
+    for image, out in zip(labels, narrow, strict=True):  # one after the other: the second reading is from the cache
+        low, high = image.aminmax()
+        if low < 0 or high > 255:
+            return labels
+        out.copy_(image)
+    return narrow
+
+
+def _equal(labels: Tensor, value: Tensor) -> Tensor:
+    """``labels == value`` as bytes. The result in the dtype of the operands is vectorised on the CPU, bool is not."""
+    if labels.dtype == torch.uint8:
+        return labels.clone(memory_format=torch.contiguous_format).eq_(value)
+    return (labels == value).contiguous().view(torch.uint8)
+
+
+def _row_sums(ones: Tensor) -> Tensor:
+    """(B, H) int32 sums of (B, H, W) bytes 0 or 1, eight columns at once as bytes of a word where they fit."""
+    words = ones.shape[2] // 8
+    if ones.shape[2] % 8 or words > 255:
+        return ones.sum(2, dtype=torch.int32)
+    by_byte = ones.view(torch.int64).sum(2, keepdim=True).view(torch.uint8)
+    return by_byte.sum(2, dtype=torch.int32)
+
+
+def _row_blocks(labels: Tensor, rows: int) -> list[slice]:
+    return [slice(row, row + rows) for row in range(0, labels.shape[1], rows)]
+
+
+def _sums_anywhere(labels: Tensor, before: Tensor | None, weights: Tensor | None, num_classes: int) -> Tensor:
+    keys = _keys(labels, before, num_classes, torch.int64).flatten(1)
+    sums = torch.zeros(len(labels), _bins(num_classes, before), dtype=torch.int64, device=labels.device)
+    if weights is None:
+        return sums.scatter_add_(1, keys, torch.ones_like(keys))
+    return sums.scatter_add_(1, keys, _units(weights).long().flatten(1)).double() / _UNITS
+
+
+def _sums_on_cpu(labels: Tensor, before: Tensor | None, weights: Tensor | None, num_classes: int) -> Tensor:
+    bins, pixels = _bins(num_classes, before), labels.shape[1] * labels.shape[2]
+    dtype, tables = next((dtype, n) for dtype, n in _TABLES if n * bins <= torch.iinfo(dtype).max)
+    tables = tables if pixels >= _MANY_PIXELS else 1
+    whole = pixels // tables * tables
+    offsets = sum(number * bins << number * (64 // tables) for number in range(tables))
+    sums = _sums_fake(labels, before, weights, num_classes)
+    for image, out in enumerate(sums):  # one by one, so that what is in between stays in the cache
+        keys = _keys(labels[image], None if before is None else before[image], num_classes, dtype).flatten()
+        if tables > 1:
+            keys[:whole].view(torch.int64).add_(offsets)  # 0, bins, 2 bins, … to neighbours, in one addition
+        units = None if weights is None else _units(weights[image]).flatten()
+        counts = torch.bincount(keys, units, minlength=tables * bins).view(tables, bins)
+        torch.sum(counts, 0, out=out)
+    return sums if weights is None else sums.div_(_UNITS)
+
+
+def _sums_fake(labels: Tensor, before: Tensor | None, weights: Tensor | None, num_classes: int) -> Tensor:
+    dtype = torch.int64 if weights is None else torch.float64
+    return labels.new_empty((labels.shape[0], _bins(num_classes, before)), dtype=dtype)
+
+
+def _bins(num_classes: int, before: Tensor | None) -> int:
+    return (num_classes + 2) ** (1 if before is None else 2)
+
+
+def _keys(labels: Tensor, before: Tensor | None, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """The pixels' places, contiguous."""
+    out = _places(labels, num_classes, dtype)
+    return out if before is None else out.add_(_places(before, num_classes, dtype), alpha=num_classes + 2)
+
+
+def _places(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """Classes + 1, 0 below and C + 1 above them."""
+    if labels.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+        labels = labels.long()
+    limits = torch.iinfo(labels.dtype)
+    inside = labels.clamp(max(limits.min, -1), min(limits.max, num_classes))
+    return inside.to(dtype, copy=True, memory_format=torch.contiguous_format).add_(1)
+
+
+def _units(weights: Tensor) -> Tensor:
+    """Whole numbers of units, as float64; exact but for the rounding, in float32 too."""
+    wide = weights.double() if weights.dtype == torch.float64 else weights.float()
+    return (wide * _UNITS).nan_to_num_(0.0).clamp_(0, _UNITS).round_().double()
+
+
+_find_pixels = by_device(
+    "find_pixels(Tensor labels, Tensor ranked, Tensor number) -> (Tensor, Tensor, Tensor)",
+    _find_anywhere,
+    _find_fake,
+    cpu=_find_on_cpu,
+)
+_label_sums = by_device(
+    "label_sums(Tensor labels, Tensor? before, Tensor? weights, int num_classes) -> Tensor",
+    _sums_anywhere,
+    _sums_fake,
+    cpu=_sums_on_cpu,
+)
