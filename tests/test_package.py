@@ -102,7 +102,7 @@ def test_version():
 
 
 def test_subpackages_are_reachable_from_the_package():
-    assert FOLDERS == sorted([*SUBPACKAGES, "ops"])  # the ground floor is for the library itself
+    assert sorted([*SUBPACKAGES, "ops"]) == FOLDERS  # the ground floor is for the library itself
     assert set(SUBPACKAGES) <= set(selftrain_seg.__all__)
     assert set(selftrain_seg.__all__) <= set(dir(selftrain_seg))
     for name in SUBPACKAGES:
