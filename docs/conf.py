@@ -74,8 +74,8 @@ PUBLIC = {
 }
 PUBLIC |= {name: f"selftrain_seg.{name}" for name in ("PseudoLabels", "value_checks")}
 
-# Methods for torch and torchvision to call, not for people.
-INTERNAL = {"extra_repr", "make_params", "transform"}
+# Methods for torch, torchvision and this library's own modules to call, not for people.
+INTERNAL = {"extra_repr", "make_params", "transform", "add_state", "check_home", "reduced"}
 
 
 def skip_member(app, what, name, obj, skip, options):

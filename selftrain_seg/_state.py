@@ -22,7 +22,8 @@ class Stateful(nn.Module):
     overwrite them with those of rank 0, and ``.half()`` does not round them.
 
     What is added up over ranks is each rank's own share, and so is its checkpoint: every rank saves and loads its own.
-    A checkpoint of one process is taken up by rank 0 and leaves the others empty; one of another rank is refused.
+    A checkpoint of one process is taken up by rank 0 and leaves the others empty; one of another rank is refused,
+    unless it has nothing in it.
     """
 
     def __init__(self) -> None:
@@ -112,7 +113,8 @@ class Stateful(nn.Module):
     ) -> None:
         takes = True
         if self._is_share():
-            takes = _takes(state_dict.pop(prefix + _SAVED_BY, None), type(self).__name__)
+            saved_by = state_dict.pop(prefix + _SAVED_BY, None)
+            takes = self._holds_nothing(state_dict, prefix) or _takes(saved_by, type(self).__name__)
         for name, default in self._defaults.items():
             saved = state_dict.pop(prefix + name, None)
             if saved is None:
@@ -124,6 +126,16 @@ class Stateful(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+    def _holds_nothing(self, state_dict: dict[str, Any], prefix: str) -> bool:
+        """Whether all that is added up over ranks is as after ``reset``: such a checkpoint fits every rank."""
+        for name, default in self._defaults.items():
+            saved = state_dict.get(prefix + name, default)
+            if self._over_ranks[name] is all_reduce_sum and (
+                saved.shape != default.shape or not bool((saved.to(default.device) == default).all())
+            ):
+                return False
+        return True
 
     def _grows(self, name: str) -> bool:
         """Whether a state has as many rows as it has seen values."""

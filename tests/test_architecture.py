@@ -3,7 +3,6 @@
 import ast
 import functools
 import inspect
-import pkgutil
 import re
 from pathlib import Path
 
@@ -14,15 +13,16 @@ import selftrain_seg
 ROOT = Path(selftrain_seg.__file__).parent.parent
 PACKAGE = ROOT / "selftrain_seg"
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py"))
-# `ops` is the ground floor: nothing in it is for users.
-SUBPACKAGES = sorted(
-    module.name for module in pkgutil.iter_modules(selftrain_seg.__path__) if module.ispkg and module.name != "ops"
-)
+SUBPACKAGES = sorted(selftrain_seg._SUBPACKAGES)
 
-# Data flows one way. A stage may import the stages before it; all may import what is shared.
+# Data flows one way. A stage may import the stages before it; all may stand on the ground floor.
 STAGES = ("confidence", "thresholds", "selectors", "losses")
-SIDE_ROOMS = ("mining", "teachers", "views", "datasets", "store", "visualize", "distributed", "kernels")
-SHARED = ("_checks", "_numerics", "types", "distributed", "kernels", "ops")
+GROUND_FLOOR = ("ops", "types", "_state", "_checks")
+SIDE_ROOMS = ("mining", "teachers", "views", "datasets", "store", "visualize", "distributed")
+SHARED = (*GROUND_FLOOR, "distributed")
+
+# Asking where a tensor is or who is looking: left to PyTorch's dispatcher, and to ops where it cannot be.
+DEVICE_QUESTION = re.compile(r"is_compiling|device\.type|\.is_cuda")
 
 # Where the host may wait for the device, and why. Key: file, then the function's qualified name.
 READS_VALUES = {
@@ -58,17 +58,17 @@ def imports(tree):
 def may_import(room):
     if room in STAGES:
         return {*STAGES[: STAGES.index(room) + 1], *SHARED}
-    if room in ("distributed", "kernels"):
-        return {room, "_checks", "_numerics", "types"}
-    if room == "ops":
+    if room in ("distributed", "ops"):
         return {room, "_checks", "types"}
+    if room == "_state":
+        return {"_checks", "types", "distributed"}
     if room == "store":
         return {room, *SHARED}
     if room in SIDE_ROOMS:
         return {*SHARED, *STAGES, *SIDE_ROOMS} - {"selectors", "losses"}
     if room == "__init__":
         return {"_checks", "types"}
-    return {"_checks", "_numerics", "types"}  # _checks, _numerics and types themselves
+    return {"_checks", "types"}  # _checks and types themselves
 
 
 def forbidden_imports(room, tree):
@@ -80,8 +80,9 @@ def room_of(file):
 
 
 def test_every_room_is_known():
-    assert set(SUBPACKAGES) <= {*STAGES, *SIDE_ROOMS}
-    assert {room_of(file) for file in FILES} <= {*STAGES, *SIDE_ROOMS, *SHARED, "__init__"}
+    assert selftrain_seg._STAGES == STAGES
+    assert set(SUBPACKAGES) == {*STAGES, *SIDE_ROOMS}
+    assert {room_of(file) for file in FILES} == {*STAGES, *SIDE_ROOMS, *GROUND_FLOOR, "__init__"}
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -102,17 +103,36 @@ def test_imports_flow_one_way(file):
         ("store", "from selftrain_seg.mining import ClassIndex", ["mining"]),
         ("distributed", "from selftrain_seg.confidence import top_confidence", ["confidence"]),
         ("types", "from selftrain_seg.confidence import top_confidence", ["confidence"]),
-        ("kernels", "from selftrain_seg.confidence import top_confidence", ["confidence"]),
-        ("kernels", "from selftrain_seg.distributed import all_reduce_sum", ["distributed"]),
+        ("distributed", "from selftrain_seg import ops", ["ops"]),
+        ("ops", "from selftrain_seg.confidence import top_confidence", ["confidence"]),
         ("ops", "from selftrain_seg.distributed import all_reduce_sum", ["distributed"]),
-        ("ops", "from selftrain_seg.ops.random import uniform_integers\nfrom selftrain_seg import types", []),
-        ("confidence", "from selftrain_seg import kernels", []),
+        ("ops", "from selftrain_seg._state import Stateful", ["_state"]),
+        ("_state", "from selftrain_seg.distributed import all_reduce_sum", []),
+        ("_state", "from selftrain_seg import ops", ["ops"]),
+        ("_checks", "from selftrain_seg.distributed import all_reduce_sum", ["distributed"]),
+        ("confidence", "from selftrain_seg import ops", []),
         ("losses", "from selftrain_seg.selectors import select_hard\nimport torch", []),
         ("mining", "from selftrain_seg import _checks\nfrom selftrain_seg.thresholds import x", []),
     ],
 )
 def test_the_rule_itself(room, source, forbidden):
     assert forbidden_imports(room, ast.parse(source)) == forbidden
+
+
+def device_questions(file):
+    """Lines in which a file asks for a device or a compiler."""
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    return [f"{file}:{number}" for number, line in enumerate(lines, 1) if DEVICE_QUESTION.search(line)]
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if room_of(file) != "ops"])
+def test_only_ops_asks_for_a_device_or_a_compiler(file):
+    assert device_questions(file) == []
+
+
+def test_ops_seldom_asks_for_a_device_or_a_compiler():
+    found = [line for file in FILES if room_of(file) == "ops" for line in device_questions(file)]
+    assert 0 < len(found) <= 12
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -172,16 +192,6 @@ def test_every_public_name_is_in_the_reference(name):
     assert documented == set(getattr(selftrain_seg, name).__all__)
 
 
-def docstring(value):
-    """Its own, or for a Module that is a function with its settings kept, and says so, that function's."""
-    text = value.__doc__ or ""
-    if inspect.isclass(value):
-        function = re.match(r"``(\w+)`` with its settings? kept", text)
-        if function:
-            return vars(inspect.getmodule(value))[function[1]].__doc__
-    return text
-
-
 def missing_sections(value):
     """What a docstring lacks: Args, Returns or Attributes, Example, where there is something to say in them."""
     if inspect.isclass(value) and issubclass(value, tuple):
@@ -192,7 +202,7 @@ def missing_sections(value):
         manager = inspect.isgeneratorfunction(inspect.unwrap(value))  # used in `with`, returns nothing
         if inspect.isfunction(value) and signature.return_annotation not in (None, "None") and not manager:
             wanted.append("Returns:")
-    lines = [line.strip() for line in docstring(value).splitlines()]
+    lines = [line.strip() for line in (value.__doc__ or "").splitlines()]
     return [section for section in wanted if section not in lines]
 
 
@@ -208,7 +218,7 @@ def test_every_argument_is_described(value):
         names = value._fields
     else:
         names = inspect.signature(value).parameters
-    described = {line.strip().split(":")[0] for line in docstring(value).splitlines() if ":" in line}
+    described = {line.strip().split(":")[0] for line in (value.__doc__ or "").splitlines() if ":" in line}
     assert [name for name in names if name not in described] == []
 
 

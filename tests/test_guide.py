@@ -14,8 +14,8 @@ import selftrain_seg
 ROOT = Path(selftrain_seg.__file__).parent.parent
 DOCS = ROOT / "docs"
 FAMILIES = sorted({path.stem for path in (DOCS / "api").glob("*.md")} - {"package", "visualize"})
-WITHOUT_FORMULA = {"datasets", "kernels", "store"}
-WITHOUT_PICTURE = {"distributed", "kernels"}
+WITHOUT_FORMULA = {"datasets", "store"}
+WITHOUT_PICTURE = {"distributed"}
 PICTURE = re.compile(
     r"!\[(?P<alt>[^\]]*)\]\((?P<path>[^)]+)\)|^```\{figure\} (?P<file>\S+)\n(?P<options>(?::.*\n)*)", re.M
 )
@@ -44,13 +44,12 @@ def pictures(text):
 
 
 def to_be_chosen(family):
-    """Functions and classes that a reader may choose from: no results, errors or modules that are a function."""
+    """Functions and classes that a reader may choose from: no results or errors."""
     module = getattr(selftrain_seg, family)
     for name in module.__all__:
         value = getattr(module, name)
-        kept = re.match(r"``\w+`` with its settings? kept", value.__doc__ or "")
         result = inspect.isclass(value) and issubclass(value, (tuple, Exception))
-        if inspect.isroutine(value) or (inspect.isclass(value) and not kept and not result):
+        if inspect.isroutine(value) or (inspect.isclass(value) and not result):
             yield name
 
 

@@ -96,8 +96,8 @@ def source_subset(num_images: int, portion: float, *, seed: int = 0, redraw: int
     """Draw the source images of a round.
 
     The first ``round(portion · num_images)`` of a random order, at least one. With the same seed the order is the
-    same, so a larger portion contains a smaller one (cumulative, as in CRST); with ``redraw`` set to the round's
-    number each round has an order of its own (as in CBST).
+    same, so a larger portion contains a smaller one (cumulative, as in CBST); with ``redraw`` set to the round's
+    number each round has an order of its own (as in CRST).
 
     Args:
         num_images: size of the source set, at least 1.
