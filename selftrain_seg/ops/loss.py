@@ -246,7 +246,7 @@ def _gradient(
 def _term(values: Tensor, part: Part) -> Tensor:
     """Values times weights, 0 outside the region, whatever either is there."""
     for weight in part.weights:
-        values = values if weight is None else values * weight
+        values = values if weight is None else values * weight.to(values.dtype)
     # where() is slow on the speckled masks of pseudo-labels, a look on the CPU is not.
     simple = on_cpu(values) and bool(values.isfinite().all())
     return values * part.region if simple else torch.where(part.region, values, 0)
