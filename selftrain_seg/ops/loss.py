@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg.ops._blocks import blocks, cut, new_map, on_cpu
-from selftrain_seg.ops._library import differentiable, operator
+from selftrain_seg.ops._library import differentiable, in_transform, operator
 from selftrain_seg.ops._winner import exponential
 from selftrain_seg.ops.plain_loss import LOG_ZERO, Labels, Part, as_map, parts, plain_loss, read_labels, size
 
@@ -58,7 +58,8 @@ def weighted_loss(
     class_weight = None if class_weight is None else class_weight.detach()
     tensors = (pixel_weight, image_weight, class_weight, exponent, divisor)
     settings = (regulariser, list(factors), normalize, ignore_index)
-    if logits.dtype == torch.float64 or any(weight is not None and weight.requires_grad for weight in tensors):
+    learned = any(weight is not None and weight.requires_grad for weight in tensors)
+    if logits.dtype == torch.float64 or learned or in_transform():
         return plain_loss(logits, target, *tensors, *settings)
     loss: Tensor = _forward(logits, target, *tensors, *settings)[0]
     return loss
@@ -289,4 +290,4 @@ def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, .
     return gradient, *([None] * 10)
 
 
-differentiable("weighted_loss", _save, _differentiate, lambda *args: (plain_loss(*args), *_fake_forward(*args)[1:]))
+differentiable("weighted_loss", _save, _differentiate)
