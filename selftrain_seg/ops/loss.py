@@ -1,7 +1,7 @@
 """Cross entropy and its regularisers in one pass over the logits each way.
 
 ``L = a/D_a Σ w · nll + r/D_r Σ v · reg + e/D_e Σ u · H``, the first two sums over labelled pixels, the third over the
-others. Only the logits, which the network keeps anyway, and one or two numbers a pixel are kept for the gradient: no
+others. Only the logits, which the network keeps anyway, and two or three numbers a pixel are kept for the gradient: no
 softmax, no one-hot tensor. ``plain_loss`` serves what the operator does not: float64, gradients of weights, second
 derivatives and ``torch.func.vmap``.
 """
@@ -71,8 +71,9 @@ class _Values(NamedTuple):
     nll: Tensor
     regulariser: Tensor | None
     entropy: Tensor | None
-    log_sum_exp: Tensor
-    kept: Tensor | None  # what the gradient needs
+    kept: Tensor | None  # what the gradient needs, besides
+    top: Tensor  # the largest logit
+    log_total: Tensor  # log Σ exp(z - top): next to a large top, their sum would have lost it
 
 
 def _values(z: Tensor, labels: Labels, regulariser: str, factors: Sequence[float]) -> _Values:
@@ -100,7 +101,7 @@ def _values(z: Tensor, labels: Labels, regulariser: str, factors: Sequence[float
     kept = entropy
     if kind == "square" and value is not None:
         kept = value if entropy is None else torch.where(labels.valid, value, entropy)
-    return _Values(nll, value, entropy if factors[2] else None, top.squeeze(1) + log_total, kept)
+    return _Values(nll, value, entropy if factors[2] else None, kept, top.squeeze(1), log_total)
 
 
 def _forward_in_blocks(
@@ -116,18 +117,25 @@ def _forward_in_blocks(
     normalize: str,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss; what each sum is multiplied by in it, (3,); log-sum-exp; entropy or Σ p² if the gradient needs it."""
-    loss, scales, lse, kept = _fake_forward(
+    """The loss, and what the gradient needs.
+
+    Returns:
+        loss: () or (B, H, W).
+        scales: (3,), what each sum is multiplied by in it.
+        norm: (2, B, H, W), the largest logit, and the log of the sum of exp(z - largest).
+        kept: (B, H, W), entropy or Σ p², if the gradient needs it.
+    """
+    loss, scales, norm, kept = _fake_forward(
         logits, target, pixel_weight, image_weight, class_weight, exponent, divisor,
         regulariser, factors, normalize, ignore_index,
     )  # fmt: skip
-    maps = (pixel_weight, as_map(image_weight, lse), as_map(exponent, lse))
+    maps = (pixel_weight, as_map(image_weight, norm[0]), as_map(exponent, norm[0]))
     sums, sizes = torch.zeros(2, 3, dtype=torch.float64, device=logits.device)
     for block in blocks(logits):
         labels = read_labels(cut(target, block), ignore_index)
         pixel, image, gamma = (cut(weight, block) for weight in maps)
         found = _values(_workable(cut(logits, block)), labels, regulariser, factors)
-        lse[block] = found.log_sum_exp
+        norm[0][block], norm[1][block] = found.top, found.log_total
         if found.kept is not None:
             kept[block] = found.kept
         three = parts(labels, found.nll, pixel, image, class_weight, gamma)
@@ -149,15 +157,15 @@ def _forward_in_blocks(
     shares = torch.where(sizes == 0, 1, sizes).reciprocal_()
     for each, factor in enumerate(factors):
         scales[each] = shares[each] * factor
-    return loss if normalize == "none" else loss.copy_(scales.double().dot(sums)), scales, lse, kept
+    return loss if normalize == "none" else loss.copy_(scales.double().dot(sums)), scales, norm, kept
 
 
 def _fake_forward(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     regulariser, factors, normalize, _ = others[-4:]
-    lse = new_map(logits, torch.float32)
+    one = new_map(logits, torch.float32)
     keeps = factors[2] or (factors[1] and regulariser in ("entropy", "square"))
-    kept = torch.empty_like(lse) if keeps else lse.new_empty(0)
-    return torch.empty_like(lse) if normalize == "none" else lse.new_empty(()), lse.new_empty(3), lse, kept
+    kept = torch.empty_like(one) if keeps else one.new_empty(0)
+    return one if normalize == "none" else one.new_empty(()), one.new_empty(3), one.new_empty(2, *one.shape), kept
 
 
 def _backward_in_blocks(
@@ -169,7 +177,7 @@ def _backward_in_blocks(
     class_weight: Tensor | None,
     exponent: Tensor | None,
     scales: Tensor,
-    lse: Tensor,
+    norm: Tensor,
     kept: Tensor,
     regulariser: str,
     factors: Sequence[float],
@@ -181,8 +189,9 @@ def _backward_in_blocks(
     d reverse = p_y d nll. They add up to ``p · slope - a · y - b/C``.
     """
     result = torch.empty_like(logits)
-    maps = (pixel_weight, as_map(image_weight, lse), as_map(exponent, lse))
-    grad = grad.expand_as(lse)
+    top, log_total = norm
+    maps = (pixel_weight, as_map(image_weight, top), as_map(exponent, top))
+    grad = grad.expand_as(top)
     for block in blocks(logits):
         labels = read_labels(cut(target, block), ignore_index)
         pixel, image, gamma = (cut(weight, block) for weight in maps)
@@ -190,9 +199,10 @@ def _backward_in_blocks(
         place = cut(result, block)
         in_place = logits.dtype == torch.float32 and logits.is_contiguous()
         z = _workable(cut(logits, block))
-        log_p = torch.sub(z, lse[block].unsqueeze(1), out=place if in_place else None)
+        log_p = torch.sub(z, top[block].unsqueeze(1), out=place if in_place else None)
+        log_p.sub_(log_total[block].unsqueeze(1))
         weighs = gamma is not None or regulariser == "reverse"
-        nll = log_p.gather(1, labels.at).squeeze(1).neg_() if weighs else lse[block]  # or not looked at
+        nll = log_p.gather(1, labels.at).squeeze(1).neg_() if weighs else top[block]  # or not looked at
         three = parts(labels, nll, pixel, image, class_weight, gamma)
         on_nll, on_reg, on_rest = (
             _term(grad[block] * scale, part) if factor else None
@@ -200,7 +210,7 @@ def _backward_in_blocks(
         )
         gradient = _gradient(log_p, labels, nll, value, regulariser, on_nll, on_reg, on_rest)
         # 0 · NaN is NaN: what is not used must not spoil a gradient of 0. On CPU a look is cheaper than masking.
-        if not factors[2] and not (on_cpu(logits) and bool(lse[block].isfinite().all())):
+        if not factors[2] and not (on_cpu(logits) and bool(log_total[block].isfinite().all())):
             gradient = torch.where(labels.valid.unsqueeze(1), gradient, 0)
         if gradient is not place:
             place.copy_(gradient)
@@ -266,7 +276,7 @@ _forward = operator(
     _fake_forward,
 )
 _backward = operator(
-    f"weighted_loss_backward(Tensor grad, Tensor logits, Tensor target, {_WEIGHTS}, Tensor scales, Tensor lse,"
+    f"weighted_loss_backward(Tensor grad, Tensor logits, Tensor target, {_WEIGHTS}, Tensor scales, Tensor norm,"
     " Tensor kept, str regulariser, float[] factors, int ignore_index) -> Tensor",
     _backward_in_blocks,
     lambda grad, logits, *_: torch.empty_like(logits),
@@ -280,13 +290,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, scales, lse, kept = ctx.saved_tensors
+    *inputs, scales, norm, kept = ctx.saved_tensors
     regulariser, factors, _, ignore_index = ctx.settings
     if torch.is_grad_enabled():  # somebody wants to differentiate the gradient
         loss = plain_loss(*inputs, *ctx.settings)
         (gradient,) = torch.autograd.grad(loss, inputs[0], grad, create_graph=True)
     else:
-        gradient = _backward(grad, *inputs[:6], scales, lse, kept, regulariser, factors, ignore_index)
+        gradient = _backward(grad, *inputs[:6], scales, norm, kept, regulariser, factors, ignore_index)
     return gradient, *([None] * 10)
 
 
