@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from selftrain_seg import losses
 from tests.helpers import layouts
@@ -227,17 +228,51 @@ def test_compiles_whole(case):
 
 
 @every_loss
-def test_torch_func(case):
-    inputs = case.inputs()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_torch_func(case, dtype):
+    inputs = case.inputs(dtype=dtype)
     _, gradient = loss_and_gradient(case, *inputs)
     with torch.no_grad():
         again = torch.func.grad(lambda logits: case.function(logits, *inputs[1:], **case.settings))(inputs[0])
     torch.testing.assert_close(again, gradient)
 
 
-@losses_where(lambda case: case.name != "dynamic_mutual_loss")  # documented: top_confidence cannot be mapped
-def test_vmap(case):
-    logits, *rest = case.inputs((3, 4, 3, 5))
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gradients_of_many_outputs_at_once(case, dtype):
+    logits, *rest = case.inputs(dtype=dtype)
+    leaf = logits.requires_grad_()
+    loss = case.function(leaf, *rest, **case.settings)
+    many = torch.tensor([1.0, -2.0, 0.5], dtype=loss.dtype)
+    (gradients,) = torch.autograd.grad(loss, leaf, many, retain_graph=True, is_grads_batched=True)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    torch.testing.assert_close(gradients, many.view(3, 1, 1, 1, 1) * gradient)
+
+
+@losses_where(lambda case: not case.name.startswith("dynamic"))  # whose detached weights differences do not see
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_forward_mode(case, dtype):
+    # Differentiated by torch, whatever the dtype: nothing is dropped on the way.
+    inputs = case.inputs(dtype=dtype)
+    tangent = make_logits(inputs[0].shape, dtype, seed=8)
+
+    def loss(z):
+        return case.function(z, *inputs[1:], **case.settings)
+
+    value, derivative = torch.func.jvp(loss, (inputs[0],), (tangent,))
+    expected, gradient = loss_and_gradient(case, inputs[0].double(), *inputs[1:])
+    rtol = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(value.double(), expected, rtol=rtol, atol=0)
+    torch.testing.assert_close(derivative.double(), (gradient * tangent.double()).sum(), rtol=rtol, atol=rtol * 1e-1)
+    with forward_ad.dual_level():
+        again = forward_ad.unpack_dual(loss(forward_ad.make_dual(inputs[0], tangent))).tangent
+    torch.testing.assert_close(again, derivative, check_dtype=False)  # of jvp's tangent, float64
+
+
+@losses_where(lambda case: case.name != "dynamic_mutual_loss")  # documented: reading its logits cannot be mapped
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_vmap(case, dtype):
+    logits, *rest = case.inputs((3, 4, 3, 5), dtype)
     image = [tensor.ndim >= 3 for tensor in rest]  # one value an image, or one for all
 
     def loss(logits, *rest):
