@@ -40,13 +40,13 @@ def weighted_loss(
         logits: (B, C, H, W).
         target: (B, H, W) integers; or soft labels (B, C, H, W), whose pixels of zeros have no label.
         regulariser: on labelled pixels "kld": ``-(1/C) Σ_c log p_c``; "entropy": ``-Σ_c p_c log p_c``; "square":
-            ``Σ_c p_c²``; "reverse": ``1 - p_y``; or none.
+            ``Σ_c p_c²``; "reverse": ``1 - p_y``, for hard labels; or none.
         factors: a, r and e. A part with factor 0 is left out, whatever the logits hold.
         pixel_weight: (B, H, W) factor of all that a pixel contributes; not looked at where it contributes nothing.
         image_weight: (B,) further factor of the regulariser; images with 0 do not count in D_r.
-        class_weight: (C,) further factor of nll, by the label's class.
-        exponent: (B,) or (B, H, W) γ; nll weighs ``p_y^γ`` more, without a gradient.
-        divisor: () what all three sums are divided by.
+        class_weight: (C,) further factor of nll, by the label's class; for hard labels.
+        exponent: (B,) or (B, H, W) γ; nll weighs ``p_y^γ`` more, without a gradient; for hard labels.
+        divisor: () what all three sums are divided by, in place of what ``normalize`` says, but for "none".
         normalize: without a divisor: "labelled", D counts the pixels that each sum is over; "all", those of the batch;
             "weights", as "labelled", but D_a adds up class weights; "sum", 1; "none", the map whose sum that is.
         ignore_index: label of the pixels without one.
@@ -152,7 +152,7 @@ def _forward_in_blocks(
             sizes[each] += size(three[each], normalize, each)
     if normalize in ("none", "sum"):
         sizes.fill_(1)
-    if divisor is not None:
+    if divisor is not None and normalize != "none":
         sizes.copy_(divisor)
     shares = torch.where(sizes == 0, 1, sizes).reciprocal_()
     for each, factor in enumerate(factors):

@@ -51,7 +51,10 @@ def plain_loss(
         elif factor:
             by = size(part, normalize, each) if divisor is None else divisor
             total = total + factor * (term(values[kind](), part).sum() / torch.where(by == 0, 1, by).to(nll.dtype))
-    return total if isinstance(total, Tensor) else 0 * nll.sum()
+    if isinstance(total, Tensor):
+        return total
+    nothing = torch.where(torch.zeros_like(used), nll, 0)  # but connected
+    return nothing if normalize == "none" else nothing.sum()
 
 
 class Labels(NamedTuple):
