@@ -9,6 +9,7 @@ from torch import Tensor
 
 from selftrain_seg import _checks, ops
 from selftrain_seg.losses._arguments import check_target, divide_by
+from selftrain_seg.ops._thresholds import SLACK
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["dynamic_loss", "dynamic_mutual_loss"]
@@ -67,7 +68,7 @@ def dynamic_loss(
     _checks.check_real(gamma, "gamma", 0.0, math.inf)
     if is_pseudo is not None:
         _checks.check_image_flags(is_pseudo, logits, "is_pseudo")
-    exponent = torch.full_like(logits[:, 0, :1, 0], gamma, dtype=torch.float32)[:, 0]
+    exponent = logits.new_full(logits.shape[:1], gamma, dtype=_dtype(logits))
     return ops.weighted_loss(
         logits,
         labels,
@@ -156,18 +157,24 @@ def dynamic_mutual_loss(
     _checks.check_real(gamma_disagree, "gamma_disagree", 0.0, math.inf)
     if is_pseudo is not None:
         _checks.check_image_flags(is_pseudo, logits, "is_pseudo")
-    divide = divide_by(normalize, reduction)
+    divide, dtype = divide_by(normalize, reduction), _dtype(logits)
 
+    labels = labels.long()  # as uint8, the label 156 would equal an ignore_index of -100
     own = ops.read(logits)
     pseudo = labels != ignore_index if is_pseudo is None else is_pseudo[:, None, None].expand(labels.shape)
     agree = own.labels == labels
-    surer = pseudo & ~agree & (own.confidence > confidence)
-    exponent = torch.where(agree, float(gamma_agree), float(gamma_disagree)) * (pseudo & ~surer)
-    weight = (~surer).float()
+    surer = pseudo & ~agree & (own.confidence - confidence > SLACK)  # not by rounding only
+    on_agreement, otherwise = (logits.new_full((), gamma, dtype=dtype) for gamma in (gamma_agree, gamma_disagree))
+    exponent = torch.where(agree, on_agreement, otherwise) * (pseudo & ~surer)
+    weight = (~surer).to(dtype)
     if flip:
         flipped = surer & (labels != ignore_index)
-        labels = torch.where(flipped, own.labels, labels.long())
-        weight = torch.where(surer, (1 - confidence.detach().float()).clamp(min=0) ** gamma_disagree, weight)
+        labels = torch.where(flipped, own.labels, labels)
+        weight = torch.where(surer, (1 - confidence.detach().to(dtype)).clamp(min=0) ** gamma_disagree, weight)
     return ops.weighted_loss(
         logits, labels, pixel_weight=weight, exponent=exponent, normalize=divide, ignore_index=ignore_index
     )
+
+
+def _dtype(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32

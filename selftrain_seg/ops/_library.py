@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _library: Any = torch.library.Library("selftrain_seg", "FRAGMENT")  # type: ignore[no-untyped-call]
 
@@ -32,27 +33,17 @@ def operator(schema: str, plain: Callable[..., Any], fake: Callable[..., Any]) -
     return found
 
 
-def differentiable(
-    name: str,
-    save: Callable[..., None],
-    backward: Callable[..., tuple[Tensor | None, ...]],
-    plain: Callable[..., tuple[Tensor, ...]],
-) -> None:
-    """Give an operator a gradient, as ``torch.library.register_autograd``, and a rule for ``torch.func.vmap``.
-
-    Args:
-        name: the operator's.
-        save: sets up the context.
-        backward: gradients of all inputs, given those of all results.
-        plain: the operator without loops or writes in place, which torch can map.
-    """
+def differentiable(name: str, save: Callable[..., None], backward: Callable[..., tuple[Tensor | None, ...]]) -> None:
+    """Give an operator a gradient: see ``torch.library.register_autograd``. Not ``in_transform``."""
     torch.library.register_autograd(f"selftrain_seg::{name}", backward, setup_context=save, lib=_library)
 
-    def mapped(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        results = torch.func.vmap(plain, in_dims, randomness="error")(*args)
-        return results, (0,) * len(results)
 
-    torch.library.register_vmap(f"selftrain_seg::{name}", mapped, lib=_library)
+def in_transform() -> bool:
+    """Whether a transform of ``torch.func`` or forward-mode differentiation is at work.
+
+    They do not see through operators: some fail, some silently drop derivatives. Plain torch serves them.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _kernel(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """Cross entropy and its regularisers in one pass over the logits each way.
 
 ``L = a/D_a Σ w · nll + r/D_r Σ v · reg + e/D_e Σ u · H``, the first two sums over labelled pixels, the third over the
-others. Only the logits, which the network keeps anyway, and one or two numbers a pixel are kept for the gradient: no
+others. Only the logits, which the network keeps anyway, and two or three numbers a pixel are kept for the gradient: no
 softmax, no one-hot tensor. ``plain_loss`` serves what the operator does not: float64, gradients of weights, second
 derivatives and ``torch.func.vmap``.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg.ops._blocks import blocks, cut, new_map, on_cpu
-from selftrain_seg.ops._library import differentiable, operator
+from selftrain_seg.ops._library import differentiable, in_transform, operator
 from selftrain_seg.ops._winner import exponential
 from selftrain_seg.ops.plain import LOG_ZERO, Labels, Part, as_map, parts, plain_loss, read_labels, size
 
@@ -40,13 +40,13 @@ def weighted_loss(
         logits: (B, C, H, W).
         target: (B, H, W) integers; or soft labels (B, C, H, W), whose pixels of zeros have no label.
         regulariser: on labelled pixels "kld": ``-(1/C) Σ_c log p_c``; "entropy": ``-Σ_c p_c log p_c``; "square":
-            ``Σ_c p_c²``; "reverse": ``1 - p_y``; or none.
+            ``Σ_c p_c²``; "reverse": ``1 - p_y``, for hard labels; or none.
         factors: a, r and e. A part with factor 0 is left out, whatever the logits hold.
         pixel_weight: (B, H, W) factor of all that a pixel contributes; not looked at where it contributes nothing.
         image_weight: (B,) further factor of the regulariser; images with 0 do not count in D_r.
-        class_weight: (C,) further factor of nll, by the label's class.
-        exponent: (B,) or (B, H, W) γ; nll weighs ``p_y^γ`` more, without a gradient.
-        divisor: () what all three sums are divided by.
+        class_weight: (C,) further factor of nll, by the label's class; for hard labels.
+        exponent: (B,) or (B, H, W) γ; nll weighs ``p_y^γ`` more, without a gradient; for hard labels.
+        divisor: () what all three sums are divided by, in place of what ``normalize`` says, but for "none".
         normalize: without a divisor: "labelled", D counts the pixels that each sum is over; "all", those of the batch;
             "weights", as "labelled", but D_a adds up class weights; "sum", 1; "none", the map whose sum that is.
         ignore_index: label of the pixels without one.
@@ -58,7 +58,8 @@ def weighted_loss(
     class_weight = None if class_weight is None else class_weight.detach()
     tensors = (pixel_weight, image_weight, class_weight, exponent, divisor)
     settings = (regulariser, list(factors), normalize, ignore_index)
-    if logits.dtype == torch.float64 or any(weight is not None and weight.requires_grad for weight in tensors):
+    learned = any(weight is not None and weight.requires_grad for weight in tensors)
+    if logits.dtype == torch.float64 or learned or in_transform():
         return plain_loss(logits, target, *tensors, *settings)
     loss: Tensor = _forward(logits, target, *tensors, *settings)[0]
     return loss
@@ -70,8 +71,9 @@ class _Values(NamedTuple):
     nll: Tensor
     regulariser: Tensor | None
     entropy: Tensor | None
-    log_sum_exp: Tensor
-    kept: Tensor | None  # what the gradient needs
+    kept: Tensor | None  # what the gradient needs, besides
+    top: Tensor  # the largest logit
+    log_total: Tensor  # log Σ exp(z - top): next to a large top, their sum would have lost it
 
 
 def _values(z: Tensor, labels: Labels, regulariser: str, factors: Sequence[float]) -> _Values:
@@ -99,7 +101,7 @@ def _values(z: Tensor, labels: Labels, regulariser: str, factors: Sequence[float
     kept = entropy
     if kind == "square" and value is not None:
         kept = value if entropy is None else torch.where(labels.valid, value, entropy)
-    return _Values(nll, value, entropy if factors[2] else None, top.squeeze(1) + log_total, kept)
+    return _Values(nll, value, entropy if factors[2] else None, kept, top.squeeze(1), log_total)
 
 
 def _forward_in_blocks(
@@ -115,18 +117,25 @@ def _forward_in_blocks(
     normalize: str,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss; what each sum is multiplied by in it, (3,); log-sum-exp; entropy or Σ p² if the gradient needs it."""
-    loss, scales, lse, kept = _fake_forward(
+    """The loss, and what the gradient needs.
+
+    Returns:
+        loss: () or (B, H, W).
+        scales: (3,), what each sum is multiplied by in it.
+        norm: (2, B, H, W), the largest logit, and the log of the sum of exp(z - largest).
+        kept: (B, H, W), entropy or Σ p², if the gradient needs it.
+    """
+    loss, scales, norm, kept = _fake_forward(
         logits, target, pixel_weight, image_weight, class_weight, exponent, divisor,
         regulariser, factors, normalize, ignore_index,
     )  # fmt: skip
-    maps = (pixel_weight, as_map(image_weight, lse), as_map(exponent, lse))
+    maps = (pixel_weight, as_map(image_weight, norm[0]), as_map(exponent, norm[0]))
     sums, sizes = torch.zeros(2, 3, dtype=torch.float64, device=logits.device)
     for block in blocks(logits):
         labels = read_labels(cut(target, block), ignore_index)
         pixel, image, gamma = (cut(weight, block) for weight in maps)
         found = _values(_workable(cut(logits, block)), labels, regulariser, factors)
-        lse[block] = found.log_sum_exp
+        norm[0][block], norm[1][block] = found.top, found.log_total
         if found.kept is not None:
             kept[block] = found.kept
         three = parts(labels, found.nll, pixel, image, class_weight, gamma)
@@ -143,20 +152,20 @@ def _forward_in_blocks(
             sizes[each] += size(three[each], normalize, each)
     if normalize in ("none", "sum"):
         sizes.fill_(1)
-    if divisor is not None:
+    if divisor is not None and normalize != "none":
         sizes.copy_(divisor)
     shares = torch.where(sizes == 0, 1, sizes).reciprocal_()
     for each, factor in enumerate(factors):
         scales[each] = shares[each] * factor
-    return loss if normalize == "none" else loss.copy_(scales.double().dot(sums)), scales, lse, kept
+    return loss if normalize == "none" else loss.copy_(scales.double().dot(sums)), scales, norm, kept
 
 
 def _fake_forward(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     regulariser, factors, normalize, _ = others[-4:]
-    lse = new_map(logits, torch.float32)
+    one = new_map(logits, torch.float32)
     keeps = factors[2] or (factors[1] and regulariser in ("entropy", "square"))
-    kept = torch.empty_like(lse) if keeps else lse.new_empty(0)
-    return torch.empty_like(lse) if normalize == "none" else lse.new_empty(()), lse.new_empty(3), lse, kept
+    kept = torch.empty_like(one) if keeps else one.new_empty(0)
+    return one if normalize == "none" else one.new_empty(()), one.new_empty(3), one.new_empty(2, *one.shape), kept
 
 
 def _backward_in_blocks(
@@ -168,7 +177,7 @@ def _backward_in_blocks(
     class_weight: Tensor | None,
     exponent: Tensor | None,
     scales: Tensor,
-    lse: Tensor,
+    norm: Tensor,
     kept: Tensor,
     regulariser: str,
     factors: Sequence[float],
@@ -180,8 +189,9 @@ def _backward_in_blocks(
     d reverse = p_y d nll. They add up to ``p · slope - a · y - b/C``.
     """
     result = torch.empty_like(logits)
-    maps = (pixel_weight, as_map(image_weight, lse), as_map(exponent, lse))
-    grad = grad.expand_as(lse)
+    top, log_total = norm
+    maps = (pixel_weight, as_map(image_weight, top), as_map(exponent, top))
+    grad = grad.expand_as(top)
     for block in blocks(logits):
         labels = read_labels(cut(target, block), ignore_index)
         pixel, image, gamma = (cut(weight, block) for weight in maps)
@@ -189,9 +199,10 @@ def _backward_in_blocks(
         place = cut(result, block)
         in_place = logits.dtype == torch.float32 and logits.is_contiguous()
         z = _workable(cut(logits, block))
-        log_p = torch.sub(z, lse[block].unsqueeze(1), out=place if in_place else None)
+        log_p = torch.sub(z, top[block].unsqueeze(1), out=place if in_place else None)
+        log_p.sub_(log_total[block].unsqueeze(1))
         weighs = gamma is not None or regulariser == "reverse"
-        nll = log_p.gather(1, labels.at).squeeze(1).neg_() if weighs else lse[block]  # or not looked at
+        nll = log_p.gather(1, labels.at).squeeze(1).neg_() if weighs else top[block]  # or not looked at
         three = parts(labels, nll, pixel, image, class_weight, gamma)
         on_nll, on_reg, on_rest = (
             _term(grad[block] * scale, part) if factor else None
@@ -199,7 +210,7 @@ def _backward_in_blocks(
         )
         gradient = _gradient(log_p, labels, nll, value, regulariser, on_nll, on_reg, on_rest)
         # 0 · NaN is NaN: what is not used must not spoil a gradient of 0. On CPU a look is cheaper than masking.
-        if not factors[2] and not (on_cpu(logits) and bool(lse[block].isfinite().all())):
+        if not factors[2] and not (on_cpu(logits) and bool(log_total[block].isfinite().all())):
             gradient = torch.where(labels.valid.unsqueeze(1), gradient, 0)
         if gradient is not place:
             place.copy_(gradient)
@@ -246,7 +257,7 @@ def _gradient(
 def _term(values: Tensor, part: Part) -> Tensor:
     """Values times weights, 0 outside the region, whatever either is there."""
     for weight in part.weights:
-        values = values if weight is None else values * weight
+        values = values if weight is None else values * weight.to(values.dtype)
     # where() is slow on the speckled masks of pseudo-labels, a look on the CPU is not.
     simple = on_cpu(values) and bool(values.isfinite().all())
     return values * part.region if simple else torch.where(part.region, values, 0)
@@ -265,7 +276,7 @@ _forward = operator(
     _fake_forward,
 )
 _backward = operator(
-    f"weighted_loss_backward(Tensor grad, Tensor logits, Tensor target, {_WEIGHTS}, Tensor scales, Tensor lse,"
+    f"weighted_loss_backward(Tensor grad, Tensor logits, Tensor target, {_WEIGHTS}, Tensor scales, Tensor norm,"
     " Tensor kept, str regulariser, float[] factors, int ignore_index) -> Tensor",
     _backward_in_blocks,
     lambda grad, logits, *_: torch.empty_like(logits),
@@ -279,14 +290,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, scales, lse, kept = ctx.saved_tensors
+    *inputs, scales, norm, kept = ctx.saved_tensors
     regulariser, factors, _, ignore_index = ctx.settings
     if torch.is_grad_enabled():  # somebody wants to differentiate the gradient
         loss = plain_loss(*inputs, *ctx.settings)
         (gradient,) = torch.autograd.grad(loss, inputs[0], grad, create_graph=True)
     else:
-        gradient = _backward(grad, *inputs[:6], scales, lse, kept, regulariser, factors, ignore_index)
+        gradient = _backward(grad, *inputs[:6], scales, norm, kept, regulariser, factors, ignore_index)
     return gradient, *([None] * 10)
 
 
-differentiable("weighted_loss", _save, _differentiate, lambda *args: (plain_loss(*args), *_fake_forward(*args)[1:]))
+differentiable("weighted_loss", _save, _differentiate)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from selftrain_seg.ops._blocks import fill, new_map
-from selftrain_seg.ops._library import differentiable, operator
+from selftrain_seg.ops._library import differentiable, in_transform, operator
 
 
 def negative_loss(logits: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
@@ -17,7 +17,7 @@ def negative_loss(logits: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
 
     Differentiable in the logits; float32, or float64 for float64 logits. Only the inputs are kept for it.
     """
-    found: tuple[Tensor, Tensor] = _forward(logits, probs.detach())
+    found: tuple[Tensor, Tensor] = (_values if in_transform() else _forward)(logits, probs.detach())
     return found
 
 
@@ -75,4 +75,4 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor, No
     return _backward(grad, logits, probs), None
 
 
-differentiable("negative_loss", _save, _differentiate, _values)
+differentiable("negative_loss", _save, _differentiate)

@@ -34,7 +34,7 @@ def plain_loss(
     if labels.soft is None:
         nll = -log_p.gather(1, labels.at).squeeze(1)
     else:
-        nll = -(log_p.clamp(min=torch.finfo(log_p.dtype).min) * labels.soft).sum(1)
+        nll = -(log_p.clamp(min=torch.finfo(log_p.dtype).min) * labels.soft.to(log_p.dtype)).sum(1)
     values = {
         "": lambda: nll,
         "kld": lambda: -log_p.mean(1),
@@ -51,7 +51,10 @@ def plain_loss(
         elif factor:
             by = size(part, normalize, each) if divisor is None else divisor
             total = total + factor * (term(values[kind](), part).sum() / torch.where(by == 0, 1, by).to(nll.dtype))
-    return total if isinstance(total, Tensor) else 0 * nll.sum()
+    if isinstance(total, Tensor):
+        return total
+    nothing = torch.where(torch.zeros_like(used), nll, 0)  # but connected
+    return nothing if normalize == "none" else nothing.sum()
 
 
 class Labels(NamedTuple):
@@ -73,7 +76,7 @@ class Part(NamedTuple):
 def read_labels(target: Tensor, ignore_index: int) -> Labels:
     """Labels of a batch or block, hard or soft."""
     if target.ndim == 4:
-        mass = target.sum(1)
+        mass = target.sum(1, dtype=torch.float64 if target.dtype == torch.float64 else torch.float32)
         return Labels(mass != 0, torch.zeros_like(mass, dtype=torch.int64).unsqueeze(1), target, mass)
     y = target.long()  # as uint8, the label 156 would equal an ignore_index of -100
     valid = y != ignore_index

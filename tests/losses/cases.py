@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 
 from selftrain_seg import losses
 from tests.oracles import losses as oracle
@@ -58,16 +60,17 @@ class Case:
         more: makes further positional tensors.
         settings: keyword arguments used unless a test says otherwise.
         other: for each keyword argument, another value, as a function of the shape.
+        normalizers: all that ``normalize`` may be.
     """
 
     name: str
-    module: type
     oracle: Callable[..., dict[str, Any]]
     target: Callable[..., Tensor]
     nothing: Callable[..., Tensor] | None
     other: dict[str, Callable[[Any], Any]]
     more: Callable[..., tuple[Tensor, ...]] = lambda shape: ()
     settings: dict[str, Any] = field(default_factory=dict)
+    normalizers: tuple[str, ...] = ("labelled", "all")
 
     @property
     def function(self) -> Callable[..., Tensor]:
@@ -76,10 +79,6 @@ class Case:
     @property
     def parameters(self):
         return inspect.signature(self.function).parameters
-
-    @property
-    def reductions(self) -> tuple[str, ...]:
-        return ("none", "sum", "mean") if "reduction" in self.parameters else ("mean",)
 
     def inputs(self, shape=(2, 4, 3, 5), dtype=torch.float64) -> tuple[Tensor, ...]:
         return make_logits(shape, dtype), self.target(shape), *self.more(shape)
@@ -90,45 +89,50 @@ HARD = {
     "nothing": lambda shape: torch.full((shape[0], *shape[2:]), 255),
 }
 SOFT = {"target": make_soft, "nothing": lambda shape: torch.zeros(shape, dtype=torch.float64)}
-WEIGHTS = {"pixel_weight": make_map, "ignore_index": lambda shape: 1, "reduction": lambda shape: "sum"}
+WEIGHTS = {
+    "pixel_weight": make_map,
+    "normalize": lambda shape: "all",
+    "ignore_index": lambda shape: 1,
+    "reduction": lambda shape: "sum",
+}
+CROSS_ENTROPY = {
+    **WEIGHTS,
+    "normalize": lambda shape: "labelled",
+    "valid": lambda shape: make_map(shape, seed=4) < 0.7,
+}
 REGULARIZED = {
-    "weight": lambda shape: 0.7,
+    "reg_weight": lambda shape: 0.7,
     # The second image opts out, and a weight that is neither 0 nor 1.
     "image_weight": lambda shape: torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64)[: shape[0]],
     **WEIGHTS,
 }
+SOFT_CROSS_ENTROPY = {name: value for name, value in CROSS_ENTROPY.items() if name != "ignore_index"}
 SOFT_REGULARIZED = {name: value for name, value in REGULARIZED.items() if name != "ignore_index"}
 
 CASES = [
-    Case("mrkld_loss", losses.MRKLDLoss, partial(oracle.regularized, "kld"), **HARD, other=REGULARIZED),
-    Case("mrent_loss", losses.MRENTLoss, partial(oracle.regularized, "ent"), **HARD, other=REGULARIZED),
-    Case("mrl2_loss", losses.MRL2Loss, partial(oracle.regularized, "l2"), **HARD, other=REGULARIZED),
-    Case("mrkld_loss", losses.MRKLDLoss, partial(oracle.regularized, "kld"), **SOFT, other=SOFT_REGULARIZED),
-    Case("mrent_loss", losses.MRENTLoss, partial(oracle.regularized, "ent"), **SOFT, other=SOFT_REGULARIZED),
-    Case("mrl2_loss", losses.MRL2Loss, partial(oracle.regularized, "l2"), **SOFT, other=SOFT_REGULARIZED),
-    Case(
-        "lrent_loss",
-        losses.LRENTLoss,
-        oracle.soft_cross_entropy,
-        **SOFT,
-        other={"pixel_weight": make_map, "reduction": lambda shape: "sum"},
-    ),
+    # `valid` goes with "all" only.
+    Case("cross_entropy", oracle.cross_entropy, **HARD, settings={"normalize": "all"}, other=CROSS_ENTROPY),
+    Case("cross_entropy", oracle.cross_entropy, **SOFT, settings={"normalize": "all"}, other=SOFT_CROSS_ENTROPY),
+    Case("mrkld_loss", partial(oracle.regularized, "kld"), **HARD, other=REGULARIZED),
+    Case("mrent_loss", partial(oracle.regularized, "ent"), **HARD, other=REGULARIZED),
+    Case("mrl2_loss", partial(oracle.regularized, "l2"), **HARD, other=REGULARIZED),
+    Case("mrkld_loss", partial(oracle.regularized, "kld"), **SOFT, other=SOFT_REGULARIZED),
+    Case("mrent_loss", partial(oracle.regularized, "ent"), **SOFT, other=SOFT_REGULARIZED),
+    Case("mrl2_loss", partial(oracle.regularized, "l2"), **SOFT, other=SOFT_REGULARIZED),
     Case(
         "region_guided_loss",
-        losses.RegionGuidedLoss,
         oracle.region_guided,
         target=make_labels,
         nothing=None,  # its ignored pixels take part
         other={
             "confident_weight": lambda shape: 0.7,
             "ignored_weight": lambda shape: 0.4,
-            "normalize": lambda shape: "pixels",
+            "per_class": lambda shape: False,
             **WEIGHTS,
         },
     ),
     Case(
         "dynamic_loss",
-        losses.DynamicLoss,
         oracle.dynamic,
         **HARD,
         settings={"gamma": 2.5},
@@ -136,7 +140,6 @@ CASES = [
     ),
     Case(
         "dynamic_mutual_loss",
-        losses.DynamicMutualLoss,
         oracle.dynamic_mutual,
         **HARD,
         more=lambda shape: (make_map(shape, seed=3),),
@@ -146,29 +149,28 @@ CASES = [
             "gamma_disagree": lambda shape: 1.5,
             "is_pseudo": flags,
             "flip": lambda shape: True,
+            "normalize": lambda shape: "all",
             "ignore_index": lambda shape: 1,
             "reduction": lambda shape: "sum",
         },
     ),
     Case(
         "negative_loss",
-        losses.NegativeLoss,
         oracle.negative,
         target=lambda shape: torch.softmax(make_logits(shape, seed=1), 1),
         nothing=lambda shape: torch.ones(shape, dtype=torch.float64),
-        other={"weight": lambda shape: 2.0, "pixel_weight": make_map, "reduction": lambda shape: "sum"},
+        other={"loss_weight": lambda shape: 2.0, "pixel_weight": make_map, "reduction": lambda shape: "sum"},
     ),
     Case(
         "class_weighted_loss",
-        losses.ClassWeightedLoss,
         oracle.class_weighted,
         **HARD,
         more=lambda shape: (classes(shape),),
-        other={"normalize": lambda shape: "weights", **WEIGHTS},
+        other=WEIGHTS,
+        normalizers=("labelled", "all", "weights"),
     ),
     Case(
         "symmetric_loss",
-        losses.SymmetricLoss,
         oracle.symmetric,
         **HARD,
         other={
@@ -180,14 +182,13 @@ CASES = [
     ),
     Case(
         "fairness_loss",
-        losses.FairnessLoss,
         oracle.fairness,
         target=lambda shape: torch.softmax(classes(shape), 0),
         nothing=None,
         more=lambda shape: (classes(shape, seed=6),),
         other={
             "mask": lambda shape: make_map(shape) < 0.6,
-            "weight": lambda shape: 0.5,
+            "loss_weight": lambda shape: 0.5,
         },
     ),
 ]
@@ -205,14 +206,28 @@ loss_with_hard_labels = losses_where(lambda case: case.target is make_labels)
 loss_with_nothing = losses_where(lambda case: case.nothing)
 
 
+def together(case, shape, but=("reduction", "ignore_index")):
+    """The settings with every argument changed that can be."""
+    settings = {**case.settings, **{name: value(shape) for name, value in case.other.items() if name not in but}}
+    return {**settings, "normalize": "all"} if "valid" in settings else settings
+
+
 def variants(case, shape):
-    """The settings, and the settings with one argument changed, each under every reduction."""
-    for name in [None, *case.other]:
-        if name in ("reduction", "ignore_index"):
+    """The settings, with one argument changed, and with all of them, each under every divisor and reduction."""
+    apart = ("normalize", "reduction", "ignore_index")
+    changes = [{}, *({name: case.other[name](shape)} for name in case.other if name not in apart)]
+    for changed in [*changes, together(case, shape, but=apart)]:
+        settings = {**case.settings, **changed}
+        if "reduction" not in case.parameters:
+            yield settings
             continue
-        settings = {**case.settings, **({name: case.other[name](shape)} if name else {})}
-        for reduction in case.reductions:
-            yield settings if len(case.reductions) == 1 else {**settings, "reduction": reduction}
+        for reduction in ("none", "sum"):
+            yield {**settings, "reduction": reduction}
+        if "normalize" not in case.parameters:
+            yield {**settings, "reduction": "mean"}
+            continue
+        for normalize in ("all",) if "valid" in settings else case.normalizers:
+            yield {**settings, "normalize": normalize, "reduction": "mean"}
 
 
 def loss_and_gradient(case, logits, *rest, **settings):
@@ -220,3 +235,17 @@ def loss_and_gradient(case, logits, *rest, **settings):
     loss = case.function(leaf, *rest, **{**case.settings, **settings})
     (gradient,) = torch.autograd.grad(loss, leaf)
     return loss.detach(), gradient
+
+
+def recording():
+    """Two lists for the sets of operators in the forward and backward graphs, and a backend that fills them."""
+    forward, backward = [], []
+
+    def keep(graphs):
+        def compiler(module, example_inputs):
+            graphs.append({str(n.target).removesuffix(".default") for n in module.graph.nodes if n.op.startswith("call")})
+            return make_boxed_func(module.forward)
+
+        return compiler
+
+    return (forward, backward), aot_autograd(fw_compiler=keep(forward), bw_compiler=keep(backward))

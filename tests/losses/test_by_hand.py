@@ -27,9 +27,9 @@ def equals(loss, value):
 
 
 def test_regularized():
-    equals(losses.mrkld_loss(LOGITS, LABELS, weight=0.5), CE + 0.5 * (A + B + L) / 3)
-    equals(losses.mrent_loss(LOGITS, LABELS, weight=0.5), CE - 0.5 * (2 * E + L) / 3)
-    equals(losses.mrl2_loss(LOGITS, LABELS, weight=0.5), CE + 0.5 * (10 / 16 + 10 / 16 + 1 / 2) / 3)
+    equals(losses.mrkld_loss(LOGITS, LABELS, reg_weight=0.5), CE + 0.5 * (A + B + L) / 3)
+    equals(losses.mrent_loss(LOGITS, LABELS, reg_weight=0.5), CE - 0.5 * (2 * E + L) / 3)
+    equals(losses.mrl2_loss(LOGITS, LABELS, reg_weight=0.5), CE + 0.5 * (10 / 16 + 10 / 16 + 1 / 2) / 3)
 
 
 def test_regularized_counts():
@@ -40,7 +40,7 @@ def test_regularized_counts():
     pixel_weight = torch.ones(2, 2, 2)
     pixel_weight[0, 0, 1] = 0.5
     ce, regulariser = A + B / 2 + L + 4 * L, (A + B) / 2 * 1.5 + L
-    arguments = {"weight": 0.5, "image_weight": image_weight, "pixel_weight": pixel_weight}
+    arguments = {"reg_weight": 0.5, "image_weight": image_weight, "pixel_weight": pixel_weight}
     # 7 pixels have a label, 3 of them in a regularised image; no weight changes either number.
     equals(losses.mrkld_loss(logits, labels, **arguments), ce / 7 + 0.5 * 2 * regulariser / 3)
     equals(losses.mrkld_loss(logits, labels, **arguments, reduction="sum"), ce + 0.5 * 2 * regulariser)
@@ -51,17 +51,17 @@ def test_regularized_counts():
 
 def test_soft():
     soft = torch.tensor([[[1.0, 0.5], [0.25, 0.0]], [[0.0, 0.5], [0.75, 0.0]]])[None]
-    equals(losses.lrent_loss(LOGITS, soft), (A + (A + B) / 2 + L) / 3)
-    equals(losses.mrkld_loss(LOGITS, soft, weight=0.5), (A + (A + B) / 2 + L) / 3 + 0.5 * (A + B + L) / 3)
+    equals(losses.cross_entropy(LOGITS, soft), (A + (A + B) / 2 + L) / 3)
+    equals(losses.mrkld_loss(LOGITS, soft, reg_weight=0.5), (A + (A + B) / 2 + L) / 3 + 0.5 * (A + B + L) / 3)
     # A row that does not sum to 1 is taken as it is: twice the labels, twice the loss over the same 3 pixels.
-    equals(losses.lrent_loss(LOGITS, 2 * soft), 2 * (A + (A + B) / 2 + L) / 3)
+    equals(losses.cross_entropy(LOGITS, 2 * soft), 2 * (A + (A + B) / 2 + L) / 3)
 
 
 def test_region_guided():
     weights = {"confident_weight": 0.5, "ignored_weight": 2.0}
     equals(losses.region_guided_loss(LOGITS, LABELS, **weights), CE + 0.5 * (A + B + L) / 6 + 2.0 * E / 2)
     equals(
-        losses.region_guided_loss(LOGITS, LABELS, **weights, normalize="pixels"),
+        losses.region_guided_loss(LOGITS, LABELS, **weights, per_class=False),
         CE + 0.5 * (A + B + L) / 3 + 2.0 * E,
     )
     whole = losses.region_guided_loss(LOGITS, LABELS, **weights, reduction="none")
@@ -73,7 +73,7 @@ def test_region_guided_with_one_region_only():
     every = torch.zeros(1, 2, 2, dtype=torch.int64)
     equals(losses.region_guided_loss(LOGITS, every, confident_weight=0.0), (2 * A + B + L) / 4)
     none = torch.full((1, 2, 2), 255)
-    equals(losses.region_guided_loss(LOGITS, none, ignored_weight=1.0, normalize="pixels"), (3 * E + L) / 4)
+    equals(losses.region_guided_loss(LOGITS, none, ignored_weight=1.0, per_class=False), (3 * E + L) / 4)
 
 
 def test_dynamic():
@@ -127,7 +127,7 @@ def test_negative():
     weight = torch.tensor([[[1.0, 0.5]]])
     equals(losses.negative_loss(logits, teacher, pixel_weight=weight), 0.5 * (one + minus + (zero + minus) / 2) / 4)
     exactly = torch.full((1, 2, 1, 1), 0.5)  # a probability of exactly 1/C counts
-    equals(losses.negative_loss(logits[:, :2, :, :1], exactly, weight=1.0), (zero + one) / 2)
+    equals(losses.negative_loss(logits[:, :2, :, :1], exactly, loss_weight=1.0), (zero + one) / 2)
 
 
 def test_class_weighted():
@@ -162,8 +162,8 @@ def test_fairness():
     # The running ratios 1 and 3, scaled 1/4 and 3/4.
     running = torch.tensor([0.25, 0.75]), torch.tensor([0.5, 0.5])
     value = 1 / 4 * log(3 / 10) + 3 / 4 * log(7 / 10)
-    equals(losses.fairness_loss(LOGITS, *running, weight=1.0), value)
+    equals(losses.fairness_loss(LOGITS, *running, loss_weight=1.0), value)
     equals(losses.fairness_loss(LOGITS, *running), 0.01 * value)
     # Class 1 was never predicted so far: class 0 has the whole running distribution.
     absent = torch.tensor([0.25, 0.75]), torch.tensor([1.0, 0.0])
-    equals(losses.fairness_loss(LOGITS, *absent, weight=1.0), log(3 / 10))
+    equals(losses.fairness_loss(LOGITS, *absent, loss_weight=1.0), log(3 / 10))

@@ -5,40 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from selftrain_seg import losses
-from selftrain_seg.losses import _core
-from selftrain_seg.losses._core import pixel_maps
-from tests.losses.cases import losses_where, make_labels, make_logits, make_soft
-
-KINDS = ("nll", "kld", "entropy", "square", "ignored_entropy")
-
-
-def test_maps_come_in_the_order_asked_for():
-    logits, labels = make_logits(), make_labels((2, 4, 3, 5))
-    every = dict(zip(KINDS, pixel_maps(logits, labels, *KINDS)[1:], strict=True))
-    for kind in KINDS:
-        (valid, alone) = pixel_maps(logits, labels, kind)
-        assert torch.equal(alone, every[kind])
-        assert torch.equal(valid, labels != 255)
-    _, square, nll = pixel_maps(logits, labels, "square", "nll")
-    assert torch.equal(square, every["square"])
-    assert torch.equal(nll, every["nll"])
-    region = labels == 255
-    assert (every["ignored_entropy"][~region] == 0).all()
-    assert all((every[kind][region] == 0).all() for kind in KINDS[:-1])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("create_graph", [False, True])
-def test_gradient_of_one_map_does_not_need_the_others(kind, create_graph):
-    labels = make_labels((2, 4, 3, 5))
-    logits = make_logits().requires_grad_()
-    alone = pixel_maps(logits, labels, kind)[1]
-    among = pixel_maps(logits, labels, *KINDS)[1 + KINDS.index(kind)]
-    options = {"create_graph": create_graph}
-    (expected,) = torch.autograd.grad(alone.sum(), logits, **options)
-    (gradient,) = torch.autograd.grad(among.sum(), logits, **options)
-    assert torch.equal(gradient, expected)
-
+from tests.losses.cases import loss_and_gradient, losses_where, make_labels, make_logits, make_soft, recording
 
 @pytest.mark.parametrize("soft_dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -76,7 +43,6 @@ def test_only_inputs_and_maps_are_kept(case):
     assert sum(kept.values()) <= 6 * 4 * 2 * 32 * 32
 
 
-@pytest.mark.usefixtures("compiled_path")
 def test_compiles_to_machine_code():
     shape = (2, 5, 17, 33)
     logits, labels = make_logits(shape, torch.float32), make_labels(shape)
@@ -94,7 +60,6 @@ def test_compiles_to_machine_code():
     torch.testing.assert_close(gradient, eager_gradient, rtol=1e-4, atol=1e-8)
 
 
-@pytest.mark.usefixtures("compiled_path")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_compiled_gradient_keeps_the_memory_format(layout):
     logits = make_logits((2, 5, 6, 7), torch.float32).contiguous(memory_format=layout).requires_grad_()
@@ -104,28 +69,21 @@ def test_compiled_gradient_keeps_the_memory_format(layout):
     assert gradient.is_contiguous(memory_format=layout)
 
 
-@pytest.mark.parametrize("kinds", [KINDS, ("nll",), ("square", "kld", "entropy")])
-def test_operators_are_as_the_compiler_expects(kinds):
-    # Their description for the compiler (sizes, layout, no aliases) against what they do.
-    for layout in (torch.contiguous_format, torch.channels_last):
-        logits = make_logits((2, 5, 6, 7), torch.float32).contiguous(memory_format=layout)
-        labels = make_labels((2, 5, 6, 7))
-        valid, *maps = pixel_maps(logits, labels, *kinds)
-        known = [value for kind, value in zip(kinds, maps, strict=True) if kind not in ("nll", "kld")]
-        grads, joined = [torch.rand(valid.shape) for _ in kinds], ",".join(kinds)
-        checks = ("test_schema", "test_faketensor")
-        torch.library.opcheck(_core._maps_operator, (logits, labels, 255, joined), test_utils=checks)
-        arguments = (logits, labels, grads, known, 255, joined)
-        torch.library.opcheck(_core._gradient_operator, arguments, test_utils=checks)
-
-
-@pytest.mark.usefixtures("compiled_path")
-def test_compiles_for_any_size():
+@losses_where(lambda case: not case.settings.get("is_pseudo"))
+def test_compiles_for_any_size(case):
+    graphs, recorder = recording()
     torch._dynamo.reset()
-    compiled = torch.compile(losses.mrkld_loss, backend="aot_eager", fullgraph=True, dynamic=True)
-    for shape in [(2, 5, 6, 8), (3, 5, 10, 4), (1, 5, 7, 9)]:
-        logits, labels = make_logits(shape, torch.float32), make_labels(shape)
-        torch.testing.assert_close(compiled(logits, labels), losses.mrkld_loss(logits, labels))
+    compiled = torch.compile(case.function, backend=recorder, fullgraph=True, dynamic=True)
+    for shape in [(2, 5, 6, 8), (3, 5, 10, 4), (4, 5, 7, 9)]:
+        logits, *rest = case.inputs(shape, torch.float32)
+        loss = compiled(leaf := logits.requires_grad_(), *rest, **case.settings)
+        torch.testing.assert_close(
+            (loss.detach(), *torch.autograd.grad(loss, leaf)),
+            loss_and_gradient(case, logits, *rest),
+            rtol=1e-5,
+            atol=1e-7,
+        )
+    assert [len(graph) for graph in graphs] == [1, 1]
 
 
 def test_float32_mean_over_millions_of_pixels():
@@ -140,7 +98,7 @@ def test_float32_mean_over_millions_of_pixels():
 def test_confident_pixels_do_not_cancel():
     # ln(1 + e^-12) = 6.1e-6 next to logits of 1000, whose spacing in float32 is 6.1e-5.
     logits = torch.tensor([1000.0, 988.0]).reshape(1, 2, 1, 1)
-    loss = losses.mrkld_loss(logits, torch.zeros(1, 1, 1, dtype=torch.int64), weight=0.0)
+    loss = losses.mrkld_loss(logits, torch.zeros(1, 1, 1, dtype=torch.int64), reg_weight=0.0)
     torch.testing.assert_close(loss.item(), 6.1442e-6, rtol=1e-2, atol=0)
 
 
@@ -169,58 +127,101 @@ def test_learning_pixel_weights_from_zero():
         (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
         return torch.autograd.grad((gradient * make_logits((1, 3, 2, 2), seed=7)).sum(), weight)[0]
 
-    ours = outer(losses.mrkld_loss(logits, labels, weight=0.0, pixel_weight=weight, reduction="sum"))
+    ours = outer(losses.mrkld_loss(logits, labels, reg_weight=0.0, pixel_weight=weight, reduction="sum"))
     plain = outer((weight * F.cross_entropy(logits, labels, reduction="none")).sum())
     assert (ours != 0).all()
     torch.testing.assert_close(ours, plain)
 
 
-def test_no_gradient_asked_for():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_no_gradient_asked_for(dtype):
     labels = make_labels((2, 4, 3, 5))
-    assert not losses.mrkld_loss(make_logits(), labels).requires_grad
+    expected = losses.mrkld_loss(make_logits(dtype=dtype), labels)
+    assert not expected.requires_grad
     with torch.inference_mode():
-        assert losses.mrkld_loss(make_logits(), labels).isfinite()
+        assert torch.equal(losses.mrkld_loss(make_logits(dtype=dtype), labels), expected)
+    logits = make_logits(dtype=dtype).requires_grad_()
+    with torch.no_grad():
+        assert not losses.mrkld_loss(logits, labels).requires_grad
 
 
-def test_backward_twice_through_the_same_graph():
-    logits = make_logits().requires_grad_()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_backward_twice_through_the_same_graph(dtype):
+    logits = make_logits(dtype=dtype).requires_grad_()
     loss = losses.mrkld_loss(logits, make_labels((2, 4, 3, 5)))
     (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
-    (second,) = torch.autograd.grad(3 * loss, logits)
+    (second,) = torch.autograd.grad(3 * loss, logits, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(3 * first, second)
+    assert torch.equal(first, again)
+    with pytest.raises(RuntimeError, match="a second time"):
+        torch.autograd.grad(loss, logits)
 
 
-def test_inputs_changed_before_backward_are_noticed():
-    labels = make_labels((2, 4, 3, 5))
-    loss = losses.mrkld_loss(make_logits().requires_grad_(), labels)
-    labels.fill_(0)
+@losses_where(lambda case: case.name not in ("dynamic_mutual_loss", "fairness_loss"))  # they keep what they derive
+@pytest.mark.parametrize("position", [0, 1])
+def test_inputs_changed_before_backward_are_noticed(case, position):
+    logits, *rest = case.inputs(dtype=torch.float32)
+    leaf = logits.requires_grad_()
+    inputs = [leaf.clone(), *rest]
+    loss = case.function(*inputs, **case.settings)
+    with torch.no_grad():
+        inputs[position].fill_(0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
 
-def test_forward_mode_says_so():
-    labels = make_labels((2, 4, 3, 5))
-    with pytest.raises(NotImplementedError, match="jvp"):
-        torch.func.jvp(lambda z: losses.mrkld_loss(z, labels), (make_logits(),), (make_logits(),))
+@pytest.mark.parametrize("name", ["pixel_weight", "image_weight"])
+def test_weights_changed_before_backward_are_noticed(name):
+    logits, labels = make_logits(dtype=torch.float32).requires_grad_(), make_labels((2, 4, 3, 5))
+    weight = torch.ones(2, 3, 5) if name == "pixel_weight" else torch.ones(2)
+    loss = losses.mrkld_loss(logits, labels, **{name: weight})
+    weight.fill_(0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
-def test_labels_out_of_range_are_an_error_without_value_checks_too():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_labels_out_of_range_are_an_error_without_value_checks_too(dtype):
     with pytest.raises(RuntimeError, match="out of bounds"):
-        losses.mrkld_loss(make_logits(), torch.full((2, 3, 5), 4))
+        losses.mrkld_loss(make_logits(dtype=dtype), torch.full((2, 3, 5), 4))
 
 
-def test_exported_programs_do_not_need_this_library():
-    class Loss(torch.nn.Module):
-        def forward(self, logits, labels):
-            return losses.mrkld_loss(logits, labels)
+class Loss(torch.nn.Module):
+    def forward(self, logits, labels):
+        return losses.mrkld_loss(logits, labels)
 
+
+def test_exported_programs_contain_the_operator(tmp_path):
     logits, labels = make_logits((2, 5, 6, 7), torch.float32), make_labels((2, 5, 6, 7))
-    program = torch.export.export(Loss(), (logits, labels))
-    assert "selftrain_seg" not in program.graph_module.code
-    torch.testing.assert_close(program.module()(logits, labels), losses.mrkld_loss(logits, labels))
+    batch, height, width = (torch.export.Dim(name, min=2, max=64) for name in ("batch", "height", "width"))
+    sizes = {"logits": {0: batch, 2: height, 3: width}, "labels": {0: batch, 1: height, 2: width}}
+    program = torch.export.export(Loss(), (logits, labels), dynamic_shapes=sizes)
+    operators = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert operators.count("selftrain_seg.weighted_loss.default") == 1
+    assert not any("softmax" in operator for operator in operators)
+    torch.export.save(program, tmp_path / "loss.pt2")
+    for run in (program.module(), torch.export.load(tmp_path / "loss.pt2").module()):
+        for shape in ((2, 5, 6, 7), (3, 5, 8, 4)):
+            logits, labels = make_logits(shape, torch.float32).requires_grad_(), make_labels(shape)
+            torch.testing.assert_close(run(logits, labels), losses.mrkld_loss(logits, labels))
+            (gradient,) = torch.autograd.grad(run(logits, labels), logits)
+            torch.testing.assert_close(gradient, torch.autograd.grad(losses.mrkld_loss(logits, labels), logits)[0])
 
 
-@pytest.mark.usefixtures("compiled_path")
+def test_compiled_transforms():
+    logits, labels = make_logits((2, 5, 6, 7), torch.float32), make_labels((2, 5, 6, 7))
+
+    def loss(z):
+        return losses.mrkld_loss(z, labels)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(torch.func.grad(loss), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits), torch.func.grad(loss)(logits))
+    compiled = torch.compile(lambda z: torch.func.jvp(loss, (z,), (z,)), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits), torch.func.jvp(loss, (logits,), (logits,)))
+
+
 def test_compiled_vmap():
     logits, labels = make_logits((2, 5, 6, 7), torch.float32), make_labels((2, 5, 6, 7))
     logits = torch.stack([logits, 2 * logits, -logits])

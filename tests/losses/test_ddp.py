@@ -23,7 +23,7 @@ def loss_of(logits, labels):
         + losses.mrent_loss(logits, labels)
         + losses.region_guided_loss(logits, labels, ignored_weight=0.0)
         + losses.dynamic_loss(logits, labels, gamma=1.0)
-        + losses.lrent_loss(logits, soft)
+        + losses.cross_entropy(logits, soft)
         + losses.symmetric_loss(logits, labels)
         + mutual
     )

@@ -117,7 +117,7 @@ def test_a_class_masked_out_by_its_logit(case):
         target = target.where(target != 3, 0)
     elif target.ndim == 4:
         target = target.index_fill(1, torch.tensor(3), 0.0)
-    settings = {"weight": 0.0} if case.name == "mrkld_loss" else {}
+    settings = {"reg_weight": 0.0} if case.name == "mrkld_loss" else {}
     if case.name == "region_guided_loss":
         settings = {"confident_weight": 0.0}  # the divergence from uniform is infinite, and says so
     loss, gradient = loss_and_gradient(case, logits, target, *rest, **settings)

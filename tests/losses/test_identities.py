@@ -27,7 +27,7 @@ def assert_same(one, other):
 def test_without_regulariser_it_is_cross_entropy(loss, reduction):
     logits, labels = make_logits(SHAPE), make_labels(SHAPE)
     reference = with_gradient(F.cross_entropy, logits, labels, ignore_index=255, reduction=reduction)
-    assert_same(with_gradient(loss, logits, labels, weight=0.0, reduction=reduction), reference)
+    assert_same(with_gradient(loss, logits, labels, reg_weight=0.0, reduction=reduction), reference)
     nobody = torch.zeros(2)
     assert_same(with_gradient(loss, logits, labels, image_weight=nobody, reduction=reduction), reference)
     assert_same(with_gradient(losses.dynamic_loss, logits, labels, gamma=0.0, reduction=reduction), reference)
@@ -47,7 +47,7 @@ def test_mrkld_is_label_smoothing(alpha, reduction):
         return (1 + alpha) * F.cross_entropy(logits, labels, **options)
 
     assert_same(
-        with_gradient(losses.mrkld_loss, logits, labels, weight=alpha, reduction=reduction),
+        with_gradient(losses.mrkld_loss, logits, labels, reg_weight=alpha, reduction=reduction),
         with_gradient(smoothed, logits),
     )
 
@@ -63,17 +63,17 @@ def test_one_hot_soft_labels_are_hard_labels():
 
 def test_soft_labels_are_torch_soft_labels():
     logits, soft = make_logits(SHAPE), make_soft(SHAPE, ignored=0.0)
-    assert_same(with_gradient(losses.lrent_loss, logits, soft), with_gradient(F.cross_entropy, logits, soft))
+    assert_same(with_gradient(losses.cross_entropy, logits, soft), with_gradient(F.cross_entropy, logits, soft))
 
 
 def test_soft_labels_need_not_sum_to_one():
     logits, soft = make_logits(SHAPE), make_soft(SHAPE)
     scale = make_map(SHAPE)
     scaled = soft * scale[:, None]
-    weighted = with_gradient(losses.lrent_loss, logits, soft, pixel_weight=scale)
-    assert_same(with_gradient(losses.lrent_loss, logits, scaled), weighted)
+    weighted = with_gradient(losses.cross_entropy, logits, soft, pixel_weight=scale)
+    assert_same(with_gradient(losses.cross_entropy, logits, scaled), weighted)
     leaf = logits.clone().requires_grad_()
-    (plain,) = torch.autograd.grad(losses.lrent_loss(leaf, scaled), leaf, create_graph=True)
+    (plain,) = torch.autograd.grad(losses.cross_entropy(leaf, scaled), leaf, create_graph=True)
     assert_same(plain.detach(), weighted[1])
 
 
@@ -81,9 +81,9 @@ def test_mrkld_on_top_of_lrent():
     logits, soft = make_logits(SHAPE), make_soft(SHAPE)
     valid = soft.sum(1) != 0
     labels = torch.where(valid, 0, 255)
-    both = losses.mrkld_loss(logits, soft, weight=0.3)
-    regulariser = losses.mrkld_loss(logits, labels, weight=0.3) - losses.mrkld_loss(logits, labels, weight=0.0)
-    assert_same(both, losses.lrent_loss(logits, soft) + regulariser)
+    both = losses.mrkld_loss(logits, soft, reg_weight=0.3)
+    regulariser = losses.mrkld_loss(logits, labels, reg_weight=0.3) - losses.mrkld_loss(logits, labels, reg_weight=0.0)
+    assert_same(both, losses.cross_entropy(logits, soft) + regulariser)
 
 
 def test_soft_labels_tend_to_reweighted_hard_labels():
@@ -103,11 +103,11 @@ def test_soft_labels_tend_to_reweighted_hard_labels():
     assert distances == sorted(distances, reverse=True)
 
 
-def test_normalize_pixels_is_elements_with_smaller_weights():
+def test_without_per_class_it_is_per_class_with_smaller_weights():
     logits, labels = make_logits(SHAPE), make_labels(SHAPE)
-    elements = losses.region_guided_loss(logits, labels, confident_weight=0.4, ignored_weight=2.0)
-    pixels = losses.region_guided_loss(logits, labels, confident_weight=0.1, ignored_weight=0.5, normalize="pixels")
-    assert_same(elements, pixels)
+    per_class = losses.region_guided_loss(logits, labels, confident_weight=0.4, ignored_weight=2.0)
+    per_pixel = losses.region_guided_loss(logits, labels, confident_weight=0.1, ignored_weight=0.5, per_class=False)
+    assert_same(per_class, per_pixel)
 
 
 def test_class_weights_are_torch_class_weights():
@@ -122,10 +122,10 @@ def test_pixel_weights_replace_image_weights():
     logits, labels = make_logits(SHAPE), make_labels(SHAPE)
     image = torch.tensor([0.5, 2.0])
     regulariser = losses.mrkld_loss(logits, labels, image_weight=image, reduction="sum")
-    regulariser -= losses.mrkld_loss(logits, labels, weight=0.0, reduction="sum")
+    regulariser -= losses.mrkld_loss(logits, labels, reg_weight=0.0, reduction="sum")
     pixel = image[:, None, None].expand(2, 6, 5)
     same = losses.mrkld_loss(logits, labels, pixel_weight=pixel, reduction="sum")
-    same -= losses.mrkld_loss(logits, labels, weight=0.0, pixel_weight=pixel, reduction="sum")
+    same -= losses.mrkld_loss(logits, labels, reg_weight=0.0, pixel_weight=pixel, reduction="sum")
     assert_same(regulariser, same)
 
 

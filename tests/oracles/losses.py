@@ -28,7 +28,24 @@ def ratio(total, count):
     return total / count if count else 0.0
 
 
-def regularized(kind, logits, labels, weight=0.1, image_weight=None, pixel_weight=None, ignore_index=255):
+def divisor(normalize, count, labels):
+    """What a sum over ``count`` pixels is divided by: their number, or that of all pixels, counted one by one."""
+    if normalize == "labelled":
+        return count
+    assert normalize == "all"
+    return len(pixels(labels.shape[0], *labels.shape[-2:]))
+
+
+def regularized(
+    kind,
+    logits,
+    labels,
+    reg_weight=0.1,
+    image_weight=None,
+    pixel_weight=None,
+    normalize="labelled",
+    ignore_index=255,
+):
     """MRKLD ("kld"), MRENT ("ent") and MRL2 ("l2"); ``labels`` (B, H, W), or soft (B, C, H, W)."""
     batch, classes, height, width = logits.shape
     out = np.zeros((batch, height, width))
@@ -59,12 +76,29 @@ def regularized(kind, logits, labels, weight=0.1, image_weight=None, pixel_weigh
             else:
                 value = sum(math.exp(v) ** 2 for v in log_p)
             reg += image * factor * value
-            out[b, h, w] += weight * image * factor * value
-    return results(out, ratio(ce, n) + weight * ratio(reg, n_reg))
+            out[b, h, w] += reg_weight * image * factor * value
+    n, n_reg = divisor(normalize, n, labels), divisor(normalize, n_reg, labels)
+    return results(out, ratio(ce, n) + reg_weight * ratio(reg, n_reg))
 
 
-def soft_cross_entropy(logits, soft, pixel_weight=None):
-    return regularized("kld", logits, soft, weight=0.0, pixel_weight=pixel_weight)
+def cross_entropy(logits, labels, pixel_weight=None, normalize="labelled", valid=None, ignore_index=255):
+    """``labels`` (B, H, W), or soft (B, C, H, W); ``valid`` (B, H, W) says which pixels "all" counts."""
+    batch, classes, height, width = logits.shape
+    out = np.zeros((batch, height, width))
+    labelled = counted = 0
+    for b, h, w in pixels(batch, height, width):
+        counted += 1 if valid is None or valid[b, h, w] else 0
+        log_p = log_softmax(logits[b, :, h, w])
+        if labels.ndim == 4:
+            nll = -sum(labels[b, c, h, w] * log_p[c] for c in range(classes))
+            has_label = any(labels[b, c, h, w] != 0 for c in range(classes))
+        else:
+            has_label = labels[b, h, w] != ignore_index
+            nll = -log_p[labels[b, h, w]] if has_label else 0.0
+        if has_label:
+            labelled += 1
+            out[b, h, w] = nll * (1.0 if pixel_weight is None else pixel_weight[b, h, w])
+    return results(out, ratio(out.sum(), {"labelled": labelled, "all": counted}[normalize]))
 
 
 def region_guided(
@@ -72,8 +106,9 @@ def region_guided(
     labels,
     confident_weight=0.1,
     ignored_weight=3.0,
-    normalize="elements",
+    per_class=True,
     pixel_weight=None,
+    normalize="labelled",
     ignore_index=255,
 ):
     batch, classes, height, width = logits.shape
@@ -94,13 +129,14 @@ def region_guided(
             ce += nll
             kld += value
             out[b, h, w] = nll + confident_weight * value
-    scale = classes if normalize == "elements" else 1
+    scale = classes if per_class else 1
+    labelled, ignored = divisor(normalize, labelled, labels), divisor(normalize, ignored, labels)
     mean = ratio(ce, labelled)
     mean += confident_weight * ratio(kld, scale * labelled) + ignored_weight * ratio(entropy, scale * ignored)
     return results(out, mean)
 
 
-def weighted(logits, labels, weight_of, ignore_index=255, divisor=None):
+def weighted(logits, labels, weight_of, normalize="labelled", ignore_index=255, by=None):
     """Cross entropy with a weight and, perhaps, another label from ``weight_of(b, h, w, log_p, y)``."""
     batch, _, height, width = logits.shape
     out = np.zeros((batch, height, width))
@@ -113,20 +149,28 @@ def weighted(logits, labels, weight_of, ignore_index=255, divisor=None):
         log_p = log_softmax(logits[b, :, h, w])
         weight, y = weight_of(b, h, w, log_p, y)
         out[b, h, w] = weight * -log_p[y]
-    return results(out, ratio(out.sum(), n if divisor is None else divisor))
+    return results(out, ratio(out.sum(), divisor(normalize, n, labels) if by is None else by))
 
 
-def dynamic(logits, labels, gamma, is_pseudo=None, pixel_weight=None, ignore_index=255):
+def dynamic(logits, labels, gamma, is_pseudo=None, pixel_weight=None, normalize="labelled", ignore_index=255):
     def weight_of(b, h, w, log_p, y):
         factor = 1.0 if pixel_weight is None else pixel_weight[b, h, w]
         pseudo = is_pseudo is None or is_pseudo[b]
         return (factor * math.exp(log_p[y]) ** gamma if pseudo else factor), y
 
-    return weighted(logits, labels, weight_of, ignore_index)
+    return weighted(logits, labels, weight_of, normalize, ignore_index)
 
 
 def dynamic_mutual(
-    logits, labels, confidence, gamma_agree, gamma_disagree, is_pseudo=None, flip=False, ignore_index=255
+    logits,
+    labels,
+    confidence,
+    gamma_agree,
+    gamma_disagree,
+    is_pseudo=None,
+    flip=False,
+    normalize="labelled",
+    ignore_index=255,
 ):
     def weight_of(b, h, w, log_p, y):
         if is_pseudo is not None and not is_pseudo[b]:
@@ -140,22 +184,29 @@ def dynamic_mutual(
             return (1 - confidence[b, h, w]) ** gamma_disagree, own
         return 0.0, y
 
-    return weighted(logits, labels, weight_of, ignore_index)
+    return weighted(logits, labels, weight_of, normalize, ignore_index)
 
 
-def class_weighted(logits, labels, class_weight, normalize="valid", pixel_weight=None, ignore_index=255):
+def class_weighted(logits, labels, class_weight, normalize="labelled", pixel_weight=None, ignore_index=255):
     def weight_of(b, h, w, log_p, y):
         return class_weight[y] * (1.0 if pixel_weight is None else pixel_weight[b, h, w]), y
 
-    divisor = None
-    if normalize == "all":
-        divisor = labels.size
-    elif normalize == "weights":
-        divisor = sum(class_weight[y] for y in labels.flatten() if y != ignore_index)
-    return weighted(logits, labels, weight_of, ignore_index, divisor)
+    by = None
+    if normalize == "weights":
+        by, normalize = sum(class_weight[y] for y in labels.flatten() if y != ignore_index), None
+    return weighted(logits, labels, weight_of, normalize, ignore_index, by)
 
 
-def symmetric(logits, labels, alpha=0.1, beta=1.0, log_zero=-4.0, pixel_weight=None, ignore_index=255):
+def symmetric(
+    logits,
+    labels,
+    alpha=0.1,
+    beta=1.0,
+    log_zero=-4.0,
+    pixel_weight=None,
+    normalize="labelled",
+    ignore_index=255,
+):
     batch, classes, height, width = logits.shape
     out = np.zeros((batch, height, width))
     n = 0
@@ -168,10 +219,10 @@ def symmetric(logits, labels, alpha=0.1, beta=1.0, log_zero=-4.0, pixel_weight=N
         reverse = -sum(math.exp(log_p[c]) * (0.0 if c == y else log_zero) for c in range(classes))
         factor = 1.0 if pixel_weight is None else pixel_weight[b, h, w]
         out[b, h, w] = factor * (alpha * -log_p[y] + beta * reverse)
-    return results(out, ratio(out.sum(), n))
+    return results(out, ratio(out.sum(), divisor(normalize, n, labels)))
 
 
-def negative(logits, teacher_probs, weight=0.5, pixel_weight=None):
+def negative(logits, teacher_probs, loss_weight=0.5, pixel_weight=None):
     batch, classes, height, width = logits.shape
     out = np.zeros((batch, height, width))
     pairs = 0
@@ -180,11 +231,11 @@ def negative(logits, teacher_probs, weight=0.5, pixel_weight=None):
         for c in range(classes):
             if teacher_probs[b, c, h, w] <= 1 / classes:
                 pairs += 1
-                out[b, h, w] += weight * factor * np.logaddexp(0.0, logits[b, c, h, w])
+                out[b, h, w] += loss_weight * factor * np.logaddexp(0.0, logits[b, c, h, w])
     return results(out, ratio(out.sum(), pairs))
 
 
-def fairness(logits, running_probs, running_histogram, mask=None, weight=0.01):
+def fairness(logits, running_probs, running_histogram, mask=None, loss_weight=0.01):
     batch, classes, height, width = logits.shape
     total, counts = np.zeros(classes), np.zeros(classes)
     for b, h, w in pixels(batch, height, width):
@@ -203,7 +254,7 @@ def fairness(logits, running_probs, running_histogram, mask=None, weight=0.01):
     for c in range(classes):
         if student[c] > 0 and running[c] > 0:
             value += running[c] / running.sum() * math.log(student[c] / student.sum())
-    return {"mean": weight * value}
+    return {"mean": loss_weight * value}
 
 
 def reweighted_label(logits, thresholds):
