@@ -31,8 +31,12 @@ def test_the_switch_is_off_by_default_nests_and_survives_errors():
     prior.update(wrong)  # off: not looked at, so not counted either
     assert prior.frequencies.sum() == 0
     with selftrain_seg.value_checks():
-        with selftrain_seg.value_checks(False):
+        with selftrain_seg.value_checks(False), pytest.raises(ValueError, match="got 9"):  # does nothing
             prior.update(wrong)
+        with pytest.raises(ValueError, match="got 9"):
+            prior.update(wrong)
+        with selftrain_seg.value_checks():
+            pass
         with pytest.raises(ValueError, match="got 9"):
             prior.update(wrong)
     prior.update(wrong)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -57,23 +58,23 @@ def kc(
     portion: float | np.ndarray,
     *,
     pool: str = "predicted",
-    rank: str = "crst",
+    rank: str = "last_in",
     small: str | None = None,
     stride: int = 1,
     prior: np.ndarray | None = None,
     pooled: bool = False,
 ) -> np.ndarray:
-    small = small or ("none" if rank == "crst" else "all")
+    small = small or ("none" if rank == "last_in" else "all")
     nothing = math.inf if prior is not None else 1.0
     thresholds = []
     for c, values in enumerate(pools(logits, pool=pool, stride=stride, prior=prior, pooled=pooled)):
         share = portion if np.ndim(portion) == 0 else portion[c]
-        taken = math.floor(len(values) * share)
+        taken = math.floor(len(values) * Fraction(str(share)))  # the decimal that was written
         if taken == 0:
             thresholds.append(nothing if small == "none" else 0.0)
             continue
         ordered = sorted(values, reverse=True)
-        index = taken - 1 if rank == "crst" else min(taken, len(values) - 1)
+        index = taken - 1 if rank == "last_in" else min(taken, len(values) - 1)
         thresholds.append(ordered[index])
     if pooled:
         thresholds = thresholds * logits.shape[1]
