@@ -22,6 +22,15 @@ def pixels(logits: np.ndarray):
                 yield b, i, j, logits[b, :, i, j].astype(np.float64)
 
 
+def without(logits: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """The logits of a batch in which the pixels that are not valid do not exist: all oracles skip NaN."""
+    out = logits.astype(np.float64, copy=True)
+    for b, i, j, _ in pixels(logits):
+        if not valid[b, i, j]:
+            out[b, :, i, j] = np.nan
+    return out
+
+
 def usable(z: np.ndarray) -> bool:
     return not np.isnan(z).any() and math.isfinite(z.max())
 
