@@ -25,9 +25,7 @@ def fed(kind, batches=BATCHES):
 
 def all_states(module):
     """The tensors themselves, by the modules that declare them."""
-    return [
-        getattr(part, name) for part in module.modules() if isinstance(part, Stateful) for name in part._defaults
-    ]
+    return [getattr(part, name) for part in module.modules() if isinstance(part, Stateful) for name in part._defaults]
 
 
 def test_the_list_is_complete():

@@ -149,7 +149,9 @@ def test_state_dict_mid_stream_and_reset(make, tmp_path):
         assert torch.equal(a, b), name
     resumed.reset()
     assert fresh.state_dict()
-    assert all(torch.equal(a, b) for a, b in zip(resumed.state_dict().values(), fresh.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(resumed.state_dict().values(), fresh.state_dict().values(), strict=True)
+    )
 
 
 @EACH

@@ -141,7 +141,9 @@ def test_fixed_oracle(weigh_by, threshold):
     sure = (m > 0) & ((m >= threshold) | (weigh_by is not None))
     assert np.array_equal(result.labels.numpy(), np.where(sure, labels, 255))
     if weigh_by is not None:
-        np.testing.assert_allclose(result.pixel_weight.numpy(), adaptive.fixed_weight(z, threshold, weigh_by), rtol=1e-6)
+        np.testing.assert_allclose(
+            result.pixel_weight.numpy(), adaptive.fixed_weight(z, threshold, weigh_by), rtol=1e-6
+        )
 
 
 def test_modules_oracle():

@@ -26,7 +26,11 @@ from tests.store.cases import CLASSES, open_store, pseudo, tree, write_all
             {"palette": [(0, 256, 0)] * 3},
         ),
         (ValueError, "`palette`: expected three values", {"palette": [(0, 0)] * 3}),
-        (ValueError, "`keep`: expected some of 'confidence', 'soft', 'pixel_weight', 'predicted'", {"keep": ["logits"]}),
+        (
+            ValueError,
+            "`keep`: expected some of 'confidence', 'soft', 'pixel_weight', 'predicted'",
+            {"keep": ["logits"]},
+        ),
         (ValueError, "`keep`: expected some of", {"keep": "soft"}),
         (ValueError, "`keep`: expected some of", {"keep": ["soft", "soft"]}),
         (ValueError, "`top_k`: expected at least 1", {"top_k": 0}),
@@ -139,7 +143,11 @@ GOOD = pseudo("a")
             r"`pixel_weight`: expected values in \[0, 1\], got 1.25 in image 'a'",
             changed(pixel_weight=one(1.25, GOOD.pixel_weight)),
         ),
-        (ValueError, r"`pixel_weight`: expected values in \[0, 1\], got nan", changed(pixel_weight=one(NAN, GOOD.pixel_weight))),
+        (
+            ValueError,
+            r"`pixel_weight`: expected values in \[0, 1\], got nan",
+            changed(pixel_weight=one(NAN, GOOD.pixel_weight)),
+        ),
         (ValueError, r"`pixel_weight`: expected \(B, H, W\)", changed(pixel_weight=GOOD.pixel_weight[:, :, 1:])),
         (TypeError, "`pixel_weight`: expected a floating-point dtype", changed(pixel_weight=GOOD.labels)),
         (TypeError, "`predicted`: expected an integer dtype", changed(predicted=GOOD.confidence)),
@@ -218,7 +226,9 @@ def test_read(tmp_path):
         with pytest.raises(TypeError):
             call(1.0)
     for fields in ([], ["predicted"], ["labels", "logits"]):
-        with pytest.raises(ValueError, match="`fields`: expected some of 'labels', 'confidence', 'soft', 'pixel_weight'"):
+        with pytest.raises(
+            ValueError, match="`fields`: expected some of 'labels', 'confidence', 'soft', 'pixel_weight'"
+        ):
             stored.dataset(fields)
         with pytest.raises(ValueError, match="`fields`"):
             PseudoLabelDataset(stored, fields)

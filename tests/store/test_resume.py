@@ -184,7 +184,9 @@ def test_fields_must_be_the_same_in_all_images(tmp_path):
     hard = PseudoLabels(pseudo("b").labels, pseudo("b").confidence)
     writer = open_store(tmp_path).write(0, ["a", "b"])
     writer.add(["a"], pseudo("a"))
-    with pytest.raises(ValueError, match="`pseudo`: expected labels, 'confidence', 'soft', 'pixel_weight' as in the images"):
+    with pytest.raises(
+        ValueError, match="`pseudo`: expected labels, 'confidence', 'soft', 'pixel_weight' as in the images"
+    ):
         writer.add(["b"], hard)
     writer.close()
     writer = open_store(tmp_path).write(0, ["a", "b"])  # also by another process

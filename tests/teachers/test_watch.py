@@ -141,7 +141,9 @@ def test_agreement_state():
             statistics = resumed
     check(statistics, pairs, 4)
     assert {tensor.dtype for tensor in statistics.state_dict().values()} == {torch.int64}
-    assert {statistics.both.dtype, statistics.teacher.dtype, statistics.student.dtype, statistics.gap.dtype} == {torch.int64}
+    assert {statistics.both.dtype, statistics.teacher.dtype, statistics.student.dtype, statistics.gap.dtype} == {
+        torch.int64
+    }
 
 
 @pytest.mark.parametrize(
