@@ -173,7 +173,8 @@ def thresholds_for(thresholds: Any, logits: Tensor) -> Tensor:
     """(C,) floating-point thresholds on the device of ``logits``; a number in [0, 1] is that of every class."""
     if not isinstance(thresholds, Tensor):
         check_real(thresholds, "thresholds", 0.0, 1.0)
-        return logits.new_full((logits.shape[1],), thresholds, dtype=torch.float64)
+        # A product and not `full`, for which torch.compile would compile anew at every value.
+        return logits.new_ones(logits.shape[1], dtype=torch.float64).mul(float(thresholds))
     if tuple(thresholds.shape) != (logits.shape[1],):
         raise ValueError(f"`thresholds`: expected (C,) = ({logits.shape[1]},), got {tuple(thresholds.shape)}")
     if not thresholds.is_floating_point():

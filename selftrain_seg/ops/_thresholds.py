@@ -15,16 +15,20 @@ LARGE = 1e4
 
 def score_bar(thresholds: Tensor, peaks: Tensor | None) -> Tensor:
     """(C,) float32 thresholds on the scale of ``pixel_scores``; ``peaks`` those of the prior, if there is one."""
-    score = torch.logit(_relative(thresholds, peaks))
-    slack = torch.where(score.isfinite(), SLACK * (1.0 + score.abs()), 0.0)
-    return (score - slack).float()
+    return _bar(_relative(thresholds, peaks)).float()
 
 
 def log_gain(thresholds: Tensor, peaks: Tensor | None) -> Tensor:
     """(C,) float32 ``-log(kc / Q)``, Q = 1 without a prior: what re-weighting by 1 / kc adds to ``Scores.gaps``."""
     kc = _relative(thresholds, peaks)
-    gain = (-kc.log()).clamp(max=LARGE)
-    return torch.where(kc == torch.inf, -torch.inf, gain + SLACK * gain.abs()).float()
+    # The logarithm of the very bar that scores are compared with: near certainty its slack must grow with the score.
+    gain = (-torch.nn.functional.logsigmoid(_bar(kc))).clamp(max=LARGE)
+    return torch.where(kc == torch.inf, -torch.inf, gain).float()
+
+
+def _bar(kc: Tensor) -> Tensor:
+    score = torch.logit(kc)
+    return score - torch.where(score.isfinite(), SLACK * (1.0 + score.abs()), 0.0)
 
 
 def _relative(thresholds: Tensor, peaks: Tensor | None) -> Tensor:

@@ -62,7 +62,8 @@ def select_soft(
         alpha = alpha.to(logits.device)
     else:
         _checks.check_real(alpha, "alpha", 1e-6, float("inf"))
-        alpha = torch.full((), alpha, dtype=torch.float64, device=logits.device)
+        # A product and not `full`, for which torch.compile would compile anew at every value.
+        alpha = torch.ones((), dtype=torch.float64, device=logits.device).mul(float(alpha))
     labels, predicted, confidence, soft = ops.soften(
         logits, thresholds, alpha, valid=valid, prior=prior, ignore_index=ignore_index
     )

@@ -11,6 +11,7 @@ from selftrain_seg import _checks, ops
 from selftrain_seg._state import Stateful
 from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.distributed.reduce import rank_and_ranks
+from selftrain_seg.ops.read import each_image
 from selftrain_seg.thresholds.sketch import ConfidenceSketch
 
 __all__ = ["ClassBalancedThreshold", "GlobalThreshold"]
@@ -53,11 +54,12 @@ class _Threshold(Stateful):
         self.stride, self.exact = stride, exact
         self.portion = self._checked(portion)
         self.sketch = ConfidenceSketch(num_classes)
-        self.register_buffer("prior", prior, persistent=False)  # a setting, which moves along
         if prior is not None:
             if not isinstance(prior, Tensor) or prior.ndim != 3 or len(prior) != num_classes:
                 raise ValueError(f"`prior`: expected (C, H, W) with C = {num_classes}, got {_shape_of(prior)}")
             _checks.check_prior(prior, prior.unsqueeze(0))
+            prior = prior.detach()
+        self.register_buffer("prior", prior, persistent=False)  # a setting, which moves along
         self.add_state("updates", torch.zeros((), dtype=torch.int64), over_ranks="sum")
         if exact:
             self.add_state("exact_scores", torch.empty(0), over_ranks="sum")
@@ -134,7 +136,8 @@ class _Threshold(Stateful):
             scores = ops.class_scores(logits, valid, prior, peaks)
             classes = torch.arange(self.num_classes, device=logits.device).view(-1, 1, 1).expand_as(scores)
         else:
-            classes, scores = ops.pixel_scores(logits, valid, prior, peaks)[:2]
+            maps = None if prior is None else each_image(prior, logits)
+            classes, scores = ops.pixel_scores(logits, valid, maps, peaks)[:2]
         counted = ~scores.isnan()
         self._append(scores[counted], classes[counted])
 

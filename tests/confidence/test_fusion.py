@@ -84,9 +84,10 @@ def test_errors(model):
 
 
 def test_compiles_whole(model):
-    images = torch.rand(2, 3, 32, 48)
+    images = torch.rand(1, 3, 16, 24)
 
     def fused(images):
         return fuse_views(model, images, scales=(0.75, 1.0))
 
-    torch.testing.assert_close(torch.compile(fused, fullgraph=True)(images), fused(images), atol=1e-5, rtol=1e-4)
+    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")(images)
+    torch.testing.assert_close(compiled, fused(images), atol=1e-5, rtol=1e-4)

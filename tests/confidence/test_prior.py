@@ -77,8 +77,8 @@ def test_through_thresholds_and_selector():
     prior = SpatialPrior(3, (40, 60), sigma_px=4.0)
     prior.update(labels)
     maps, logits = prior.compute(), random_logits(2, 3, 40, 60, scale=1.0)
-    kc = ClassBalancedThreshold(3, 0.3)
-    kc.update(logits, prior=maps)
+    kc = ClassBalancedThreshold(3, 0.3, prior=maps)
+    kc.update(logits)
     result = select_reweighted(logits, kc.compute(), prior=maps)
     assert not (result.labels == 2).any()  # never seen in the source
     assert (result.predicted[:, :10] == 0).all()

@@ -53,7 +53,7 @@ def statistics(logits: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Ten
     }.items():
         for image in logits.split(1) if len(logits) else ():
             estimator.update(image)
-        out[name], out[name + "_counts"] = estimator.compute(), estimator.class_counts
+        out[name], out[name + "_counts"] = estimator.compute(), estimator.class_counts()
     sketch = ConfidenceSketch(CLASSES)
     sketch.update(logits.flatten(), torch.arange(logits.numel()) % CLASSES)
     out["quantile"], out["cdf"] = sketch.quantile(0.7), sketch.cdf(torch.tensor(1.0))

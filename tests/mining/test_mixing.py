@@ -35,7 +35,7 @@ def check_blend(mixed, ours, theirs):
         images, labels, weight = theirs if mixed.pasted[b, i, j] else ours
         assert torch.equal(mixed.images[b, :, i, j], images[b, :, i, j])
         assert mixed.labels[b, i, j] == labels[b, i, j]
-        assert mixed.weight[b, i, j] == weight[b, i, j]
+        assert mixed.pixel_weight[b, i, j] == weight[b, i, j]
 
 
 def shifted(ours):
@@ -52,7 +52,7 @@ def test_class_mix_by_hand():
     mixed = class_mix(images, labels, rounding="ceil")
     assert mixed.labels.tolist() == [[[0, 1, 0, 1]], [[0, 0, 0, 0]]]
     assert mixed.images.flatten(1).tolist() == [[10, 21, 12, 23], [10, 11, 12, 13]]
-    assert mixed.weight is None
+    assert mixed.pixel_weight is None
     untouched = class_mix(images, labels)
     assert torch.equal(untouched.labels, labels)
     assert not untouched.pasted.any()
@@ -69,7 +69,7 @@ def test_class_mix_pastes_whole_classes(rounding, other, dtype):
         mixed = class_mix(
             ours[0],
             ours[1],
-            weight=ours[2],
+            pixel_weight=ours[2],
             source=tuple(theirs) if other else None,
             rounding=rounding,
             generator=generator(seed),
@@ -128,7 +128,7 @@ def test_cut_mix_pastes_boxes(paste_ignored, other):
         mixed = cut_mix(
             ours[0],
             ours[1],
-            weight=ours[2],
+            pixel_weight=ours[2],
             source=tuple(theirs) if other else None,
             paste_ignored=paste_ignored,
             generator=generator(seed),
@@ -197,7 +197,7 @@ def test_cut_mix_places_are_uniform():
 @pytest.mark.parametrize("mix", MIXERS)
 def test_edges(mix):
     images, labels, weight = batch()
-    empty = mix(images[:0], labels[:0], weight=weight[:0])
+    empty = mix(images[:0], labels[:0], pixel_weight=weight[:0])
     assert isinstance(empty, MixedBatch)
     assert [part.shape[0] for part in empty] == [0, 0, 0, 0]
     ignored = mix(images, torch.full_like(labels, 255))
@@ -228,9 +228,9 @@ def test_reproducible_and_pure(mix):
     images, labels, weight = batch()
     before = images.clone(), labels.clone(), weight.clone()
     state = torch.random.get_rng_state()
-    first = mix(images, labels, weight=weight, generator=generator(4))
+    first = mix(images, labels, pixel_weight=weight, generator=generator(4))
     assert torch.equal(state, torch.random.get_rng_state())
-    again = mix(images, labels, weight=weight, generator=generator(4))
+    again = mix(images, labels, pixel_weight=weight, generator=generator(4))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     others = [mix(images, labels, generator=generator(seed)).pasted for seed in range(5, 15)]
     assert any(not torch.equal(first.pasted, other) for other in others)
@@ -248,15 +248,15 @@ def test_reproducible_and_pure(mix):
 @pytest.mark.parametrize("mix", MIXERS)
 def test_dtypes_layouts_and_gradients(mix):
     images, labels, weight = batch()
-    expected = mix(images, labels, weight=weight, generator=generator(1))
+    expected = mix(images, labels, pixel_weight=weight, generator=generator(1))
     strided = torch.stack([images, images], -1)[..., 0]
     for other in (images.contiguous(memory_format=torch.channels_last), strided, images.double()):
-        mixed = mix(other, labels, weight=weight, generator=generator(1))
+        mixed = mix(other, labels, pixel_weight=weight, generator=generator(1))
         torch.testing.assert_close(mixed.images, expected.images.to(other.dtype))
         assert torch.equal(mixed.labels, expected.labels)
     small = torch.where((labels < 0) | (labels > 255), 255, labels)
-    packed = mix(images.to(torch.uint8), small.to(torch.uint8), weight=weight.half(), generator=generator(1))
-    assert (packed.images.dtype, packed.labels.dtype, packed.weight.dtype) == (
+    packed = mix(images.to(torch.uint8), small.to(torch.uint8), pixel_weight=weight.half(), generator=generator(1))
+    assert (packed.images.dtype, packed.labels.dtype, packed.pixel_weight.dtype) == (
         torch.uint8,
         torch.uint8,
         torch.float16,
@@ -272,13 +272,13 @@ def test_dtypes_layouts_and_gradients(mix):
 def test_weights_on_one_side(mix):
     images, labels, weight = batch()
     source = batch(seed=50)
-    both = mix(images, labels, weight=weight, source=source, generator=generator(1))
-    ours = mix(images, labels, weight=weight, source=source[:2], generator=generator(1))
+    both = mix(images, labels, pixel_weight=weight, source=source, generator=generator(1))
+    ours = mix(images, labels, pixel_weight=weight, source=source[:2], generator=generator(1))
     theirs = mix(images, labels, source=source, generator=generator(1))
     assert both.pasted.any()
-    assert torch.equal(ours.weight, torch.where(both.pasted, 1.0, both.weight))
-    assert torch.equal(theirs.weight, torch.where(both.pasted, both.weight, 1.0))
-    assert mix(images, labels, source=(*source[:2], None)).weight is None
+    assert torch.equal(ours.pixel_weight, torch.where(both.pasted, 1.0, both.pixel_weight))
+    assert torch.equal(theirs.pixel_weight, torch.where(both.pasted, both.pixel_weight, 1.0))
+    assert mix(images, labels, source=(*source[:2], None)).pixel_weight is None
 
 
 @pytest.mark.parametrize("mix", MIXERS)
@@ -295,8 +295,8 @@ def test_bad_batches(mix):
     fails(ValueError, r"`labels`: expected \(B, H, W\) = \(3, 7, 9\), got \(2, 7, 9\)", labels=labels[:2])
     fails(ValueError, "`labels`: expected device cpu", labels=labels.to("meta"))
     fails(ValueError, "`labels`: expected at least one pixel", images[..., :0], labels[..., :0])
-    fails(TypeError, "`weight`: expected a floating-point dtype", weight=labels)
-    fails(ValueError, r"`weight`: expected \(B, H, W\)", weight=weight[:, 1:])
+    fails(TypeError, "`pixel_weight`: expected a floating-point dtype", pixel_weight=labels)
+    fails(ValueError, r"`pixel_weight`: expected \(B, H, W\)", pixel_weight=weight[:, 1:])
     fails(ValueError, r"`source`: expected \(images, labels\) or .*, got Tensor", source=images)
     fails(ValueError, "`source`: .* got 1 values", source=(images,))
     fails(TypeError, "`source images`: expected a torch.Tensor", source=(None, labels))
@@ -305,8 +305,8 @@ def test_bad_batches(mix):
     fails(ValueError, r"`source images`: expected \(3, 3, 7, 9\) torch.float32", source=(images[:2], labels[:2]))
     fails(ValueError, "`source images`: expected .* torch.float64", source=(images.double(), labels))
     fails(ValueError, "`source labels`: expected .* got .* torch.int32", source=(images, labels.int()))
-    fails(TypeError, "`source weight`: expected a floating-point dtype", source=(images, labels, labels))
-    fails(ValueError, "`source weight`: expected", source=(images, labels, weight[1:]))
+    fails(TypeError, "`source pixel_weight`: expected a floating-point dtype", source=(images, labels, labels))
+    fails(ValueError, "`source pixel_weight`: expected", source=(images, labels, weight[1:]))
     fails(ValueError, "`source images`: expected device", source=(images.to("meta"), labels.to("meta")))
 
 
@@ -336,11 +336,11 @@ def test_bad_options():
 @pytest.mark.parametrize("mix", MIXERS)
 def test_on_a_gpu(mix):
     images, labels, weight = (part.cuda() for part in batch(4, 33, 41))
-    mix(images, labels, weight=weight)  # builds what it needs
+    mix(images, labels, pixel_weight=weight)  # builds what it needs
     source = torch.Generator("cuda").manual_seed(0)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        mixed = mix(images, labels, weight=weight, generator=source)
+        mixed = mix(images, labels, pixel_weight=weight, generator=source)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert mixed.pasted.any()

@@ -132,13 +132,13 @@ def test_integer_images_and_weights_take_the_nearest_pixel():
         torch.full_like(numbers, -1),
         torch.zeros(count, 12, 14, dtype=torch.uint8),
         WEIGHT,
-        weight=torch.full_like(weight, -1),
+        pixel_weight=torch.full_like(weight, -1),
         source=(numbers, scene.expand(count, -1, -1), weight),
         min_pixels=3,
         generator=generator(),
     )
-    assert torch.equal(mixed.images[:, 0].float(), mixed.weight)
-    assert torch.equal(mixed.weight >= 0, mixed.pasted)
+    assert torch.equal(mixed.images[:, 0].float(), mixed.pixel_weight)
+    assert torch.equal(mixed.pixel_weight >= 0, mixed.pasted)
     came_from = scene.flatten()[mixed.images[:, 0].clamp(min=0)]
     assert torch.equal(mixed.labels[mixed.pasted], came_from[mixed.pasted])
 

@@ -7,7 +7,7 @@ import numpy as np
 from tests.oracles.selection import confidence, softmax, usable
 
 
-def instance_adaptive(logits, theta, *, alpha, beta, gamma, per="image"):
+def instance_adaptive(logits, theta, *, portion, momentum, gamma, per="image"):
     """Return (labels, θ afterwards)."""
     labels, m = confidence(logits)
     theta, out = np.array(theta, dtype=np.float64), np.full(labels.shape, 255)
@@ -18,8 +18,8 @@ def instance_adaptive(logits, theta, *, alpha, beta, gamma, per="image"):
                 m[b][i] for b in group for i in np.ndindex(*labels.shape[1:]) if labels[b][i] == c and m[b][i] > 0
             ]
             if values:
-                psi = np.quantile([*values, theta[c]], 1 - alpha * theta[c] ** gamma)
-                theta[c] = min(beta * theta[c] + (1 - beta) * psi, 0.999)
+                psi = np.quantile([*values, theta[c]], 1 - portion * theta[c] ** gamma)
+                theta[c] = min(momentum * theta[c] + (1 - momentum) * psi, 0.999)
         for b in group:
             for i in np.ndindex(*labels.shape[1:]):
                 if m[b][i] > 0 and m[b][i] >= theta[labels[b][i]]:
@@ -62,12 +62,12 @@ def usable_values(logits):
     return labels[m > 0], m[m > 0]
 
 
-def fixed_weight(logits, threshold, weight):
+def fixed_weight(logits, threshold, weigh_by):
     """DAFormer's weight of every pixel."""
     _, m = confidence(logits)
     out = np.zeros(m.shape)
     for b in range(len(m)):
-        pool = m[b] if weight == "image" else m
+        pool = m[b] if weigh_by == "image" else m
         out[b] = (m[b] > 0) * ((pool >= threshold) & (pool > 0)).sum() / max((pool > 0).sum(), 1)
     return out
 

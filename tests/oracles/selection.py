@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -19,6 +20,15 @@ def pixels(logits: np.ndarray):
         for i in range(height):
             for j in range(width):
                 yield b, i, j, logits[b, :, i, j].astype(np.float64)
+
+
+def without(logits: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """The logits of a batch in which the pixels that are not valid do not exist: all oracles skip NaN."""
+    out = logits.astype(np.float64, copy=True)
+    for b, i, j, _ in pixels(logits):
+        if not valid[b, i, j]:
+            out[b, :, i, j] = np.nan
+    return out
 
 
 def usable(z: np.ndarray) -> bool:
@@ -57,23 +67,23 @@ def kc(
     portion: float | np.ndarray,
     *,
     pool: str = "predicted",
-    rank: str = "crst",
+    rank: str = "last_in",
     small: str | None = None,
     stride: int = 1,
     prior: np.ndarray | None = None,
     pooled: bool = False,
 ) -> np.ndarray:
-    small = small or ("none" if rank == "crst" else "all")
+    small = small or ("none" if rank == "last_in" else "all")
     nothing = math.inf if prior is not None else 1.0
     thresholds = []
     for c, values in enumerate(pools(logits, pool=pool, stride=stride, prior=prior, pooled=pooled)):
         share = portion if np.ndim(portion) == 0 else portion[c]
-        taken = math.floor(len(values) * share)
+        taken = math.floor(len(values) * Fraction(str(share)))  # the decimal that was written
         if taken == 0:
             thresholds.append(nothing if small == "none" else 0.0)
             continue
         ordered = sorted(values, reverse=True)
-        index = taken - 1 if rank == "crst" else min(taken, len(values) - 1)
+        index = taken - 1 if rank == "last_in" else min(taken, len(values) - 1)
         thresholds.append(ordered[index])
     if pooled:
         thresholds = thresholds * logits.shape[1]

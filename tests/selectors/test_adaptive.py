@@ -33,20 +33,20 @@ def stream(dtype=torch.float32):
         yield logits.to(dtype)
 
 
-@pytest.mark.parametrize("weight", [None, "image", "batch"])
+@pytest.mark.parametrize("weigh_by", [None, "image", "batch"])
 @pytest.mark.parametrize("threshold", [0.0, 0.7, 0.95, 1.0])
-def test_fixed_oracle(weight, threshold):
+def test_fixed_oracle(weigh_by, threshold):
     logits = next(stream())
-    result = select_fixed(logits, threshold=threshold, weight=weight, ignore_index=99)
+    result = select_fixed(logits, threshold=threshold, weigh_by=weigh_by, ignore_index=99)
     labels, m = confidence(logits.double().numpy())
     assert np.array_equal(result.predicted.numpy()[m > 0], labels[m > 0])
-    if weight is None:
-        assert result.weight is None
+    if weigh_by is None:
+        assert result.pixel_weight is None
         assert np.array_equal(result.labels.numpy(), np.where((m >= threshold) & (m > 0), labels, 99))
     else:
         assert np.array_equal(result.labels.numpy(), np.where(m > 0, labels, 99))
-        expected = oracle.fixed_weight(logits.double().numpy(), threshold, weight)
-        np.testing.assert_allclose(result.weight.numpy(), expected, rtol=1e-6)
+        expected = oracle.fixed_weight(logits.double().numpy(), threshold, weigh_by)
+        np.testing.assert_allclose(result.pixel_weight.numpy(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -80,7 +80,7 @@ def test_softmatch_oracle(dtype, align, momentum, sigmas):
     for logits in stream(dtype):
         weights, state = oracle.softmatch(logits.double().numpy(), state, **options)
         result = selector(logits)
-        np.testing.assert_allclose(result.weight.numpy(), weights, rtol=2e-4, atol=1e-7)
+        np.testing.assert_allclose(result.pixel_weight.numpy(), weights, rtol=2e-4, atol=1e-7)
         usable = ~logits.isnan().any(1)
         assert torch.equal(result.labels, torch.where(usable, result.predicted, 255))
         assert torch.equal(result.predicted[usable], logits.argmax(1)[usable])
@@ -90,7 +90,7 @@ def test_softmatch_oracle(dtype, align, momentum, sigmas):
 
 def test_softmatch_without_any_variance():
     selector = SoftMatchSelector(2, momentum=0.0)
-    assert (selector(torch.tensor([3.0, 0.0]).reshape(1, 2, 1, 1).expand(1, 2, 3, 3)).weight == 1).all()
+    assert (selector(torch.tensor([3.0, 0.0]).reshape(1, 2, 1, 1).expand(1, 2, 3, 3)).pixel_weight == 1).all()
 
 
 @EACH
@@ -113,8 +113,8 @@ def test_layouts(make, layout):
     a, b = make(), make()
     x, y = a(logits), b(layouts(logits)[layout])
     assert torch.equal(x.labels, y.labels)
-    if x.weight is not None:
-        torch.testing.assert_close(x.weight, y.weight)
+    if x.pixel_weight is not None:
+        torch.testing.assert_close(x.pixel_weight, y.pixel_weight)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_autocast_half_precision_and_extreme_logits(make):
         assert torch.equal(b(logits.half().float()).labels, plain.labels)
     assert torch.equal(c(logits.half()).labels, plain.labels)
     assert all(value.isfinite().all() for value in a.state_dict().values() if value.is_floating_point())
-    assert plain.weight is None or plain.weight.isfinite().all()
+    assert plain.pixel_weight is None or plain.pixel_weight.isfinite().all()
 
 
 @EACH
@@ -148,7 +148,10 @@ def test_state_dict_mid_stream_and_reset(make, tmp_path):
     for (name, a), b in zip(resumed.state_dict().items(), straight.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     resumed.reset()
-    assert all(torch.equal(a, b) for a, b in zip(resumed.buffers(), fresh.buffers(), strict=True))
+    assert fresh.state_dict()
+    assert all(
+        torch.equal(a, b) for a, b in zip(resumed.state_dict().values(), fresh.state_dict().values(), strict=True)
+    )
 
 
 @EACH
@@ -181,8 +184,8 @@ def test_more_errors():
         select_fixed(random_logits(), threshold=1.1)
     with pytest.raises(TypeError, match="`threshold`"):
         select_fixed(random_logits(), threshold=None)
-    with pytest.raises(ValueError, match="`weight`: expected one of 'image', 'batch'"):
-        select_fixed(random_logits(), weight="pixel")
+    with pytest.raises(ValueError, match="`weigh_by`: expected one of 'image', 'batch'"):
+        select_fixed(random_logits(), weigh_by="pixel")
     with pytest.raises(ValueError, match=r"`logits`: expected \(B, C, H, W\)"):
         select_fixed(torch.zeros(3, 3))
     with pytest.raises(ValueError, match="`threshold`"):
@@ -196,10 +199,10 @@ def test_more_errors():
 
 def test_select_fixed_compiles_whole():
     logits = random_logits(2, 4, 20, 16)
-    compiled = torch.compile(select_fixed, fullgraph=True)(logits, threshold=0.9, weight="image")
-    eager = select_fixed(logits, threshold=0.9, weight="image")
+    compiled = torch.compile(select_fixed, fullgraph=True)(logits, threshold=0.9, weigh_by="image")
+    eager = select_fixed(logits, threshold=0.9, weigh_by="image")
     assert torch.equal(compiled.labels, eager.labels)
-    torch.testing.assert_close(compiled.weight, eager.weight)
+    torch.testing.assert_close(compiled.pixel_weight, eager.pixel_weight)
 
 
 @pytest.mark.gpu

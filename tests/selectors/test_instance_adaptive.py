@@ -10,7 +10,7 @@ from tests.oracles import adaptive as oracle
 def test_by_hand():
     # One class pixel of confidence 0.8 beside θ = 0.6; quantile at 1 - 0.25 · 0.6⁰ = 0.75 of {0.6, 0.8} is 0.75;
     # θ = 0.5 · 0.6 + 0.5 · 0.75 = 0.675 and 0.8 passes it.
-    selector = InstanceAdaptiveSelector(2, alpha=0.25, beta=0.5, gamma=0.0, initial=0.6)
+    selector = InstanceAdaptiveSelector(2, portion=0.25, momentum=0.5, gamma=0.0, initial=0.6)
     result = selector(torch.tensor([0.8, 0.2]).log().reshape(1, 2, 1, 1))
     torch.testing.assert_close(selector.thresholds, torch.tensor([0.675, 0.6], dtype=torch.float64))
     assert result.labels.item() == 0
@@ -18,7 +18,7 @@ def test_by_hand():
 
 @pytest.mark.parametrize("per", ["image", "batch"])
 @pytest.mark.parametrize(
-    "options", [{"alpha": 0.2, "beta": 0.9, "gamma": 8.0}, {"alpha": 0.7, "beta": 0.3, "gamma": 1.0}]
+    "options", [{"portion": 0.2, "momentum": 0.9, "gamma": 8.0}, {"portion": 0.7, "momentum": 0.3, "gamma": 1.0}]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_oracle_over_a_stream(per, options, dtype):
@@ -38,8 +38,8 @@ def test_quantile_is_numpys_to_the_last_element():
     """α from 0 to 1 visits every order statistic, θ below, between and above the confidences."""
     logits = random_logits(1, 3, 8, 8)
     for initial in (0.0, 0.6, 0.999):
-        for alpha in np.linspace(0, 1, 23):
-            options = {"alpha": float(alpha), "beta": 0.0, "gamma": 0.5}
+        for portion in np.linspace(0, 1, 23):
+            options = {"portion": float(portion), "momentum": 0.0, "gamma": 0.5}
             selector = InstanceAdaptiveSelector(3, initial=initial, **options)
             selector(logits)
             _, theta = oracle.instance_adaptive(logits.double().numpy(), np.full(3, initial), **options)
@@ -47,7 +47,7 @@ def test_quantile_is_numpys_to_the_last_element():
 
 
 def test_saturated_confidences_stay_below_the_cap():
-    selector = InstanceAdaptiveSelector(2, beta=0.0)
+    selector = InstanceAdaptiveSelector(2, momentum=0.0)
     result = selector(torch.tensor([80.0, -80.0]).reshape(1, 2, 1, 1).expand(2, 2, 5, 5))
     assert selector.thresholds[0] == 0.999
     assert (result.labels == 0).all()
@@ -99,11 +99,11 @@ def test_state_dict_mid_stream(tmp_path):
 
 def test_every_argument_changes_the_result():
     def theta(**options):
-        selector = InstanceAdaptiveSelector(3, **{"beta": 0.5, **options})
+        selector = InstanceAdaptiveSelector(3, **{"momentum": 0.5, **options})
         selector(random_logits(3, 3, 8, 8))
         return selector.thresholds
 
-    for options in ({"alpha": 0.9}, {"beta": 0.1}, {"gamma": 1.0}, {"initial": 0.5}, {"per": "batch"}):
+    for options in ({"portion": 0.9}, {"momentum": 0.1}, {"gamma": 1.0}, {"initial": 0.5}, {"per": "batch"}):
         assert not torch.equal(theta(**options), theta())
     assert (InstanceAdaptiveSelector(3, ignore_index=-1)(random_logits(1, 3, 8, 8, scale=0.1)).labels == -1).any()
 
@@ -127,17 +127,17 @@ def test_gpu_equals_cpu():
 
 def test_errors():
     for name, value in (
-        ("alpha", -0.1),
-        ("alpha", 1.1),
-        ("beta", 2.0),
+        ("portion", -0.1),
+        ("portion", 1.1),
+        ("momentum", 2.0),
         ("gamma", -1.0),
         ("initial", 1.5),
         ("per", "x"),
     ):
         with pytest.raises(ValueError, match=f"`{name}`"):
             InstanceAdaptiveSelector(3, **{name: value})
-    with pytest.raises(TypeError, match="`alpha`"):
-        InstanceAdaptiveSelector(3, alpha="a")
+    with pytest.raises(TypeError, match="`portion`"):
+        InstanceAdaptiveSelector(3, portion="a")
     with pytest.raises(ValueError, match="`num_classes`"):
         InstanceAdaptiveSelector(0)
     with pytest.raises(ValueError, match="`logits`: expected 3 classes"):

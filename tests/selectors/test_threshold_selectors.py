@@ -194,8 +194,11 @@ def test_errors(select):
     logits = random_logits()
     with pytest.raises(ValueError, match=r"`thresholds`: expected \(C,\) = \(5,\), got \(4,\)"):
         select(logits, KC[:4])
-    with pytest.raises(TypeError, match=r"`thresholds`: expected a torch\.Tensor, got float"):
-        select(logits, 0.9)
+    with pytest.raises(TypeError, match="`thresholds`: expected a number, got str"):
+        select(logits, "0.9")
+    for number in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"`thresholds`: expected a value in \[0.0, 1.0\]"):
+            select(logits, number)
     with pytest.raises(TypeError, match="`thresholds`: expected a floating-point dtype"):
         select(logits, torch.ones(5, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"`logits`: expected \(B, C, H, W\)"):

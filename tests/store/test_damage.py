@@ -12,7 +12,7 @@ from tests.store.cases import NAMES, THRESHOLDS, joined, open_store, pseudo, tre
 
 @pytest.fixture
 def written(tmp_path):
-    stored = write_all(tmp_path, keep=("confidence", "soft", "weight", "predicted"))
+    stored = write_all(tmp_path, keep=("confidence", "soft", "pixel_weight", "predicted"))
     return tmp_path, stored
 
 
@@ -40,7 +40,7 @@ def delete(path):
 
 
 def mend(root):
-    store = open_store(root, keep=("confidence", "soft", "weight", "predicted"))
+    store = open_store(root, keep=("confidence", "soft", "pixel_weight", "predicted"))
     with store.write(0, NAMES, thresholds=THRESHOLDS, portion=0.2) as writer:
         missing = writer.missing()
         if missing:
@@ -51,7 +51,7 @@ def mend(root):
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, grow, empty, delete])
-@pytest.mark.parametrize("kind", ["labels", "confidence", "soft", "weight", "predicted"])
+@pytest.mark.parametrize("kind", ["labels", "confidence", "soft", "pixel_weight", "predicted"])
 def test_files_of_an_image(written, kind, damage):
     root, stored = written
     before, name = tree(root), NAMES[7]
@@ -95,7 +95,7 @@ def test_all_damage_is_named_at_once(written, capfd):
     root, _ = written
     folder = root / "round-0000"
     expected = []
-    for kind, name in (("labels", NAMES[0]), ("soft", NAMES[0]), ("weight", NAMES[5]), ("predicted", NAMES[11])):
+    for kind, name in (("labels", NAMES[0]), ("soft", NAMES[0]), ("pixel_weight", NAMES[5]), ("predicted", NAMES[11])):
         flip(folder / f"{kind}/{name}.png")
         expected.append(f"round-0000/{kind}/{name}.png")
     (folder / f"confidence/{NAMES[3]}.png").unlink()
@@ -168,7 +168,7 @@ def test_settings(written, damage):
     root, _ = written
     before = tree(root)
     damage(root / "round-0000/settings.json")
-    store = open_store(root, keep=("confidence", "soft", "weight", "predicted"))
+    store = open_store(root, keep=("confidence", "soft", "pixel_weight", "predicted"))
     assert store.verify(0) == ["round-0000/settings.json"]
     assert store.latest().read(0).labels.shape == (9, 13)  # is not needed for reading
     with pytest.raises(OSError, match=r"settings.json: missing or damaged file; overwrite=True begins the round anew"):

@@ -26,7 +26,11 @@ from tests.store.cases import CLASSES, open_store, pseudo, tree, write_all
             {"palette": [(0, 256, 0)] * 3},
         ),
         (ValueError, "`palette`: expected three values", {"palette": [(0, 0)] * 3}),
-        (ValueError, "`keep`: expected some of 'confidence', 'soft', 'weight', 'predicted'", {"keep": ["logits"]}),
+        (
+            ValueError,
+            "`keep`: expected some of 'confidence', 'soft', 'pixel_weight', 'predicted'",
+            {"keep": ["logits"]},
+        ),
         (ValueError, "`keep`: expected some of", {"keep": "soft"}),
         (ValueError, "`keep`: expected some of", {"keep": ["soft", "soft"]}),
         (ValueError, "`top_k`: expected at least 1", {"top_k": 0}),
@@ -136,12 +140,16 @@ GOOD = pseudo("a")
         ),
         (
             ValueError,
-            r"`weight`: expected values in \[0, 1\], got 1.25 in image 'a'",
-            changed(weight=one(1.25, GOOD.weight)),
+            r"`pixel_weight`: expected values in \[0, 1\], got 1.25 in image 'a'",
+            changed(pixel_weight=one(1.25, GOOD.pixel_weight)),
         ),
-        (ValueError, r"`weight`: expected values in \[0, 1\], got nan", changed(weight=one(NAN, GOOD.weight))),
-        (ValueError, r"`weight`: expected \(B, H, W\)", changed(weight=GOOD.weight[:, :, 1:])),
-        (TypeError, "`weight`: expected a floating-point dtype", changed(weight=GOOD.labels)),
+        (
+            ValueError,
+            r"`pixel_weight`: expected values in \[0, 1\], got nan",
+            changed(pixel_weight=one(NAN, GOOD.pixel_weight)),
+        ),
+        (ValueError, r"`pixel_weight`: expected \(B, H, W\)", changed(pixel_weight=GOOD.pixel_weight[:, :, 1:])),
+        (TypeError, "`pixel_weight`: expected a floating-point dtype", changed(pixel_weight=GOOD.labels)),
         (TypeError, "`predicted`: expected an integer dtype", changed(predicted=GOOD.confidence)),
         (ValueError, r"`predicted`: expected values in \[0, 5\) .* got 7", changed(predicted=one(7, GOOD.predicted))),
         (ValueError, "`predicted`: expected device cpu, got meta", changed(predicted=GOOD.predicted.to("meta"))),
@@ -182,7 +190,7 @@ def test_add_and_names(tmp_path):
 
 def test_what_is_not_kept_is_not_looked_at(tmp_path):
     with open_store(tmp_path, keep=()).write(0, ["a"]) as writer:
-        writer.add(["a"], changed(weight=one(7.0, GOOD.weight)))
+        writer.add(["a"], changed(pixel_weight=one(7.0, GOOD.pixel_weight)))
         assert writer.finish().fields == ("labels",)
 
 
@@ -218,7 +226,9 @@ def test_read(tmp_path):
         with pytest.raises(TypeError):
             call(1.0)
     for fields in ([], ["predicted"], ["labels", "logits"]):
-        with pytest.raises(ValueError, match="`fields`: expected some of 'labels', 'confidence', 'soft', 'weight'"):
+        with pytest.raises(
+            ValueError, match="`fields`: expected some of 'labels', 'confidence', 'soft', 'pixel_weight'"
+        ):
             stored.dataset(fields)
         with pytest.raises(ValueError, match="`fields`"):
             PseudoLabelDataset(stored, fields)

@@ -89,7 +89,7 @@ def test_half_a_line_half_a_file_and_files_that_nobody_listed(tmp_path, quiet):
     assert tree(tmp_path) == quiet
 
 
-@pytest.mark.parametrize("kind", ["labels", "confidence", "soft", "weight"])
+@pytest.mark.parametrize("kind", ["labels", "confidence", "soft", "pixel_weight"])
 def test_what_was_damaged_meanwhile_is_written_again(tmp_path, quiet, kind):
     begin(tmp_path, 6)
     (tmp_path / f"round-0000/{kind}/{NAMES[2]}.png").write_bytes(b"")
@@ -184,7 +184,9 @@ def test_fields_must_be_the_same_in_all_images(tmp_path):
     hard = PseudoLabels(pseudo("b").labels, pseudo("b").confidence)
     writer = open_store(tmp_path).write(0, ["a", "b"])
     writer.add(["a"], pseudo("a"))
-    with pytest.raises(ValueError, match="`pseudo`: expected labels, 'confidence', 'soft', 'weight' as in the images"):
+    with pytest.raises(
+        ValueError, match="`pseudo`: expected labels, 'confidence', 'soft', 'pixel_weight' as in the images"
+    ):
         writer.add(["b"], hard)
     writer.close()
     writer = open_store(tmp_path).write(0, ["a", "b"])  # also by another process
@@ -192,7 +194,7 @@ def test_fields_must_be_the_same_in_all_images(tmp_path):
         writer.add(["b"], hard)
     writer._kinds = None  # as a process that began at the same time
     writer.add(["b"], hard)
-    with pytest.raises(RuntimeError, match="expected the same fields in all images, got labels, confidence, soft, wei"):
+    with pytest.raises(RuntimeError, match="expected the same fields in all images, got labels, confidence, soft, pix"):
         writer.finish()
 
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 
 @pytest.mark.parametrize("threads", [0, 3])
 def test_every_field(tmp_path, threads):
-    keep = ("confidence", "soft", "weight", "predicted")
+    keep = ("confidence", "soft", "pixel_weight", "predicted")
     stored = write_all(tmp_path, keep=keep, threads=threads)
     assert stored.fields == ("labels", *keep)
     assert len(stored) == len(NAMES)
@@ -36,7 +36,7 @@ def test_every_field(tmp_path, threads):
         assert found.labels.dtype == found.predicted.dtype == torch.int64
         assert torch.equal(found.labels, given.labels[0])
         assert torch.equal(found.predicted, given.predicted[0])
-        for field in ("confidence", "weight"):
+        for field in ("confidence", "pixel_weight"):
             value = getattr(found, field)
             assert value.dtype == torch.float32
             assert float((value - getattr(given, field)[0]).abs().max()) <= 1 / 510 + 1e-7
@@ -49,9 +49,9 @@ def test_every_field(tmp_path, threads):
 def test_worst_error_of_confidence_and_weight_is_reached_and_not_passed(tmp_path):
     values = torch.linspace(0, 1, 4097).view(1, 17, 241)
     with open_store(tmp_path).write(0, ["a"]) as writer:
-        writer.add(["a"], PseudoLabels(torch.zeros(1, 17, 241, dtype=torch.long), values, weight=values))
+        writer.add(["a"], PseudoLabels(torch.zeros(1, 17, 241, dtype=torch.long), values, pixel_weight=values))
         found = writer.finish().read("a")
-    for value in (found.confidence, found.weight):
+    for value in (found.confidence, found.pixel_weight):
         error = float((value - values[0]).abs().max())
         assert 0.95 / 510 < error <= 1 / 510 + 1e-7
         assert value.flatten()[0] == 0
@@ -71,7 +71,7 @@ def test_hard_labels_only(tmp_path):
     found = stored.read("b")
     assert torch.equal(found.labels, given.labels[1])
     assert bool(found.confidence.isnan().all())
-    assert (found.soft, found.weight, found.predicted) == (None, None, None)
+    assert (found.soft, found.pixel_weight, found.predicted) == (None, None, None)
     assert torch.equal(stored.counts[1].long(), torch.bincount(given.labels[1].flatten(), minlength=256)[:CLASSES])
     assert torch.equal(stored.predicted[1].long(), torch.bincount(given.predicted[1].flatten(), minlength=CLASSES))
     assert (stored.thresholds, stored.settings.portion, stored.soft_dropped) == (None, None, None)
@@ -146,18 +146,18 @@ def test_half_precision_strides_and_gradients(tmp_path):
         given.labels.transpose(1, 2).contiguous().transpose(1, 2),
         given.confidence.bfloat16(),
         given.soft.half().requires_grad_(),
-        given.weight.double()[:, :, ::1],
+        given.pixel_weight.double()[:, :, ::1],
         given.predicted.to(torch.uint8),
     )
     before = [value.clone() for value in rough]
-    with open_store(tmp_path, keep=("confidence", "soft", "weight", "predicted")).write(0, ["a"]) as writer:
+    with open_store(tmp_path, keep=("confidence", "soft", "pixel_weight", "predicted")).write(0, ["a"]) as writer:
         writer.add(["a"], rough)
         found = writer.finish().read("a")
     assert all(torch.equal(a, b) for a, b in zip(before, rough, strict=True))  # not changed
     assert torch.equal(found.labels, given.labels[0])
     assert torch.equal(found.predicted, given.predicted[0])
     assert float((found.confidence - rough.confidence[0].float()).abs().max()) <= 1 / 510 + 1e-7
-    assert float((found.weight - given.weight[0]).abs().max()) <= 1 / 510 + 1e-7
+    assert float((found.pixel_weight - given.pixel_weight[0]).abs().max()) <= 1 / 510 + 1e-7
 
 
 def test_confidence_above_one_is_stored_as_one(tmp_path):
@@ -351,7 +351,7 @@ def test_a_whole_round_of_the_library(tmp_path):
     # The thresholds that were read select the very same pixels.
     again = select_reweighted(logits, store.latest().thresholds)
     assert torch.equal(torch.stack([stored.labels(name) for name in names]), again.labels)
-    assert torch.equal(stored.predicted.sum(0).long(), estimator.class_counts)
+    assert torch.equal(stored.predicted.sum(0).long(), estimator.class_counts())
     assert re.fullmatch(r"StoredRound\(0, 6 images, \d+\.\d % selected, \d+\.\d KiB an image\)", repr(stored))
 
 

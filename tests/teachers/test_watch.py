@@ -140,7 +140,10 @@ def test_agreement_state():
             resumed.half()  # as part of a module that is cast: counts stay counts
             statistics = resumed
     check(statistics, pairs, 4)
-    assert {tensor.dtype for tensor in statistics.buffers()} == {torch.int64}
+    assert {tensor.dtype for tensor in statistics.state_dict().values()} == {torch.int64}
+    assert {statistics.both.dtype, statistics.teacher.dtype, statistics.student.dtype, statistics.gap.dtype} == {
+        torch.int64
+    }
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,9 @@ def test_linear_portion():
 @pytest.mark.parametrize(
     ("name", "first", "last"),
     [
-        ("CBST_PORTIONS", [0.2, 0.25, 0.3], 0.5),
         ("CBST_SP_PORTIONS", [0.15, 0.2, 0.25], 0.5),
-        ("CRST_PORTIONS", [0.2, 0.25, 0.3], 0.5),
         ("DST_CBC_PORTIONS", [0.2, 0.4, 0.6, 0.8, 1.0], 1.0),
-        ("IAST_ALPHAS", [0.2, 0.25, 0.3], 0.3),
+        ("IAST_PORTIONS", [0.2, 0.25, 0.3], 0.3),
         ("GTA5_SOURCE_PORTIONS", [0.03, 0.0325, 0.035], 0.06),
         ("SYNTHIA_SOURCE_PORTIONS", [0.02, 0.0225, 0.025], 0.06),
     ],
