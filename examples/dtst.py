@@ -72,13 +72,12 @@ def reliable_labels(snapshot: StoredRound, bank: ReliabilityBank, places: dict[s
 
 def whole_image(size: list[int] | None) -> Callable[[Any, Any], tuple[Tensor, Any]]:
     """Transform (image, labels) or (image, name) into tensors, of the given size if any."""
-    resize = v2.Identity() if size is None else v2.Resize(size, antialias=True)
+    return functools.partial(_resized, v2.Identity() if size is None else v2.Resize(size, antialias=True))
 
-    def apply(image: Tensor, labels: Any) -> tuple[Tensor, Any]:
-        image, labels = resize(image, labels)
-        return image.as_subclass(Tensor), labels.as_subclass(Tensor) if isinstance(labels, Tensor) else labels
 
-    return apply
+def _resized(resize: Callable[..., Any], image: Tensor, labels: Any) -> tuple[Tensor, Any]:
+    image, labels = resize(image, labels)
+    return image.as_subclass(Tensor), labels.as_subclass(Tensor) if isinstance(labels, Tensor) else labels
 
 
 def draw_batches(data: Data, run: Run, bank: ReliabilityBank) -> tuple[Batches, Batches, Tensor]:
