@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.confidence import SpatialPrior
-from selftrain_seg.losses import mrkld_loss
+from selftrain_seg.losses import cross_entropy
 from selftrain_seg.mining import SmallClassCrop, classes_below, rare_classes
 from selftrain_seg.selectors import select_hard, select_reweighted
 from selftrain_seg.store import PseudoLabelStore, StoredRound
-from selftrain_seg.thresholds import ClassBalancedThreshold, GlobalThreshold, linear_portion, source_subset
+from selftrain_seg.thresholds import ClassBalancedThreshold, GlobalThreshold, PortionSchedule, source_subset
 
 
 def label_target(
@@ -37,12 +37,12 @@ def label_target(
 ) -> StoredRound:
     """Thresholds from one pass over the target images, labels from another."""
     args = run.args
-    portion = linear_portion(round, start=args.portion[0], step=args.portion[1], stop=args.portion[2])
+    portion = PortionSchedule(*args.portion)(round)
     estimator = GlobalThreshold if args.policy == "global" else ClassBalancedThreshold
-    kc = estimator(data.label_map.num_classes, portion).to(run.device)
+    kc = estimator(data.label_map.num_classes, portion, prior=prior).to(run.device)
 
     def estimate() -> Tensor:
-        gather(net, data, run, lambda logits: kc.update(logits, prior=prior))
+        gather(net, data, run, kc.update)
         return kc.compute()
 
     thresholds = thresholds_of(store, round, run, estimate)
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--spatial-prior", action="store_true")
     parser.add_argument("--prior-sigma", type=float, default=70.0, help="of the prior's Gaussian, in pixels")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--portion", type=float, nargs=3, default=[0.2, 0.05, 0.5], help="start, step, stop")
+    parser.add_argument("--portion", type=float, nargs=3, default=(0.2, 0.05, 0.5), help="start, step, stop")
     parser.add_argument("--source-portion", type=float, nargs=3, help="start, step, stop of source images in use")
     parser.add_argument("--lr-decay", type=float, default=1.0, help="factor of the learning rate from round to round")
     parser.add_argument("--mine", action=BooleanOptionalAction, default=False, help="crop around small classes")
@@ -125,8 +125,7 @@ def main() -> None:
             crop = SmallClassCrop(classes_below(counts), args.crop, fallback=rare_classes(counts))
         order = None
         if args.source_portion is not None:
-            start, step, stop = args.source_portion
-            share = linear_portion(round, start=start, step=step, stop=stop)
+            share = PortionSchedule(*args.source_portion)(round)
             order = source_subset(len(data.source), share, seed=args.seed).tolist()
         target = Batches(
             data.target_with(stored.labels), run, f"{stage} target", training_transform(args.crop, crop=crop)
@@ -141,8 +140,7 @@ def main() -> None:
                 for batches in (source, target):
                     images, labels = batches[step * args.accumulate + part]
                     with run.forward(student):
-                        # Weight 0 leaves the cross entropy.
-                        total = mrkld_loss(student(as_floats(images)), labels, weight=0.0, reduction="sum")
+                        total = cross_entropy(student(as_floats(images)), labels, reduction="sum")
                     losses.append(run.mean(total, (labels != IGNORE_INDEX).sum()))
                 run.learn(losses[0] + losses[1], optimizer, schedule)
             run.scalars(round * args.steps + step, source_loss=losses[0], target_loss=losses[1])

@@ -25,11 +25,11 @@ from _common.run import Run
 from torch import Tensor, nn
 
 from selftrain_seg import IGNORE_INDEX, PseudoLabels
-from selftrain_seg.losses import lrent_loss, mrent_loss, mrkld_loss, mrl2_loss
+from selftrain_seg.losses import cross_entropy, mrent_loss, mrkld_loss, mrl2_loss
 from selftrain_seg.mining import SmallClassCrop, classes_below, rare_classes
 from selftrain_seg.selectors import select_reweighted, select_soft
 from selftrain_seg.store import PseudoLabelStore, StoredRound, expand_soft
-from selftrain_seg.thresholds import CRST_PORTIONS, ClassBalancedThreshold, linear_portion, source_subset
+from selftrain_seg.thresholds import ClassBalancedThreshold, PortionSchedule, source_subset
 
 LOSSES = {"mrkld": mrkld_loss, "mrent": mrent_loss, "mrl2": mrl2_loss}  # cross entropy included
 ALPHAS = {"mrkld": 0.1, "mrent": 0.1, "mrl2": 0.1, "lrent": 0.25}
@@ -38,7 +38,7 @@ ALPHAS = {"mrkld": 0.1, "mrent": 0.1, "mrl2": 0.1, "lrent": 0.25}
 def label_target(net: nn.Module, data: Data, run: Run, store: PseudoLabelStore, round: int) -> StoredRound:
     """Thresholds from one pass over the target images; labels, hard or soft, from another."""
     args = run.args
-    portion = linear_portion(round, start=args.portion[0], step=args.portion[1], stop=args.portion[2])
+    portion = PortionSchedule(*args.portion)(round)
     kc = ClassBalancedThreshold(data.label_map.num_classes, portion).to(run.device)
 
     def estimate() -> Tensor:
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, help=f"strength of the regulariser (default: {ALPHAS})")
     parser.add_argument("--source-alpha", type=float, default=0.0, help="of the network's regulariser on source images")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--portion", type=float, nargs=3, default=CRST_PORTIONS, help="start, step, stop")
+    parser.add_argument("--portion", type=float, nargs=3, default=(0.2, 0.05, 0.5), help="start, step, stop")
     parser.add_argument("--source-portion", type=float, nargs=3, help="start, step, stop of source images in use")
     parser.add_argument("--mine", action=BooleanOptionalAction, default=False, help="crop around small classes")
     args = parser.parse_args()
@@ -103,8 +103,7 @@ def main() -> None:
             crop = SmallClassCrop(classes_below(counts), args.crop, fallback=rare_classes(counts))
         order = None
         if args.source_portion is not None:
-            start, step, stop = args.source_portion
-            share = linear_portion(round, start=start, step=step, stop=stop)
+            share = PortionSchedule(*args.source_portion)(round)
             order = source_subset(len(data.source), share, seed=args.seed).tolist()
         labelled = Labelled(data.target, stored, ("labels", "soft")) if soft_labels else data.target_with(stored.labels)
         target = Batches(labelled, run, f"{stage} target", training_transform(args.crop, crop=crop))
@@ -119,13 +118,13 @@ def main() -> None:
                 with run.forward(student):
                     # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
                     logits = student(as_floats(source_images))
-                    total = regularized_loss(logits, source_labels, weight=args.source_alpha, reduction="sum")
+                    total = regularized_loss(logits, source_labels, reg_weight=args.source_alpha, reduction="sum")
                     source_loss = run.mean(total, (source_labels != IGNORE_INDEX).sum())
                     logits = student(as_floats(target_images))
                     if soft_labels:
-                        total = lrent_loss(logits, expand_soft(soft[0], num_classes), reduction="sum")
+                        total = cross_entropy(logits, expand_soft(soft[0], num_classes), reduction="sum")
                     else:
-                        total = regularized_loss(logits, target_labels, weight=args.alpha, reduction="sum")
+                        total = regularized_loss(logits, target_labels, reg_weight=args.alpha, reduction="sum")
                     target_loss = run.mean(total, (target_labels != IGNORE_INDEX).sum())
                 run.learn(source_loss + target_loss, optimizer, schedule)
             run.scalars(round * args.steps + step, source_loss=source_loss, target_loss=target_loss)

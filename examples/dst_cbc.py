@@ -31,14 +31,13 @@ from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.losses import dynamic_loss, dynamic_mutual_loss
 from selftrain_seg.selectors import select_hard
 from selftrain_seg.store import PseudoLabelStore, StoredRound
-from selftrain_seg.thresholds import DST_CBC_PORTIONS, ClassBalancedThreshold, linear_portion
+from selftrain_seg.thresholds import DST_CBC_PORTIONS, ClassBalancedThreshold, PortionSchedule
 
 
 def label_others(net: nn.Module, data: Data, run: Run, store: PseudoLabelStore, round: int) -> StoredRound:
     """Thresholds from one pass over the images without labels, labels from another."""
-    args = run.args
-    portion = linear_portion(round, start=args.portion[0], step=args.portion[1], stop=args.portion[2])
-    kc = ClassBalancedThreshold(data.label_map.num_classes, portion, rank="dst-cbc", stride=args.stride).to(run.device)
+    portion, stride = PortionSchedule(*run.args.portion)(round), run.args.stride
+    kc = ClassBalancedThreshold(data.label_map.num_classes, portion, rank="first_out", stride=stride).to(run.device)
 
     def estimate() -> Tensor:
         gather(net, data, run, kc.update)

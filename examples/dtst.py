@@ -33,7 +33,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from selftrain_seg import IGNORE_INDEX
-from selftrain_seg.losses import mrkld_loss, negative_loss
+from selftrain_seg.losses import cross_entropy, negative_loss
 from selftrain_seg.mining import ClassBalancedSampler, ClassIndex, ReliabilityBank, classes_below, paste_classes
 from selftrain_seg.selectors import RunningConfidenceSelector
 from selftrain_seg.store import StoredRound
@@ -72,13 +72,12 @@ def reliable_labels(snapshot: StoredRound, bank: ReliabilityBank, places: dict[s
 
 def whole_image(size: list[int] | None) -> Callable[[Any, Any], tuple[Tensor, Any]]:
     """Transform (image, labels) or (image, name) into tensors, of the given size if any."""
-    resize = v2.Identity() if size is None else v2.Resize(size, antialias=True)
+    return functools.partial(_resized, v2.Identity() if size is None else v2.Resize(size, antialias=True))
 
-    def apply(image: Tensor, labels: Any) -> tuple[Tensor, Any]:
-        image, labels = resize(image, labels)
-        return image.as_subclass(Tensor), labels.as_subclass(Tensor) if isinstance(labels, Tensor) else labels
 
-    return apply
+def _resized(resize: Callable[..., Any], image: Tensor, labels: Any) -> tuple[Tensor, Any]:
+    image, labels = resize(image, labels)
+    return image.as_subclass(Tensor), labels.as_subclass(Tensor) if isinstance(labels, Tensor) else labels
 
 
 def draw_batches(data: Data, run: Run, bank: ReliabilityBank) -> tuple[Batches, Batches, Tensor]:
@@ -205,10 +204,10 @@ def main() -> None:
 
             with run.forward(student):
                 logits = student(views.strong(weak, parameters))
-                total = mrkld_loss(logits, labels, weight=0.0, reduction="sum")  # weight 0 leaves the cross entropy
-                loss = positive = run.mean(total, (labels != IGNORE_INDEX).sum())
+                # Divided by all pixels, as published: the fewer have labels, the less these count.
+                loss = positive = cross_entropy(logits, labels, normalize="all")
                 if args.negative:
-                    total = negative_loss(logits, probs, weight=args.negative, reduction="sum")
+                    total = negative_loss(logits, probs, loss_weight=args.negative, reduction="sum")
                     loss = positive + run.mean(total, (probs <= 1 / len(classes)).sum())
             run.learn(loss, optimizer, schedule)
         teacher.observe(images, net)

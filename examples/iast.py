@@ -31,16 +31,15 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from selftrain_seg import IGNORE_INDEX
-from selftrain_seg.losses import mrkld_loss, region_guided_loss
+from selftrain_seg.losses import cross_entropy, region_guided_loss
 from selftrain_seg.selectors import InstanceAdaptiveSelector
 from selftrain_seg.store import PseudoLabelStore, StoredRound
-from selftrain_seg.thresholds import IAST_ALPHAS, linear_portion
+from selftrain_seg.thresholds import IAST_PORTIONS, PortionSchedule
 
 
-def cross_entropy(run: Run, logits: Tensor, labels: Tensor) -> Tensor:
+def supervised(run: Run, logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over the labelled pixels of all ranks."""
-    total = mrkld_loss(logits, labels, weight=0.0, reduction="sum")  # weight 0 leaves the cross entropy
-    return run.mean(total, (labels != IGNORE_INDEX).sum())
+    return run.mean(cross_entropy(logits, labels, reduction="sum"), (labels != IGNORE_INDEX).sum())
 
 
 def region_guided(run: Run, logits: Tensor, labels: Tensor) -> Tensor:
@@ -86,7 +85,7 @@ def warm_up(net: nn.Module, student: nn.Module, data: Data, run: Run) -> None:
             (source_images, labels), (target_images, _) = source[number], target[number]
             with run.forward(student, wrapped):
                 logits = student(as_floats(source_images))
-                source_loss = cross_entropy(run, logits, labels)
+                source_loss = supervised(run, logits, labels)
                 from_source, from_target = logits.softmax(1), student(as_floats(target_images)).softmax(1)
                 # Two losses of one backward pass: what fools the judge does not move it, ...
                 fixed = {name: parameter.detach() for name, parameter in judge.named_parameters()}
@@ -111,7 +110,7 @@ def label_target(
     """
     names, size = data.target.names, 1 if selector.per == "image" else 2
     calls = math.ceil(math.ceil(len(names) / run.world) / size)  # the ranks add up their thresholds in each
-    with store.write(round, names, portion=selector.alpha) as writer:
+    with store.write(round, names, portion=selector.portion) as writer:
         for images, some in in_order(data.target, run, range(run.rank, len(names), run.world), size=size):
             writer.add(some, selector(net(images)))
             calls -= 1
@@ -150,8 +149,8 @@ def main() -> None:
     parser.add_argument("--adversarial-weight", type=float, default=0.001)
     parser.add_argument("--judge-lr", type=float, default=2e-5, help="of the discriminator")
     parser.add_argument("--judge-width", type=int, default=64, help="channels of the discriminator's first layer")
-    parser.add_argument("--alpha", type=float, nargs=3, default=list(IAST_ALPHAS), help="start, step, stop")
-    parser.add_argument("--beta", type=float, default=0.9, help="momentum of the thresholds")
+    parser.add_argument("--portion", type=float, nargs=3, default=IAST_PORTIONS, help="start, step, stop")
+    parser.add_argument("--momentum", type=float, default=0.9, help="momentum of the thresholds")
     parser.add_argument("--gamma", type=float, default=8.0, help="how much less is kept of classes with low thresholds")
     parser.add_argument(
         "--per",
@@ -178,8 +177,8 @@ def main() -> None:
     thresholds = {}
     for round in range(args.rounds):
         stage = f"round{round + 1}"
-        alpha = linear_portion(round, start=args.alpha[0], step=args.alpha[1], stop=args.alpha[2])
-        settings = {"alpha": alpha, "beta": args.beta, "gamma": args.gamma, "per": args.per}
+        portion = PortionSchedule(*args.portion)(round)
+        settings = {"portion": portion, "momentum": args.momentum, "gamma": args.gamma, "per": args.per}
         selector = InstanceAdaptiveSelector(data.label_map.num_classes, **settings).to(run.device)
         if run.begun(stage):
             stored = store.round(round)
@@ -196,7 +195,7 @@ def main() -> None:
                 number = step * args.accumulate + part
                 (source_images, source_labels), (target_images, labels) = source[number], target[number]
                 with run.forward(student):  # the domains apart: in one batch BatchNorm would mix their statistics
-                    source_loss = cross_entropy(run, student(as_floats(source_images)), source_labels)
+                    source_loss = supervised(run, student(as_floats(source_images)), source_labels)
                     target_loss = region_guided(run, student(as_floats(target_images)), labels)
                 run.learn(args.source_weight * source_loss + target_loss, optimizer, schedule)
             run.scalars(round * args.steps + step, source_loss=source_loss, target_loss=target_loss)

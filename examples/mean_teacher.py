@@ -22,20 +22,13 @@ from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
 from _common.run import Run
 from kornia.augmentation import AugmentationSequential, ColorJiggle, RandomGaussianBlur
-from torch import Tensor
 
 from selftrain_seg import IGNORE_INDEX
-from selftrain_seg.losses import mrkld_loss
+from selftrain_seg.losses import cross_entropy
 from selftrain_seg.mining import class_mix
 from selftrain_seg.selectors import select_fixed
 from selftrain_seg.teachers import AgreementStatistics, DualTeacher, DynamicTeacher, MeanTeacher
 from selftrain_seg.visualize import mixing_sheet, record_picture
-
-
-def cross_entropy(run: Run, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean over the labelled pixels of all ranks; pixel weights do not change the divisor."""
-    total = mrkld_loss(logits, labels, weight=0.0, pixel_weight=weight, reduction="sum")
-    return run.mean(total, (labels != IGNORE_INDEX).sum())
 
 
 def main() -> None:
@@ -99,22 +92,25 @@ def main() -> None:
             )
             source_images, target_images = as_floats(source_images), as_floats(target_images)
             teacher_logits = teacher(target_images)
-            pseudo = select_fixed(teacher_logits, threshold=args.threshold, weight="batch")
+            pseudo = select_fixed(teacher_logits, threshold=args.threshold, weigh_by="batch")
             mix = teacher.mixing if args.teacher == "dual" else class_mix
             other = (source_images, source_labels) if args.paste_from == "source" else None
-            mixed = mix(target_images, pseudo.labels, weight=pseudo.weight, source=other)
+            mixed = mix(target_images, pseudo.labels, pixel_weight=pseudo.pixel_weight, source=other)
             with run.forward(student):
                 # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
-                loss = cross_entropy(run, student(source_images), source_labels)
+                total = cross_entropy(student(source_images), source_labels, reduction="sum")
+                source_loss = run.mean(total, (source_labels != IGNORE_INDEX).sum())
                 logits = student(as_floats(strong(mixed.images)))
-                loss = loss + cross_entropy(run, logits, mixed.labels, mixed.weight)
+                # Divided by all pixels, as published: the fewer have labels, the less these count.
+                target_loss = cross_entropy(logits, mixed.labels, pixel_weight=mixed.pixel_weight, normalize="all")
+            loss = source_loss + target_loss
             run.learn(loss, optimizer, schedule)
         if args.teacher == "dynamic":
             teacher.observe(target_images, net)
         if step % 10 == 0:
             # Where something was pasted the student saw another image; NaN is not counted.
             agreement.update(teacher_logits.masked_fill(mixed.pasted[:, None], torch.nan), logits.detach())
-            run.scalars(step, loss=loss, agreement=agreement.compute().share, weight=pseudo.weight.mean())
+            run.scalars(step, loss=loss, agreement=agreement.compute().share, weight=pseudo.pixel_weight.mean())
             agreement.reset()
         if run.main and step + 1 == args.steps:
             sheet = mixing_sheet(target_images, pseudo.labels, mixed, data.label_map.palette)

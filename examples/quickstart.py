@@ -25,7 +25,7 @@ from tqdm import trange
 import selftrain_seg
 from selftrain_seg.confidence import top_confidence
 from selftrain_seg.datasets import SyntheticStreets
-from selftrain_seg.losses import mrkld_loss
+from selftrain_seg.losses import cross_entropy, mrkld_loss
 from selftrain_seg.mining import crop, mine_crops, rare_classes
 from selftrain_seg.selectors import SelectionStatistics, SelectionSummary, select_hard, select_reweighted
 from selftrain_seg.thresholds import ClassBalancedThreshold, GlobalThreshold, linear_portion
@@ -78,7 +78,7 @@ def label_target(
         pseudo = select(net(images), thresholds)
         statistics.update(pseudo, truth)
         labels.append(pseudo.labels)
-    return torch.cat(labels), thresholds, kc.class_counts, statistics.compute()
+    return torch.cat(labels), thresholds, kc.class_counts(), statistics.compute()
 
 
 def adapt(
@@ -131,7 +131,7 @@ def adapt(
             args.steps, desc=f"{NAMES[method]} round {round + 1}", unit="step", leave=False, disable=None
         ):
             images, truth = source[draw(source, 4, generator)]
-            loss = mrkld_loss(net(jitter(as_floats(images))), truth, weight=0.0)  # weight 0: cross entropy
+            loss = cross_entropy(net(jitter(as_floats(images))), truth)
             if method == "source":
                 images, chosen = source[draw(source, 4, generator)]
             else:
@@ -141,8 +141,8 @@ def adapt(
                 corners = mine_crops(chosen, rare, size, generator=corner_generator)
                 images, chosen = crop(images, corners, size), crop(chosen, corners, size)
             # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
-            weight = 0.1 if method == "mrkld" else 0.0
-            loss = loss + mrkld_loss(net(jitter(as_floats(images))), chosen, weight=weight)
+            learn = mrkld_loss if method == "mrkld" else cross_entropy
+            loss = loss + learn(net(jitter(as_floats(images))), chosen)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -16,7 +16,7 @@ from _common.networks import build, optimizer_of
 from _common.run import Run
 
 from selftrain_seg import IGNORE_INDEX
-from selftrain_seg.losses import mrkld_loss
+from selftrain_seg.losses import cross_entropy
 
 
 def main() -> None:
@@ -41,8 +41,7 @@ def main() -> None:
         for part in range(args.accumulate):
             images, labels = batches[step * args.accumulate + part]
             with run.forward(student):
-                # Weight 0 leaves the cross entropy.
-                total = mrkld_loss(student(as_floats(images)), labels, weight=0.0, reduction="sum")
+                total = cross_entropy(student(as_floats(images)), labels, reduction="sum")
             loss = run.mean(total, (labels != IGNORE_INDEX).sum())
             run.learn(loss, optimizer, schedule)
         run.scalars(step, loss=loss)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pictures.scene import Scene
 from pictures.style import BLUE, GREEN, ORANGE, PINK, RED, WIDTH
-from selftrain_seg.losses import dynamic_loss, mrent_loss, mrkld_loss, mrl2_loss, symmetric_loss
+from selftrain_seg.losses import cross_entropy, dynamic_loss, mrent_loss, mrkld_loss, mrl2_loss, symmetric_loss
 
 NUM_CLASSES = 19
 
@@ -20,7 +20,7 @@ def draw(_: Scene) -> Figure:
     """Draw the negative gradient at the label's logit over p_y, the other classes sharing the rest evenly."""
     figure, (above, below) = plt.subplots(2, 1, figsize=(WIDTH, 8.2), layout="constrained")
     for name, loss, colour in (
-        ("cross entropy", lambda z, y: mrkld_loss(z, y, weight=0.0), "black"),
+        ("cross_entropy", cross_entropy, "black"),
         ("dynamic_loss, γ = 1", lambda z, y: dynamic_loss(z, y, gamma=1.0), BLUE),
         ("dynamic_loss, γ = 5", lambda z, y: dynamic_loss(z, y, gamma=5.0), GREEN),
         ("symmetric_loss", symmetric_loss, ORANGE),
@@ -29,7 +29,7 @@ def draw(_: Scene) -> Figure:
         above.plot(probability, _pull(loss, probability), color=colour, label=name)
     above.set_title("labels that the network doubts")
     for name, loss, colour in (
-        ("cross entropy", lambda z, y: mrkld_loss(z, y, weight=0.0), "black"),
+        ("cross_entropy", cross_entropy, "black"),
         ("mrkld_loss", mrkld_loss, BLUE),
         ("mrent_loss", mrent_loss, RED),
         ("mrl2_loss", mrl2_loss, PINK),
@@ -37,7 +37,7 @@ def draw(_: Scene) -> Figure:
         probability = torch.linspace(0.6, 0.9995, 400)
         below.plot(probability, _pull(loss, probability), color=colour, label=name)
     below.axhline(0, color="black", linewidth=0.8)
-    below.set_title("how sure a network may become, α = 0.1")
+    below.set_title("how sure a network may become, reg_weight 0.1")
     for axis in (above, below):
         axis.set_xlabel("probability $p_y$ of the label")
         axis.set_ylabel("pull towards the label")

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from pictures.scene import Scene
 from pictures.style import BLUE, GREEN, GREY, ORANGE, WIDTH
-from selftrain_seg.losses import mrkld_loss
+from selftrain_seg.losses import cross_entropy
 from selftrain_seg.mining import class_mix
 from selftrain_seg.selectors import select_fixed
 from selftrain_seg.teachers import MeanTeacher, parameter_distance
@@ -58,11 +58,17 @@ def _train(scene: Scene) -> dict[str, Tensor]:
         source, labels = scene.source[draw_batch(scene.source, BATCH, generator)]
         target, _ = scene.target[draw_batch(scene.target, BATCH, generator)]
         source, target, labels = as_floats(source), as_floats(target), labels.long()
-        pseudo = select_fixed(teachers[LABELLING](target), threshold=0.9, weight="batch")
-        mixed = class_mix(target, pseudo.labels, weight=pseudo.weight, source=(source, labels), generator=generator)
+        pseudo = select_fixed(teachers[LABELLING](target), threshold=0.9, weigh_by="batch")
+        mixed = class_mix(
+            target,
+            pseudo.labels,
+            pixel_weight=pseudo.pixel_weight,
+            source=(source, labels),
+            generator=generator,
+        )
         loss = F.cross_entropy(student(jitter(source)), labels, ignore_index=255)
         logits = student(jitter(mixed.images))
-        loss = loss + mrkld_loss(logits, mixed.labels, weight=0.0, pixel_weight=mixed.weight)
+        loss = loss + cross_entropy(logits, mixed.labels, pixel_weight=mixed.pixel_weight, normalize="all")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -120,15 +121,16 @@ def training_transform(size: Sequence[int] | None, *, crop: Callable[..., Any] |
         fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE_INDEX}
         crop = v2.RandomCrop(tuple(size), pad_if_needed=True, fill=fill)
     flip, jitter = v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2, 0.2, 0.03)
-    move = flip if crop is None else v2.Compose([crop, flip])
+    return functools.partial(_augment, flip if crop is None else v2.Compose([crop, flip]), jitter)
 
-    def apply(image: tv_tensors.Image, labels: Any, *maps: Tensor) -> tuple[Any, ...]:
-        if isinstance(labels, Tensor):
-            labels = tv_tensors.Mask(labels)
-        # Maps move as images do: a crop finds its place in the only mask, and fills the others with 0.
-        image, labels, *moved = move(image, labels, *(tv_tensors.Image(part) for part in maps))
-        moved = [new.reshape(*old.shape[:-2], *new.shape[-2:]) for new, old in zip(moved, maps, strict=True)]
-        parts = (jitter(image), labels, *moved)
-        return tuple(part.as_subclass(Tensor) if isinstance(part, Tensor) else part for part in parts)
 
-    return apply
+def _augment(
+    move: Callable[..., Any], recolour: Callable[..., Any], image: tv_tensors.Image, labels: Any, *maps: Tensor
+) -> tuple[Any, ...]:
+    if isinstance(labels, Tensor):
+        labels = tv_tensors.Mask(labels)
+    # Maps move as images do: a crop finds its place in the only mask, and fills the others with 0.
+    image, labels, *moved = move(image, labels, *(tv_tensors.Image(part) for part in maps))
+    moved = [new.reshape(*old.shape[:-2], *new.shape[-2:]) for new, old in zip(moved, maps, strict=True)]
+    parts = (recolour(image), labels, *moved)
+    return tuple(part.as_subclass(Tensor) if isinstance(part, Tensor) else part for part in parts)

@@ -50,7 +50,7 @@ def main() -> None:
     accelerator.print(f"source only: mIoU {before:.1f}; BatchNorm re-estimated: mIoU {score(network, val):.1f}")
 
     teacher = MeanTeacher(network, momentum=0.99, train_mode=True, buffers="keep").to(accelerator.device)
-    selector = InstanceAdaptiveSelector(CLASSES, alpha=0.3).to(accelerator.device)
+    selector = InstanceAdaptiveSelector(CLASSES, portion=0.3).to(accelerator.device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
     loaders = [DataLoader(dataset, batch_size=4, shuffle=True, drop_last=True) for dataset in (source, target)]
     student, optimizer, *loaders = accelerator.prepare(network, optimizer, *loaders)

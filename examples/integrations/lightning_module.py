@@ -1,7 +1,7 @@
 """A mean teacher with class-balanced thresholds and ClassMix as a Lightning module.
 
-Teacher, thresholds and the counts behind them are submodules and buffers: they move with the module and are in its
-checkpoints. ``--devices 2`` trains on two processes, ``--resume`` goes on after the last finished epoch.
+Teacher, thresholds and the counts behind them are parts of the module: they move with it and are in its checkpoints.
+``--devices 2`` trains on two processes, ``--resume`` goes on after the last finished epoch.
 
 ``python examples/integrations/lightning_module.py``
 """
@@ -18,14 +18,13 @@ import lightning as L
 import torch
 from _benchmark import CLASSES, load, score, source_network
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from selftrain_seg.losses import mrkld_loss
+from selftrain_seg.losses import cross_entropy
 from selftrain_seg.mining import class_mix
 from selftrain_seg.selectors import select_reweighted
 from selftrain_seg.teachers import MeanTeacher
@@ -52,7 +51,7 @@ class SelfTraining(L.LightningModule):
         mixed = class_mix(target_images, pseudo.labels, source=(source_images, source_labels))
         # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
         loss = F.cross_entropy(self.student(source_images), source_labels, ignore_index=255)
-        return loss + mrkld_loss(self.student(mixed.images), mixed.labels, weight=0.0)
+        return loss + cross_entropy(self.student(mixed.images), mixed.labels, normalize="all")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -61,6 +60,10 @@ class SelfTraining(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         self.thresholds.copy_(self.kc.compute())  # a sum over ranks: all of them come here
         self.kc.reset()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Counts are each rank's own, and a checkpoint has those of rank 0. At the end of an epoch nothing is counted.
+        checkpoint["state_dict"] |= self.kc.state_dict(prefix="kc.")
 
     def on_train_epoch_start(self) -> None:
         # What is random in an epoch comes from its number, so a resumed run draws what it would have drawn.
@@ -98,8 +101,6 @@ def main() -> None:
         max_epochs=args.epochs or (2 if args.smoke else 4),
         accelerator=args.accelerator,
         devices=args.devices,
-        # Lightning's default would overwrite the counts of all ranks with rank 0's before every step.
-        strategy=DDPStrategy(broadcast_buffers=False) if args.devices > 1 else "auto",
         callbacks=[ModelCheckpoint(args.out / "lightning", save_last=True)],
         num_sanity_val_steps=0,
         logger=False,

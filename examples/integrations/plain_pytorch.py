@@ -69,7 +69,7 @@ def main() -> None:
         for (source_images, source_labels), (target_images, target_labels) in pairs:
             # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
             loss = F.cross_entropy(network(source_images), source_labels, ignore_index=255)
-            loss = loss + mrkld_loss(network(target_images), target_labels, weight=0.1)
+            loss = loss + mrkld_loss(network(target_images), target_labels, reg_weight=0.1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

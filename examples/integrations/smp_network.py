@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
-from selftrain_seg.losses import lrent_loss
+from selftrain_seg.losses import cross_entropy
 from selftrain_seg.selectors import select_soft
 from selftrain_seg.teachers import MeanTeacher
 from selftrain_seg.thresholds import ClassBalancedThreshold, linear_portion
@@ -82,7 +82,7 @@ def main() -> None:
         for (source_images, source_labels), (target_images, _) in islice(pairs, steps):
             pseudo = select_soft(teacher(target_images), thresholds, alpha=0.25)
             loss = supervised(network(source_images), source_labels)
-            loss = loss + lrent_loss(network(target_images), pseudo.soft)
+            loss = loss + cross_entropy(network(target_images), pseudo.soft)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 Element = ElementTree.Element
 
 _SHEET = Path(__file__).with_name("report.css")
+_NOT_HTML = dict.fromkeys((*range(9), *range(11, 32), 127))  # control characters but tab and line feed
 
 
 def node(tag: str, *children: Element | str | None, **attributes: str) -> Element:
@@ -69,4 +70,4 @@ def _data(png: bytes) -> str:
 
 def _clean(text: str) -> str:
     """Without the characters that no HTML may have."""
-    return "".join(letter for letter in text if letter in "\t\n" or (letter >= " " and letter != "\x7f"))
+    return text.translate(_NOT_HTML)

@@ -20,8 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from selftrain_seg import kernels
-
 
 @dataclass
 class Entry:
@@ -96,18 +94,6 @@ class Report:
         fast = torch.compile(call)
         fast(*inputs)
         return {name: lambda: fast(*inputs)}
-
-    def plain_path(self, name: str, call: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
-        """``{name: the call without the kernels}``; empty on the CPU, where there are none."""
-
-        def without() -> Any:
-            kernels.enable(False)
-            try:
-                return call()
-            finally:
-                kernels.enable()
-
-        return {name: without} if torch.cuda.is_available() else {}
 
     def compare(
         self, operation: str, versions: Mapping[str, Callable[[], Any]], *, rounds: int, memory: bool = True
@@ -227,14 +213,14 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def table(self) -> str:
-        lines = [f"{'operation':<26}{'version':<30}{'median ms':>10}{'quartiles':>18}{'peak MB':>10}"]
+        lines = [f"{'operation':<30}{'version':<30}{'median ms':>10}{'quartiles':>18}{'peak MB':>10}"]
         before = ""
         for entry in self.entries:
             name = "" if entry.operation == before else entry.operation
             before = entry.operation
             quartiles = f"{entry.lower_ms:.1f} - {entry.upper_ms:.1f}"
             peak = "" if entry.peak_mb is None else f"{entry.peak_mb:.0f}"
-            lines.append(f"{name:<26}{entry.version:<30}{entry.median_ms:>10.1f}{quartiles:>18}{peak:>10}")
+            lines.append(f"{name:<30}{entry.version:<30}{entry.median_ms:>10.1f}{quartiles:>18}{peak:>10}")
         lines += [""]
         for check in self.checks:
             verdict = "kept" if check.kept else "MISSED"

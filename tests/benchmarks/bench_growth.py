@@ -87,7 +87,7 @@ def thresholds(report, logits):
         report.note(f"Thresholds, {name}: {'; '.join(lines)}.")
         lines.clear()
     ours = "`ClassBalancedThreshold`"
-    state = sum(buffer.nbytes for buffer in ClassBalancedThreshold(CLASSES, 0.2).buffers()) / 1e6
+    state = sum(value.nbytes for value in ClassBalancedThreshold(CLASSES, 0.2).state_dict().values()) / 1e6
     report.note(f"Thresholds, state: {state:.1f} MB, whatever the number of images.")
     text = "thresholds: time of an image"
     report.promise(

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from selftrain_seg.datasets import SyntheticStreets
-from selftrain_seg.losses import mrkld_loss
+from selftrain_seg.losses import cross_entropy
 from selftrain_seg.mining import class_mix
 from selftrain_seg.selectors import select_fixed, select_reweighted
 from selftrain_seg.store import PseudoLabelStore
@@ -154,13 +154,13 @@ def online(report, rounds, net, optimizer, source, images):
             teacher.update(net)
         logits = teacher(images)
         with record_function("selection"):
-            pseudo = select_fixed(logits, threshold=0.9, weight="batch")
+            pseudo = select_fixed(logits, threshold=0.9, weigh_by="batch")
         with record_function("mixing"):
-            mixed = class_mix(images, pseudo.labels, weight=pseudo.weight, source=source)
+            mixed = class_mix(images, pseudo.labels, pixel_weight=pseudo.pixel_weight, source=source)
         on_source, on_target = net(source_images), net(mixed.images)
         with record_function("losses, forward"):
-            loss = mrkld_loss(on_source, source_labels, weight=0.1)
-            loss = loss + mrkld_loss(on_target, mixed.labels, pixel_weight=mixed.weight, weight=0.1)
+            loss = cross_entropy(on_source, source_labels)
+            loss = loss + cross_entropy(on_target, mixed.labels, pixel_weight=mixed.pixel_weight, normalize="all")
         learn(loss)
 
     net.train()
@@ -195,7 +195,7 @@ def largest(call, beside):
             time, inside = found.get(event.name, (0.0, {}))
             add_operators(event, inside)
             found[event.name] = (time + event.cpu_time_total / 1e3, inside)
-        elif event.name == "_PixelMapsBackward":  # that of all losses
+        elif event.name == "selftrain_seg::weighted_loss_backward":  # that of all losses here
             time, inside = found.get("losses, backward", (0.0, {}))
             add_operators(event, inside)
             found["losses, backward"] = (time + event.cpu_time_total / 1e3, inside)

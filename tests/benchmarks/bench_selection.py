@@ -168,9 +168,6 @@ def run(report: Report, *, rounds: int) -> None:
     def compiled(name, call):
         return report.compiled(name, call, logits)
 
-    def plain_path(name, call):
-        return report.plain_path(f"{name}, plain path", call)
-
     measured = report.compare(
         "kc statistics",
         {
@@ -178,10 +175,8 @@ def run(report: Report, *, rounds: int) -> None:
             "straightforward": lambda: statistics_straightforward(host),
             "softmax + max": lambda: logits.softmax(1).max(1),
             "top_confidence": lambda: top_confidence(logits),
-            **plain_path("top_confidence", lambda: top_confidence(logits)),
             **compiled("top_confidence, compiled", top_confidence),
             "update": lambda: estimators["predicted"].update(logits),
-            **plain_path("update", lambda: estimators["predicted"].update(logits)),
             **compiled("update, compiled", estimators["predicted"].update),
             "update, stride 4": lambda: strided.update(logits),
             "update, bfloat16": lambda: estimators["predicted"].update(half),
@@ -210,10 +205,8 @@ def run(report: Report, *, rounds: int) -> None:
             "published style": lambda: reweighted_published(host, kc),
             "straightforward": lambda: reweighted_straightforward(host, kc),
             "select_hard": lambda: select_hard(logits, thresholds),
-            **plain_path("select_hard", lambda: select_hard(logits, thresholds)),
             **compiled("select_hard, compiled", lambda z: select_hard(z, thresholds)),
             "select_reweighted": lambda: select_reweighted(logits, thresholds),
-            **plain_path("select_reweighted", lambda: select_reweighted(logits, thresholds)),
             **compiled("select_reweighted, compiled", lambda z: select_reweighted(z, thresholds)),
             "select_fixed": lambda: select_fixed(logits),
             "floor": floor,
@@ -242,7 +235,6 @@ def run(report: Report, *, rounds: int) -> None:
             "published style": lambda: soft_published(host, kc),
             "straightforward": lambda: soft_straightforward(host, kc),
             "select_soft": lambda: select_soft(logits, thresholds),
-            **plain_path("select_soft", lambda: select_soft(logits, thresholds)),
             **compiled("select_soft, compiled", lambda z: select_soft(z, thresholds)),
         },
         rounds=rounds,

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.examples.trainers import assert_same_network, result, run, run_and_kill
+from tests.examples.trainers import assert_same_network, result, run, run_and_kill, run_as_people_do
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,7 @@ def source(tmp_path_factory):
     """A source model, and the data it was trained on."""
     folder = tmp_path_factory.mktemp("source")
     out, root = folder / "out", folder / "streets"
-    output = run("source_only.py", out, "--smoke", "--steps", 40, "--root", root)
+    output = run("source_only.py", out, "--smoke", "--steps", 21, "--root", root)
     assert re.search(r"trained on source: mIoU \d+\.\d, rare \d+\.\d", output)
     return out / "model.pt", root
 
@@ -60,11 +60,13 @@ def test_batchnorm_alone(source, tmp_path):
 @pytest.mark.parametrize("teacher", ["dual", "dynamic"])
 def test_killed_and_restarted_gives_the_same_network(teacher, source, tmp_path):
     model, root = source
-    options = ["--smoke", "--root", root, "--init", model, "--teacher", teacher, "--steps", 24, "--checkpoint-every", 2]
+    options = ["--smoke", "--root", root, "--init", model, "--teacher", teacher, "--steps", 14, "--batch", 2]
+    options += ["--checkpoint-every", 2]
     options += ["--turn", 5] if teacher == "dual" else []
     run("mean_teacher.py", tmp_path / "whole", *options)
     killed = tmp_path / "killed"
-    run_and_kill("mean_teacher.py", killed, *options, wait_for="checkpoints/*-000004-*.pt", seed=len(teacher))
+    moment = {"wait_for": "checkpoints/*-000004-*.pt", "seed": len(teacher), "within": 0.1}
+    run_and_kill("mean_teacher.py", killed, *options, **moment)
     assert not (killed / "result.json").exists(), "killed too late to show anything"
     assert "goes on after step" in run("mean_teacher.py", killed, *options)
     assert_same_network(tmp_path / "whole", killed)
@@ -75,7 +77,7 @@ def test_killed_and_restarted_gives_the_same_network(teacher, source, tmp_path):
 def test_two_processes(source, tmp_path):
     model, root = source
     options = ["--smoke", "--root", root, "--init", model, "--accumulate", 2, "--amp", "bf16", "--teacher", "dynamic"]
-    run("mean_teacher.py", tmp_path, *options, processes=2)
+    run_as_people_do("mean_teacher.py", tmp_path, *options, processes=2)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
     first, second = (torch.load(path, weights_only=True) for path in sorted((tmp_path / "checkpoints").iterdir()))
     for name, tensor in first["teacher"].items():

@@ -1,31 +1,14 @@
 """The quickstart itself, run as a stranger runs it, with a setting small enough for a test."""
 
-import os
 import re
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
-SMALL = ["--images", "16", "16", "8", "--source-steps", "4", "--steps", "40", "--rounds", "2"]
+from tests.examples.trainers import run, run_and_kill, run_as_people_do
 
-
-def command(out, *options):
-    return [sys.executable, str(ROOT / "examples" / "quickstart.py"), "--out", str(out), *options]
-
-
-def environment():
-    # Matplotlib's and torch's caches must not decide whether the test passes.
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
-
-
-def run(out, *options):
-    return subprocess.run(command(out, *options), env=environment(), capture_output=True, text=True, check=True).stdout
+SMALL = ["--images", 16, 16, 8, "--source-steps", 4, "--steps", 6, "--rounds", 2]
 
 
 def rounds(out):
@@ -34,7 +17,8 @@ def rounds(out):
 
 @pytest.mark.slow
 def test_smoke_with_all_options(tmp_path):
-    output = run(tmp_path, "--smoke", "--compare", "--mine", "--method", "mrkld", "--seed", "0", "1")
+    options = ["--smoke", "--compare", "--mine", "--method", "mrkld", "--seed", 0, 1]
+    output = run_as_people_do("quickstart.py", tmp_path, *options)
     table = output[output.index("target validation, IoU in %, mean of 2 seeds") :].splitlines()
     names = ["source only", "BatchNorm re-estimated", "CRST-MRKLD", "control: more source steps"]
     names += ["one global threshold", "bound: target labels"]
@@ -52,15 +36,11 @@ def test_smoke_with_all_options(tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_restarted_gives_the_same_numbers(tmp_path):
-    whole = run(tmp_path / "whole", *SMALL)
+    whole = run("quickstart.py", tmp_path / "whole", *SMALL)
     killed = tmp_path / "killed"
-    with subprocess.Popen(command(killed, *SMALL), env=environment(), stdout=subprocess.DEVNULL) as process:
-        while not list((killed / "rounds").glob("*round1.pt")):
-            assert process.poll() is None, "ended before it could be killed"
-            time.sleep(0.005)
-        process.kill()
+    run_and_kill("quickstart.py", killed, *SMALL, wait_for="rounds/*round1.pt", seed=0, within=0.0)
     assert not list((killed / "rounds").glob("*round2.pt")), "killed too late to show anything"
-    resumed = run(killed, *SMALL)
+    resumed = run("quickstart.py", killed, *SMALL)
     assert "(from " in resumed
     assert "(from " not in whole
     expected, got = rounds(tmp_path / "whole"), rounds(killed)
