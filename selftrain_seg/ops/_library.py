@@ -15,19 +15,30 @@ from torch.autograd import forward_ad
 _library: Any = torch.library.Library("selftrain_seg", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
-def operator(schema: str, plain: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Register an operator and return it.
+def operator(
+    schema: str,
+    plain: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    cpu: Callable[..., Any] | None = None,
+    kernel: bool = False,
+) -> Callable[..., Any]:
+    """Register an operator and return it; PyTorch's dispatcher chooses among its implementations.
 
     Args:
         schema: its name, arguments and results, as in ``torch.library.define``.
-        plain: its implementation in torch, for any device. Inputs carry no gradient.
+        plain: its implementation in torch, for any device. Inputs carry no gradient, and the host must not wait.
         fake: makes results of the right shape, dtype and layout without values.
+        cpu: what is faster on a CPU, where the host may look at values; the results are the same, bit for bit.
+        kernel: whether ``ops.triton.launch`` has a function of its name.
     """
     name = schema.partition("(")[0]
     _library.define(schema)
     _library.impl(name, plain, "CompositeExplicitAutograd")
     torch.library.register_fake(f"selftrain_seg::{name}", fake, lib=_library)
-    for key in _kernel_keys():
+    if cpu is not None:
+        _library.impl(name, cpu, "CPU")
+    for key in _kernel_keys() if kernel else ():
         _library.impl(name, _kernel(name, plain), key)
     found: Callable[..., Any] = getattr(torch.ops.selftrain_seg, name).default
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from selftrain_seg.ops._by_device import by_device
+from selftrain_seg.ops._library import operator
 
 
 def connected_components(mask: Tensor) -> Tensor:
@@ -70,4 +70,4 @@ def _fake(mask: Tensor) -> Tensor:
     return mask.new_empty(mask.shape, dtype=torch.int64)
 
 
-_components = by_device("connected_components(Tensor mask) -> Tensor", _anywhere, _fake, cpu=_on_cpu)
+_components = operator("connected_components(Tensor mask) -> Tensor", _anywhere, _fake, cpu=_on_cpu)

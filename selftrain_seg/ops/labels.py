@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from selftrain_seg.ops._by_device import by_device
+from selftrain_seg.ops._library import operator
 
 # Labels are looked up in a table with one entry per value; larger and negative values take no part.
 _MAX_VALUES = 65536
@@ -234,13 +234,13 @@ def _units(weights: Tensor) -> Tensor:
     return (wide * _UNITS).nan_to_num_(0.0).clamp_(0, _UNITS).round_().double()
 
 
-_find_pixels = by_device(
+_find_pixels = operator(
     "find_pixels(Tensor labels, Tensor ranked, Tensor number) -> (Tensor, Tensor, Tensor)",
     _find_anywhere,
     _find_fake,
     cpu=_find_on_cpu,
 )
-_label_sums = by_device(
+_label_sums = operator(
     "label_sums(Tensor labels, Tensor? before, Tensor? weights, int num_classes) -> Tensor",
     _sums_anywhere,
     _sums_fake,

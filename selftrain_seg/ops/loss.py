@@ -274,12 +274,14 @@ _forward = operator(
     " str normalize, int ignore_index) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward_in_blocks,
     _fake_forward,
+    kernel=True,
 )
 _backward = operator(
     f"weighted_loss_backward(Tensor grad, Tensor logits, Tensor target, {_WEIGHTS}, Tensor scales, Tensor norm,"
     " Tensor kept, str regulariser, float[] factors, int ignore_index) -> Tensor",
     _backward_in_blocks,
     lambda grad, logits, *_: torch.empty_like(logits),
+    kernel=True,
 )
 
 

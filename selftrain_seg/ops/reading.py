@@ -144,4 +144,5 @@ _read = operator(
     "read(Tensor logits, Tensor? valid, Tensor? prior, Tensor? offset, bool class_sums) -> (Tensor, Tensor, Tensor)",
     _plain,
     _fake,
+    kernel=True,
 )

@@ -68,4 +68,5 @@ _select = operator(
     " -> (Tensor, Tensor, Tensor)",
     _plain,
     _fake,
+    kernel=True,
 )

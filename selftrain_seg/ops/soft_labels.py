@@ -70,4 +70,5 @@ _soften = operator(
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _plain,
     _fake,
+    kernel=True,
 )

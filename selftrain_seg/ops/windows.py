@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selftrain_seg.ops._by_device import by_device, library
+from selftrain_seg.ops._library import operator
 
 
 def windows(tensor: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
@@ -72,7 +72,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return out.scatter_(-1, places.expand_as(flat), flat).view(ctx.shape), None, None, None, None
 
 
-_windows = by_device(
+_windows = operator(
     "windows(Tensor tensor, Tensor top, Tensor left, SymInt height, SymInt width) -> Tensor", _anywhere, _fake
 )
-torch.library.register_autograd("selftrain_seg::windows", _backward, setup_context=_save, lib=library)
+differentiable("windows", _save, _backward)

@@ -11,7 +11,7 @@ from selftrain_seg import _checks, ops
 from selftrain_seg._state import Stateful
 from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.distributed.reduce import rank_and_ranks
-from selftrain_seg.ops.read import each_image
+from selftrain_seg.ops.reading import each_image
 from selftrain_seg.thresholds.sketch import ConfidenceSketch
 
 __all__ = ["ClassBalancedThreshold", "GlobalThreshold"]

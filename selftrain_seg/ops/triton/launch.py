@@ -125,13 +125,13 @@ def weighted_loss(
         return plain(logits, target, pixel_weight, image_weight, class_weight, exponent, divisor, *settings)
     soft, target, plan = _target(logits, target)
     options = _options(regulariser, factors, soft)
-    lse, mapped = _map(logits, torch.float32), normalize == "none"
+    norm, mapped = _new(logits, (2, logits.shape[0], *logits.shape[2:])), normalize == "none"
     kept = _map(logits, torch.float32) if options["REST"] or options["REGULARISER"] in (2, 3) else None
     loss = _map(logits, torch.float32) if mapped else _new(logits, ())
     partial = None if mapped else _new(logits, (plan.programs, 7))
     exponent, strides = _exponent(exponent, logits)
     weights = (_contiguous(pixel_weight), _contiguous(image_weight), _contiguous(class_weight), exponent)
-    tensors = (target, *weights, loss if mapped else None, lse, kept, partial)
+    tensors = (target, *weights, loss if mapped else None, norm[0], norm[1], kept, partial)
     _launch(losses.forward_kernel, logits, tensors, plan, (ignore_index, *strides, *factors), **options)
     scales = _new(logits, (3,))
     if mapped:
@@ -140,10 +140,10 @@ def weighted_loss(
     else:
         with torch.cuda.device(logits.get_device()):
             losses.finish_kernel[(1,)](
-                partial, divisor, loss, scales, plan.programs, lse.numel(), *factors,
+                partial, divisor, loss, scales, plan.programs, norm[0].numel(), *factors,
                 NORMALIZE=_DIVISORS.index(normalize), MANY=_MANY, enable_fp_fusion=False,
             )  # fmt: skip
-    return loss, scales, lse, _new(logits, (0,)) if kept is None else kept
+    return loss, scales, norm, _new(logits, (0,)) if kept is None else kept
 
 
 def weighted_loss_backward(
@@ -156,7 +156,7 @@ def weighted_loss_backward(
     class_weight: Tensor | None,
     exponent: Tensor | None,
     scales: Tensor,
-    lse: Tensor,
+    norm: Tensor,
     kept: Tensor,
     regulariser: str,
     factors: Sequence[float],
@@ -165,12 +165,12 @@ def weighted_loss_backward(
     """One launch."""
     if not _fits(logits):
         weights = (pixel_weight, image_weight, class_weight, exponent)
-        return plain(grad, logits, target, *weights, scales, lse, kept, regulariser, factors, ignore_index)
+        return plain(grad, logits, target, *weights, scales, norm, kept, regulariser, factors, ignore_index)
     result = torch.empty_like(logits)
     soft, target, plan = _target(logits, target, result)
     exponent, strides = _exponent(exponent, logits)
     weights = (_contiguous(pixel_weight), _contiguous(image_weight), _contiguous(class_weight), exponent)
-    tensors = (target, *weights, scales, lse, kept if kept.numel() else None, result)
+    tensors = (target, *weights, scales, norm[0], norm[1], kept if kept.numel() else None, result)
     options = _options(regulariser, factors, soft)
     # The gradient of a sum is one value for all pixels, and is read as one.
     same = grad.ndim == 0 or not any(grad.stride())
@@ -179,16 +179,6 @@ def weighted_loss_backward(
         losses.backward_kernel, logits, tensors, plan, numbers, before=(grad if same else grad.contiguous(),), **options
     )
     return result
-
-
-def negative_loss(plain: Plain, *args: Any) -> Any:
-    """No kernel yet."""
-    return plain(*args)
-
-
-def negative_loss_backward(plain: Plain, *args: Any) -> Any:
-    """No kernel yet."""
-    return plain(*args)
 
 
 def _fits(logits: Tensor) -> bool:

@@ -78,7 +78,7 @@ def _weights(
 
 @jit
 def forward_kernel(
-    logits, target, pixel_weight, image_weight, class_weight, exponent, loss, lse, kept, partial,
+    logits, target, pixel_weight, image_weight, class_weight, exponent, loss, largest, log_total, kept, partial,
     height, width, stride_b, stride_c, stride_h, stride_w, target_b, target_c, target_h, target_w,
     ignore_index, exponent_b, exponent_p, factor_nll, factor_reg, factor_rest,
     C: tl.constexpr, PIXELS: tl.constexpr, UNROLL: tl.constexpr,
@@ -120,18 +120,19 @@ def forward_kernel(
                 z, y, c, label, top, rest, own, mass, linear, square, moment, SOFT, KLD, SQUARE, ENTROPY
             )
     rest = finish(top, rest)
-    log_total = log1p(rest)
+    total = log1p(rest)
     if SOFT:
         valid = mass != 0.0
-        nll = mass * log_total + own
+        nll = mass * total + own
     else:
-        nll = tl.where(wrong, float("nan"), (top - own) + log_total)
+        nll = tl.where(wrong, float("nan"), (top - own) + total)
     valid = valid & inside
-    tl.store(lse + at, top + log_total, mask=inside)
-    entropy = log_total - moment / (1.0 + rest)
+    tl.store(largest + at, top, mask=inside)
+    tl.store(log_total + at, total, mask=inside)
+    entropy = total - moment / (1.0 + rest)
     reg = tl.zeros_like(nll)
     if KLD:
-        reg = log_total + (top - linear / C)
+        reg = total + (top - linear / C)
     if REGULARISER == 2:
         reg = entropy
     if SQUARE:
@@ -222,11 +223,11 @@ def finish_kernel(
 
 @jit
 def _slope(
-    z, y, c, label, lse, value, slope, on_nll, on_reg, on_entropy,
+    z, y, c, label, top, total, value, slope, on_nll, on_reg, on_entropy,
     C: tl.constexpr, SOFT: tl.constexpr, REGULARISER: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     """Gradient of class c: p · slope - a · y - b / C."""
-    log_p = z - lse
+    log_p = (z - top) - total
     p = tl.exp(log_p)
     if (REGULARISER == 2) or REST:
         finite = tl.where(log_p < -1e4, -1e4, log_p)  # not a maximum, which would replace NaN, too
@@ -243,7 +244,7 @@ def _slope(
 
 @jit
 def backward_kernel(
-    grad, logits, target, pixel_weight, image_weight, class_weight, exponent, scales, lse, kept, result,
+    grad, logits, target, pixel_weight, image_weight, class_weight, exponent, scales, largest, log_total, kept, result,
     height, width, stride_b, stride_c, stride_h, stride_w, target_b, target_c, target_h, target_w,
     result_b, result_c, result_h, result_w, ignore_index, exponent_b, exponent_p, grad_p,
     C: tl.constexpr, PIXELS: tl.constexpr, UNROLL: tl.constexpr,
@@ -254,20 +255,21 @@ def backward_kernel(
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
     goal = first(target, image, row, columns, target_b, target_h, target_w)
     out = first(result, image, row, columns, result_b, result_h, result_w)
-    norm = tl.load(lse + at, mask=inside, other=0.0)
-    label, valid, wrong = tl.full(norm.shape, -1, tl.int32), inside, inside
-    mass = tl.full(norm.shape, 1.0, tl.float32)
+    top = tl.load(largest + at, mask=inside, other=0.0)
+    total = tl.load(log_total + at, mask=inside, other=0.0)
+    label, valid, wrong = tl.full(top.shape, -1, tl.int32), inside, inside
+    mass = tl.full(top.shape, 1.0, tl.float32)
     if SOFT:
-        mass = tl.zeros_like(norm)
+        mass = tl.zeros_like(top)
         for c in range(C):
             mass += read_class(goal, c, target_c, inside)
         valid = mass != 0.0
     else:
         label, valid, wrong = _read_label(target, at, inside, ignore_index, C)
         mass = tl.where(wrong, float("nan"), mass)
-    nll = tl.zeros_like(norm)
+    nll = tl.zeros_like(top)
     if (exponent is not None) or (REGULARISER == 4):
-        nll = norm - read_class(start, tl.maximum(label, 0), stride_c, inside)
+        nll = total - (read_class(start, tl.maximum(label, 0), stride_c, inside) - top)
     on_nll, on_reg, on_rest, _, regularised = _weights(
         pixel_weight, image_weight, class_weight, exponent, exponent_b, exponent_p, image, label, nll, valid, at, inside
     )
@@ -275,7 +277,7 @@ def backward_kernel(
     on_nll = tl.where(valid, arrived * tl.load(scales) * on_nll, 0.0)
     on_reg = tl.where(regularised, arrived * tl.load(scales + 1) * on_reg, 0.0)
     used = valid
-    on_entropy = tl.zeros_like(norm)
+    on_entropy = tl.zeros_like(top)
     if REGULARISER == 2:
         on_entropy = on_reg
     if REST:
@@ -286,17 +288,17 @@ def backward_kernel(
     slope = on_nll * mass
     if REGULARISER == 1:
         slope += on_reg
-    value = tl.zeros_like(norm)
+    value = tl.zeros_like(top)
     if kept is not None:
         value = tl.load(kept + at, mask=inside, other=0.0)
-    y = tl.zeros_like(norm)
+    y = tl.zeros_like(top)
     if UNROLL:
         for c in tl.static_range(C):
             z = read_class(start, c, stride_c, inside)
             if SOFT:
                 y = read_class(goal, c, target_c, inside)
             gradient = _slope(
-                z, y, c, label, norm, value, slope, on_nll, on_reg, on_entropy, C, SOFT, REGULARISER, REST
+                z, y, c, label, top, total, value, slope, on_nll, on_reg, on_entropy, C, SOFT, REGULARISER, REST
             )
             # 0 · NaN is NaN: logits that nothing uses must not spoil a gradient of zero.
             gradient = tl.where(used, gradient, 0.0).to(result.dtype.element_ty)
@@ -307,7 +309,7 @@ def backward_kernel(
             if SOFT:
                 y = read_class(goal, c, target_c, inside)
             gradient = _slope(
-                z, y, c, label, norm, value, slope, on_nll, on_reg, on_entropy, C, SOFT, REGULARISER, REST
+                z, y, c, label, top, total, value, slope, on_nll, on_reg, on_entropy, C, SOFT, REGULARISER, REST
             )
             gradient = tl.where(used, gradient, 0.0).to(result.dtype.element_ty)
             tl.store(out + tl.cast(c, tl.int64) * result_c, gradient, mask=inside)

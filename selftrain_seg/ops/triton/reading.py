@@ -86,11 +86,10 @@ def _bar(kc, SLACK: tl.constexpr):
 
 @jit
 def _gain(kc, SLACK: tl.constexpr, LARGE: tl.constexpr):
-    """What re-weighting by a float64 threshold adds to a class's log-probability, and some roundings."""
-    kc = tl.where(kc > 1.0, 1.0, kc)
-    gain = tl.where(kc < 0.5, -tl.log(kc.to(tl.float32)), -log1p((kc - 1.0).to(tl.float32)))
-    gain = tl.where(gain > LARGE, LARGE, gain)
-    return gain + SLACK * tl.abs(gain)
+    """What re-weighting by a float64 threshold adds to a class's log-probability: -log sigmoid of its bar."""
+    bar = _bar(kc, SLACK)
+    gain = log1p(tl.exp(-tl.abs(bar))) - tl.where(bar < 0.0, bar, 0.0)
+    return tl.where(gain > LARGE, LARGE, gain)
 
 
 @jit
