@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selftrain_seg.ops._library import operator
+from selftrain_seg.ops._library import differentiable, operator
 
 
 def windows(tensor: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
