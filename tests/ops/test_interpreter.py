@@ -1,0 +1,87 @@
+"""The kernels where there is no GPU: run in Triton's interpreter, chosen by the environment, imported late."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import selftrain_seg
+
+HERE = Path(__file__).parent
+ROOT = Path(selftrain_seg.__file__).parent.parent
+
+
+def run(*command, **environment):
+    """Run a fresh Python in the root of the repository; its output."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["triton", "triton_memory"])
+def test_kernels_equal_the_plain_path_in_the_interpreter(name):
+    pytest.importorskip("triton")
+    environment = {"TRITON_INTERPRET": "1", "SELFTRAIN_SEG_KERNELS": "1"}
+    report = run("-m", "pytest", HERE / f"test_{name}.py", "-p", "no:cacheprovider", "-rs", **environment)
+    assert " passed" in report, report
+    if name == "triton":
+        assert ", 1 skipped" in report, report  # it needs a GPU's memory
+    else:
+        assert "skipped" not in report, report
+
+
+@pytest.mark.parametrize(
+    ("switch", "interpret", "keys"),
+    [
+        ("", "", "['CUDA']"),
+        ("0", "", "[]"),
+        ("1", "", "['CUDA']"),
+        ("1", "1", "['CUDA', 'CPU']"),
+        ("", "1", "['CUDA']"),
+        ("0", "1", "[]"),
+    ],
+)
+def test_switched_by_the_environment(switch, interpret, keys):
+    pytest.importorskip("triton")
+    code = "from selftrain_seg.ops import _library; print(_library._kernel_keys())"
+    assert run("-c", code, SELFTRAIN_SEG_KERNELS=switch, TRITON_INTERPRET=interpret).strip() == keys
+
+
+def test_the_dispatcher_has_the_kernels():
+    """Without a GPU a meta tensor tells nothing, so look at what is registered."""
+    pytest.importorskip("triton")
+    code = """if True:
+        import torch
+        import selftrain_seg.ops
+        names = "read select soften count weighted_loss weighted_loss_backward negative_loss".split()
+        print([torch._C._dispatch_has_kernel_for_dispatch_key(f"selftrain_seg::{name}", "CUDA") for name in names])
+    """
+    with_kernels, without = ["True"] * 6 + ["False"], ["False"] * 7
+    assert run("-c", code, SELFTRAIN_SEG_KERNELS="").strip() == f"[{', '.join(with_kernels)}]"
+    assert run("-c", code, SELFTRAIN_SEG_KERNELS="0").strip() == f"[{', '.join(without)}]"
+
+
+def test_triton_is_imported_late_and_need_not_be_there():
+    stages = "import selftrain_seg.ops, selftrain_seg.selectors, selftrain_seg.thresholds, selftrain_seg.losses"
+    assert run("-c", f"{stages}\nimport sys; print('triton' in sys.modules)").split() == ["False"]
+    absent = """if True:
+        import sys, importlib.machinery
+        find = importlib.machinery.PathFinder.find_spec
+        def without(name, *rest):
+            return None if name.partition(".")[0] == "triton" else find(name, *rest)
+        importlib.machinery.PathFinder.find_spec = without
+        from selftrain_seg.ops import _library
+        from selftrain_seg.ops.triton import loss, reading
+        print(_library._kernel_keys(), loss.forward_kernel.__name__, reading.read_kernel.__name__)
+    """
+    assert run("-c", absent).split() == ["[]", "forward_kernel", "read_kernel"]

@@ -1,0 +1,133 @@
+"""The kernels compile for GPUs that need not be here, as Triton specialises them at their first launch.
+
+What is held is what matters on a GPU, not how one compiler writes it: no registers in memory, logits read once, no
+exchange between threads before the final sum, and counts that go to memory once a group.
+"""
+
+import os
+import re
+import subprocess
+
+import pytest
+
+POINTERS = dict.fromkeys(("labels", "predicted", "counts", "target"), "*i64")
+POINTERS |= {"valid": "*i1", "thresholds": "*fp64", "alpha": "*fp64", "divisor": "*i64"}
+FLOATS = (
+    "score confidence offset partial soft pixel_weight image_weight class_weight exponent loss largest log_total kept "
+    "scales grad"
+)
+POINTERS |= dict.fromkeys(FLOATS.split(), "*fp32")
+NUMBERS = dict.fromkeys(("first_bin", "bins_per_unit", "factor_nll", "factor_reg", "factor_rest"), "fp32")
+STRIDED = ("stride", "target", "soft", "result")
+LAYOUTS = {
+    "contiguous": {"height": 1} | {f"{name}_w": 1 for name in STRIDED},
+    "channels_last": {"height": 1} | {f"{name}_c": 1 for name in STRIDED},
+    "strided": {},
+}
+PLAIN = dict.fromkeys(("pixel_weight", "image_weight", "class_weight", "exponent"))
+MRKLD = {**PLAIN, "loss": None, "kept": None, "SOFT": False, "REGULARISER": 1, "REST": False}
+GUIDED = {**MRKLD, "REST": True}
+del GUIDED["kept"]
+DYNAMIC = {**MRKLD, "REGULARISER": 0, "exponent_b": 1, "exponent_p": 0}
+del DYNAMIC["exponent"]
+SOFT = {**MRKLD, "SOFT": True, "REGULARISER": 0}
+EVERYTHING = {"loss": None, "SOFT": False, "REGULARISER": 3, "REST": True}
+KERNELS = {
+    "read": {"offset": None, "partial": None},
+    "read, class sums": {"valid": None, "offset": None},
+    "count": {"valid": None},
+    "hard": {"valid": None},
+    "reweighted": {"valid": None},
+    "soft": {"valid": None},
+    "forward, mrkld": MRKLD,
+    "forward, region-guided": GUIDED,
+    "forward, dynamic": DYNAMIC,
+    "forward, soft": SOFT,
+    "forward, everything": EVERYTHING,
+    "backward, mrkld": {**MRKLD, "grad_p": 0},
+    "backward, region-guided": {**GUIDED, "grad_p": 0},
+    "backward, dynamic": {**DYNAMIC, "grad_p": 1},
+    "backward, soft": {**SOFT, "grad_p": 0},
+    "backward, everything": EVERYTHING,
+}
+# Walks over the logits: soft labels need the best class first, class sums the norm first.
+WALKS = {"soft": 3, "read, class sums": 2}
+
+
+# How often the logits are read, if not once a class: class sums need the norm first; soft labels are two more loops;
+# the weight of a pixel by its belief needs the label's own logit.
+LOADS = {
+    "read, class sums": lambda classes: 2 * classes,
+    "soft": lambda classes: classes + 2,
+    "backward, dynamic": lambda classes: classes + 1,
+    "backward, everything": lambda classes: classes + 1,
+}
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled")
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    ("capability", "dtype", "classes", "layout"),
+    [
+        (80, "fp32", 19, "contiguous"),
+        (90, "bf16", 19, "channels_last"),
+        (90, "bf16", 2, "contiguous"),
+        (90, "fp16", 150, "strided"),
+    ],
+)
+def test_compiles(name, capability, dtype, classes, layout, tmp_path, monkeypatch):
+    triton = pytest.importorskip("triton")
+    compiled = compile_kernel(triton, name, capability, dtype, classes, layout, tmp_path, monkeypatch)
+    ptx = compiled.asm["ptx"]
+    # One reduction at the end, if any: counting compares the pixels of a group, sums cross the threads.
+    sums = name.startswith("forward") or name in ("count", "read, class sums")
+    if not sums:
+        assert "bar.sync" not in ptx
+        assert "shfl" not in ptx
+    if name == "read, class sums":  # one warp adds up by itself
+        assert "bar.sync" not in ptx
+    if name.startswith("forward"):  # from the first reduction on nothing is read
+        before, _, after = ptx.partition("bar.sync")
+        assert "ld.global" in before
+        assert "ld.global" not in after
+    # An atomic whose old value nobody takes is a reduction, however the compiler spells it.
+    atomics = re.findall(r"(?:^|\s)(?:atom|red)\.[\w.]+", ptx)
+    assert bool(atomics) == (name == "count")
+    assert not re.search(r"atom\.[\w.]+ +%[a-z]+[1-9]\d*,", ptx) or name == "count"
+    if dtype == "bf16":  # of which nothing but the logits is
+        loads = re.findall(r"tt\.load %\S+.*: tensor<\d+x!tt\.ptr<bf16>>", compiled.asm["ttir"])
+        assert len(loads) == LOADS.get(name, lambda classes: classes)(classes)
+    assert spilled(triton, compiled.asm["cubin"], tmp_path) == 0
+
+
+def compile_kernel(triton, name, capability, dtype, classes, layout, folder, monkeypatch):
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from selftrain_seg.ops._thresholds import LARGE, SLACK
+    from selftrain_seg.ops.triton import loss, reading
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
+    short, options = name.split(",")[0], KERNELS[name]
+    kernel = getattr(loss if short in ("forward", "backward") else reading, f"{short}_kernel")
+    few = name == "read, class sums"
+    constants = {"C": classes, "PIXELS": 128 if few else 256, "UNROLL": classes <= 64, "BINS": 16384, "GROUP": 32}
+    constants |= {"SLACK": SLACK, "LARGE": LARGE} | LAYOUTS[layout] | options
+    constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
+    # Sizes and strides that are 1 are constants to Triton; those from 2^31 on are 64 bits wide.
+    integers = "i64" if layout == "strided" else "i32"
+    signature = {key: (POINTERS | NUMBERS).get(key, integers) for key in kernel.arg_names} | {"logits": f"*{dtype}"}
+    signature |= {"result": f"*{dtype}"} if "result" in signature else {}
+    signature |= {"target": "*fp64"} if options.get("SOFT") else {}
+    signature |= dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, signature, {(kernel.arg_names.index(key),): constants[key] for key in constants})
+    settings = {"enable_fp_fusion": False, "num_warps": 1 if few else 4}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=settings)
+
+
+def spilled(triton, cubin, folder):
+    """Bytes a thread keeps in memory for want of registers."""
+    (folder / "kernel.cubin").write_bytes(cubin)
+    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", folder / "kernel.cubin"]
+    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return sum(map(int, re.search(r"STACK:(\d+) .*LOCAL:(\d+)", usage).groups()))
