@@ -243,7 +243,9 @@ def recording():
 
     def keep(graphs):
         def compiler(module, example_inputs):
-            graphs.append({str(n.target).removesuffix(".default") for n in module.graph.nodes if n.op.startswith("call")})
+            graphs.append(
+                {str(n.target).removesuffix(".default") for n in module.graph.nodes if n.op.startswith("call")}
+            )
             return make_boxed_func(module.forward)
 
         return compiler

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from selftrain_seg import losses
 from tests.losses.cases import loss_and_gradient, losses_where, make_labels, make_logits, make_soft, recording
 
+
 @pytest.mark.parametrize("soft_dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_soft_labels_of_another_dtype(dtype, soft_dtype):

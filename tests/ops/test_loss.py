@@ -114,7 +114,9 @@ def assert_right(logits, target, *, rounding=0.0, smallest=0.0, **options):
     assert gradient.dtype == logits.dtype
     size = plain(logits.double(), target, **{**options, "factors": [abs(f) for f in options.get("factors", (1, 0, 0))]})
     largest = size.abs().max().item() if size.numel() else 0.0
-    torch.testing.assert_close(loss.double(), expected, rtol=0, atol=TOLERANCE * largest, msg=lambda m: f"{options}: {m}")
+    torch.testing.assert_close(
+        loss.double(), expected, rtol=0, atol=TOLERANCE * largest, msg=lambda m: f"{options}: {m}"
+    )
     largest = expected_gradient.abs().max().item() if logits.numel() else 0.0
     atol = TOLERANCE * largest + smallest
     torch.testing.assert_close(
@@ -200,7 +202,9 @@ def test_label_dtypes(dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_weights_of_another_dtype(name, dtype):
     logits, labels = make_logits(SHAPE, torch.float32), make_labels(SHAPE)
-    given = {key: value.to(dtype) if value.is_floating_point() else value for key, value in weights(name, SHAPE).items()}
+    given = {
+        key: value.to(dtype) if value.is_floating_point() else value for key, value in weights(name, SHAPE).items()
+    }
     for options in SOME:
         assert_right(logits, labels, **given, **options)
 

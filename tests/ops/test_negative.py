@@ -43,7 +43,9 @@ def test_equals_formula(shape, layout, dtype):
     (exact,) = torch.autograd.grad(expected, leaf, upstream(expected))
     assert gradient.dtype == dtype
     rtol = {torch.bfloat16: 2**-8, torch.float16: 2**-10}.get(dtype, tolerance)
-    torch.testing.assert_close(gradient.double(), exact, rtol=rtol, atol=max(tolerance, 2**-24) * (dtype != torch.float64))
+    torch.testing.assert_close(
+        gradient.double(), exact, rtol=rtol, atol=max(tolerance, 2**-24) * (dtype != torch.float64)
+    )
     assert gradient.stride() == torch.empty_like(logits).stride()
 
 
