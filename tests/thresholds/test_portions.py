@@ -5,9 +5,8 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import example
+from hypothesis import example, settings
 from hypothesis import given as drawn
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from selftrain_seg.selectors import select_hard
