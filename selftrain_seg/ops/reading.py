@@ -125,7 +125,8 @@ def _plain(
         part = pixel_scores(z, cut(valid, block), cut(maps, block), peaks)
         labels[block], score[block] = part.labels, part.score
         if class_sums:
-            # p_c = exp(z_c - max z) / (1 + s), and 1 / (1 + s) for the winner.
+            # p_c = exp(z_c - max z) / (1 + s), and 1 / (1 + s) for the winner, whatever the prior.
+            part = part if maps is None else pixel_scores(z, cut(valid, block))
             scale = part.log_norm.neg().exp_().nan_to_num_(nan=0.0)
             shares = torch.where(scale.unsqueeze(1) > 0, part.others * scale.unsqueeze(1), 0.0)
             sums += shares.sum(dim=(0, 2, 3)).double()

@@ -116,7 +116,7 @@ class InstanceAdaptiveSelector(Stateful):
         if self.training:
             theta = self._update(batch.labels, confidence, batch.usable)
         else:
-            theta = self.thresholds.expand(len(logits), -1)
+            theta = self.thresholds.expand(logits.shape[0], -1)  # `len` would fix the size in exported programs
         bar = theta.float().gather(1, batch.labels.flatten(1)).view_as(confidence)
         return decide(batch, confidence >= bar, self.ignore_index, confidence=confidence)
 

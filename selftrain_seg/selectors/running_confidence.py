@@ -111,7 +111,7 @@ class RunningConfidenceSelector(Stateful):
         if self.training:
             self._update(batch.class_sums, batch.usable.sum())
         flat = batch.labels.flatten(1)
-        peak = torch.zeros(len(logits), self.num_classes, device=logits.device)
+        peak = torch.zeros(logits.shape[0], self.num_classes, device=logits.device)
         peak.scatter_reduce_(1, flat, confidence.flatten(1), "amax")
         known = -torch.expm1(-self.running_confidence / self.beta)
         bar = (self.upper * peak * known.float()).clamp(min=self.lower)

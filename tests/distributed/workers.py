@@ -34,6 +34,10 @@ def labels() -> torch.Tensor:
     return torch.randint(0, CLASSES, (IMAGES, 12, 10), generator=torch.Generator().manual_seed(3))
 
 
+def prior_map() -> torch.Tensor:
+    return 0.5 + torch.rand(CLASSES, 12, 10, generator=torch.Generator().manual_seed(4))
+
+
 def adaptive_selectors() -> dict[str, torch.nn.Module]:
     return {
         "running": RunningConfidenceSelector(CLASSES),
@@ -50,9 +54,11 @@ def statistics(logits: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Ten
         "balanced": ClassBalancedThreshold(CLASSES, 0.3),
         "all": ClassBalancedThreshold(CLASSES, torch.tensor([0.1, 0.2, 0.3, 0.4]), pool="all"),
         "global": GlobalThreshold(CLASSES, 0.3),
+        "under a prior": ClassBalancedThreshold(CLASSES, 0.3, prior=prior_map()),
+        "global under a prior": GlobalThreshold(CLASSES, 0.3, prior=prior_map()),
     }.items():
         for image in logits.split(1) if len(logits) else ():
-            estimator.update(image)
+            estimator.update(image, valid=image[:, 0] < 1.0)
         out[name], out[name + "_counts"] = estimator.compute(), estimator.class_counts()
     sketch = ConfidenceSketch(CLASSES)
     sketch.update(logits.flatten(), torch.arange(logits.numel()) % CLASSES)

@@ -141,9 +141,13 @@ def compare_all(logits, seed=0):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("classes", [1, 2, 19, 70])
+@pytest.mark.parametrize("classes", [1, 2, 19])
 def test_classes_and_dtypes(classes, dtype):
     compare_all(random_logits(1, classes, 1, 41).to(DEVICE, dtype))
+
+
+def test_more_classes_than_are_unrolled():
+    compare_all(random_logits(1, 70, 1, 41).to(DEVICE))
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (1, 1, 300), (2, 300, 1), (3, 7, 9), (2, 16, 17)])
@@ -155,15 +159,15 @@ def test_sizes(size):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided", "transposed"])
 def test_layouts(layout, dtype):
-    compare_all(moved(layouts(random_logits(2, 5, 7, 9).to(dtype))[layout]))
+    compare_all(moved(layouts(random_logits(2, 4, 3, 5).to(dtype))[layout]))
 
 
 def views():
     """Views that are no memory format: crops, every other of something, broadcast, permuted."""
-    base = random_logits(2, 6, 9, 14)
+    base = random_logits(2, 4, 5, 7)
     return {
-        "crop": base[:, :, 2:9, 3:16],
-        "stride": base[:, :, ::4, ::4],
+        "crop": base[:, :, 1:4, 2:6],
+        "stride": base[:, :, ::2, ::3],
         "classes": base[:, 1::2],
         "images": base[1::2],
         "one image for all": base[:1].expand(2, -1, -1, -1),
