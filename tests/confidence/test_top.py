@@ -105,11 +105,7 @@ def test_compiled_for_channels_last_logits():
     eager = top_confidence(logits)
     assert torch.equal(compiled.labels, eager.labels)
     torch.testing.assert_close(compiled.log_confidence, eager.log_confidence, rtol=1e-5, atol=1e-7)
-<<<<<<< HEAD
-    # Loops over the logits as they lie would be ten times slower; the operator copies them.
-=======
     # Loops over the logits as they lie would be ten times slower, so the operator, which copies them, is called.
->>>>>>> mig-sel
     assert "torch.ops.selftrain_seg.read" in code
 
 

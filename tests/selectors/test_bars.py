@@ -11,15 +11,11 @@ from tests.helpers import random_logits
 
 REACHED = pytest.mark.parametrize(
     "select",
-<<<<<<< HEAD
-    [select_hard, select_reweighted, lambda z, t: select_fixed(z, threshold=float(t[0] if torch.is_tensor(t) else t))],
-=======
     [
         select_hard,
         select_reweighted,
         lambda z, t: select_fixed(z, threshold=t if isinstance(t, float) else t[0].item()),
     ],
->>>>>>> mig-sel
     ids=["hard", "reweighted", "fixed"],
 )
 ALL = pytest.mark.parametrize("select", [select_hard, select_reweighted, select_soft])
