@@ -40,6 +40,6 @@ def op_module(name: str) -> ModuleType:
 
 def as_on_a_gpu(monkeypatch) -> None:
     """Take the branches that other devices take, on the CPU."""
-    for name in ("_blocks", "_winner", "count", "loss", "soften"):
+    for name in ("_blocks", "_winner", "counts", "loss", "soft_labels"):
         if hasattr(op_module(name), "on_cpu"):
             monkeypatch.setattr(op_module(name), "on_cpu", lambda _: False)

@@ -84,7 +84,7 @@ def test_peaks_of_the_whole_prior_serve_its_parts():
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_add_at_is_the_same_on_every_device(dtype, monkeypatch):
-    add_at = op_module("count").add_at
+    add_at = op_module("counts").add_at
     index = torch.randint(0, 41, (3, 50, 7), generator=torch.Generator().manual_seed(0)).to(dtype)  # 40: not counted
     wanted = [int((index == k).sum()) for k in range(40)]
     for gpu in (False, True):
@@ -98,7 +98,7 @@ def test_add_at_is_the_same_on_every_device(dtype, monkeypatch):
 
 @pytest.mark.parametrize(("low", "width"), [(-8.0, 0.25), (-7.3, 0.25), (-8.0, 0.3)])
 def test_bin_index_by_loops(low, width):
-    bin_index = op_module("count").bin_index
+    bin_index = op_module("counts").bin_index
     scores = torch.tensor([-100.0, low, low + 0.999 * width, 0.1, 5.0, 1e9, -math.inf, math.inf, math.nan, 0.1, 0.1])
     classes = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 0, 3, -1])
     found = bin_index(scores, classes, (3, 40), low, width)
