@@ -30,18 +30,24 @@ class Stateful(nn.Module):
         super().__init__()
         self._defaults: dict[str, Tensor] = {}
         self._over_ranks: dict[str, Callable[[Tensor], Tensor] | None] = {}
+        self._not_saved: set[str] = set()
 
-    def add_state(self, name: str, default: Tensor, *, over_ranks: Literal["sum", "max"] | None = None) -> None:
+    def add_state(
+        self, name: str, default: Tensor, *, over_ranks: Literal["sum", "max"] | None = None, persistent: bool = True
+    ) -> None:
         """Declare a state.
 
         Args:
             name: of the attribute that holds it.
             default: what it starts from and is reset to.
             over_ranks: how ``reduced`` combines the ranks' values; None if they are the same on all.
+            persistent: whether it is in ``state_dict``; False for a setting that only moves along.
         """
         with torch.inference_mode(False):  # a tensor made in inference mode could never be changed outside of it
             self._defaults[name] = default.detach().clone()
             setattr(self, name, default.detach().clone())
+        if not persistent:
+            self._not_saved.add(name)
         self._over_ranks[name] = {"sum": all_reduce_sum, "max": all_reduce_max, None: None}[over_ranks]
 
     def reset(self) -> None:
@@ -96,7 +102,7 @@ class Stateful(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in self._defaults:
+        for name in (name for name in self._defaults if name not in self._not_saved):
             destination[prefix + name] = getattr(self, name).detach()
         if self._is_share():
             destination[prefix + _SAVED_BY] = torch.tensor(rank_and_ranks())
@@ -116,6 +122,8 @@ class Stateful(nn.Module):
             saved_by = state_dict.pop(prefix + _SAVED_BY, None)
             takes = self._holds_nothing(state_dict, prefix) or _takes(saved_by, type(self).__name__)
         for name, default in self._defaults.items():
+            if name in self._not_saved:
+                continue
             saved = state_dict.pop(prefix + name, None)
             if saved is None:
                 missing_keys.append(prefix + name)

@@ -57,11 +57,13 @@ def weighted_loss(
     target = target.detach()
     class_weight = None if class_weight is None else class_weight.detach()
     tensors = (pixel_weight, image_weight, class_weight, exponent, divisor)
-    settings = (regulariser, list(factors), normalize, ignore_index)
     learned = any(weight is not None and weight.requires_grad for weight in tensors)
     if logits.dtype == torch.float64 or learned or in_transform():
-        return plain_loss(logits, target, *tensors, *settings)
-    loss: Tensor = _forward(logits, target, *tensors, *settings)[0]
+        return plain_loss(logits, target, *tensors, regulariser, factors, normalize, ignore_index)
+    # Products in a tensor on the host, since torch.compile would compile anew at every value of a number.
+    numbers = torch.stack([torch.ones((), dtype=torch.float64, device="cpu").mul(float(f)) for f in factors])
+    settings = (regulariser, [bool(factor) for factor in factors], normalize, ignore_index)
+    loss: Tensor = _forward(logits, target, *tensors, numbers, *settings)[0]
     return loss
 
 
@@ -76,7 +78,7 @@ class _Values(NamedTuple):
     log_total: Tensor  # log Σ exp(z - top): next to a large top, their sum would have lost it
 
 
-def _values(z: Tensor, labels: Labels, regulariser: str, factors: Sequence[float]) -> _Values:
+def _values(z: Tensor, labels: Labels, regulariser: str, which: Sequence[bool]) -> _Values:
     top = z.amax(1, keepdim=True)
     gaps = z - top
     powers = exponential(gaps)
@@ -87,12 +89,12 @@ def _values(z: Tensor, labels: Labels, regulariser: str, factors: Sequence[float
     else:  # a class masked out by its logit has a gap of -inf; where its label is 0 that must add 0
         finite = gaps.clamp(min=torch.finfo(gaps.dtype).min)
         nll = labels.mass * log_total - finite.mul_(labels.soft).sum(1)
-    value, entropy, kind = None, None, regulariser if factors[1] else ""
+    value, entropy, kind = None, None, regulariser if which[1] else ""
     if kind == "kld":
         value = log_total - gaps.mean(1)
     elif kind == "reverse":
         value = torch.expm1(-nll).neg_()
-    if factors[2] or kind == "entropy":
+    if which[2] or kind == "entropy":
         entropy = log_total - gaps.clamp_(min=LOG_ZERO).mul_(powers).sum(1) / total
     if kind == "entropy":
         value = entropy
@@ -101,7 +103,7 @@ def _values(z: Tensor, labels: Labels, regulariser: str, factors: Sequence[float
     kept = entropy
     if kind == "square" and value is not None:
         kept = value if entropy is None else torch.where(labels.valid, value, entropy)
-    return _Values(nll, value, entropy if factors[2] else None, kept, top.squeeze(1), log_total)
+    return _Values(nll, value, entropy if which[2] else None, kept, top.squeeze(1), log_total)
 
 
 def _forward_in_blocks(
@@ -112,12 +114,13 @@ def _forward_in_blocks(
     class_weight: Tensor | None,
     exponent: Tensor | None,
     divisor: Tensor | None,
+    numbers: Tensor,
     regulariser: str,
-    factors: Sequence[float],
+    which: Sequence[bool],
     normalize: str,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss, and what the gradient needs.
+    """The loss, and what the gradient needs. ``numbers`` (3,) are the factors, ``which`` of them are not 0.
 
     Returns:
         loss: () or (B, H, W).
@@ -126,15 +129,16 @@ def _forward_in_blocks(
         kept: (B, H, W), entropy or Σ p², if the gradient needs it.
     """
     loss, scales, norm, kept = _fake_forward(
-        logits, target, pixel_weight, image_weight, class_weight, exponent, divisor,
-        regulariser, factors, normalize, ignore_index,
+        logits, target, pixel_weight, image_weight, class_weight, exponent, divisor, numbers,
+        regulariser, which, normalize, ignore_index,
     )  # fmt: skip
     maps = (pixel_weight, as_map(image_weight, norm[0]), as_map(exponent, norm[0]))
+    factors = [float(number) for number in numbers]
     sums, sizes = torch.zeros(2, 3, dtype=torch.float64, device=logits.device)
     for block in blocks(logits):
         labels = read_labels(cut(target, block), ignore_index)
         pixel, image, gamma = (cut(weight, block) for weight in maps)
-        found = _values(_workable(cut(logits, block)), labels, regulariser, factors)
+        found = _values(_workable(cut(logits, block)), labels, regulariser, which)
         norm[0][block], norm[1][block] = found.top, found.log_total
         if found.kept is not None:
             kept[block] = found.kept
@@ -161,9 +165,9 @@ def _forward_in_blocks(
 
 
 def _fake_forward(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    regulariser, factors, normalize, _ = others[-4:]
+    regulariser, which, normalize, _ = others[-4:]
     one = new_map(logits, torch.float32)
-    keeps = factors[2] or (factors[1] and regulariser in ("entropy", "square"))
+    keeps = which[2] or (which[1] and regulariser in ("entropy", "square"))
     kept = torch.empty_like(one) if keeps else one.new_empty(0)
     return one if normalize == "none" else one.new_empty(()), one.new_empty(3), one.new_empty(2, *one.shape), kept
 
@@ -180,7 +184,7 @@ def _backward_in_blocks(
     norm: Tensor,
     kept: Tensor,
     regulariser: str,
-    factors: Sequence[float],
+    which: Sequence[bool],
     ignore_index: int,
 ) -> Tensor:
     """Gradient of the logits.
@@ -205,12 +209,12 @@ def _backward_in_blocks(
         nll = log_p.gather(1, labels.at).squeeze(1).neg_() if weighs else top[block]  # or not looked at
         three = parts(labels, nll, pixel, image, class_weight, gamma)
         on_nll, on_reg, on_rest = (
-            _term(grad[block] * scale, part) if factor else None
-            for factor, scale, part in zip(factors, scales, three, strict=True)
+            _term(grad[block] * scale, part) if there else None
+            for there, scale, part in zip(which, scales, three, strict=True)
         )
         gradient = _gradient(log_p, labels, nll, value, regulariser, on_nll, on_reg, on_rest)
         # 0 · NaN is NaN: what is not used must not spoil a gradient of 0. On CPU a look is cheaper than masking.
-        if not factors[2] and not (on_cpu(logits) and bool(log_total[block].isfinite().all())):
+        if not which[2] and not (on_cpu(logits) and bool(log_total[block].isfinite().all())):
             gradient = torch.where(labels.valid.unsqueeze(1), gradient, 0)
         if gradient is not place:
             place.copy_(gradient)
@@ -270,15 +274,15 @@ def _workable(z: Tensor) -> Tensor:
 
 _WEIGHTS = "Tensor? pixel_weight, Tensor? image_weight, Tensor? class_weight, Tensor? exponent"
 _forward = operator(
-    f"weighted_loss(Tensor logits, Tensor target, {_WEIGHTS}, Tensor? divisor, str regulariser, float[] factors,"
-    " str normalize, int ignore_index) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"weighted_loss(Tensor logits, Tensor target, {_WEIGHTS}, Tensor? divisor, Tensor numbers, str regulariser,"
+    " bool[] which, str normalize, int ignore_index) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward_in_blocks,
     _fake_forward,
     kernel=True,
 )
 _backward = operator(
     f"weighted_loss_backward(Tensor grad, Tensor logits, Tensor target, {_WEIGHTS}, Tensor scales, Tensor norm,"
-    " Tensor kept, str regulariser, float[] factors, int ignore_index) -> Tensor",
+    " Tensor kept, str regulariser, bool[] which, int ignore_index) -> Tensor",
     _backward_in_blocks,
     lambda grad, logits, *_: torch.empty_like(logits),
     kernel=True,
@@ -287,19 +291,21 @@ _backward = operator(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*inputs[:7], *output[1:])
-    ctx.settings = inputs[7:]
+    ctx.save_for_backward(*inputs[:8], *output[1:])
+    ctx.settings = inputs[8:]
 
 
 def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, scales, norm, kept = ctx.saved_tensors
-    regulariser, factors, _, ignore_index = ctx.settings
+    *inputs, numbers, scales, norm, kept = ctx.saved_tensors
+    regulariser, which, normalize, ignore_index = ctx.settings
     if torch.is_grad_enabled():  # somebody wants to differentiate the gradient
-        loss = plain_loss(*inputs, *ctx.settings)
+        factors = [float(number) for number in numbers]
+        arguments = (*inputs, regulariser, factors, normalize, ignore_index)
+        loss = plain_loss(*arguments)
         (gradient,) = torch.autograd.grad(loss, inputs[0], grad, create_graph=True)
     else:
-        gradient = _backward(grad, *inputs[:6], scales, norm, kept, regulariser, factors, ignore_index)
-    return gradient, *([None] * 10)
+        gradient = _backward(grad, *inputs[:6], scales, norm, kept, regulariser, which, ignore_index)
+    return gradient, *([None] * 11)
 
 
 differentiable("weighted_loss", _save, _differentiate)

@@ -54,12 +54,12 @@ class _Threshold(Stateful):
         self.stride, self.exact = stride, exact
         self.portion = self._checked(portion)
         self.sketch = ConfidenceSketch(num_classes)
+        self.prior = None
         if prior is not None:
             if not isinstance(prior, Tensor) or prior.ndim != 3 or len(prior) != num_classes:
                 raise ValueError(f"`prior`: expected (C, H, W) with C = {num_classes}, got {_shape_of(prior)}")
             _checks.check_prior(prior, prior.unsqueeze(0))
-            prior = prior.detach()
-        self.register_buffer("prior", prior, persistent=False)  # a setting, which moves along
+            self.add_state("prior", prior, persistent=False)
         self.add_state("updates", torch.zeros((), dtype=torch.int64), over_ranks="sum")
         if exact:
             self.add_state("exact_scores", torch.empty(0), over_ranks="sum")

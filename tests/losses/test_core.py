@@ -230,3 +230,27 @@ def test_compiled_vmap():
     torch._dynamo.reset()
     compiled = torch.compile(mapped, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(logits, labels), torch.stack([losses.mrkld_loss(z, labels) for z in logits]))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda z, y, weight: losses.mrkld_loss(z, y, reg_weight=weight),
+        lambda z, y, weight: losses.region_guided_loss(z, y, ignored_weight=weight),
+        lambda z, y, weight: losses.symmetric_loss(z, y, alpha=weight),
+        lambda z, y, weight: losses.dynamic_loss(z, y, gamma=weight),
+    ],
+    ids=["mrkld", "region_guided", "symmetric", "dynamic"],
+)
+def test_a_ramped_number_is_not_compiled_anew_at_each_value(loss):
+    logits, labels, graphs = make_logits((2, 4, 3, 5), torch.float32), make_labels((2, 4, 3, 5)), []
+
+    def count(module, example_inputs):
+        graphs.append(module)
+        return module.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, backend=count, fullgraph=True)
+    for step in range(1, 21):
+        torch.testing.assert_close(compiled(logits, labels, step / 20), loss(logits, labels, step / 20))
+    assert len(graphs) <= 2  # one for the first number, one for all others

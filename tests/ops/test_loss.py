@@ -469,7 +469,8 @@ def arguments(shape, dtype, layout, target, options):
     names = ("pixel_weight", "image_weight", "class_weight", "exponent", "divisor")
     settings = {"regulariser": "", "factors": (1.0, 0.0, 0.0), "normalize": "labelled", **options}
     tensors = (logits, labels, *(given.get(name) for name in names))
-    return tensors, settings["regulariser"], list(settings["factors"]), settings["normalize"]
+    numbers = torch.tensor(settings["factors"], dtype=torch.float64)
+    return (*tensors, numbers), settings["regulariser"], numbers.bool().tolist(), settings["normalize"]
 
 
 OPTIONS = [
@@ -496,5 +497,5 @@ def test_operators_are_as_the_compiler_expects(options, target, layout, dtype):
     with torch.no_grad():
         loss, *saved = operators.weighted_loss(logits, *rest, *settings, normalize, 255)
     grad = torch.rand_like(loss)
-    inputs = (grad, logits.detach(), *rest[:-1], *saved, *settings, 255)
+    inputs = (grad, logits.detach(), *rest[:-2], *saved, *settings, 255)
     torch.library.opcheck(operators.weighted_loss_backward, inputs)

@@ -276,14 +276,15 @@ def compare_loss(
     normalize="labelled", ignore_index=255, atol=2e-5,
 ):  # fmt: skip
     factors = (factors[0], factors[1] if regulariser else 0.0, factors[2])
-    arguments = (logits, target, *weights, divisor, regulariser, list(factors), normalize, ignore_index)
+    numbers, which = torch.tensor(factors, dtype=torch.float64), [bool(factor) for factor in factors]
+    arguments = (logits, target, *weights, divisor, numbers, regulariser, which, normalize, ignore_index)
     mine, expected = loss._forward(*arguments), loss._forward_in_blocks(*arguments)
     assert [part.shape for part in mine] == [part.shape for part in expected]
     torch.testing.assert_close(mine[0], expected[0], rtol=2e-5, atol=atol, equal_nan=True)
     torch.testing.assert_close(mine[1], expected[1], rtol=1e-6, atol=0)
     grad = make_map((logits.shape[0], 1, *logits.shape[2:])).float().to(DEVICE)
     for given in (grad,) if normalize == "none" else (torch.tensor(0.7, device=DEVICE),):
-        arguments = (given, logits, target, *weights, *expected[1:], regulariser, list(factors), ignore_index)
+        arguments = (given, logits, target, *weights, *expected[1:], regulariser, which, ignore_index)
         gradient, wanted = loss._backward(*arguments), loss._backward_in_blocks(*arguments)
         assert gradient.stride() == wanted.stride()
         rounding = 2 * torch.finfo(gradient.dtype).eps

@@ -14,7 +14,8 @@ from tests.ops.test_triton import DEVICE, INTERPRETED, pytestmark  # noqa: F401
 
 launch = pytest.importorskip("selftrain_seg.ops.triton.launch")
 
-SETTINGS = (("square", [1.0, 0.5, 0.5], "labelled"), ("kld", [1.0, 0.5, 0.0], "none"))
+FACTORS = torch.tensor([1.0, 0.5, 0.5], dtype=torch.float64)  # on the host, read there
+SETTINGS = (("square", [True, True, True], "labelled"), ("kld", [True, True, False], "none"))
 MARGIN = 1 << 13  # elements before and after, more than a tile has
 SENTINEL = 77
 
@@ -158,17 +159,25 @@ def test_own_memory_only(name, classes, dtype, guarded):
     by_class, gamma = (guarded.among(torch.linspace(1, 2, n), torch.nan) for n in (classes, shape[0]))
     by_pixel = guarded.among(torch.linspace(1, 2, labels.numel()).view(shape), torch.nan)
     for target, more in ((hard, (by_class, gamma)), (hard, (None, by_pixel)), (soft, (None, None))):
-        for regulariser, factors, normalize in (
-            ("square", [1.0, 0.5, 0.5], "labelled"),
-            ("kld", [1.0, 0.5, 0.0], "none"),
-        ):
-            arguments = (logits, target, *weights, *more, None, regulariser, factors, normalize, -1)
+        for regulariser, which, normalize in SETTINGS:
+            arguments = (
+                logits,
+                target,
+                *weights,
+                *more,
+                None,
+                FACTORS * torch.tensor(which),
+                regulariser,
+                which,
+                normalize,
+                -1,
+            )
             mine, expected = launch.weighted_loss(None, *arguments), loss._forward_in_blocks(*arguments)
             compare(mine, expected)
             grad = guarded.among(torch.linspace(1, 2, labels.numel()).view(shape), torch.nan)
             grad = grad if normalize == "none" else guarded.among(torch.ones(()), torch.nan)
             kept = [guarded.among(part, torch.nan) for part in expected[1:]]
-            arguments = (grad, logits, target, *weights, *more, *kept, regulariser, factors, -1)
+            arguments = (grad, logits, target, *weights, *more, *kept, regulariser, which, -1)
             compare([launch.weighted_loss_backward(None, *arguments)], [loss._backward_in_blocks(*arguments)])
     guarded.check()
 
@@ -214,8 +223,10 @@ def test_offsets_beyond_2_to_the_31(axis, guarded):
     for target in (guarded.own(make_labels(shape)), logits):
         again, results = dense if target is logits else target, []
         for z, y in ((logits, target), (dense, again)):
-            made = launch.weighted_loss(None, z, y, *none, "kld", [1.0, 0.5, 0.0], "labelled", 255)
-            gradient = launch.weighted_loss_backward(None, one, z, y, *none[1:], *made[1:], "kld", [1.0, 0.5, 0.0], 255)
+            made = launch.weighted_loss(None, z, y, *none, FACTORS, "kld", [True, True, False], "labelled", 255)
+            gradient = launch.weighted_loss_backward(
+                None, one, z, y, *none[1:], *made[1:], "kld", [True, True, False], 255
+            )
             results.append((*made, gradient))
         for mine, expected in zip(*results, strict=True):  # other programs, other sums
             torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)

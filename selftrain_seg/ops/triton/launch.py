@@ -114,17 +114,19 @@ def weighted_loss(
     class_weight: Tensor | None,
     exponent: Tensor | None,
     divisor: Tensor | None,
+    numbers: Tensor,
     regulariser: str,
-    factors: Sequence[float],
+    which: Sequence[bool],
     normalize: str,
     ignore_index: int,
 ) -> Any:
     """Two launches: the pixels, and what they add up to."""
     if not _fits(logits):
-        settings = (regulariser, factors, normalize, ignore_index)
+        settings = (numbers, regulariser, which, normalize, ignore_index)
         return plain(logits, target, pixel_weight, image_weight, class_weight, exponent, divisor, *settings)
+    factors = [float(number) for number in numbers]  # on the host
     soft, target, plan = _target(logits, target)
-    options = _options(regulariser, factors, soft)
+    options = _options(regulariser, which, soft)
     norm, mapped = _new(logits, (2, logits.shape[0], *logits.shape[2:])), normalize == "none"
     kept = _map(logits, torch.float32) if options["REST"] or options["REGULARISER"] in (2, 3) else None
     loss = _map(logits, torch.float32) if mapped else _new(logits, ())
@@ -159,19 +161,19 @@ def weighted_loss_backward(
     norm: Tensor,
     kept: Tensor,
     regulariser: str,
-    factors: Sequence[float],
+    which: Sequence[bool],
     ignore_index: int,
 ) -> Any:
     """One launch."""
     if not _fits(logits):
         weights = (pixel_weight, image_weight, class_weight, exponent)
-        return plain(grad, logits, target, *weights, scales, norm, kept, regulariser, factors, ignore_index)
+        return plain(grad, logits, target, *weights, scales, norm, kept, regulariser, which, ignore_index)
     result = torch.empty_like(logits)
     soft, target, plan = _target(logits, target, result)
     exponent, strides = _exponent(exponent, logits)
     weights = (_contiguous(pixel_weight), _contiguous(image_weight), _contiguous(class_weight), exponent)
     tensors = (target, *weights, scales, norm[0], norm[1], kept if kept.numel() else None, result)
-    options = _options(regulariser, factors, soft)
+    options = _options(regulariser, which, soft)
     # The gradient of a sum is one value for all pixels, and is read as one.
     same = grad.ndim == 0 or not any(grad.stride())
     numbers = (ignore_index, *strides, int(not same))
@@ -209,9 +211,9 @@ def _target(logits: Tensor, target: Tensor, *strided: Tensor) -> tuple[bool, Ten
     return False, target.contiguous(), _plan(logits, logits, *strided)
 
 
-def _options(regulariser: str, factors: Sequence[float], soft: bool) -> dict[str, Any]:
-    kind = _REGULARISERS.index(regulariser) if factors[1] else 0
-    return {"SOFT": soft, "REGULARISER": kind, "REST": bool(factors[2])}
+def _options(regulariser: str, which: Sequence[bool], soft: bool) -> dict[str, Any]:
+    kind = _REGULARISERS.index(regulariser) if which[1] else 0
+    return {"SOFT": soft, "REGULARISER": kind, "REST": which[2]}
 
 
 def _exponent(exponent: Tensor | None, logits: Tensor) -> tuple[Tensor | None, tuple[int, int]]:
