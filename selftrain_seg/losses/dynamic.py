@@ -102,8 +102,8 @@ def dynamic_mutual_loss(
     - ŷ ≠ y and m ≤ m_B: ``w = p_y^γ2``
 
     and ``w = 1`` on labelled ones. No gradient flows through w. N counts the valid pixels of all images, whatever
-    their w. Matches the dynamic mutual loss of DMT, ``flip`` its ablation. Not to be used under
-    ``torch.func.vmap``: ``top_confidence``, which finds ŷ and m (in float32), cannot be mapped.
+    their w. Matches the dynamic mutual loss of DMT, ``flip`` its ablation. ŷ and m are found in float32, where m
+    beats m_B by more than rounding; under ``torch.func.vmap`` one batch after another.
 
     Args:
         logits: (B, C, H, W) of the network that learns, any floating-point dtype and memory layout. The only

@@ -269,7 +269,7 @@ def test_forward_mode(case, dtype):
     torch.testing.assert_close(again, derivative, check_dtype=False)  # of jvp's tangent, float64
 
 
-@losses_where(lambda case: case.name != "dynamic_mutual_loss")  # documented: reading its logits cannot be mapped
+@every_loss
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_vmap(case, dtype):
     logits, *rest = case.inputs((3, 4, 3, 5), dtype)
