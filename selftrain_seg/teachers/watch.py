@@ -97,7 +97,7 @@ class AgreementStatistics(Stateful):
         gap: () int64, sum over pixels of the teacher's confidence less the student's, in units of 2^-24.
 
     State / distributed:
-        The counts are buffers of this rank; ``compute`` adds them over ranks by one all-reduce.
+        The counts are of this rank; ``compute`` adds them over ranks by one all-reduce.
 
     Raises:
         TypeError: ``num_classes`` is no int.

@@ -149,7 +149,7 @@ def sizes_of_collectives() -> dict[str, list[tuple[str, int]]]:
     mixed = Stateful()
     mixed.add_state("a", torch.ones(3), over_ranks="sum")
     mixed.add_state("b", torch.ones(2, 2), over_ranks="sum")
-    mixed.add_state("c", torch.tensor(float(dist.get_rank())), over_ranks="max")
+    mixed.add_state("c", torch.tensor(1.0 + dist.get_rank()), over_ranks="max")
     mixed.add_state("d", torch.tensor([7, dist.get_rank()]), over_ranks="sum")
     mixed.add_state("e", torch.tensor(dist.get_rank()))
     out = {}
