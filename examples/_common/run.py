@@ -225,6 +225,8 @@ class Run:
     def _load(self, stage: str, state: dict[str, Any]) -> int:
         if self.world > 1:
             dist.barrier()
+        for half in (self.out / "checkpoints").glob(f"{stage}-*-rank{self.rank}of{self.world}.pt.*.tmp"):
+            half.unlink()  # of a process that was killed while it wrote
         for step in sorted({step for step, _ in self._checkpoints(stage)}, reverse=True):
             if self._complete(stage, step):
                 path = self._checkpoint(stage, step, self.rank)

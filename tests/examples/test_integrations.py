@@ -175,14 +175,17 @@ def test_lightning_on_two_processes(begun):
     need("lightning")
     driver = begun / "driver.py"
     driver.write_text(LIGHTNING_RANKS.format(scripts=str(SCRIPTS), out=begun), encoding="utf-8")
-    output = run(driver, "--smoke", "--devices", 2, "--out", begun, cwd=begun)
+    run(driver, "--smoke", "--epochs", 1, "--devices", 2, "--out", begun, cwd=begun)
+    # Every rank takes up the checkpoint of the first, but its own counts.
+    output = run(driver, "--smoke", "--devices", 2, "--resume", "--out", begun, cwd=begun)
     (adapted,) = numbers(r"adapted: mIoU (\d+\.\d)", output)
     assert 0 < adapted < 100
     first, second = (torch.load(begun / f"rank{rank}of2.pt", weights_only=True) for rank in (0, 1))
     assert first["teacher.step"] == 4  # half as many steps, each of twice the images
     assert (first["thresholds"] < 1).sum() > 5
     for name in first:
-        if "running_" not in name:  # BatchNorm sees another batch on each rank
+        # BatchNorm sees another batch on each rank; a rank's counts say whose they are.
+        if "running_" not in name and not name.endswith("saved_by"):
             assert torch.equal(first[name], second[name]), name
 
 
@@ -270,12 +273,12 @@ def _rank(rank: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_why_buffers_of_an_estimator_must_not_be_broadcast(tmp_path):
+def test_an_estimator_in_a_wrapped_module_keeps_its_own_counts(tmp_path):
     mp.spawn(_rank, args=(free_port(), str(tmp_path)), nprocs=2)
     found = torch.load(tmp_path / "thresholds.pt", weights_only=True)
     torch.manual_seed(0)
     alone = _WithEstimator()
     for batch in torch.rand(2, 3, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).flatten(0, 1):
         alone(batch)
-    assert torch.equal(found[False], alone.kc.compute())
-    assert not torch.equal(found[True], alone.kc.compute())
+    for thresholds in found.values():  # whether or not buffers are broadcast
+        assert torch.equal(thresholds, alone.kc.compute())

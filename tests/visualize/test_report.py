@@ -357,7 +357,7 @@ def test_errors_of_the_recorders(tmp_path):
 def test_of_a_trainer_killed_and_finished(tmp_path):
     out, options = tmp_path / "DMT & <co>", ["--smoke", "--mutual", "--images", 8, 6, 4, "--batch", 2, "--rounds", 2]
     options += ["--root", tmp_path / "streets", "--log-every", 1, "--steps", 8]
-    run_and_kill("dst_cbc.py", out, *options, wait_for="checkpoints/round2-000002-*", seed=0, within=0.1)
+    run_and_kill("dst_cbc.py", out, *options, wait_for="checkpoints/round2-000002-*.pt", seed=0, within=0.1)
     assert not (out / "report.html").exists()
     partial = read(report(out))
     assert partial.table("IoU, %")[0] == ["IoU, %", "round 1", "second, round 1"]
