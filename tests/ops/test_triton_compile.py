@@ -111,7 +111,13 @@ def compile_kernel(triton, name, capability, dtype, classes, layout, folder, mon
     short, options = name.split(",")[0], KERNELS[name]
     kernel = getattr(loss if short in ("forward", "backward") else reading, f"{short}_kernel")
     few = name == "read, class sums"
-    constants = {"C": classes, "PIXELS": 128 if few else 256, "UNROLL": classes <= 64, "BINS": 16384, "GROUP": 32}
+    constants = {
+        "C": classes,
+        "PIXELS": 128 if few else 256,
+        "CHUNK": classes if classes <= 64 else 16,
+        "BINS": 16384,
+        "GROUP": 32,
+    }
     constants |= {"SLACK": SLACK, "LARGE": LARGE} | LAYOUTS[layout] | options
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     # Sizes and strides that are 1 are constants to Triton; those from 2^31 on are 64 bits wide.

@@ -115,9 +115,13 @@ def guarded(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("classes", "dtype"), [(1, torch.float32), (2, torch.bfloat16), (19, torch.float32), (70, torch.float16)]
+    ("name", "classes", "dtype"),
+    [
+        *((name, classes, dtype) for name in crops(1) for classes, dtype in ((1, torch.float32), (3, torch.bfloat16))),
+        ("crop", 19, torch.float32),
+        ("channels_last crop", 70, torch.float16),  # more than are unrolled
+    ],
 )
-@pytest.mark.parametrize("name", crops(1))
 def test_own_memory_only(name, classes, dtype, guarded):
     clean = crops(classes)[name].to(dtype)
     logits = guarded.among(clean, torch.nan)

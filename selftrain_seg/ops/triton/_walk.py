@@ -2,7 +2,8 @@
 
 A program takes a run of pixels of one row. The largest logit and the sum of the others' exponentials are kept while
 walking: at a new maximum the old one joins the others, ``rest = (rest + 1) · e``, else ``rest += e``, with
-``e = exp(-|z - max|)``. One exponential a class, no cancellation. Rows, columns and addresses are counted in 64 bits.
+``e = exp(-|z - max|)``. One exponential a class, no cancellation. Classes come in chunks, each one unrolled. Rows,
+columns and addresses are counted in 64 bits.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-untyped,import-not-found,no-redef"
@@ -21,7 +22,20 @@ except ImportError:  # then nothing here is ever called, but the file can be imp
         return function
 
 
-__all__ = ["finish", "first", "jit", "log1p", "place", "read_class", "read_pixels", "score_of", "step", "tl"]
+__all__ = [
+    "finish",
+    "first",
+    "jit",
+    "log1p",
+    "nothing_yet",
+    "place",
+    "read_class",
+    "read_next",
+    "read_pixels",
+    "score_of",
+    "step",
+    "tl",
+]
 
 
 @jit
@@ -46,6 +60,20 @@ def read_class(start, c, stride_c, inside):
 
 
 @jit
+def read_next(start, c, stride_c, inside, C: tl.constexpr, CHUNK: tl.constexpr):
+    """The logits of class c; -inf, which changes nothing, for what a last chunk has too many."""
+    if C % CHUNK == 0:
+        return read_class(start, c, stride_c, inside)
+    return tl.where(c < C, read_class(start, c, stride_c, inside & (c < C)), float("-inf"))
+
+
+@jit
+def nothing_yet(zero):
+    """Largest logit, its class and the sum of the others before the first class, which makes that sum 0."""
+    return zero - float("inf"), zero.to(tl.int32), zero - 1.0
+
+
+@jit
 def step(z, c, top, label, rest):
     """Add class c to the largest logit so far, its class (the first of equals) and the sum of the others."""
     # -inf less -inf is NaN, and yet the two are equal.
@@ -61,25 +89,15 @@ def finish(top, rest):
 
 
 @jit
-def read_pixels(start, offset, stride_c, inside, C: tl.constexpr, UNROLL: tl.constexpr):
+def read_pixels(start, offset, stride_c, inside, C: tl.constexpr, CHUNK: tl.constexpr):
     """Walk through the classes once: largest logit, its class, sum of the others' exponentials."""
-    top = read_class(start, 0, stride_c, inside)
-    if offset is not None:
-        top += tl.load(offset)
-    label = tl.zeros_like(top).to(tl.int32)
-    rest = tl.zeros_like(top)
-    if UNROLL:
-        for c in tl.static_range(1, C):
-            z = read_class(start, c, stride_c, inside)
+    top, label, rest = nothing_yet(tl.zeros(inside.shape, tl.float32))
+    for begin in range(0, C, CHUNK):
+        for c in tl.static_range(CHUNK):
+            z = read_next(start, begin + c, stride_c, inside, C, CHUNK)
             if offset is not None:
-                z += tl.load(offset + c)
-            top, label, rest = step(z, c, top, label, rest)
-    else:
-        for c in range(1, C):
-            z = read_class(start, c, stride_c, inside)
-            if offset is not None:
-                z += tl.load(offset + c)
-            top, label, rest = step(z, c, top, label, rest)
+                z += tl.load(offset + begin + c, mask=begin + c < C, other=0.0)
+            top, label, rest = step(z, begin + c, top, label, rest)
     return top, label, finish(top, rest)
 
 

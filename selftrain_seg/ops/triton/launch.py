@@ -18,7 +18,7 @@ from selftrain_seg.ops.triton import reading
 
 _PIXELS = 256  # a program
 _FEW_PIXELS = 128  # where a program adds up over its pixels class by class, in one warp
-_UNROLLED_CLASSES = 64
+_UNROLLED, _CHUNK = 64, 16  # up to so many classes are one chunk, more are taken so many at a time
 _GROUP = 32  # pixels whose counts are added up before they go to memory
 _MANY = 1024  # programs whose sums are added up at a time
 _REGULARISERS = ("", "kld", "entropy", "square", "reverse")
@@ -256,9 +256,9 @@ def _launch(
     if plan.programs == 0:
         return
     num_classes = logits.shape[1]
-    options = {"UNROLL": num_classes <= _UNROLLED_CLASSES, **options}
     with torch.cuda.device(logits.get_device()):  # -1, the CPU, changes nothing
         kernel[(plan.programs,)](
             *before, logits, *tensors, *plan.layout, *numbers,
-            C=num_classes, PIXELS=plan.pixels, **options, enable_fp_fusion=False,
+            C=num_classes, PIXELS=plan.pixels, CHUNK=num_classes if num_classes <= _UNROLLED else _CHUNK,
+            **options, enable_fp_fusion=False,
         )  # fmt: skip

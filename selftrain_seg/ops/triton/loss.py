@@ -8,13 +8,13 @@ An argument that is None costs nothing: what only it needs is left out when the 
 
 from __future__ import annotations
 
-from selftrain_seg.ops.triton._walk import finish, first, jit, log1p, place, read_class, tl
+from selftrain_seg.ops.triton._walk import finish, first, jit, log1p, nothing_yet, place, read_class, read_next, tl
 
 
 @jit
 def _add(
     z, y, c, label, top, rest, own, mass, linear, square, moment,
-    SOFT: tl.constexpr, KLD: tl.constexpr, SQUARE: tl.constexpr, ENTROPY: tl.constexpr,
+    C: tl.constexpr, SOFT: tl.constexpr, KLD: tl.constexpr, SQUARE: tl.constexpr, ENTROPY: tl.constexpr,
 ):  # fmt: skip
     """Add class c to what is kept of a pixel; all of it relative to the largest logit so far.
 
@@ -33,7 +33,7 @@ def _add(
     else:
         own = tl.where(c == label, z, own)
     if KLD:
-        linear += z
+        linear += tl.where(c < C, z, 0.0)
     if SQUARE:
         square = tl.where(new, (square + 1.0) * e * e, square + e * e)
     if ENTROPY:
@@ -81,7 +81,7 @@ def forward_kernel(
     logits, target, pixel_weight, image_weight, class_weight, exponent, loss, largest, log_total, kept, partial,
     height, width, stride_b, stride_c, stride_h, stride_w, target_b, target_c, target_h, target_w,
     ignore_index, exponent_b, exponent_p, factor_nll, factor_reg, factor_rest,
-    C: tl.constexpr, PIXELS: tl.constexpr, UNROLL: tl.constexpr,
+    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr,
     SOFT: tl.constexpr, REGULARISER: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     """Log-sum-exp and what else the gradient needs, and the loss as a map, or its sums over the program's pixels."""
@@ -91,33 +91,19 @@ def forward_kernel(
     KLD: tl.constexpr = REGULARISER == 1
     SQUARE: tl.constexpr = REGULARISER == 3
     ENTROPY: tl.constexpr = (REGULARISER == 2) or REST
-    top = read_class(start, 0, stride_c, inside)
-    rest = tl.zeros_like(top)
-    own, mass, linear, square, moment = rest, rest, rest, rest, rest
-    label, valid, wrong = tl.full(top.shape, -1, tl.int32), inside, inside
-    y = rest
-    if SOFT:
-        mass = read_class(goal, 0, target_c, inside)
-    else:
+    zero = tl.zeros(inside.shape, tl.float32)
+    top, _, rest = nothing_yet(zero)
+    own, mass, linear, square, moment, y = zero, zero, zero, rest, zero, zero
+    label, valid, wrong = tl.full(inside.shape, -1, tl.int32), inside, inside
+    if not SOFT:
         label, valid, wrong = _read_label(target, at, inside, ignore_index, C)
-        own = tl.where(label == 0, top, 0.0)
-    if KLD:
-        linear = top
-    if UNROLL:
-        for c in tl.static_range(1, C):
-            z = read_class(start, c, stride_c, inside)
+    for begin in range(0, C, CHUNK):
+        for c in tl.static_range(CHUNK):
+            z = read_next(start, begin + c, stride_c, inside, C, CHUNK)
             if SOFT:
-                y = read_class(goal, c, target_c, inside)
+                y = read_class(goal, begin + c, target_c, inside & (begin + c < C))
             top, rest, own, mass, linear, square, moment = _add(
-                z, y, c, label, top, rest, own, mass, linear, square, moment, SOFT, KLD, SQUARE, ENTROPY
-            )
-    else:
-        for c in range(1, C):
-            z = read_class(start, c, stride_c, inside)
-            if SOFT:
-                y = read_class(goal, c, target_c, inside)
-            top, rest, own, mass, linear, square, moment = _add(
-                z, y, c, label, top, rest, own, mass, linear, square, moment, SOFT, KLD, SQUARE, ENTROPY
+                z, y, begin + c, label, top, rest, own, mass, linear, square, moment, C, SOFT, KLD, SQUARE, ENTROPY
             )
     rest = finish(top, rest)
     total = log1p(rest)
@@ -247,7 +233,7 @@ def backward_kernel(
     grad, logits, target, pixel_weight, image_weight, class_weight, exponent, scales, largest, log_total, kept, result,
     height, width, stride_b, stride_c, stride_h, stride_w, target_b, target_c, target_h, target_w,
     result_b, result_c, result_h, result_w, ignore_index, exponent_b, exponent_p, grad_p,
-    C: tl.constexpr, PIXELS: tl.constexpr, UNROLL: tl.constexpr,
+    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr,
     SOFT: tl.constexpr, REGULARISER: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the logits, given that of the loss or of its map."""
@@ -261,8 +247,8 @@ def backward_kernel(
     mass = tl.full(top.shape, 1.0, tl.float32)
     if SOFT:
         mass = tl.zeros_like(top)
-        for c in range(C):
-            mass += read_class(goal, c, target_c, inside)
+        for each in range(C):
+            mass += read_class(goal, each, target_c, inside)
         valid = mass != 0.0
     else:
         label, valid, wrong = _read_label(target, at, inside, ignore_index, C)
@@ -292,24 +278,14 @@ def backward_kernel(
     if kept is not None:
         value = tl.load(kept + at, mask=inside, other=0.0)
     y = tl.zeros_like(top)
-    if UNROLL:
-        for c in tl.static_range(C):
-            z = read_class(start, c, stride_c, inside)
+    for begin in range(0, C, CHUNK):
+        for c in tl.static_range(CHUNK):
+            z = read_next(start, begin + c, stride_c, inside, C, CHUNK)
             if SOFT:
-                y = read_class(goal, c, target_c, inside)
+                y = read_class(goal, begin + c, target_c, inside & (begin + c < C))
             gradient = _slope(
-                z, y, c, label, top, total, value, slope, on_nll, on_reg, on_entropy, C, SOFT, REGULARISER, REST
+                z, y, begin + c, label, top, total, value, slope, on_nll, on_reg, on_entropy, C, SOFT, REGULARISER, REST
             )
             # 0 · NaN is NaN: logits that nothing uses must not spoil a gradient of zero.
             gradient = tl.where(used, gradient, 0.0).to(result.dtype.element_ty)
-            tl.store(out + tl.cast(c, tl.int64) * result_c, gradient, mask=inside)
-    else:
-        for c in range(C):
-            z = read_class(start, c, stride_c, inside)
-            if SOFT:
-                y = read_class(goal, c, target_c, inside)
-            gradient = _slope(
-                z, y, c, label, top, total, value, slope, on_nll, on_reg, on_entropy, C, SOFT, REGULARISER, REST
-            )
-            gradient = tl.where(used, gradient, 0.0).to(result.dtype.element_ty)
-            tl.store(out + tl.cast(c, tl.int64) * result_c, gradient, mask=inside)
+            tl.store(out + tl.cast(begin + c, tl.int64) * result_c, gradient, mask=inside & (begin + c < C))

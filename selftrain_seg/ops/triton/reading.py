@@ -4,7 +4,20 @@
 
 from __future__ import annotations
 
-from selftrain_seg.ops.triton._walk import first, jit, log1p, place, read_class, read_pixels, score_of, step, tl
+from selftrain_seg.ops.triton._walk import (
+    finish,
+    first,
+    jit,
+    log1p,
+    nothing_yet,
+    place,
+    read_class,
+    read_next,
+    read_pixels,
+    score_of,
+    step,
+    tl,
+)
 
 
 @jit
@@ -24,12 +37,12 @@ def _store_prediction(predicted, confidence, label, rest, at, inside):
 @jit
 def read_kernel(
     logits, valid, offset, labels, score, partial, height, width, stride_b, stride_c, stride_h, stride_w,
-    C: tl.constexpr, PIXELS: tl.constexpr, UNROLL: tl.constexpr,
+    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Labels and scores, and the sums of p_c over the program's pixels."""
     image, row, columns, at, inside = place(height, width, PIXELS)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
-    top, label, rest = read_pixels(start, offset, stride_c, inside, C, UNROLL)
+    top, label, rest = read_pixels(start, offset, stride_c, inside, C, CHUNK)
     rest = _usable(rest, valid, at, inside)
     tl.store(labels + at, label.to(tl.int64), mask=inside)
     tl.store(score + at, score_of(rest), mask=inside)
@@ -37,29 +50,24 @@ def read_kernel(
         counts = inside & (rest == rest)
         scale = tl.where(counts, 1.0 / (1.0 + rest), 0.0)
         mine = partial + tl.program_id(0).to(tl.int64) * C
-        if UNROLL:
-            for c in tl.static_range(C):
-                z = read_class(start, c, stride_c, inside)
+        for begin in range(0, C, CHUNK):
+            for c in tl.static_range(CHUNK):
+                z = read_next(start, begin + c, stride_c, inside, C, CHUNK)
                 if offset is not None:
-                    z += tl.load(offset + c)
-                tl.store(mine + c, tl.sum(tl.where(counts, tl.exp(z - top) * scale, 0.0)))
-        else:
-            for c in range(C):
-                z = read_class(start, c, stride_c, inside)
-                if offset is not None:
-                    z += tl.load(offset + c)
-                tl.store(mine + c, tl.sum(tl.where(counts, tl.exp(z - top) * scale, 0.0)))
+                    z += tl.load(offset + begin + c, mask=begin + c < C, other=0.0)
+                share = tl.sum(tl.where(counts, tl.exp(z - top) * scale, 0.0))
+                tl.store(mine + begin + c, share, mask=begin + c < C)
 
 
 @jit
 def count_kernel(
     logits, valid, counts, height, width, stride_b, stride_c, stride_h, stride_w, first_bin, bins_per_unit,
-    C: tl.constexpr, PIXELS: tl.constexpr, UNROLL: tl.constexpr, BINS: tl.constexpr, GROUP: tl.constexpr,
+    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, BINS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Add the bins of the pixels' scores to the counts."""
     image, row, columns, at, inside = place(height, width, PIXELS)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
-    _, label, rest = read_pixels(start, None, stride_c, inside, C, UNROLL)
+    _, label, rest = read_pixels(start, None, stride_c, inside, C, CHUNK)
     rest = _usable(rest, valid, at, inside)
     counted = inside & (rest == rest)
     bin = tl.floor(score_of(rest) * bins_per_unit) - first_bin
@@ -96,12 +104,12 @@ def _gain(kc, SLACK: tl.constexpr, LARGE: tl.constexpr):
 def hard_kernel(
     logits, valid, thresholds, labels, predicted, confidence,
     height, width, stride_b, stride_c, stride_h, stride_w, ignore_index,
-    C: tl.constexpr, PIXELS: tl.constexpr, UNROLL: tl.constexpr, SLACK: tl.constexpr,
+    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, SLACK: tl.constexpr,
 ):  # fmt: skip
     """The winner, where its score reaches its threshold."""
     image, row, columns, at, inside = place(height, width, PIXELS)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
-    _, label, rest = read_pixels(start, None, stride_c, inside, C, UNROLL)
+    _, label, rest = read_pixels(start, None, stride_c, inside, C, CHUNK)
     rest = _usable(rest, valid, at, inside)
     keep = score_of(rest) >= _bar(tl.load(thresholds + label).to(tl.float64), SLACK)
     tl.store(labels + at, tl.where(keep, label, ignore_index).to(tl.int64), mask=inside)
@@ -120,31 +128,23 @@ def _better(z, c, gain, reference, value, best):
 def reweighted_kernel(
     logits, valid, thresholds, labels, predicted, confidence,
     height, width, stride_b, stride_c, stride_h, stride_w, ignore_index,
-    C: tl.constexpr, PIXELS: tl.constexpr, UNROLL: tl.constexpr, SLACK: tl.constexpr, LARGE: tl.constexpr,
+    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, SLACK: tl.constexpr, LARGE: tl.constexpr,
 ):  # fmt: skip
     """The class that exceeds its own threshold most."""
     image, row, columns, at, inside = place(height, width, PIXELS)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
-    top = read_class(start, 0, stride_c, inside)
-    label = tl.zeros_like(top).to(tl.int32)
-    rest = tl.zeros_like(top)
-    best = label
+    top, label, rest = nothing_yet(tl.zeros(inside.shape, tl.float32))
+    value, best = top, label
     # Differences to one logit of the pixel are as exact as those to the largest, which is not known yet.
-    reference = tl.where(tl.abs(top) < float("inf"), top, 0.0)
-    value = (top - reference) + _gain(tl.load(thresholds).to(tl.float64), SLACK, LARGE)
-    if UNROLL:
-        for c in tl.static_range(1, C):
-            z = read_class(start, c, stride_c, inside)
-            gain = _gain(tl.load(thresholds + c).to(tl.float64), SLACK, LARGE)
-            value, best = _better(z, c, gain, reference, value, best)
-            top, label, rest = step(z, c, top, label, rest)
-    else:
-        for c in range(1, C):
-            z = read_class(start, c, stride_c, inside)
-            gain = _gain(tl.load(thresholds + c).to(tl.float64), SLACK, LARGE)
-            value, best = _better(z, c, gain, reference, value, best)
-            top, label, rest = step(z, c, top, label, rest)
-    rest = tl.where(tl.abs(top) < float("inf"), rest, float("nan"))
+    reference = read_class(start, 0, stride_c, inside)
+    reference = tl.where(tl.abs(reference) < float("inf"), reference, 0.0)
+    for begin in range(0, C, CHUNK):
+        for c in tl.static_range(CHUNK):
+            z = read_next(start, begin + c, stride_c, inside, C, CHUNK)
+            gain = _gain(tl.load(thresholds + begin + c, mask=begin + c < C, other=1.0).to(tl.float64), SLACK, LARGE)
+            value, best = _better(z, begin + c, gain, reference, value, best)
+            top, label, rest = step(z, begin + c, top, label, rest)
+    rest = finish(top, rest)
     rest = _usable(rest, valid, at, inside)
     keep = value - (top - reference) >= log1p(rest)
     tl.store(labels + at, tl.where(keep, best, ignore_index).to(tl.int64), mask=inside)
@@ -155,18 +155,16 @@ def reweighted_kernel(
 def soft_kernel(
     logits, valid, thresholds, alpha, labels, predicted, confidence, soft,
     height, width, stride_b, stride_c, stride_h, stride_w, soft_b, soft_c, soft_h, soft_w, ignore_index,
-    C: tl.constexpr, PIXELS: tl.constexpr, UNROLL: tl.constexpr, SLACK: tl.constexpr, LARGE: tl.constexpr,
+    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, SLACK: tl.constexpr, LARGE: tl.constexpr,
 ):  # fmt: skip
     """Walk three times: soft labels need the best first; after the first time the logits come from the cache."""
     image, row, columns, at, inside = place(height, width, PIXELS)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
     target = first(soft, image, row, columns, soft_b, soft_h, soft_w)
-    top, label, rest = read_pixels(start, None, stride_c, inside, C, UNROLL)
+    top, label, rest = read_pixels(start, None, stride_c, inside, C, CHUNK)
     rest = _usable(rest, valid, at, inside)
     sharpness = (1.0 / tl.load(alpha).to(tl.float64)).to(tl.float32)
-    value = tl.full(top.shape, float("-inf"), tl.float32)
-    best = tl.zeros_like(label)
-    others = tl.full(top.shape, -1.0, tl.float32)  # becomes 0 with the first class that is not -inf
+    value, best, others = nothing_yet(tl.zeros(inside.shape, tl.float32))
     nan = top != top
     for c in range(C):
         gain = _gain(tl.load(thresholds + c).to(tl.float64), SLACK, LARGE) * sharpness
