@@ -93,7 +93,6 @@ def test_compiles(name, capability, dtype, classes, layout, tmp_path, monkeypatc
     # An atomic whose old value nobody takes is a reduction, however the compiler spells it.
     atomics = re.findall(r"(?:^|\s)(?:atom|red)\.[\w.]+", ptx)
     assert bool(atomics) == (name == "count")
-    assert not re.search(r"atom\.[\w.]+ +%[a-z]+[1-9]\d*,", ptx) or name == "count"
     if dtype == "bf16":  # of which nothing but the logits is
         loads = re.findall(r"tt\.load %\S+.*: tensor<\d+x!tt\.ptr<bf16>>", compiled.asm["ttir"])
         assert len(loads) == LOADS.get(name, lambda classes: classes)(classes)
@@ -114,7 +113,7 @@ def compile_kernel(triton, name, capability, dtype, classes, layout, folder, mon
     constants = {
         "C": classes,
         "PIXELS": 128 if few else 256,
-        "CHUNK": classes if classes <= 64 else 16,
+        "CHUNK": classes if classes <= 64 else 8,
         "BINS": 16384,
         "GROUP": 32,
     }

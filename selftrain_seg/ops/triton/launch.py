@@ -18,7 +18,7 @@ from selftrain_seg.ops.triton import reading
 
 _PIXELS = 256  # a program
 _FEW_PIXELS = 128  # where a program adds up over its pixels class by class, in one warp
-_UNROLLED, _CHUNK = 64, 16  # up to so many classes are one chunk, more are taken so many at a time
+_UNROLLED, _CHUNK = 64, 8  # up to so many classes are one chunk, more are taken so many at a time
 _GROUP = 32  # pixels whose counts are added up before they go to memory
 _MANY = 1024  # programs whose sums are added up at a time
 _REGULARISERS = ("", "kld", "entropy", "square", "reverse")
