@@ -27,77 +27,49 @@ _DIVISORS = ("sum", "labelled", "all", "weights")
 Plain = Callable[..., Any]
 
 
-def read(
-    plain: Plain, logits: Tensor, valid: Tensor | None, prior: Tensor | None, offset: Tensor | None, class_sums: bool
-) -> Any:
+def read(plain: Plain, logits: Tensor, *rest: Any) -> Any:
     """Two maps, and the class sums in float64, in one launch or two."""
+    valid, prior, offset, class_sums = rest
     if not _fits(logits) or prior is not None:
-        return plain(logits, valid, prior, offset, class_sums)
+        return plain(logits, *rest)
     labels, score = _map(logits, torch.int64), _map(logits, torch.float32)
     plan = _plan(logits, pixels=_FEW_PIXELS if class_sums else _PIXELS)
     partial = _new(logits, (plan.programs, logits.shape[1])) if class_sums else None
-    offset = None if offset is None else offset.contiguous()
-    tensors = (_contiguous(valid), offset, labels, score, partial)
+    tensors = (_contiguous(valid), _contiguous(offset), labels, score, partial)
     _launch(reading.read_kernel, logits, tensors, plan, num_warps=1 if class_sums else 4)
     sums = _new(logits, (0,), torch.float64) if partial is None else partial.sum(0, dtype=torch.float64)
     return labels, score, sums
 
 
-def count(
-    plain: Plain,
-    logits: Tensor,
-    counts: Tensor,
-    valid: Tensor | None,
-    prior: Tensor | None,
-    peaks: Tensor | None,
-    every_class: bool,
-    low: float,
-    bin_width: float,
-) -> Any:
+def count(plain: Plain, logits: Tensor, counts: Tensor, *rest: Any) -> Any:
     """One launch, in place."""
+    valid, prior, _, every_class, low, bin_width = rest
     if not _fits(logits) or prior is not None or every_class or not counts.is_contiguous():
-        return plain(logits, counts, valid, prior, peaks, every_class, low, bin_width)
-    numbers = (low / bin_width, 1.0 / bin_width)
-    _launch(
-        reading.count_kernel, logits, (_contiguous(valid), counts), _plan(logits), numbers,
-        BINS=counts.shape[1], GROUP=_GROUP,
-    )  # fmt: skip
+        return plain(logits, counts, *rest)
+    tensors, numbers = (_contiguous(valid), counts), (low / bin_width, 1.0 / bin_width)
+    _launch(reading.count_kernel, logits, tensors, _plan(logits), numbers, BINS=counts.shape[1], GROUP=_GROUP)
     return None
 
 
-def select(
-    plain: Plain,
-    logits: Tensor,
-    thresholds: Tensor,
-    reweighted: bool,
-    valid: Tensor | None,
-    prior: Tensor | None,
-    ignore_index: int,
-) -> Any:
+def select(plain: Plain, logits: Tensor, thresholds: Tensor, *rest: Any) -> Any:
     """One launch."""
+    reweighted, valid, prior, ignore_index = rest
     if not _fits(logits) or prior is not None:
-        return plain(logits, thresholds, reweighted, valid, prior, ignore_index)
+        return plain(logits, thresholds, *rest)
     maps = _selected(logits)
-    tensors = (_contiguous(valid), thresholds.contiguous(), *maps)
+    tensors, plan = (_contiguous(valid), thresholds.contiguous(), *maps), _plan(logits)
     if reweighted:
-        _launch(reading.reweighted_kernel, logits, tensors, _plan(logits), (ignore_index,), SLACK=SLACK, LARGE=LARGE)
+        _launch(reading.reweighted_kernel, logits, tensors, plan, (ignore_index,), SLACK=SLACK, LARGE=LARGE)
     else:
-        _launch(reading.hard_kernel, logits, tensors, _plan(logits), (ignore_index,), SLACK=SLACK)
+        _launch(reading.hard_kernel, logits, tensors, plan, (ignore_index,), SLACK=SLACK)
     return maps
 
 
-def soften(
-    plain: Plain,
-    logits: Tensor,
-    thresholds: Tensor,
-    alpha: Tensor,
-    valid: Tensor | None,
-    prior: Tensor | None,
-    ignore_index: int,
-) -> Any:
+def soften(plain: Plain, logits: Tensor, thresholds: Tensor, alpha: Tensor, *rest: Any) -> Any:
     """One launch."""
+    valid, prior, ignore_index = rest
     if not _fits(logits) or prior is not None:
-        return plain(logits, thresholds, alpha, valid, prior, ignore_index)
+        return plain(logits, thresholds, alpha, *rest)
     maps, soft = _selected(logits), torch.empty_like(logits, dtype=torch.float32)
     tensors = (_contiguous(valid), thresholds.contiguous(), alpha, *maps, soft)
     plan = _plan(logits, soft)
@@ -105,36 +77,21 @@ def soften(
     return *maps, soft
 
 
-def weighted_loss(
-    plain: Plain,
-    logits: Tensor,
-    target: Tensor,
-    pixel_weight: Tensor | None,
-    image_weight: Tensor | None,
-    class_weight: Tensor | None,
-    exponent: Tensor | None,
-    divisor: Tensor | None,
-    numbers: Tensor,
-    regulariser: str,
-    which: Sequence[bool],
-    normalize: str,
-    ignore_index: int,
-) -> Any:
+def weighted_loss(plain: Plain, logits: Tensor, labels: Tensor, *rest: Any) -> Any:
     """Two launches: the pixels, and what they add up to."""
+    *weights, divisor, numbers, regulariser, which, normalize, ignore_index = rest
     if not _fits(logits):
-        settings = (numbers, regulariser, which, normalize, ignore_index)
-        return plain(logits, target, pixel_weight, image_weight, class_weight, exponent, divisor, *settings)
+        return plain(logits, labels, *rest)
     factors = [float(number) for number in numbers]  # on the host
-    soft, target, plan = _target(logits, target)
+    soft, target, plan = _target(logits, labels)
     options = _options(regulariser, which, soft)
     norm, mapped = _new(logits, (2, logits.shape[0], *logits.shape[2:])), normalize == "none"
     kept = _map(logits, torch.float32) if options["REST"] or options["REGULARISER"] in (2, 3) else None
     loss = _map(logits, torch.float32) if mapped else _new(logits, ())
     partial = None if mapped else _new(logits, (plan.programs, 7))
-    exponent, strides = _exponent(exponent, logits)
-    weights = (_contiguous(pixel_weight), _contiguous(image_weight), _contiguous(class_weight), exponent)
-    tensors = (target, *weights, loss if mapped else None, norm[0], norm[1], kept, partial)
-    _launch(losses.forward_kernel, logits, tensors, plan, (ignore_index, *strides, *factors), **options)
+    tensors, steps = _weights(weights)
+    tensors = (target, *tensors, loss if mapped else None, norm[0], norm[1], kept, partial)
+    _launch(losses.forward_kernel, logits, tensors, plan, (ignore_index, *steps, *factors), **options)
     scales = _new(logits, (3,))
     if mapped:
         for each, factor in enumerate(factors):
@@ -148,38 +105,20 @@ def weighted_loss(
     return loss, scales, norm, _new(logits, (0,)) if kept is None else kept
 
 
-def weighted_loss_backward(
-    plain: Plain,
-    grad: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    pixel_weight: Tensor | None,
-    image_weight: Tensor | None,
-    class_weight: Tensor | None,
-    exponent: Tensor | None,
-    scales: Tensor,
-    norm: Tensor,
-    kept: Tensor,
-    regulariser: str,
-    which: Sequence[bool],
-    ignore_index: int,
-) -> Any:
+def weighted_loss_backward(plain: Plain, grad: Tensor, logits: Tensor, labels: Tensor, *rest: Any) -> Any:
     """One launch."""
+    *weights, scales, norm, kept, regulariser, which, ignore_index = rest
     if not _fits(logits):
-        weights = (pixel_weight, image_weight, class_weight, exponent)
-        return plain(grad, logits, target, *weights, scales, norm, kept, regulariser, which, ignore_index)
+        return plain(grad, logits, labels, *rest)
     result = torch.empty_like(logits)
-    soft, target, plan = _target(logits, target, result)
-    exponent, strides = _exponent(exponent, logits)
-    weights = (_contiguous(pixel_weight), _contiguous(image_weight), _contiguous(class_weight), exponent)
-    tensors = (target, *weights, scales, norm[0], norm[1], kept if kept.numel() else None, result)
-    options = _options(regulariser, which, soft)
+    soft, target, plan = _target(logits, labels, result)
+    tensors, steps = _weights(weights)
+    tensors = (target, *tensors, scales, norm[0], norm[1], kept if kept.numel() else None, result)
     # The gradient of a sum is one value for all pixels, and is read as one.
     same = grad.ndim == 0 or not any(grad.stride())
-    numbers = (ignore_index, *strides, int(not same))
-    _launch(
-        losses.backward_kernel, logits, tensors, plan, numbers, before=(grad if same else grad.contiguous(),), **options
-    )
+    grad, numbers = grad if same else grad.contiguous(), (ignore_index, *steps, int(not same))
+    options = _options(regulariser, which, soft)
+    _launch(losses.backward_kernel, logits, tensors, plan, numbers, before=(grad,), **options)
     return result
 
 
@@ -216,11 +155,11 @@ def _options(regulariser: str, which: Sequence[bool], soft: bool) -> dict[str, A
     return {"SOFT": soft, "REGULARISER": kind, "REST": which[2]}
 
 
-def _exponent(exponent: Tensor | None, logits: Tensor) -> tuple[Tensor | None, tuple[int, int]]:
-    """One γ an image or one a pixel, and the steps from image to image and from pixel to pixel."""
-    if exponent is None or exponent.ndim == 1:
-        return _contiguous(exponent), (1, 0)
-    return exponent.contiguous(), (0, 1)
+def _weights(weights: Sequence[Tensor | None]) -> tuple[tuple[Tensor | None, ...], tuple[int, int]]:
+    """Weights of pixels, images and classes, and γ, with its steps from image to image and from pixel to pixel."""
+    exponent = weights[-1]
+    steps = (0, 1) if exponent is not None and exponent.ndim == 3 else (1, 0)
+    return tuple(_contiguous(weight) for weight in weights), steps
 
 
 class _Plan(NamedTuple):
