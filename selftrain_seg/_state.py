@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from selftrain_seg.distributed.reduce import all_reduce_max, all_reduce_sum, rank_and_ranks
+from selftrain_seg.distributed.reduce import all_reduce_sum, rank_and_ranks
 
 __all__ = ["Stateful"]
 
@@ -33,7 +33,7 @@ class Stateful(nn.Module):
         self._not_saved: set[str] = set()
 
     def add_state(
-        self, name: str, default: Tensor, *, over_ranks: Literal["sum", "max"] | None = None, persistent: bool = True
+        self, name: str, default: Tensor, *, over_ranks: Literal["sum"] | None = None, persistent: bool = True
     ) -> None:
         """Declare a state.
 
@@ -48,7 +48,7 @@ class Stateful(nn.Module):
             setattr(self, name, default.detach().clone())
         if not persistent:
             self._not_saved.add(name)
-        self._over_ranks[name] = {"sum": all_reduce_sum, "max": all_reduce_max, None: None}[over_ranks]
+        self._over_ranks[name] = all_reduce_sum if over_ranks else None
 
     def reset(self) -> None:
         """Forget all batches; settings stay."""

@@ -206,6 +206,6 @@ def test_a_state_is_a_copy_of_its_default():
 def test_reduced_is_the_state_itself_in_one_process():
     module = Stateful()
     module.add_state("total", torch.tensor([1, 2]), over_ranks="sum")
-    module.add_state("most", torch.tensor(3.0), over_ranks="max")
+    module.add_state("most", torch.tensor(3.0), over_ranks="sum")
     module.add_state("same", torch.tensor([[True]]))
     assert [value.tolist() for value in module.reduced("same", "most", "total")] == [[[True]], 3.0, [1, 2]]

@@ -22,6 +22,7 @@ def operator(
     *,
     cpu: Callable[..., Any] | None = None,
     kernel: bool = False,
+    reads_host: bool = False,
 ) -> Callable[..., Any]:
     """Register an operator and return it; PyTorch's dispatcher chooses among its implementations.
 
@@ -31,9 +32,11 @@ def operator(
         fake: makes results of the right shape, dtype and layout without values.
         cpu: what is faster on a CPU, where the host may look at values; the results are the same, bit for bit.
         kernel: whether ``ops.triton.launch`` has a function of its name.
+        reads_host: whether the host reads numbers from a tensor, which a CUDA graph made by the compiler must not keep.
     """
     name = schema.partition("(")[0]
-    _library.define(schema)
+    tags = [tag for tag in [getattr(torch.Tag, "cudagraph_unsafe", None)] if reads_host and tag is not None]
+    _library.define(schema, tags=tags)
     _library.impl(name, plain, "CompositeExplicitAutograd")
     torch.library.register_fake(f"selftrain_seg::{name}", fake, lib=_library)
     if cpu is not None:
@@ -62,7 +65,6 @@ def _kernel(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(*args: Any) -> Any:
         launch = importlib.import_module("selftrain_seg.ops.triton.launch")
-
         return getattr(launch, name)(plain, *args)
 
     return run

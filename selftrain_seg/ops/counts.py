@@ -36,13 +36,18 @@ def bin_index(scores: Tensor, classes: Tensor, size: tuple[int, int], low: float
     num_classes, bins = size
     # No score may be counted above an edge it lies below: the threshold may be that very edge. With a bin width
     # of a power of two (the default) float32 is exact; any other needs float64, which is slower.
-    if math.frexp(bin_width)[0] == 0.5 and (low / bin_width).is_integer():
+    if dyadic(low, bin_width):
         place = (scores.float() * (1.0 / bin_width)).floor() - low / bin_width
     else:
         place = (scores.double() - low) / bin_width
     counted = ~place.isnan() & (classes >= 0) & (classes < num_classes)
     keys = place.clamp(0, bins - 1).nan_to_num(nan=0.0).to(torch.int32)
     return torch.where(counted, keys + classes.to(torch.int32) * bins, num_classes * bins)
+
+
+def dyadic(low: float, bin_width: float) -> bool:
+    """Whether the edges of the bins are exact in float32: the width a power of two, the first one a multiple of it."""
+    return math.frexp(bin_width)[0] == 0.5 and (low / bin_width).is_integer()
 
 
 def add_at(counts: Tensor, index: Tensor) -> None:

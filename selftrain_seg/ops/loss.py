@@ -279,6 +279,7 @@ _forward = operator(
     _forward_in_blocks,
     _fake_forward,
     kernel=True,
+    reads_host=True,
 )
 _backward = operator(
     f"weighted_loss_backward(Tensor grad, Tensor logits, Tensor target, {_WEIGHTS}, Tensor scales, Tensor norm,"

@@ -99,7 +99,7 @@ def parts(
     """Region and weights of the three sums."""
     valid = labels.valid
     own = None if class_weight is None else class_weight[labels.at.squeeze(1)]
-    believed = None if exponent is None else exponential(-exponent * nll.detach())
+    believed = None if exponent is None else exponential(-exponent * nll.detach().clamp(max=-LOG_ZERO))
     regularised = valid if image_weight is None else valid & (image_weight != 0)
     return (
         Part(valid, (own, pixel_weight, believed)),

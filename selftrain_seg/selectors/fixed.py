@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -56,11 +58,11 @@ def select_fixed(
     _checks.check_real(threshold, "threshold", 0.0, 1.0)
     if weigh_by is not None:
         _checks.check_choice(weigh_by, "weigh_by", ("image", "batch"))
-    pseudo = select_hard(logits, threshold, valid=valid, ignore_index=ignore_index)
-    if weigh_by is None or pseudo.predicted is None:
-        return pseudo
-    usable = pseudo.confidence > 0
-    sure = usable & (pseudo.labels != ignore_index)
+    if weigh_by is None:
+        return select_hard(logits, threshold, valid=valid, ignore_index=ignore_index)
+    pseudo = select_hard(logits, threshold, valid=valid, ignore_index=-1)
+    usable, sure = pseudo.confidence > 0, pseudo.labels >= 0
     over = (1, 2) if weigh_by == "image" else (0, 1, 2)
     share = sure.float().sum(dim=over, keepdim=True) / usable.float().sum(dim=over, keepdim=True).clamp(min=1)
-    return pseudo._replace(labels=torch.where(usable, pseudo.predicted, ignore_index), pixel_weight=share * usable)
+    labels = torch.where(usable, cast(Tensor, pseudo.predicted), ignore_index)
+    return pseudo._replace(labels=labels, pixel_weight=share * usable)

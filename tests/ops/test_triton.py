@@ -242,6 +242,17 @@ def test_saturated(margin):
         compare_selections(logits, torch.full((3,), threshold, dtype=torch.float64))
 
 
+def test_saturated_and_masked_classes_are_weighed_against_the_largest():
+    """Not against another logit: 20 + 1e-12 is 20, and -1e9 + 3 is -1e9."""
+    logits = torch.tensor([[-20.0, 20.0, -18.0], [-1e9, 3.0, 2.0], [torch.finfo().min, 3.0, 2.0]]).T.reshape(1, 3, 1, 3)
+    sure = torch.full((3,), 1 - 1e-12, dtype=torch.float64, device=DEVICE)
+    hard = torch.tensor([0.9, 0.9, 0.2], dtype=torch.float64, device=DEVICE)
+    for thresholds, wanted in ((sure, [1, 255, 255]), (hard, [1, 2, 2])):
+        arguments = (logits.to(DEVICE), thresholds, True, None, None, 255)
+        assert selection._select(*arguments)[0].flatten().tolist() == wanted
+        assert selection._plain(*arguments)[0].flatten().tolist() == wanted
+
+
 def test_thresholds_beyond_one_of_zero_and_nan():
     logits = random_logits(1, 3, 4, 9).to(DEVICE)
     for values in ([0.0, 0.5, 1.0], [2.0, 0.3, 1e-300], [0.5, float("nan"), 0.5]):

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from selftrain_seg.ops._thresholds import LARGE, SLACK
-from selftrain_seg.selectors import select_fixed, select_hard, select_reweighted, select_soft
+from selftrain_seg.selectors import (
+    FlexMatchSelector,
+    FreeMatchSelector,
+    InstanceAdaptiveSelector,
+    RunningConfidenceSelector,
+    select_fixed,
+    select_hard,
+    select_reweighted,
+    select_soft,
+)
 from tests.helpers import random_logits
 
 REACHED = pytest.mark.parametrize(
@@ -133,3 +142,52 @@ def test_soft_labels_at_a_threshold_of_zero_are_finite(alpha):
     # Between two zeros p^(1/α) decides; differences of 10⁴ / α are known to that many roundings.
     soft = select_soft(logits, 0.0, alpha=alpha).soft
     torch.testing.assert_close(soft, (logits / alpha).softmax(1), rtol=0, atol=10 * LARGE / alpha * 2.0**-24)
+
+
+@pytest.mark.parametrize(
+    ("selector", "kept"),
+    [
+        (FreeMatchSelector(2), True),
+        (FlexMatchSelector(2, threshold=0.5), True),
+        (InstanceAdaptiveSelector(2, initial=0.5), True),
+        (RunningConfidenceSelector(2, upper=0.0, lower=0.5), False),  # m > t, as published
+    ],
+    ids=["freematch", "flexmatch", "instance-adaptive", "running-confidence"],
+)
+def test_equality_with_a_running_threshold(selector, kept):
+    selector.eval()
+    if isinstance(selector, FlexMatchSelector):
+        selector.running_shares[0] = 1.0  # so that the threshold of class 0 is 0.5 itself
+    assert (selector(torch.zeros(1, 2, 1, 1)).labels != 255).item() == kept  # confidence 0.5
+
+
+def test_flexmatch_counts_a_pixel_at_the_threshold():
+    selector = FlexMatchSelector(2, threshold=0.5, momentum=0.0)
+    selector(torch.zeros(1, 2, 1, 1))
+    assert selector.running_shares.tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("select", [select_hard, select_reweighted, select_soft])
+def test_an_infinite_threshold_selects_nothing_of_its_class_only(select):
+    """As an estimator gives an absent class under a prior."""
+    prior = torch.tensor([2.0, 1.0, 1.0]).view(3, 1, 1).expand(3, 1, 2)
+    logits = torch.tensor([[0.0, 3.0], [2.0, 0.0], [0.0, 0.0]]).reshape(1, 3, 1, 2)
+    labels = select(logits, torch.tensor([torch.inf, 0.3, 0.9], dtype=torch.float64), prior=prior).labels
+    assert labels.tolist() == [[[1, 255]]]
+
+
+@pytest.mark.parametrize("select", [select_hard, select_reweighted, select_soft])
+def test_a_threshold_above_what_a_prior_lets_a_class_reach(select):
+    prior = torch.tensor([1.5, 1.0]).view(2, 1, 1)
+    logits = torch.tensor([200.0, 0.0]).reshape(1, 2, 1, 1)  # p q = 1.5 exactly
+    for threshold, kept in ((1.5 * (1 - 1e-3), True), (1.5 * (1 + 1e-4), False), (1.6, False)):
+        pseudo = select(logits, torch.tensor([threshold, 2.0], dtype=torch.float64), prior=prior)
+        assert (pseudo.labels != 255).item() == kept
+
+
+def test_a_share_does_not_mind_what_ignored_pixels_are_called():
+    probs = torch.tensor([0.99, 0.01, 0.6, 0.4])
+    logits = torch.stack([probs, 1 - probs]).log().reshape(1, 2, 1, 4)
+    for ignore_index in (255, 0, -1):
+        weighed = select_fixed(logits, threshold=0.9, weigh_by="image", ignore_index=ignore_index)
+        assert weighed.pixel_weight.tolist() == [[[0.5, 0.5, 0.5, 0.5]]]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg.ops._thresholds import LARGE, SLACK
+from selftrain_seg.ops.counts import dyadic
 from selftrain_seg.ops.triton import loss as losses
 from selftrain_seg.ops.triton import reading
 
@@ -44,7 +45,8 @@ def read(plain: Plain, logits: Tensor, *rest: Any) -> Any:
 def count(plain: Plain, logits: Tensor, counts: Tensor, *rest: Any) -> Any:
     """One launch, in place."""
     valid, prior, _, every_class, low, bin_width = rest
-    if not _fits(logits) or prior is not None or every_class or not counts.is_contiguous():
+    simple = counts.is_contiguous() and dyadic(low, bin_width)  # else float32 would not do
+    if not _fits(logits) or prior is not None or every_class or not simple:
         return plain(logits, counts, *rest)
     tensors, numbers = (_contiguous(valid), counts), (low / bin_width, 1.0 / bin_width)
     _launch(reading.count_kernel, logits, tensors, _plan(logits), numbers, BINS=counts.shape[1], GROUP=_GROUP)
@@ -77,11 +79,9 @@ def soften(plain: Plain, logits: Tensor, thresholds: Tensor, alpha: Tensor, *res
     return *maps, soft
 
 
-def weighted_loss(plain: Plain, logits: Tensor, labels: Tensor, *rest: Any) -> Any:
+def weighted_loss(_: Plain, logits: Tensor, labels: Tensor, *rest: Any) -> Any:
     """Two launches: the pixels, and what they add up to."""
     *weights, divisor, numbers, regulariser, which, normalize, ignore_index = rest
-    if not _fits(logits):
-        return plain(logits, labels, *rest)
     factors = [float(number) for number in numbers]  # on the host
     soft, target, plan = _target(logits, labels)
     options = _options(regulariser, which, soft)
@@ -105,11 +105,9 @@ def weighted_loss(plain: Plain, logits: Tensor, labels: Tensor, *rest: Any) -> A
     return loss, scales, norm, _new(logits, (0,)) if kept is None else kept
 
 
-def weighted_loss_backward(plain: Plain, grad: Tensor, logits: Tensor, labels: Tensor, *rest: Any) -> Any:
+def weighted_loss_backward(_: Plain, grad: Tensor, logits: Tensor, labels: Tensor, *rest: Any) -> Any:
     """One launch."""
     *weights, scales, norm, kept, regulariser, which, ignore_index = rest
-    if not _fits(logits):
-        return plain(grad, logits, labels, *rest)
     result = torch.empty_like(logits)
     soft, target, plan = _target(logits, labels, result)
     tensors, steps = _weights(weights)

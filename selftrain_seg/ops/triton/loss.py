@@ -66,7 +66,7 @@ def _weights(
     on_nll = on_all * own
     if exponent is not None:
         gamma = tl.load(exponent + image * exponent_b + at * exponent_p, mask=inside, other=0.0).to(tl.float32)
-        on_nll *= tl.exp(-gamma * nll)
+        on_nll *= tl.exp(-gamma * tl.where(nll > 1e4, 1e4, nll))  # 0 · inf is NaN
     on_reg = on_all
     regularised = valid
     if image_weight is not None:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from selftrain_seg.ops.triton._walk import (
-    finish,
     first,
     jit,
     log1p,
@@ -117,36 +116,23 @@ def hard_kernel(
 
 
 @jit
-def _better(z, c, gain, reference, value, best):
-    """Whether class c, re-weighted, is better than the best so far: value and class. NaN stays."""
-    own = (z - reference) + gain
-    new = (own > value) | (own != own)
-    return tl.where(new & (value == value), own, value), tl.where(new, c, best)
-
-
-@jit
 def reweighted_kernel(
     logits, valid, thresholds, labels, predicted, confidence,
     height, width, stride_b, stride_c, stride_h, stride_w, ignore_index,
     C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, SLACK: tl.constexpr, LARGE: tl.constexpr,
 ):  # fmt: skip
-    """The class that exceeds its own threshold most."""
+    """The class that exceeds its own threshold most; compared as ``z_c - max z``, so the logits are walked twice."""
     image, row, columns, at, inside = place(height, width, PIXELS)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
-    top, label, rest = nothing_yet(tl.zeros(inside.shape, tl.float32))
-    value, best = top, label
-    # Differences to one logit of the pixel are as exact as those to the largest, which is not known yet.
-    reference = read_class(start, 0, stride_c, inside)
-    reference = tl.where(tl.abs(reference) < float("inf"), reference, 0.0)
-    for begin in range(0, C, CHUNK):
-        for c in tl.static_range(CHUNK):
-            z = read_next(start, begin + c, stride_c, inside, C, CHUNK)
-            gain = _gain(tl.load(thresholds + begin + c, mask=begin + c < C, other=1.0).to(tl.float64), SLACK, LARGE)
-            value, best = _better(z, begin + c, gain, reference, value, best)
-            top, label, rest = step(z, begin + c, top, label, rest)
-    rest = finish(top, rest)
+    top, label, rest = read_pixels(start, None, stride_c, inside, C, CHUNK)
     rest = _usable(rest, valid, at, inside)
-    keep = value - (top - reference) >= log1p(rest)
+    value, best = tl.full(inside.shape, float("-inf"), tl.float32), tl.zeros_like(label)
+    for c in range(C):
+        gain = _gain(tl.load(thresholds + c).to(tl.float64), SLACK, LARGE)
+        own = (read_class(start, c, stride_c, inside) - top) + gain
+        best = tl.where(own > value, c, best)
+        value = tl.where((own > value) | (own != own), own, value)
+    keep = value >= log1p(rest)
     tl.store(labels + at, tl.where(keep, best, ignore_index).to(tl.int64), mask=inside)
     _store_prediction(predicted, confidence, label, rest, at, inside)
 
@@ -165,14 +151,12 @@ def soft_kernel(
     rest = _usable(rest, valid, at, inside)
     sharpness = (1.0 / tl.load(alpha).to(tl.float64)).to(tl.float32)
     value, best, others = nothing_yet(tl.zeros(inside.shape, tl.float32))
-    nan = top != top
     for c in range(C):
         gain = _gain(tl.load(thresholds + c).to(tl.float64), SLACK, LARGE) * sharpness
         own = (read_class(start, c, stride_c, inside) - top) * sharpness + gain
-        nan = nan | (own != own)
         value, best, others = step(own, c, value, best, others)
     # logsumexp as max + log1p(the others): the others may be 1e-30 and still decide at a saturated pixel.
-    keep = (value + log1p(others) > log1p(rest) * sharpness) & (nan == 0)
+    keep = value + log1p(others) > log1p(rest) * sharpness
     scale = 1.0 / (1.0 + others)
     for c in range(C):
         gain = _gain(tl.load(thresholds + c).to(tl.float64), SLACK, LARGE) * sharpness
