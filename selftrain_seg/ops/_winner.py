@@ -30,9 +30,11 @@ def winner(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return top, index.long().clamp_(0, num_classes - 1), gaps
 
 
-def exponential(values: Tensor, out: Tensor | None = None) -> Tensor:
-    """``exp(values)``, to a few roundings; ``out`` may be ``values``."""
+def exponential(values: Tensor, *, less: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """``exp(values)`` or ``exp(values - less)``, to a few roundings; ``out`` may be ``values``."""
     if not on_cpu(values):
-        return torch.exp(values, out=out)
+        return torch.exp(values if less is None else values - less, out=out)
     # exp goes through a vendor library on CPU that can take three times as long as exp2.
+    if less is not None:
+        return torch.add(less * -_LOG2_E, values, alpha=_LOG2_E, out=out).exp2_()
     return torch.mul(values, _LOG2_E, out=out).exp2_()

@@ -78,10 +78,11 @@ class _Values(NamedTuple):
     log_total: Tensor  # log Σ exp(z - top): next to a large top, their sum would have lost it
 
 
-def _values(z: Tensor, labels: Labels, regulariser: str, which: Sequence[bool]) -> _Values:
+def _values(z: Tensor, labels: Labels, regulariser: str, which: Sequence[bool], work: Tensor) -> _Values:
     top = z.amax(1, keepdim=True)
-    gaps = z - top
-    powers = exponential(gaps)
+    gaps, powers = work[:, : z.numel()].view(2, *z.shape).unbind()
+    torch.sub(z, top, out=gaps)
+    exponential(gaps, out=powers)
     total = powers.sum(1)
     log_total = total.log()
     if labels.soft is None or labels.mass is None:
@@ -134,11 +135,15 @@ def _forward_in_blocks(
     )  # fmt: skip
     maps = (pixel_weight, as_map(image_weight, norm[0]), as_map(exponent, norm[0]))
     factors = [float(number) for number in numbers]
-    sums, sizes = torch.zeros(2, 3, dtype=torch.float64, device=logits.device)
+    sums: list[list[Tensor]] = [[], [], []]
+    counted: list[list[Tensor]] = [[], [], []]
+    # All blocks share their largest temporaries: fresh memory would be paged in every time.
+    most = max((logits[images, :, rows].numel() for images, rows in blocks(logits)), default=0)
+    work = logits.new_empty(2, most, dtype=torch.float32)
     for block in blocks(logits):
         labels = read_labels(cut(target, block), ignore_index)
         pixel, image, gamma = (cut(weight, block) for weight in maps)
-        found = _values(_workable(cut(logits, block)), labels, regulariser, which)
+        found = _values(_workable(cut(logits, block)), labels, regulariser, which, work)
         norm[0][block], norm[1][block] = found.top, found.log_total
         if found.kept is not None:
             kept[block] = found.kept
@@ -152,16 +157,17 @@ def _forward_in_blocks(
             loss[block] = sum(factor * values for _, factor, values in terms)
             continue
         for each, _, values in terms:
-            sums[each] += values.sum()
-            sizes[each] += size(three[each], normalize, each)
-    if normalize in ("none", "sum"):
-        sizes.fill_(1)
-    if divisor is not None and normalize != "none":
-        sizes.copy_(divisor)
-    shares = torch.where(sizes == 0, 1, sizes).reciprocal_()
+            sums[each].append(values.sum())
+            counted[each].append(size(three[each], normalize, each))
+    zero, one = norm.new_zeros((), dtype=torch.float64), norm.new_ones((), dtype=torch.float64)
+    total = zero
     for each, factor in enumerate(factors):
-        scales[each] = shares[each] * factor
-    return loss if normalize == "none" else loss.copy_(scales.double().dot(sums)), scales, norm, kept
+        by = one if normalize in ("none", "sum") else torch.stack([zero, *counted[each]]).sum()
+        by = by if divisor is None or normalize == "none" else divisor.double()
+        scale = factor / torch.where(by == 0, one, by)
+        scales[each] = scale
+        total = total + scale * torch.stack([zero, *(value.double() for value in sums[each])]).sum()
+    return loss if normalize == "none" else loss.copy_(total), scales, norm, kept
 
 
 def _fake_forward(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -203,18 +209,18 @@ def _backward_in_blocks(
         place = cut(result, block)
         in_place = logits.dtype == torch.float32 and logits.is_contiguous()
         z = _workable(cut(logits, block))
-        log_p = torch.sub(z, top[block].unsqueeze(1), out=place if in_place else None)
-        log_p.sub_(log_total[block].unsqueeze(1))
-        weighs = gamma is not None or regulariser == "reverse"
-        nll = log_p.gather(1, labels.at).squeeze(1).neg_() if weighs else top[block]  # or not looked at
+        gaps = torch.sub(z, top[block].unsqueeze(1), out=place if in_place else None)
+        nll = top[block]  # not looked at, but for these two
+        if gamma is not None or regulariser == "reverse":
+            nll = log_total[block] - gaps.gather(1, labels.at).squeeze(1)
         three = parts(labels, nll, pixel, image, class_weight, gamma)
         on_nll, on_reg, on_rest = (
             _term(grad[block] * scale, part) if there else None
             for there, scale, part in zip(which, scales, three, strict=True)
         )
-        gradient = _gradient(log_p, labels, nll, value, regulariser, on_nll, on_reg, on_rest)
+        gradient = _gradient(gaps, log_total[block], labels, nll, value, regulariser, on_nll, on_reg, on_rest)
         # 0 · NaN is NaN: what is not used must not spoil a gradient of 0. On CPU a look is cheaper than masking.
-        if not which[2] and not (on_cpu(logits) and bool(log_total[block].isfinite().all())):
+        if not which[2] and not (on_cpu(logits) and bool(log_total[block].sum().isfinite())):
             gradient = torch.where(labels.valid.unsqueeze(1), gradient, 0)
         if gradient is not place:
             place.copy_(gradient)
@@ -222,7 +228,8 @@ def _backward_in_blocks(
 
 
 def _gradient(
-    log_p: Tensor,
+    gaps: Tensor,
+    log_total: Tensor,
     labels: Labels,
     nll: Tensor,
     value: Tensor | None,
@@ -233,7 +240,7 @@ def _gradient(
 ) -> Tensor:
     """Gradient of a block, given those of nll, of the regulariser and of the other pixels' entropy, (b, h, w)."""
     if on_reg is not None and regulariser == "reverse":
-        on_reg = on_reg * torch.exp(-nll)
+        on_reg = on_reg * exponential(-nll)
         on_nll, on_reg = on_reg if on_nll is None else on_nll + on_reg, None
     slope = torch.zeros_like(nll) if on_nll is None else on_nll if labels.mass is None else on_nll * labels.mass
     if on_reg is not None and regulariser == "kld":
@@ -241,16 +248,18 @@ def _gradient(
     slope = slope.unsqueeze(1)
     entropies = [g for g in (on_rest, on_reg if regulariser == "entropy" else None) if g is not None]
     if entropies and value is not None:
+        log_p = gaps.sub_(log_total.unsqueeze(1))
         p = exponential(log_p)
         centred = log_p.clamp_(min=LOG_ZERO).add_(value.unsqueeze(1))
         slope = torch.addcmul(slope, centred, torch.stack(entropies).sum(0).unsqueeze(1), value=-1)
     else:
-        p = exponential(log_p, out=log_p)
+        p = exponential(gaps, less=log_total.unsqueeze(1), out=gaps)
     if on_reg is not None and regulariser == "square" and value is not None:
         slope = torch.addcmul(slope, p - value.unsqueeze(1), on_reg.unsqueeze(1), value=2)
-    gradient = p.mul_(slope)
     if on_reg is not None and regulariser == "kld":
-        gradient.sub_(on_reg.unsqueeze(1) / p.shape[1])
+        gradient = torch.addcmul(on_reg.unsqueeze(1) / -p.shape[1], p, slope, out=p)
+    else:
+        gradient = p.mul_(slope)
     if on_nll is not None and labels.soft is not None:
         gradient.addcmul_(on_nll.unsqueeze(1), labels.soft, value=-1)
     elif on_nll is not None:
@@ -263,7 +272,7 @@ def _term(values: Tensor, part: Part) -> Tensor:
     for weight in part.weights:
         values = values if weight is None else values * weight.to(values.dtype)
     # where() is slow on the speckled masks of pseudo-labels, a look on the CPU is not.
-    simple = on_cpu(values) and bool(values.isfinite().all())
+    simple = on_cpu(values) and bool(values.sum().isfinite())
     return values * part.region if simple else torch.where(part.region, values, 0)
 
 
