@@ -23,7 +23,7 @@ class Stateful(nn.Module):
 
     What is added up over ranks is each rank's own share, and so is its checkpoint: every rank saves and loads its own.
     A checkpoint of one process is taken up by rank 0 and leaves the others empty; one of another rank is refused,
-    unless it has nothing in it.
+    unless it has nothing in it. A single process takes up whichever share it is given, to merge them, say.
     """
 
     def __init__(self) -> None:

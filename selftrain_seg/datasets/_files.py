@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from selftrain_seg.datasets._cityscapes_ids import CITYSCAPES_LABELS
@@ -66,7 +67,7 @@ def read_image(path: Path) -> Tensor:
     try:
         _check_png(data)
         with Image.open(io.BytesIO(data)) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            return rearrange(torch.from_numpy(np.array(image.convert("RGB"))), "h w c -> c h w")
     except Exception as error:  # Pillow's are of many kinds
         raise ValueError(f"{path}: broken, or no image ({_first_line(error)})") from error
 
@@ -95,7 +96,7 @@ def _read_png(path: Path) -> Tensor:
         _check_png(data)
         if data[24] == 16:  # of 16 bits a channel, Pillow keeps 8 where there are several channels
             pixels: Tensor = decode_png(torch.frombuffer(data, dtype=torch.uint8), mode=ImageReadMode.UNCHANGED)
-            return pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
+            return pixels[0] if len(pixels) == 1 else rearrange(pixels, "c h w -> h w c")
         with Image.open(io.BytesIO(data)) as image:  # torchvision misreads palettes of less than 8 bits
             return torch.from_numpy(np.array(image))
     except Exception as error:  # Pillow's are of many kinds

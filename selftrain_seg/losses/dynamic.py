@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from einops import repeat
 from torch import Tensor
 
 from selftrain_seg import _checks, ops
@@ -161,7 +162,11 @@ def dynamic_mutual_loss(
 
     labels = labels.long()  # as uint8, the label 156 would equal an ignore_index of -100
     own = ops.read(logits)
-    pseudo = labels != ignore_index if is_pseudo is None else is_pseudo[:, None, None].expand(labels.shape)
+    pseudo = (
+        labels != ignore_index
+        if is_pseudo is None
+        else repeat(is_pseudo, "b -> b h w", h=labels.shape[1], w=labels.shape[2])
+    )
     agree = own.labels == labels
     surer = pseudo & ~agree & (own.confidence - confidence > SLACK)  # not by rounding only
     on_agreement, otherwise = (logits.new_full((), gamma, dtype=dtype) for gamma in (gamma_agree, gamma_disagree))

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from selftrain_seg import _checks
+from selftrain_seg import _checks, ops
 
 __all__ = ["fairness_loss"]
 
@@ -72,8 +72,7 @@ def fairness_loss(
     probs = torch.softmax(torch.where(kept, logits, 0), 1, dtype=dtype)
     total = torch.where(kept, probs, 0).sum((0, 2, 3))
     # Integer counts: float32 ones stop adding up at 2^24. The divisor of both means cancels in the ratio.
-    counts = torch.zeros(logits.shape[1], dtype=torch.int64, device=logits.device)
-    counts = counts.scatter_add(0, probs.detach().argmax(1).flatten(), chosen.flatten().long())
+    counts = ops.class_counts(probs.detach().argmax(1), chosen, logits.shape[1])
     student = _normalized_ratio(total, counts)
     running = _normalized_ratio(running_probs.detach().to(dtype), running_histogram.detach())
     seen = (counts > 0) & (running_histogram > 0)

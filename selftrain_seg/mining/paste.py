@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from selftrain_seg import _checks
@@ -157,7 +158,7 @@ def _draw_region(classes: Tensor, drawn: Tensor, travel: Tensor, min_pixels: int
     """(B, H, W) bool: a component of the drawn class and its company, empty where there is none."""
     company = travel[drawn].gather(1, classes.flatten(1)).view(classes.shape)
     roots = connected_components(company).flatten(1)
-    own = ((classes == drawn[:, None, None]) & company).flatten(1)
+    own = ((classes == rearrange(drawn, "b -> b 1 1")) & company).flatten(1)
     sizes = torch.zeros_like(roots, dtype=torch.int32).scatter_add_(1, roots, own.int())
     rank = (sizes >= min_pixels).cumsum(1)
     wanted = (chance * rank[:, -1]).floor().long()

@@ -64,7 +64,7 @@ def add_at(counts: Tensor, index: Tensor) -> None:
 def class_counts(labels: Tensor, which: Tensor, num_classes: int) -> Tensor:
     """How many pixels of ``which`` (bool) have each label: (C,) int64, without waiting for the device."""
     counts = torch.zeros(num_classes, dtype=torch.int64, device=labels.device)
-    return counts.scatter_add_(0, labels.flatten(), which.flatten().long())
+    return counts.scatter_add(0, labels.flatten(), which.flatten().long())
 
 
 def _plain(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from einops import repeat
 from torch import Tensor
 
 from selftrain_seg.ops._winner import exponential
@@ -85,7 +86,9 @@ def read_labels(target: Tensor, ignore_index: int) -> Labels:
 
 def as_map(value: Tensor | None, like: Tensor) -> Tensor | None:
     """(B,) as (B, H, W)."""
-    return value.view(-1, 1, 1).expand(like.shape) if value is not None and value.ndim == 1 else value
+    if value is None or value.ndim == like.ndim:
+        return value
+    return repeat(value, "b -> b h w", h=like.shape[1], w=like.shape[2])
 
 
 def parts(

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from selftrain_seg.ops._blocks import blocks, cut, new_map
@@ -86,7 +87,7 @@ def pixel_scores(
     against = torch.where(winners == labels, rest, (1.0 + rest - mine) / mine)
     q, peak = prior.gather(1, at).squeeze(1), peaks[winners]
     score = q.log() - torch.log((peak - q).clamp(min=0.0) + peak * against)
-    relative = (prior.log() - peaks.log().view(-1, 1, 1)).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+    relative = (prior.log() - rearrange(peaks.log(), "c -> c 1 1")).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     return Scores(winners, score, gaps + relative, log_norm, others)
 
 
@@ -100,7 +101,7 @@ def class_scores(logits: Tensor, valid: Tensor | None, prior: Tensor | None, pea
     if prior is None or peaks is None:
         return gaps - against.log()
     # Multiplied through by exp(gap_c), so that a class with p = 0 has score -inf and not NaN.
-    q, peak, mine = prior.float(), peaks.view(-1, 1, 1), gaps.exp()
+    q, peak, mine = prior.float(), rearrange(peaks, "c -> c 1 1"), gaps.exp()
     return (q * mine).log() - torch.log((peak - q).clamp(min=0.0) * mine + peak * against)
 
 
@@ -121,7 +122,7 @@ def _plain(
     peaks, maps = (None, None) if prior is None else (prior_peaks(prior), each_image(prior, logits))
     for block in blocks(logits):
         z = logits[block[0], :, block[1]]
-        z = z if offset is None else z.float() + offset.view(-1, 1, 1)
+        z = z if offset is None else z.float() + rearrange(offset, "c -> c 1 1")
         part = pixel_scores(z, cut(valid, block), cut(maps, block), peaks)
         labels[block], score[block] = part.labels, part.score
         if class_sums:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from selftrain_seg.ops._blocks import fill, new_map
@@ -45,11 +46,12 @@ def _plain(
     outputs = _fake(logits, thresholds, reweighted, valid, prior, ignore_index)
     peaks, maps = (None, None) if prior is None else (prior_peaks(prior), each_image(prior, logits))
     bar = (log_gain if reweighted else score_bar)(thresholds, peaks)
+    gain = rearrange(bar, "c -> c 1 1")
 
     def block(z: Tensor, valid: Tensor | None, q: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         part = pixel_scores(z, valid, q, peaks)
         if reweighted:
-            value, best, _ = winner(part.gaps + bar.view(-1, 1, 1))
+            value, best, _ = winner(part.gaps + gain)
             keep = value.squeeze(1) >= part.log_norm
         else:
             best, keep = part.labels, part.score >= bar[part.labels]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from selftrain_seg.ops._blocks import blocks, cut, new_map, on_cpu
@@ -40,7 +41,7 @@ def _plain(
     labels, predicted, confidence, soft = outputs
     peaks, maps = (None, None) if prior is None else (prior_peaks(prior), each_image(prior, logits))
     sharpness = alpha.double().reciprocal()
-    added = (log_gain(thresholds, peaks).double() * sharpness).float().view(-1, 1, 1)
+    added = rearrange((log_gain(thresholds, peaks).double() * sharpness).float(), "c -> c 1 1")
     sharpness = sharpness.float()
     for block in blocks(logits):
         part = pixel_scores(logits[block[0], :, block[1]], cut(valid, block), cut(maps, block), peaks)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from selftrain_seg.store._names import file_of
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 SETTINGS = "settings.json"
 IMAGES = "images.jsonl"

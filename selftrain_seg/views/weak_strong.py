@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from selftrain_seg import _checks
@@ -214,7 +215,7 @@ class WeakStrongViews(nn.Module):
             jitter=torch.where(jittered[:, None], torch.stack(jitter, 1), torch.stack(neutral, 1)),
             grey=shares[:, 9] < settings.grey_chance,
             blur_sigma_px=torch.where(shares[:, 10] < settings.blur_chance, sigma, 0.0),
-            cut_out=cut_out & (shares[:, 12] < settings.cut_out_chance)[:, None, None],
+            cut_out=cut_out & rearrange(shares[:, 12] < settings.cut_out_chance, "b -> b 1 1"),
         )
 
     def strong(self, weak: Tensor, parameters: ViewParameters) -> Tensor:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from selftrain_seg import _checks
@@ -76,7 +77,7 @@ def confidence_map(confidence: Tensor, *, images: Tensor | None = None) -> Figur
     odds = np.ma.masked_invalid(np.clip(_figure.log_odds(values), -40, 40))
     for row, line in enumerate(axes):
         if images is not None:
-            _figure.show(line[0], on_host(images[row].permute(1, 2, 0)))
+            _figure.show(line[0], on_host(rearrange(images[row], "c h w -> h w c")))
         line[-1].imshow(odds[row], cmap=colours, norm=scale, interpolation="nearest")
         line[-1].set_axis_off()
     width, height = figure.get_size_inches()
@@ -139,8 +140,8 @@ def selection_map(
     for region, colour in kinds if truth is not None else kinds[:1]:
         tint = torch.tensor(colour, device=images.device, dtype=torch.float32).view(3, 1, 1)
         painted = torch.where(region[:, None], torch.lerp(grey(images), tint, 0.7), painted)
-    pictures = on_host(painted.round().to(torch.uint8).permute(0, 2, 3, 1))
-    originals = on_host(images.permute(0, 2, 3, 1))
+    pictures = on_host(rearrange(painted.round().to(torch.uint8), "b c h w -> b h w c"))
+    originals = on_host(rearrange(images, "b c h w -> b h w c"))
 
     swatches = [(name, tuple(value / 255 for value in colour)) for name, colour in legend]
     ratio = labels.shape[1] / labels.shape[2]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from selftrain_seg import _checks
@@ -66,7 +67,7 @@ def image_sheet(
     _check_some(pictures)
     figure, axes = _figure.picture_grid(size[0], list(pictures), size[2] / size[3], legend=legend)
     for column, picture in enumerate(pictures.values()):
-        for row, image in enumerate(on_host(picture.permute(0, 2, 3, 1))):
+        for row, image in enumerate(on_host(rearrange(picture, "b c h w -> b h w c"))):
             _figure.show(axes[row][column], image)
     return _figure.plain_text(figure)
 
@@ -120,7 +121,7 @@ def crop_sheet(
 
     from matplotlib.patches import Rectangle
 
-    originals, cut = (on_host(part.permute(0, 2, 3, 1)) for part in (images, crops))
+    originals, cut = (on_host(rearrange(part, "b c h w -> b h w c")) for part in (images, crops))
     for row, ((top, left), line) in enumerate(zip(on_host(corners), axes, strict=True)):
         # As ``crop`` does: what would stick out is moved back inside.
         top = min(max(int(top), 0), max(0, images.shape[2] - size[0]))

@@ -28,16 +28,20 @@ def run(*command, **environment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["triton", "triton_memory"])
-def test_kernels_equal_the_plain_path_in_the_interpreter(name):
+@pytest.mark.parametrize(
+    ("file", "skipped"),
+    [
+        ("ops/test_triton.py", ", 1 skipped"),  # it needs a GPU's memory
+        ("ops/test_triton_memory.py", ""),
+        ("selectors/test_bars.py", ""),  # thresholds at equality, with the kernels
+    ],
+)
+def test_kernels_in_the_interpreter(file, skipped):
     pytest.importorskip("triton")
     environment = {"TRITON_INTERPRET": "1", "SELFTRAIN_SEG_KERNELS": "1"}
-    report = run("-m", "pytest", HERE / f"test_{name}.py", "-p", "no:cacheprovider", "-rs", **environment)
-    assert " passed" in report, report
-    if name == "triton":
-        assert ", 1 skipped" in report, report  # it needs a GPU's memory
-    else:
-        assert "skipped" not in report, report
+    numpy_warns = ("-W", "ignore::RuntimeWarning")  # of logarithms of 0, which a GPU takes
+    report = run("-m", "pytest", HERE.parent / file, *numpy_warns, "-p", "no:cacheprovider", "-rs", **environment)
+    assert f" passed{skipped} in" in report, report
 
 
 @pytest.mark.parametrize(

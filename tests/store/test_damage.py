@@ -206,6 +206,6 @@ def test_a_later_format_is_refused(written):
     path = root / "round-0000/manifest.json"
     content = json.loads(path.read_text())
     content.pop("checksum")
-    path.write_bytes(_files.to_json({**content, "format": 2}))
-    with pytest.raises(OSError, match=r"manifest.json: format 2, this version reads 1"):
+    path.write_bytes(_files.to_json({**content, "format": 3}))
+    with pytest.raises(OSError, match=r"manifest.json: format 3, this version reads 2"):
         open_store(root).round(0)

@@ -84,10 +84,20 @@ def count_kernel(
 
 
 @jit
+def _log(kc):
+    """Logarithm of a float64 in float32, also of one that float32 cannot hold: by exponent and mantissa."""
+    bits = kc.to(tl.int64, bitcast=True)
+    exponent = ((bits >> 52) & 0x7FF) - 1023
+    mantissa = ((bits & 0xFFFFFFFFFFFFF) | 0x3FF0000000000000).to(tl.float64, bitcast=True).to(tl.float32)
+    tiny = exponent.to(tl.float32) * 0.6931471805599453 + tl.log(mantissa)
+    return tl.where((kc > 0.0) & (kc < 1e-30), tiny, tl.log(kc.to(tl.float32)))
+
+
+@jit
 def _bar(kc, SLACK: tl.constexpr):
     """The score that a float64 threshold stands for, less some roundings."""
     kc = tl.where(kc > 1.0, 1.0, kc)
-    score = tl.log(kc.to(tl.float32)) - tl.log((1.0 - kc).to(tl.float32))
+    score = _log(kc) - tl.log((1.0 - kc).to(tl.float32))
     return tl.where(tl.abs(score) < float("inf"), score - SLACK * (1.0 + tl.abs(score)), score)
 
 
