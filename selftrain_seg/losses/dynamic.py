@@ -168,7 +168,7 @@ def dynamic_mutual_loss(
         else repeat(is_pseudo, "b -> b h w", h=labels.shape[1], w=labels.shape[2])
     )
     agree = own.labels == labels
-    surer = pseudo & ~agree & (own.confidence - confidence > SLACK)  # not by rounding only
+    surer = pseudo & ~agree & (ops.confidence_of(own.score) - confidence > SLACK)  # not by rounding only
     on_agreement, otherwise = (logits.new_full((), gamma, dtype=dtype) for gamma in (gamma_agree, gamma_disagree))
     exponent = torch.where(agree, on_agreement, otherwise) * (pseudo & ~surer)
     weight = (~surer).to(dtype)

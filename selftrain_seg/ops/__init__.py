@@ -10,7 +10,7 @@ from selftrain_seg.ops.counts import class_counts, count
 from selftrain_seg.ops.loss import weighted_loss
 from selftrain_seg.ops.negative import negative_loss
 from selftrain_seg.ops.plain import plain_loss
-from selftrain_seg.ops.reading import Reading, class_scores, pixel_scores, prior_peaks, read
+from selftrain_seg.ops.reading import Reading, class_scores, confidence_of, pixel_scores, prior_peaks, read, usable
 from selftrain_seg.ops.selection import select
 from selftrain_seg.ops.soft_labels import soften
 
@@ -18,6 +18,7 @@ __all__ = [
     "Reading",
     "class_counts",
     "class_scores",
+    "confidence_of",
     "count",
     "negative_loss",
     "pixel_scores",
@@ -26,5 +27,6 @@ __all__ = [
     "read",
     "select",
     "soften",
+    "usable",
     "weighted_loss",
 ]

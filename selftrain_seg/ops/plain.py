@@ -123,7 +123,7 @@ def size(part: Part, normalize: str, each: int) -> Tensor:
     """What a sum is divided by, but for 0: () float64."""
     region, own = part.region, part.weights[0]
     if normalize == "labelled" or (normalize == "weights" and (each or own is None)):
-        return region.count_nonzero().double()
+        return region.sum(dtype=torch.float64)
     if normalize == "weights" and own is not None:
         return torch.where(region, own, 0).sum(dtype=torch.float64)
     return region.new_full((), region.numel() if normalize == "all" else 1, dtype=torch.float64)

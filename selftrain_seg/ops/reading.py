@@ -27,15 +27,15 @@ class Reading(NamedTuple):
     score: Tensor  # (B, H, W) float32, NaN where the pixel must not be used
     class_sums: Tensor  # (C,) float64, Σ p_c over usable pixels, if asked for; else empty
 
-    @property
-    def confidence(self) -> Tensor:
-        """``max_c p_c``, without a prior: (B, H, W) float32, 0 at unusable pixels."""
-        return torch.sigmoid(self.score).nan_to_num_(nan=0.0)
 
-    @property
-    def usable(self) -> Tensor:
-        """(B, H, W) bool."""
-        return ~self.score.isnan()
+def confidence_of(score: Tensor) -> Tensor:
+    """``max_c p_c`` of scores found without a prior: float32, 0 at unusable pixels."""
+    return torch.sigmoid(score).nan_to_num_(nan=0.0)
+
+
+def usable(score: Tensor) -> Tensor:
+    """Which pixels have a score: bool."""
+    return ~score.isnan()
 
 
 def read(

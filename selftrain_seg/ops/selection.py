@@ -10,7 +10,7 @@ from selftrain_seg.ops._blocks import fill, new_map
 from selftrain_seg.ops._library import operator
 from selftrain_seg.ops._thresholds import log_gain, score_bar
 from selftrain_seg.ops._winner import winner
-from selftrain_seg.ops.reading import Scores, each_image, pixel_scores, prior_peaks
+from selftrain_seg.ops.reading import Scores, confidence_of, each_image, pixel_scores, prior_peaks
 
 
 def select(
@@ -34,9 +34,9 @@ def select(
     return found
 
 
-def confidence_of(part: Scores, peaks: Tensor | None) -> Tensor:
+def weighted_confidence(part: Scores, peaks: Tensor | None) -> Tensor:
     """``max_c p_c``, or under a prior ``max_c p_c q_c``, of a block; 0 where it is not usable."""
-    confidence = torch.sigmoid(part.score).nan_to_num_(nan=0.0)
+    confidence = confidence_of(part.score)
     return confidence if peaks is None else confidence * peaks[part.labels]
 
 
@@ -55,7 +55,7 @@ def _plain(
             keep = value.squeeze(1) >= part.log_norm
         else:
             best, keep = part.labels, part.score >= bar[part.labels]
-        return torch.where(keep, best, ignore_index), part.labels, confidence_of(part, peaks)
+        return torch.where(keep, best, ignore_index), part.labels, weighted_confidence(part, peaks)
 
     fill(outputs, block, logits, valid, maps)
     return outputs

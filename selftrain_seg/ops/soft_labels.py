@@ -11,7 +11,7 @@ from selftrain_seg.ops._library import operator
 from selftrain_seg.ops._thresholds import log_gain
 from selftrain_seg.ops._winner import exponential, winner
 from selftrain_seg.ops.reading import each_image, pixel_scores, prior_peaks
-from selftrain_seg.ops.selection import confidence_of
+from selftrain_seg.ops.selection import weighted_confidence
 
 
 def soften(
@@ -57,7 +57,7 @@ def _plain(
         else:
             soft[block[0], :, block[1]] = torch.where(keep.unsqueeze(1), powers * scale, 0.0)
         labels[block] = torch.where(keep, best, ignore_index)
-        predicted[block], confidence[block] = part.labels, confidence_of(part, peaks)
+        predicted[block], confidence[block] = part.labels, weighted_confidence(part, peaks)
     return outputs
 
 

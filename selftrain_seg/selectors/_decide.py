@@ -23,7 +23,7 @@ def decide(
     batch: ops.Reading, keep: Tensor, ignore_index: int, *, confidence: Tensor, pixel_weight: Tensor | None = None
 ) -> PseudoLabels:
     """Label the usable pixels to keep."""
-    labels = torch.where(keep & batch.usable, batch.labels, ignore_index)
+    labels = torch.where(keep & ops.usable(batch.score), batch.labels, ignore_index)
     return PseudoLabels(labels, confidence, pixel_weight=pixel_weight, predicted=batch.labels)
 
 

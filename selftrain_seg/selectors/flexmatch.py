@@ -104,11 +104,11 @@ class FlexMatchSelector(Stateful):
                 the state.
         """
         batch = read(self, logits, valid)
-        confidence = batch.confidence
+        confidence, usable = ops.confidence_of(batch.score), ops.usable(batch.score)
         if self.training:
-            sure = (confidence >= self.threshold) & batch.usable
+            sure = (confidence >= self.threshold) & usable
             counts = ops.class_counts(batch.labels, sure, self.num_classes)
-            sums = all_reduce_sum(torch.cat([counts, batch.usable.sum().view(1)])).double()
+            sums = all_reduce_sum(torch.cat([counts, usable.sum().view(1)])).double()
             shares = sums[:-1] / sums[-1].clamp(min=1)
             self.running_shares.copy_(moving_average(self.running_shares, shares, self.momentum, sums[-1]))
         keep = confidence >= self.thresholds.float()[batch.labels]

@@ -92,9 +92,9 @@ class FreeMatchSelector(Stateful):
                 the state.
         """
         batch = read(self, logits, valid, class_sums=self.training)
-        confidence = batch.confidence
+        confidence = ops.confidence_of(batch.score)
         if self.training:
-            histogram = ops.class_counts(batch.labels, batch.usable, self.num_classes).double()
+            histogram = ops.class_counts(batch.labels, ops.usable(batch.score), self.num_classes).double()
             total = confidence.sum(dtype=torch.float64).view(1)
             self._update(torch.cat([batch.class_sums, histogram, total]))
         keep = confidence >= self.thresholds.float()[batch.labels]

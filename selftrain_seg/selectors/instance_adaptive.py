@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from selftrain_seg import _checks
+from selftrain_seg import _checks, ops
 from selftrain_seg._state import Stateful
 from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.distributed.reduce import rank_and_ranks
@@ -112,9 +112,9 @@ class InstanceAdaptiveSelector(Stateful):
                 the state.
         """
         batch = read(self, logits, valid)
-        confidence = batch.confidence
+        confidence = ops.confidence_of(batch.score)
         if self.training:
-            theta = self._update(batch.labels, confidence, batch.usable)
+            theta = self._update(batch.labels, confidence, ops.usable(batch.score))
         else:
             theta = self.thresholds.expand(logits.shape[0], -1)  # `len` would fix the size in exported programs
         bar = theta.float().gather(1, batch.labels.flatten(1)).view_as(confidence)

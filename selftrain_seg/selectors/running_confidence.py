@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from selftrain_seg import _checks
+from selftrain_seg import _checks, ops
 from selftrain_seg._state import Stateful
 from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.selectors._decide import decide, read
@@ -107,9 +107,9 @@ class RunningConfidenceSelector(Stateful):
                 the state.
         """
         batch = read(self, logits, valid, class_sums=self.training)
-        confidence = batch.confidence
+        confidence = ops.confidence_of(batch.score)
         if self.training:
-            self._update(batch.class_sums, batch.usable.sum())
+            self._update(batch.class_sums, ops.usable(batch.score).sum())
         flat = batch.labels.flatten(1)
         peak = torch.zeros(logits.shape[0], self.num_classes, device=logits.device)
         peak.scatter_reduce_(1, flat, confidence.flatten(1), "amax")

@@ -101,7 +101,7 @@ class SoftMatchSelector(Stateful):
                 the state.
         """
         batch = read(self, logits, valid, class_sums=self.align and self.training)
-        own, usable = batch.confidence, batch.usable
+        own, usable = ops.confidence_of(batch.score), ops.usable(batch.score)
         aligned = self._aligned(logits, batch) if self.align else own
         if self.training:
             self._update(aligned, usable)
@@ -113,12 +113,13 @@ class SoftMatchSelector(Stateful):
 
     def _aligned(self, logits: Tensor, batch: ops.Reading) -> Tensor:
         if self.training:
-            count = batch.usable.sum(dtype=torch.float64).view(1)
+            count = ops.usable(batch.score).sum(dtype=torch.float64).view(1)
             sums = all_reduce_sum(torch.cat([batch.class_sums, count]))
             mean = sums[:-1] / sums[-1].clamp(min=1)
             self.running_probs.copy_(moving_average(self.running_probs, mean, self.momentum, sums[-1]))
         # p_c / p̃_c, renormalised, is the softmax of the logits less log p̃.
-        return ops.read(logits, offset=-self.running_probs.clamp(min=1e-30).log().float()).confidence
+        offset = -self.running_probs.clamp(min=1e-30).log().float()
+        return ops.confidence_of(ops.read(logits, offset=offset).score)
 
     def _update(self, confidence: Tensor, usable: Tensor) -> None:
         m = torch.where(usable, confidence, 0.0).double()

@@ -148,11 +148,11 @@ class AgreementStatistics(Stateful):
         _checks.check_device(student_logits, teacher_logits, "student_logits")
         self.check_home(teacher_logits, "teacher_logits")
         first, second = ops.read(teacher_logits), ops.read(student_logits)
-        usable, agree = first.usable & second.usable, first.labels == second.labels
+        usable, agree = ops.usable(first.score) & ops.usable(second.score), first.labels == second.labels
         self.teacher += ops.class_counts(first.labels, usable, self.num_classes)
         self.student += ops.class_counts(second.labels, usable, self.num_classes)
         self.both += ops.class_counts(first.labels, usable & agree, self.num_classes)
-        gap = torch.where(usable, first.confidence - second.confidence, 0.0)
+        gap = torch.where(usable, ops.confidence_of(first.score) - ops.confidence_of(second.score), 0.0)
         self.gap += (gap.sum(dtype=torch.float64) * _UNITS).round().long()
 
     def compute(self) -> Agreement:

@@ -45,12 +45,12 @@ def expected(logits, valid=None, prior=None, offset=None):
 def check(found, wanted, class_sums=True):
     labels, scores, sums = wanted
     there = ~np.isnan(scores)
-    assert np.array_equal(found.usable.numpy(), there)
+    assert np.array_equal(ops.usable(found.score).numpy(), there)
     assert np.array_equal(found.labels.numpy()[there], labels[there])
     np.testing.assert_allclose(found.score.numpy(), scores, rtol=2e-6, atol=2e-6)
     with np.errstate(over="ignore"):
         confidence = np.where(there, 1 / (1 + np.exp(-scores)), 0)
-    np.testing.assert_allclose(found.confidence.numpy(), confidence, rtol=1e-6)
+    np.testing.assert_allclose(ops.confidence_of(found.score).numpy(), confidence, rtol=1e-6)
     if class_sums:
         assert found.class_sums.dtype == torch.float64
         np.testing.assert_allclose(found.class_sums.numpy(), sums, rtol=1e-6, atol=1e-30)
@@ -80,7 +80,7 @@ def test_oracle_under_a_prior(kind, with_valid):
     labels, scores, sums = expected(logits, **options)
     found = ops.read(logits, class_sums=True, **options)
     there = ~np.isnan(scores)
-    assert np.array_equal(found.usable.numpy(), there)
+    assert np.array_equal(ops.usable(found.score).numpy(), there)
     assert np.array_equal(found.labels.numpy()[there], labels[there])
     np.testing.assert_allclose(found.score.numpy(), scores, rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(found.class_sums.numpy(), sums, rtol=1e-6)  # those of p, whatever the prior
