@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 
@@ -250,4 +250,6 @@ def recording():
 
         return compiler
 
-    return (forward, backward), aot_autograd(fw_compiler=keep(forward), bw_compiler=keep(backward))
+    # The partition that inductor takes; the default one cannot do symbolic sizes in torch 2.9.
+    compilers = {"fw_compiler": keep(forward), "bw_compiler": keep(backward)}
+    return (forward, backward), aot_autograd(**compilers, partition_fn=min_cut_rematerialization_partition)

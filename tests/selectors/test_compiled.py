@@ -64,7 +64,10 @@ def assert_same(found, expected):
     assert found
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == b.dtype
-        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+        if a.is_floating_point():  # a division may be compiled into a product
+            torch.testing.assert_close(a, b, equal_nan=True)
+        else:
+            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
