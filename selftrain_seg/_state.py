@@ -48,7 +48,7 @@ class Stateful(nn.Module):
             setattr(self, name, default.detach().clone())
         if not persistent:
             self._not_saved.add(name)
-        self._over_ranks[name] = all_reduce_sum if over_ranks else None
+        self._over_ranks[name] = {"sum": all_reduce_sum, None: None}[over_ranks]
 
     def reset(self) -> None:
         """Forget all batches; settings stay."""
