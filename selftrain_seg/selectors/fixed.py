@@ -65,4 +65,4 @@ def select_fixed(
     over = (1, 2) if weigh_by == "image" else (0, 1, 2)
     share = sure.float().sum(dim=over, keepdim=True) / usable.float().sum(dim=over, keepdim=True).clamp(min=1)
     labels = torch.where(usable, cast(Tensor, pseudo.predicted), ignore_index)
-    return pseudo._replace(labels=labels, pixel_weight=share * usable)
+    return PseudoLabels(labels, pseudo.confidence, pixel_weight=share * usable, predicted=pseudo.predicted)
