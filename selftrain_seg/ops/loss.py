@@ -137,8 +137,8 @@ def _forward_in_blocks(
     factors = [float(number) for number in numbers]
     sums: list[list[Tensor]] = [[], [], []]
     counted: list[list[Tensor]] = [[], [], []]
-    # All blocks share their largest temporaries: fresh memory would be paged in every time.
-    most = max((logits[images, :, rows].numel() for images, rows in blocks(logits)), default=0)
+    # All blocks share their largest temporaries: fresh memory would be paged in every time. The first is the largest.
+    most = next((cut(logits, block).numel() for block in blocks(logits)), 0)
     work = logits.new_empty(2, most, dtype=torch.float32)
     for block in blocks(logits):
         labels = read_labels(cut(target, block), ignore_index)
