@@ -8,6 +8,7 @@ environment leaves the Triton implementations out.
 
 from selftrain_seg.ops.counts import class_counts, count
 from selftrain_seg.ops.loss import weighted_loss
+from selftrain_seg.ops.mutual import mutual_loss
 from selftrain_seg.ops.negative import negative_loss
 from selftrain_seg.ops.plain import plain_loss
 from selftrain_seg.ops.reading import Reading, class_scores, confidence_of, pixel_scores, prior_peaks, read, usable
@@ -20,6 +21,7 @@ __all__ = [
     "class_scores",
     "confidence_of",
     "count",
+    "mutual_loss",
     "negative_loss",
     "pixel_scores",
     "plain_loss",

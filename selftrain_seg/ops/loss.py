@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg.ops._blocks import blocks, cut, new_map, on_cpu
-from selftrain_seg.ops._library import differentiable, in_transform, operator
+from selftrain_seg.ops._library import differentiable, in_transform, on_host, operator
 from selftrain_seg.ops._winner import exponential
 from selftrain_seg.ops.plain import LOG_ZERO, Labels, Part, as_map, parts, plain_loss, read_labels, size
 
@@ -60,10 +60,8 @@ def weighted_loss(
     learned = any(weight is not None and weight.requires_grad for weight in tensors)
     if logits.dtype == torch.float64 or learned or in_transform():
         return plain_loss(logits, target, *tensors, regulariser, factors, normalize, ignore_index)
-    # Products in a tensor on the host, since torch.compile would compile anew at every value of a number.
-    numbers = torch.stack([torch.ones((), dtype=torch.float64, device="cpu").mul(float(f)) for f in factors])
     settings = (regulariser, [bool(factor) for factor in factors], normalize, ignore_index)
-    loss: Tensor = _forward(logits, target, *tensors, numbers, *settings)[0]
+    loss: Tensor = _forward(logits, target, *tensors, on_host(*factors), *settings)[0]
     return loss
 
 

@@ -10,15 +10,16 @@ import subprocess
 
 import pytest
 
-POINTERS = dict.fromkeys(("labels", "predicted", "counts", "target"), "*i64")
-POINTERS |= {"valid": "*i1", "thresholds": "*fp64", "alpha": "*fp64", "divisor": "*i64"}
+POINTERS = dict.fromkeys(("labels", "predicted", "counts", "target", "chosen"), "*i64")
+POINTERS |= {"valid": "*i1", "is_pseudo": "*i1", "thresholds": "*fp64", "alpha": "*fp64", "divisor": "*i64"}
 FLOATS = (
     "score confidence offset partial soft pixel_weight image_weight class_weight exponent loss largest log_total kept "
-    "scales grad"
+    "scales scale grad weight confidence"
 )
 POINTERS |= dict.fromkeys(FLOATS.split(), "*fp32")
-NUMBERS = dict.fromkeys(("first_bin", "bins_per_unit", "factor_nll", "factor_reg", "factor_rest"), "fp32")
-STRIDED = ("stride", "target", "soft", "result")
+FACTORS = "first_bin bins_per_unit factor_nll factor_reg factor_rest factor chance gamma_agree gamma_disagree"
+NUMBERS = dict.fromkeys(FACTORS.split(), "fp32")
+STRIDED = ("stride", "target", "soft", "result", "probs")
 LAYOUTS = {
     "contiguous": {"height": 1} | {f"{name}_w": 1 for name in STRIDED},
     "channels_last": {"height": 1} | {f"{name}_c": 1 for name in STRIDED},
@@ -49,6 +50,10 @@ KERNELS = {
     "backward, dynamic": {**DYNAMIC, "grad_p": 1},
     "backward, soft": {**SOFT, "grad_p": 0},
     "backward, everything": EVERYTHING,
+    "mutual_forward": {"is_pseudo": None, "loss": None, "FLIP": False},
+    "mutual_forward, everything": {"loss": None, "FLIP": True},
+    "negative_forward": {"pixel_weight": None, "loss": None},
+    "negative_backward": {"pixel_weight": None, "grad_p": 0},
 }
 # Walks over the logits: soft labels need the best class first, class sums the norm first.
 WALKS = {"soft": 3, "read, class sums": 2}
@@ -62,7 +67,10 @@ LOADS = {
     "soft": lambda classes: classes + 2,
     "backward, dynamic": lambda classes: classes + 1,
     "backward, everything": lambda classes: classes + 1,
+    "negative_forward": lambda classes: 2 * classes,  # the teacher's probabilities, too
+    "negative_backward": lambda classes: 2 * classes,
 }
+SHARED = ("forward", "backward", "mutual_forward", "negative_forward", "negative_backward")  # by several lanes
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled")
@@ -73,6 +81,8 @@ LOADS = {
         (80, "fp32", 19, "contiguous"),
         (90, "bf16", 19, "channels_last"),
         (90, "bf16", 2, "contiguous"),
+        (90, "bf16", 2, "channels_last"),
+        (80, "bf16", 150, "channels_last"),
         (90, "bf16", 150, "contiguous"),
         (90, "fp16", 19, "strided"),
     ],
@@ -82,13 +92,14 @@ def test_compiles(name, capability, dtype, classes, layout, tmp_path, monkeypatc
     compiled = compile_kernel(triton, name, capability, dtype, classes, layout, tmp_path, monkeypatch)
     ptx = compiled.asm["ptx"]
     # One reduction at the end, if any: counting compares the pixels of a group, sums cross the threads.
-    sums = name.startswith("forward") or name in ("count", "read, class sums")
-    if not sums:
+    short = name.split(",")[0]
+    adds_up = short.endswith("forward")
+    if not adds_up and name not in ("count", "read, class sums"):
         assert "bar.sync" not in ptx
-        assert "shfl" not in ptx
+        assert "shfl" not in ptx or lanes_of(short, classes, layout) > 1
     if name == "read, class sums":  # one warp adds up by itself
         assert "bar.sync" not in ptx
-    if name.startswith("forward"):  # from the first reduction on nothing is read
+    if adds_up:  # from the first reduction on nothing is read
         before, _, after = ptx.partition("bar.sync")
         assert "ld.global" in before
         assert "ld.global" not in after
@@ -97,8 +108,14 @@ def test_compiles(name, capability, dtype, classes, layout, tmp_path, monkeypatc
     assert bool(atomics) == (name == "count")
     if dtype == "bf16":  # of which nothing but the logits is
         loads = re.findall(r"tt\.load %\S+.*: tensor<\d+x!tt\.ptr<bf16>>", compiled.asm["ttir"])
-        assert len(loads) == LOADS.get(name, lambda classes: classes)(chunk_of(classes))
+        rounds = -(-chunk_of(classes) // lanes_of(short, classes, layout))
+        assert len(loads) == LOADS.get(name, lambda classes: classes)(rounds)
     assert spilled(triton, compiled.asm["cubin"], tmp_path) == 0
+
+
+def lanes_of(short, classes, layout):
+    """How many neighbours share a pixel."""
+    return min(4, classes) if short in SHARED and layout == "channels_last" else 1
 
 
 def chunk_of(classes):
@@ -111,16 +128,19 @@ def compile_kernel(triton, name, capability, dtype, classes, layout, folder, mon
     from triton.compiler import ASTSource
 
     from selftrain_seg.ops._thresholds import LARGE, SLACK
-    from selftrain_seg.ops.triton import loss, reading
+    from selftrain_seg.ops.triton import loss, mutual, negative, reading
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
     short, options = name.split(",")[0], KERNELS[name]
-    kernel = getattr(loss if short in ("forward", "backward") else reading, f"{short}_kernel")
-    few = name == "read, class sums"
+    homes = {"forward": loss, "backward": loss, "mutual_forward": mutual}
+    homes |= dict.fromkeys(("negative_forward", "negative_backward"), negative)
+    kernel = getattr(homes.get(short, reading), f"{short}_kernel")
+    few, lanes = name == "read, class sums", lanes_of(short, classes, layout)
     constants = {
         "C": classes,
-        "PIXELS": 128 if few else 256,
-        "CHUNK": chunk_of(classes),
+        "PIXELS": 128 if few else 256 // lanes,
+        "CHUNK": -(-chunk_of(classes) // lanes) * lanes,
+        "LANES": lanes,
         "BINS": 16384,
         "GROUP": 32,
     }
@@ -131,6 +151,7 @@ def compile_kernel(triton, name, capability, dtype, classes, layout, folder, mon
     signature = {key: (POINTERS | NUMBERS).get(key, integers) for key in kernel.arg_names} | {"logits": f"*{dtype}"}
     signature |= {"result": f"*{dtype}"} if "result" in signature else {}
     signature |= {"target": "*fp64"} if options.get("SOFT") else {}
+    signature |= {"probs": f"*{dtype}"} if "probs" in signature else {}
     signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(key),): constants[key] for key in constants})
     settings = {"enable_fp_fusion": False, "num_warps": 1 if few else 4}
