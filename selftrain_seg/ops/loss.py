@@ -105,20 +105,7 @@ def _values(z: Tensor, labels: Labels, regulariser: str, which: Sequence[bool], 
     return _Values(nll, value, entropy if which[2] else None, kept, top.squeeze(1), log_total)
 
 
-def _forward_in_blocks(
-    logits: Tensor,
-    target: Tensor,
-    pixel_weight: Tensor | None,
-    image_weight: Tensor | None,
-    class_weight: Tensor | None,
-    exponent: Tensor | None,
-    divisor: Tensor | None,
-    numbers: Tensor,
-    regulariser: str,
-    which: Sequence[bool],
-    normalize: str,
-    ignore_index: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward_in_blocks(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss, and what the gradient needs. ``numbers`` (3,) are the factors, ``which`` of them are not 0.
 
     Returns:
@@ -127,10 +114,9 @@ def _forward_in_blocks(
         norm: (2, B, H, W), the largest logit, and the log of the sum of exp(z - largest).
         kept: (B, H, W), entropy or Σ p², if the gradient needs it.
     """
-    loss, scales, norm, kept = _fake_forward(
-        logits, target, pixel_weight, image_weight, class_weight, exponent, divisor, numbers,
-        regulariser, which, normalize, ignore_index,
-    )  # fmt: skip
+    loss, scales, norm, kept = _fake_forward(logits, target, *rest)
+    pixel_weight, image_weight, class_weight, exponent, divisor, numbers, *settings = rest
+    regulariser, which, normalize, ignore_index = settings
     maps = (pixel_weight, as_map(image_weight, norm[0]), as_map(exponent, norm[0]))
     factors = [float(number) for number in numbers]
     sums: list[list[Tensor]] = [[], [], []]
@@ -176,26 +162,14 @@ def _fake_forward(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor,
     return one if normalize == "none" else one.new_empty(()), one.new_empty(3), one.new_empty(2, *one.shape), kept
 
 
-def _backward_in_blocks(
-    grad: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    pixel_weight: Tensor | None,
-    image_weight: Tensor | None,
-    class_weight: Tensor | None,
-    exponent: Tensor | None,
-    scales: Tensor,
-    norm: Tensor,
-    kept: Tensor,
-    regulariser: str,
-    which: Sequence[bool],
-    ignore_index: int,
-) -> Tensor:
+def _backward_in_blocks(grad: Tensor, logits: Tensor, target: Tensor, *rest: Any) -> Tensor:
     """Gradient of the logits.
 
     d nll = m p - y with m = Σ y, d kld = p - 1/C, d entropy = -p (log p + H), d square = 2 p (p - S) and
     d reverse = p_y d nll. They add up to ``p · slope - a · y - b/C``.
     """
+    pixel_weight, image_weight, class_weight, exponent, scales, norm, kept, *settings = rest
+    regulariser, which, ignore_index = settings
     result = torch.empty_like(logits)
     top, log_total = norm
     maps = (pixel_weight, as_map(image_weight, top), as_map(exponent, top))
