@@ -25,6 +25,7 @@ LAYOUTS = {
     "channels_last": {"height": 1} | {f"{name}_c": 1 for name in STRIDED},
     "strided": {},
 }
+LAYOUTS["aligned"] = LAYOUTS["contiguous"]  # and every size and address a multiple of 16, as those of most networks
 PLAIN = dict.fromkeys(("pixel_weight", "image_weight", "class_weight", "exponent"))
 MRKLD = {**PLAIN, "loss": None, "kept": None, "SOFT": False, "REGULARISER": 1, "REST": False}
 GUIDED = {**MRKLD, "REST": True}
@@ -80,6 +81,7 @@ SHARED = ("forward", "backward", "mutual_forward", "negative_forward", "negative
     [
         (80, "fp32", 19, "contiguous"),
         (90, "bf16", 19, "channels_last"),
+        (90, "bf16", 19, "aligned"),
         (90, "bf16", 2, "contiguous"),
         (90, "bf16", 2, "channels_last"),
         (80, "bf16", 150, "channels_last"),
@@ -106,6 +108,9 @@ def test_compiles(name, capability, dtype, classes, layout, tmp_path, monkeypatc
     # An atomic whose old value nobody takes is a reduction, however the compiler spells it.
     atomics = re.findall(r"(?:^|\s)(?:atom|red)\.[\w.]+", ptx)
     assert bool(atomics) == (name == "count")
+    if layout == "aligned":  # a warp's loads and stores are as wide as a sector, or wider
+        narrow = re.findall(r"\b(?:ld|st)\.global\.b16", ptx)  # masks, and logits that labels point to
+        assert len(narrow) < classes
     if dtype == "bf16":  # of which nothing but the logits is
         loads = re.findall(r"tt\.load %\S+.*: tensor<\d+x!tt\.ptr<bf16>>", compiled.asm["ttir"])
         rounds = -(-chunk_of(classes) // lanes_of(short, classes, layout))
@@ -135,10 +140,11 @@ def compile_kernel(triton, name, capability, dtype, classes, layout, folder, mon
     homes = {"forward": loss, "backward": loss, "mutual_forward": mutual}
     homes |= dict.fromkeys(("negative_forward", "negative_backward"), negative)
     kernel = getattr(homes.get(short, reading), f"{short}_kernel")
+    wide = short in SHARED and layout in ("contiguous", "aligned") and 8 <= classes <= 64 and dtype == "bf16"
     few, lanes = name == "read, class sums", lanes_of(short, classes, layout)
     constants = {
         "C": classes,
-        "PIXELS": 128 if few else 256 // lanes,
+        "PIXELS": 128 if few else 512 if wide else 256 // lanes,
         "CHUNK": -(-chunk_of(classes) // lanes) * lanes,
         "LANES": lanes,
         "BINS": 16384,
@@ -153,7 +159,17 @@ def compile_kernel(triton, name, capability, dtype, classes, layout, folder, mon
     signature |= {"target": "*fp64"} if options.get("SOFT") else {}
     signature |= {"probs": f"*{dtype}"} if "probs" in signature else {}
     signature |= dict.fromkeys(constants, "constexpr")
-    source = ASTSource(kernel, signature, {(kernel.arg_names.index(key),): constants[key] for key in constants})
+    aligned = [key for key in kernel.arg_names if signature[key].startswith("*") or re.search("_[bchw]$|width", key)]
+    source = ASTSource(
+        kernel,
+        signature,
+        {(kernel.arg_names.index(key),): constants[key] for key in constants},
+        {
+            (kernel.arg_names.index(key),): [["tt.divisibility", 16]]
+            for key in aligned
+            if layout == "aligned" and key not in constants
+        },
+    )
     settings = {"enable_fp_fusion": False, "num_warps": 1 if few else 4}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=settings)
 

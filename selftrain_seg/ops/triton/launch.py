@@ -249,7 +249,10 @@ def _plan(logits: Tensor, *strided: Tensor, pixels: int = _PIXELS, share: bool =
         height, width = 1, height * width
     side_by_side = share and strides[0][1] == 1 and strides[0][3] != 1
     lanes = min(_LANES, 1 << (num_classes.bit_length() - 1)) if side_by_side else 1
-    pixels = pixels if lanes == 1 else _PIXELS // lanes
+    if lanes > 1:
+        pixels = _PIXELS // lanes
+    elif share and logits.element_size() == 2 and strides[0][3] == 1 and _CHUNK <= num_classes <= _UNROLLED:
+        pixels = 2 * _PIXELS  # as many bytes
     programs = batch * height * -(-width // pixels)
     return _Plan(programs, pixels, lanes, (height, width, *(s for each in strides for s in each)))
 
