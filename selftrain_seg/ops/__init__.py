@@ -7,6 +7,7 @@ environment leaves the Triton implementations out.
 """
 
 from selftrain_seg.ops.counts import class_counts, count
+from selftrain_seg.ops.fairness import fairness_loss
 from selftrain_seg.ops.loss import weighted_loss
 from selftrain_seg.ops.mutual import mutual_loss
 from selftrain_seg.ops.negative import negative_loss
@@ -21,6 +22,7 @@ __all__ = [
     "class_scores",
     "confidence_of",
     "count",
+    "fairness_loss",
     "mutual_loss",
     "negative_loss",
     "pixel_scores",

@@ -13,7 +13,7 @@ import torch
 from hypothesis import strategies as st
 
 from selftrain_seg import losses, ops
-from selftrain_seg.ops import counts, loss, mutual, negative, reading, selection, soft_labels
+from selftrain_seg.ops import counts, fairness, loss, mutual, negative, reading, selection, soft_labels
 from selftrain_seg.ops._thresholds import LARGE, log_gain
 from selftrain_seg.selectors import FreeMatchSelector, select_hard, select_reweighted, select_soft
 from selftrain_seg.thresholds import ClassBalancedThreshold
@@ -449,6 +449,31 @@ def test_negative(dtype, classes, memory_format):
     weight[0, 0, :5] = torch.nan
     compare_negative(logits, probs)
     compare_negative(logits, probs, weight)
+
+
+@pytest.mark.parametrize(("dtype", "classes", "memory_format"), EVERY_WAY)
+def test_fairness(dtype, classes, memory_format):
+    logits = random_logits(2, classes, 3, 75).contiguous(memory_format=memory_format).to(DEVICE, dtype)
+    probs, counts = torch.linspace(0.1, 1, classes, device=DEVICE), torch.arange(1, classes + 1, device=DEVICE)
+    counts[2:3] = 0  # a class that was never seen
+    factor, rounding, slopes = torch.tensor([0.5], dtype=torch.float64), 2 * torch.finfo(dtype).eps, []
+    for mask, histogram in (
+        (None, counts),
+        (some_valid(logits), counts.double()),
+        (some_valid(logits) & False, counts),
+    ):
+        spoilt = logits if mask is None else logits.masked_fill(~mask.unsqueeze(1), torch.nan)
+        arguments = (spoilt, probs, histogram, mask, factor)
+        mine, expected = fairness._forward(*arguments), fairness._forward_in_blocks(*arguments)
+        assert [(part.shape, part.dtype) for part in mine] == [(part.shape, part.dtype) for part in expected]
+        torch.testing.assert_close(mine, expected, rtol=2e-5, atol=1e-6, equal_nan=True)
+        arguments = (torch.tensor(0.7, device=DEVICE), spoilt, mask, *expected[1:])
+        gradient, wanted = fairness._backward(*arguments), fairness._backward_in_blocks(*arguments)
+        assert gradient.stride() == wanted.stride()
+        torch.testing.assert_close(gradient, wanted, rtol=2e-5 + rounding, atol=1e-7)
+        slopes.append(mine[1].abs().sum().item())
+    assert slopes[2] == 0 < min(slopes[:2])
+    assert slopes[0] != slopes[1]
 
 
 def test_negative_of_special_logits():

@@ -11,10 +11,17 @@ import subprocess
 import pytest
 
 POINTERS = dict.fromkeys(("labels", "predicted", "counts", "target", "chosen"), "*i64")
-POINTERS |= {"valid": "*i1", "is_pseudo": "*i1", "thresholds": "*fp64", "alpha": "*fp64", "divisor": "*i64"}
+POINTERS |= {
+    "valid": "*i1",
+    "mask": "*i1",
+    "is_pseudo": "*i1",
+    "thresholds": "*fp64",
+    "alpha": "*fp64",
+    "divisor": "*i64",
+}
 FLOATS = (
     "score confidence offset partial soft pixel_weight image_weight class_weight exponent loss largest log_total kept "
-    "scales scale grad weight confidence"
+    "scales scale grad weight confidence norm slope"
 )
 POINTERS |= dict.fromkeys(FLOATS.split(), "*fp32")
 FACTORS = "first_bin bins_per_unit factor_nll factor_reg factor_rest factor chance gamma_agree gamma_disagree"
@@ -53,6 +60,8 @@ KERNELS = {
     "backward, everything": EVERYTHING,
     "mutual_forward": {"is_pseudo": None, "loss": None, "FLIP": False},
     "mutual_forward, everything": {"loss": None, "FLIP": True},
+    "fairness_forward": {},
+    "fairness_backward": {},
     "negative_forward": {"pixel_weight": None, "loss": None},
     "negative_backward": {"pixel_weight": None, "grad_p": 0},
 }
@@ -70,8 +79,17 @@ LOADS = {
     "backward, everything": lambda classes: classes + 1,
     "negative_forward": lambda classes: 2 * classes,  # the teacher's probabilities, too
     "negative_backward": lambda classes: 2 * classes,
+    "fairness_forward": lambda classes: 2 * classes,  # class sums need the largest first, gradients their mean
 }
-SHARED = ("forward", "backward", "mutual_forward", "negative_forward", "negative_backward")  # by several lanes
+SHARED = (  # by several lanes
+    "forward",
+    "backward",
+    "mutual_forward",
+    "negative_forward",
+    "negative_backward",
+    "fairness_forward",
+    "fairness_backward",
+)
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled")
@@ -95,11 +113,11 @@ def test_compiles(name, capability, dtype, classes, layout, tmp_path, monkeypatc
     ptx = compiled.asm["ptx"]
     # One reduction at the end, if any: counting compares the pixels of a group, sums cross the threads.
     short = name.split(",")[0]
-    adds_up = short.endswith("forward")
-    if not adds_up and name not in ("count", "read, class sums"):
+    adds_up = short.endswith("forward") and short != "fairness_forward"
+    if not adds_up and name not in ("count", "read, class sums", "fairness_forward"):
         assert "bar.sync" not in ptx
         assert "shfl" not in ptx or lanes_of(short, classes, layout) > 1
-    if name == "read, class sums":  # one warp adds up by itself
+    if name in ("read, class sums", "fairness_forward"):  # one warp adds up by itself
         assert "bar.sync" not in ptx
     if adds_up:  # from the first reduction on nothing is read
         before, _, after = ptx.partition("bar.sync")
@@ -114,6 +132,8 @@ def test_compiles(name, capability, dtype, classes, layout, tmp_path, monkeypatc
     if dtype == "bf16":  # of which nothing but the logits is
         loads = re.findall(r"tt\.load %\S+.*: tensor<\d+x!tt\.ptr<bf16>>", compiled.asm["ttir"])
         rounds = -(-chunk_of(classes) // lanes_of(short, classes, layout))
+        if name == "fairness_backward":  # the mean first; the compiler sees that nothing was stored before class 0
+            rounds = 2 * rounds - (classes <= 64)
         assert len(loads) == LOADS.get(name, lambda classes: classes)(rounds)
     assert spilled(triton, compiled.asm["cubin"], tmp_path) == 0
 
@@ -133,18 +153,19 @@ def compile_kernel(triton, name, capability, dtype, classes, layout, folder, mon
     from triton.compiler import ASTSource
 
     from selftrain_seg.ops._thresholds import LARGE, SLACK
-    from selftrain_seg.ops.triton import loss, mutual, negative, reading
+    from selftrain_seg.ops.triton import fairness, loss, mutual, negative, reading
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
     short, options = name.split(",")[0], KERNELS[name]
     homes = {"forward": loss, "backward": loss, "mutual_forward": mutual}
     homes |= dict.fromkeys(("negative_forward", "negative_backward"), negative)
+    homes |= dict.fromkeys(("fairness_forward", "fairness_backward"), fairness)
     kernel = getattr(homes.get(short, reading), f"{short}_kernel")
     wide = short in SHARED and layout in ("contiguous", "aligned") and 8 <= classes <= 64 and dtype == "bf16"
-    few, lanes = name == "read, class sums", lanes_of(short, classes, layout)
+    few, lanes = name in ("read, class sums", "fairness_forward"), lanes_of(short, classes, layout)
     constants = {
         "C": classes,
-        "PIXELS": 128 if few else 512 if wide else 256 // lanes,
+        "PIXELS": 128 // lanes if few else 512 if wide else 256 // lanes,
         "CHUNK": -(-chunk_of(classes) // lanes) * lanes,
         "LANES": lanes,
         "BINS": 16384,

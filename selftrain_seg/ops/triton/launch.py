@@ -14,8 +14,8 @@ from torch import Tensor
 
 from selftrain_seg.ops._thresholds import LARGE, SLACK
 from selftrain_seg.ops.counts import dyadic
+from selftrain_seg.ops.triton import fairness, mutual, negative, reading
 from selftrain_seg.ops.triton import loss as losses
-from selftrain_seg.ops.triton import mutual, negative, reading
 
 _PIXELS = 256  # a program
 _FEW_PIXELS = 128  # where a program adds up over its pixels class by class, in one warp
@@ -180,6 +180,37 @@ def negative_loss_backward(plain: Plain, grad: Tensor, logits: Tensor, probs: Te
     return result
 
 
+def fairness_loss(plain: Plain, logits: Tensor, *rest: Any) -> Any:
+    """Three launches: the pixels, what they add up to, and what that means."""
+    running_probs, running_histogram, mask, factor = rest
+    if not _fits(logits):
+        return plain(logits, *rest)
+    num_classes, norm = logits.shape[1], _map(logits, torch.float32)
+    plan = _plan(logits, pixels=_FEW_PIXELS, share=True)
+    partial = _new(logits, (plan.programs, 2 * num_classes))
+    tensors = (_contiguous(mask), norm, partial)
+    _launch(fairness.fairness_forward_kernel, logits, tensors, plan, num_warps=1)
+    loss, slope = _new(logits, ()), _new(logits, (num_classes,))
+    with torch.cuda.device(logits.get_device()):
+        fairness.fairness_finish_kernel[(1,)](
+            partial.sum(0, dtype=torch.float64), running_probs.contiguous(), running_histogram.contiguous(),
+            loss, slope, float(factor),  # on the host
+            C=num_classes, MANY=1 << (num_classes - 1).bit_length(), num_warps=1, enable_fp_fusion=False,
+        )  # fmt: skip
+    return loss, slope, norm
+
+
+def fairness_loss_backward(plain: Plain, grad: Tensor, logits: Tensor, *rest: Any) -> Any:
+    """One launch."""
+    mask, slope, norm = rest
+    if not _fits(logits):
+        return plain(grad, logits, *rest)
+    result = torch.empty_like(logits)
+    tensors, plan = (_contiguous(mask), slope, norm, result), _plan(logits, result, share=True)
+    _launch(fairness.fairness_backward_kernel, logits, tensors, plan, before=(grad,))
+    return result
+
+
 def _chance(probs: Tensor) -> float:
     """1/C as the labels' dtype has it, in which torch compares."""
     return float(torch.tensor(1 / probs.shape[1], dtype=probs.dtype))
@@ -250,8 +281,14 @@ def _plan(logits: Tensor, *strided: Tensor, pixels: int = _PIXELS, share: bool =
     side_by_side = share and strides[0][1] == 1 and strides[0][3] != 1
     lanes = min(_LANES, 1 << (num_classes.bit_length() - 1)) if side_by_side else 1
     if lanes > 1:
-        pixels = _PIXELS // lanes
-    elif share and logits.element_size() == 2 and strides[0][3] == 1 and _CHUNK <= num_classes <= _UNROLLED:
+        pixels = pixels // lanes
+    elif (
+        pixels == _PIXELS
+        and share
+        and logits.element_size() == 2
+        and strides[0][3] == 1
+        and _CHUNK <= num_classes <= _UNROLLED
+    ):
         pixels = 2 * _PIXELS  # as many bytes
     programs = batch * height * -(-width // pixels)
     return _Plan(programs, pixels, lanes, (height, width, *(s for each in strides for s in each)))
