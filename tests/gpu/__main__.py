@@ -1,0 +1,173 @@
+"""Prove it on a GPU: ``python -m tests.gpu [--json FILE] [--markdown FILE]``, under five minutes, nothing to download.
+
+First the tests that need a GPU, in several processes at once, while others compile what will be measured; then a
+training step and the table of operations, alone on the device. What time does not allow for is left out and named.
+Beside PyTorch with CUDA it takes the libraries of ``selftrain_seg`` and pytest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.benchmarks import _harness
+from tests.gpu import cases, run_tests, table
+from tests.gpu.child import AGAIN, STEPS
+
+PLAIN = {"SELFTRAIN_SEG_KERNELS": "0"}  # in the environment at import: no kernels
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=285, help="for all together (default: 285)")
+    parser.add_argument("--tests-seconds", type=float, default=140, help="of these for the tests (default: 140)")
+    parser.add_argument("--jobs", type=int, default=max(2, min(8, (os.cpu_count() or 2) // 2)), help="processes")
+    parser.add_argument("--files", nargs="*", help="files of tests (default: all with tests marked gpu)")
+    parser.add_argument("--only", nargs="*", choices=("tests", "step", "table"), help="parts (default: all)")
+    parser.add_argument("--operations", nargs="*", help="operations of the table (default: all)")
+    parser.add_argument("--full", action="store_true", help="all dtypes and layouts of everything; takes longer")
+    parser.add_argument("--json", type=Path, help="also write all results to this file")
+    parser.add_argument("--markdown", type=Path, help="also write the tables to the GPU half of this file")
+    parser.add_argument("--log", type=Path, help="write pytest's output to this file")
+    parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed, too")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: with --smoke only")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: shows that it works, measures nothing")
+    options = parser.parse_args(arguments)
+    unknown = set(options.operations or ()) - set(cases.OPERATIONS)
+    if unknown:
+        parser.error(f"no such operation: {', '.join(sorted(unknown))}")
+    if options.device == "cpu" and not options.smoke:
+        parser.error("--device cpu measures nothing: say so with --smoke")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device here; --device cpu --smoke walks through all but its timing")
+    return options
+
+
+def child(keys: Sequence[str], options: argparse.Namespace, seconds: float, *more: str, **environment: str) -> Any:
+    """The rows that one process wrote, by key; its exit status, None where it was stopped; what it said last."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, errors = Path(folder) / "rows.json", Path(folder) / "errors.txt"
+        command = [sys.executable, "-m", "tests.gpu.child", file, *keys, "--device", options.device, *more]
+        with errors.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, *["--smoke"] * options.smoke],
+                cwd=run_tests.ROOT,
+                env={**os.environ, **environment},
+                stdout=output,
+                stderr=output,
+            )
+            try:
+                status: int | None = process.wait(max(seconds, 0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                status = None
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        said = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+    return {row["key"]: row for row in map(json.loads, lines)}, status, said
+
+
+def rows_of(keys: Sequence[str], options: argparse.Namespace, until: float, **environment: str) -> dict[str, Any]:
+    """Measure rows; one that fails says why, and does not keep the others from being measured."""
+    rows: dict[str, Any] = {}
+    todo = list(keys)
+    while todo:
+        found, status, said = child(todo, options, until - time.monotonic(), **environment)
+        rows |= found
+        todo = [key for key in todo if key not in rows]
+        if status is None:
+            break
+        if todo and (status != AGAIN or not found):
+            rows[todo.pop(0)] = {"error": f"its process ended with {status}: {' '.join(said)}"[:500]}
+    return rows | {key: {"error": "out of time"} for key in todo}
+
+
+def compile_all(keys: Sequence[str], options: argparse.Namespace, until: float) -> None:
+    """Run rows once, in processes beside the tests', so that their kernels are on disk; failures show up later."""
+    ours = [key for key in keys if cases.Row.parse(key).version in ("ours", "compiled")]
+    shares = [ours[job :: options.jobs] for job in range(options.jobs)]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(lambda share: child(share, options, until - time.monotonic(), "--warm"), filter(None, shares)))
+
+
+def about() -> dict[str, Any]:
+    triton = importlib.util.find_spec("triton") and __import__("triton").__version__
+    found = _harness.environment()
+    on_gpu = torch.cuda.is_available()
+    return {
+        "GPU": torch.cuda.get_device_name() if on_gpu else None,
+        "CUDA": torch.version.cuda,
+        "triton": triton,
+        **{name: found[name] for name in ("torch", "python", "system", "cpu", "cores")},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options, start = parse(arguments), time.monotonic()
+    parts = options.only or ("tests", "step", "table")
+    until = start + options.seconds
+    rows = cases.rows(full=options.full, smoke=options.smoke)
+    rows = [row for row in rows if not options.operations or row.operation in options.operations]
+    keys = {path: [row.key for row in rows if (row.version == "plain path") == path] for path in (False, True)}
+    results: dict[str, Any] = {"smoke": options.smoke, "about": about()}
+    if options.smoke:
+        print(table.SMOKE)
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - start:4.0f} s] {text}", flush=True)
+
+    def save() -> None:  # after each part: the next may not end
+        results["seconds"] = round(time.monotonic() - start, 1)
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        if options.markdown:
+            _harness.write_half(options.markdown, "GPU", table.markdown(results))
+
+    with ThreadPoolExecutor(1) as pool:  # beside the tests
+        until_compiled = min(start + options.tests_seconds, until)
+        compiling = pool.submit(compile_all, keys[False] if "table" in parts else [], options, until_compiled)
+        if "tests" in parts:
+            files = options.files or run_tests.gpu_files()
+            say(f"tests of {len(files)} files in {options.jobs} processes")
+            results["tests"] = run_tests.run(files, jobs=options.jobs, seconds=options.tests_seconds, log=options.log)
+            say(run_tests.text(results["tests"]))
+            save()
+        compiling.result()
+    if "step" in parts:
+        say("training step")
+        results["step"] = rows_of([STEPS], options, until)[STEPS]
+        print("\n".join(table.training_step(results["step"])))
+        save()
+    if "table" in parts:
+        say(f"table of {len(rows)} rows")
+        results["rows"] = rows_of(keys[False], options, until)
+        results["rows"] |= rows_of(keys[True], options, until, **PLAIN)
+        rates = next((row["rates"] for row in results["rows"].values() if "rates" in row), {})
+        results["about"] |= {f"{name} TB/s": round(rate / 1e9, 2) for name, rate in rates.items()}
+        print("\n".join([*table.targets(results["rows"]), "", *table.everything(results["rows"])]))
+    print("\n".join(table.other_targets(results.get("rows", {}), results.get("step", {}))))
+    save()
+
+    failures, missed = list(table.failures(results)), table.missed(results.get("rows", {}), results.get("step", {}))
+    say(f"{len(failures)} failures" + "".join(f"\n  {text}" for text in failures))
+    say(f"{len(missed)} targets missed" + "".join(f"\n  {text}" for text in missed))
+    print(", ".join(f"{key} {value}" for key, value in results["about"].items()))
+    if options.smoke:
+        print(table.SMOKE)
+    return int(bool(failures or (options.check and missed)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

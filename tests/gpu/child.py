@@ -1,0 +1,93 @@
+"""A process that measures rows, one after the other, and writes each to a file as soon as it is known.
+
+``python -m tests.gpu.child FILE KEY ...``: a row that ends the process leaves the ones before it, and the parent starts
+another process for those after it. With ``--warm`` each row runs once and is not measured, so that its kernels are
+compiled: Triton and torch.compile keep them on disk for later processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler is talkative
+
+import torch
+
+from tests.gpu import cases, measure, steps
+
+AGAIN = 3  # exit status: go on in a new process
+STEPS = "training step"
+SECONDS = {STEPS: 150}  # what hangs is ended by the system's alarm
+SECONDS_OF_A_ROW = 60
+
+
+def measured(key: str, device: torch.device, rates: dict[str, float], *, smoke: bool, warm: bool) -> dict[str, Any]:
+    """What is found out about a row."""
+    if key == STEPS:
+        return {} if warm else steps.measure(device, smoke=smoke)
+    inputs = cases.Inputs(cases.Row.parse(key), device, smoke)
+    call, logits = cases.call_of(inputs), inputs.logits
+    if warm:
+        call(logits[0])
+        return {}
+    moved = cases.OPERATIONS[inputs.row.operation].moved
+    floor = moved(inputs) if moved is not None else None
+    found = asdict(measure.cost(call, logits, rounds=1 if smoke else 7))
+    pass_ms = logits[0].nbytes / rates["read"]
+    found |= {"shape": list(inputs.shape), "pass_ms": pass_ms, "passes": found["device"] / pass_ms}
+    return found | {"floor": None if floor is None else floor / rates["read"]}
+
+
+def clean_up(device: torch.device) -> bool:
+    """Give the memory back; whether the device still answers."""
+    gc.collect()
+    if device.type != "cuda":
+        return True
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except Exception:
+        return False
+    return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu.child", description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("keys", nargs="+")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--warm", action="store_true")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    torch.set_num_threads(1)
+    if device.type == "cuda" and not arguments.warm:
+        measure.launched(torch.square, [torch.ones(1, device=device)], True)  # the profiler's own start
+    size = 2**16 if arguments.smoke else 2**30
+    rates = {"read": 1.0} if arguments.warm else measure.bytes_per_ms(device, size)
+    clean_up(device)
+    for key in arguments.keys:
+        signal.alarm(SECONDS.get(key, SECONDS_OF_A_ROW))
+        try:
+            found = measured(key, device, rates, smoke=arguments.smoke, warm=arguments.warm)
+        except Exception as error:
+            found = {"error": f"{type(error).__name__}: {error}"[:500]}
+        signal.alarm(0)
+        answers = clean_up(device)
+        with arguments.file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps({"key": key, "rates": rates, **found}) + "\n")
+        if not answers or found.get("tainted"):
+            return AGAIN
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

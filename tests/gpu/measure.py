@@ -1,0 +1,179 @@
+"""What one call costs: time of the device and of the host, launches, memory, and whether the host waits.
+
+On a GPU the device's time is that of a CUDA graph of several calls, replayed, or, where a call cannot be captured, that
+between two events around several calls in a queue that is full before the first of them starts. On a CPU, where all
+this is only walked through, it is wall time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
+
+from tests.benchmarks._harness import peak_extra_mb
+
+Call = Callable[[Tensor], Any]
+QUEUE = 600  # launches that surely fit into the device's queue (1,024), beyond which the host waits for a place
+CYCLES_PER_MS = 2_000_000  # of the fastest clock
+OVERHEAD = {  # what the profiler reports of itself and of the driver beside kernels, copies and fills
+    *("Activity Buffer Request", "Buffer Flush", "Command Buffer Full", "Driver Compiler", "Instrumentation"),
+    *("Lazy Function Loading", "Resource", "Runtime Triggered Module Loading"),
+}
+
+
+@dataclass
+class Cost:
+    """A call's costs: times in ms, peak memory in 10^6 bytes. ``device`` was found ``by`` a graph, events or wall.
+
+    ``tainted``: a CUDA graph could not be made, and what that leaves behind may disturb the rest of the process.
+    """
+
+    device: float
+    by: str
+    wall: float
+    host: float
+    launches: float
+    peak_mb: float
+    waits: bool
+    note: str = ""
+    tainted: bool = False
+
+
+def cost(call: Call, inputs: Sequence[Tensor], *, rounds: int = 7) -> Cost:
+    """Measure a call. The inputs take turns: several that together do not fit into the device's cache."""
+    on_gpu = inputs[0].is_cuda
+    for each in (*inputs, *inputs):  # compiled, and its memory is in the allocator
+        call(each)
+    synchronize(on_gpu)
+    peak_mb = peak_extra_mb(lambda: call(inputs[0]), on_gpu)
+    launches = launched(call, inputs, on_gpu)
+    host, wall = times_of_host(call, inputs, launches, rounds, on_gpu)
+    if not on_gpu:
+        return Cost(wall, "wall", wall, host, launches, peak_mb, False)
+    waits = does_wait(lambda: call(inputs[0]))
+    device = by_events(call, inputs, launches, host, rounds)
+    found = Cost(device, "events", wall, host, launches, peak_mb, waits)
+    if not waits:  # what waits cannot be captured
+        try:
+            found.device, found.by = by_graph(call, inputs, device, rounds), "graph"
+        except Exception as error:
+            found.note, found.tainted = f"not captured: {error}"[:200], True
+    return found
+
+
+def synchronize(on_gpu: bool) -> None:
+    if on_gpu:
+        torch.cuda.synchronize()
+
+
+def by_graph(call: Call, inputs: Sequence[Tensor], estimate: float, rounds: int) -> float:
+    """Milliseconds of the device for one of the calls in a replayed graph, which lasts 2 ms or longer."""
+    repeats = len(inputs) * min(max(round(2 / (estimate * len(inputs))), 1), 16)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for each in inputs:
+            call(each)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # captures on a stream of its own
+        for each in itertools.islice(itertools.cycle(inputs), repeats):
+            call(each)
+    graph.replay()
+    found = [between_events(graph.replay) / repeats for _ in range(rounds)]
+    graph.reset()
+    return statistics.median(found)
+
+
+def by_events(call: Call, inputs: Sequence[Tensor], launches: float, host: float, rounds: int) -> float:
+    """Milliseconds of the device for one of several calls, queued while the device is kept busy."""
+    repeats = max(1, min(20, int(QUEUE / max(launches, 1))))
+
+    def calls() -> None:
+        for each in itertools.islice(itertools.cycle(inputs), repeats):
+            call(each)
+
+    busy_ms = min(1.5 * host * repeats + 1, 500)
+    return statistics.median(between_events(calls, busy_ms) / repeats for _ in range(rounds))
+
+
+def between_events(work: Callable[[], Any], busy_ms: float = 1.0) -> float:
+    """Milliseconds of the device between events before and after the work, enqueued while it does nothing else."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(int(busy_ms * CYCLES_PER_MS))
+    start.record()
+    work()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end)
+
+
+def does_wait(call: Callable[[], Any]) -> bool:
+    """Whether PyTorch notices that the host waits for the device."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
+
+
+def launched(call: Call, inputs: Sequence[Tensor], on_gpu: bool) -> float:
+    """How many kernels, copies and fills a call gives to the device."""
+    calls = 3
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
+    with torch.profiler.profile(activities=activities) as profile:
+        for each in itertools.islice(itertools.cycle(inputs), calls):
+            call(each)
+        synchronize(on_gpu)
+    events = profile.events()
+    host = {event.name for event in events if event.device_type == DeviceType.CPU}  # annotations are on both sides
+    there = [event.name for event in events if event.device_type == DeviceType.CUDA]
+    return round(sum(name not in host and name not in OVERHEAD for name in there) / calls, 1)
+
+
+def times_of_host(
+    call: Call, inputs: Sequence[Tensor], launches: float, rounds: int, on_gpu: bool
+) -> tuple[float, float]:
+    """Milliseconds until the host is done with a call, and until the device is: of several calls in a row."""
+    repeats = max(1, min(20, int(QUEUE / max(launches, 1)))) if on_gpu else 1
+    host, wall = [], []
+    for _ in range(rounds):
+        synchronize(on_gpu)
+        start = time.perf_counter()
+        for each in itertools.islice(itertools.cycle(inputs), repeats):
+            call(each)
+        host.append((time.perf_counter() - start) / repeats * 1e3)
+        synchronize(on_gpu)
+        wall.append((time.perf_counter() - start) / repeats * 1e3)
+    return statistics.median(host), statistics.median(wall)
+
+
+def bytes_per_ms(device: torch.device, size: int) -> dict[str, float]:
+    """How fast the device reads, and copies (bytes read and written), ``size`` bytes."""
+    data, other = torch.ones(size // 4, device=device), torch.empty(size // 4, device=device)
+    found = {}
+    for name, call, moved in (("read", lambda _: data.sum(), size), ("copy", lambda _: other.copy_(data), 2 * size)):
+        call(data)
+        if device.type == "cuda":
+            ms = by_events(call, [data], 2, 0.1, 7)
+        else:
+            ms = times_of_host(call, [data], 1, 3, False)[1]
+        found[name] = moved / ms
+    return found
