@@ -57,6 +57,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def child(keys: Sequence[str], options: argparse.Namespace, seconds: float, *more: str, **environment: str) -> Any:
     """The rows that one process wrote, by key; its exit status, None where it was stopped; what it said last."""
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, **environment}
     with tempfile.TemporaryDirectory() as folder:
         file, errors = Path(folder) / "rows.json", Path(folder) / "errors.txt"
         command = [sys.executable, "-m", "tests.gpu.child", file, *keys, "--device", options.device, *more]
@@ -64,7 +65,7 @@ def child(keys: Sequence[str], options: argparse.Namespace, seconds: float, *mor
             process = subprocess.Popen(
                 [*command, *["--smoke"] * options.smoke],
                 cwd=run_tests.ROOT,
-                env={**os.environ, **environment},
+                env=environment,
                 stdout=output,
                 stderr=output,
             )
@@ -91,7 +92,7 @@ def rows_of(keys: Sequence[str], options: argparse.Namespace, until: float, **en
             break
         if todo and (status != AGAIN or not found):
             rows[todo.pop(0)] = {"error": f"its process ended with {status}: {' '.join(said)}"[:500]}
-    return rows | {key: {"error": "out of time"} for key in todo}
+    return rows | {key: {"error": table.OUT_OF_TIME} for key in todo}
 
 
 def compile_all(keys: Sequence[str], options: argparse.Namespace, until: float) -> None:
@@ -160,9 +161,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(table.other_targets(results.get("rows", {}), results.get("step", {}))))
     save()
 
-    failures, missed = list(table.failures(results)), table.missed(results.get("rows", {}), results.get("step", {}))
-    say(f"{len(failures)} failures" + "".join(f"\n  {text}" for text in failures))
-    say(f"{len(missed)} targets missed" + "".join(f"\n  {text}" for text in missed))
+    failures = list(table.failures(results))
+    left_out = [key for key, found in results.get("rows", {}).items() if found.get("error") == table.OUT_OF_TIME]
+    missed = [] if options.smoke else table.missed(results.get("rows", {}), results.get("step", {}))
+    for what, texts in (
+        ("failures", failures),
+        ("rows left out for want of time", left_out),
+        ("targets missed", missed),
+    ):
+        say(f"{len(texts)} {what}" + "".join(f"\n  {text}" for text in texts))
     print(", ".join(f"{key} {value}" for key, value in results["about"].items()))
     if options.smoke:
         print(table.SMOKE)

@@ -100,7 +100,8 @@ class Inputs:
 
     @cached_property
     def soft(self) -> Tensor:
-        return torch.softmax(2 * self.make_logits().float(), 1) * (self.labels != 255).unsqueeze(1)
+        soft = torch.softmax(2 * self.make_logits().float(), 1) * (self.labels != 255).unsqueeze(1)
+        return soft.contiguous(memory_format=LAYOUTS[self.row.layout])
 
     @cached_property
     def confidence(self) -> Tensor:
@@ -365,20 +366,22 @@ def _rows(settings: list[tuple[str, str]], usual: list[tuple[str, str]], full: b
     by_logits = [name for name, operation in OPERATIONS.items() if operation.group != "other"]
     of_losses = [name for name, operation in OPERATIONS.items() if operation.group == "loss"]
     others = [name for name, operation in OPERATIONS.items() if operation.group == "other"]
+    rivals = [name for name, operation in OPERATIONS.items() if operation.rival]
+    first, *rest = settings
     for setting in settings:
         yield Row(BASELINE, "plain torch", 19, *setting)
         yield from (Row(name, "ours", 19, *setting) for name in by_logits)
-    yield from (Row(name, "ours", 19, *settings[0]) for name in others)
-    yield Row(BASELINE, "plain torch", 19, *settings[0], size="small")
-    yield from (Row(name, "ours", 19, *settings[0], size="small") for name in of_losses)
+    yield from (Row(name, "ours", 19, *first) for name in others)
+    yield Row(BASELINE, "plain torch", 19, *first, size="small")
+    yield from (Row(name, "ours", 19, *first, size="small") for name in of_losses)
+    yield from (Row(name, "plain torch", 19, *first) for name in rivals)
+    yield from (Row(name, "compiled", 19, *first) for name in rivals if OPERATIONS[name].compiled)
     for classes in (2, 150):
-        for setting in settings:
+        for setting in settings if full else usual:
             yield Row(BASELINE, "plain torch", classes, *setting)
             yield from (Row(name, "ours", classes, *setting) for name in (by_logits if full else SOME))
-    rivals = [name for name, operation in OPERATIONS.items() if operation.rival]
-    for setting in settings if full else usual:
-        yield from (Row(name, "plain torch", 19, *setting) for name in rivals if OPERATIONS[name].group != "other")
-    yield from (Row(name, "plain torch", 19, *settings[0]) for name in rivals if OPERATIONS[name].group == "other")
-    for setting in settings if full else usual:
+    yield from (Row(name, "plain path", 19, *first) for name in (by_logits if full else SOME))
+    for setting in rest if full else usual[1:]:
+        yield from (Row(name, "plain torch", 19, *setting) for name in rivals if name in by_logits)
+    for setting in rest if full else ():
         yield from (Row(name, "compiled", 19, *setting) for name in rivals if OPERATIONS[name].compiled)
-    yield from (Row(name, "plain path", 19, *settings[0]) for name in (by_logits if full else SOME))

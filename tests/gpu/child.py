@@ -8,7 +8,6 @@ compiled: Triton and torch.compile keep them on disk for later processes.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import signal
@@ -40,7 +39,7 @@ def measured(key: str, device: torch.device, rates: dict[str, float], *, smoke: 
         return {}
     moved = cases.OPERATIONS[inputs.row.operation].moved
     floor = moved(inputs) if moved is not None else None
-    found = asdict(measure.cost(call, logits, rounds=1 if smoke else 7))
+    found = asdict(measure.cost(call, logits, rounds=1 if smoke else 5))
     pass_ms = logits[0].nbytes / rates["read"]
     found |= {"shape": list(inputs.shape), "pass_ms": pass_ms, "passes": found["device"] / pass_ms}
     return found | {"floor": None if floor is None else floor / rates["read"]}
@@ -48,7 +47,6 @@ def measured(key: str, device: torch.device, rates: dict[str, float], *, smoke: 
 
 def clean_up(device: torch.device) -> bool:
     """Give the memory back; whether the device still answers."""
-    gc.collect()
     if device.type != "cuda":
         return True
     try:

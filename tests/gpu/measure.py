@@ -23,6 +23,7 @@ from tests.benchmarks._harness import peak_extra_mb
 
 Call = Callable[[Tensor], Any]
 QUEUE = 600  # launches that surely fit into the device's queue (1,024), beyond which the host waits for a place
+HOST_MS = 25  # of calls in a row
 CYCLES_PER_MS = 2_000_000  # of the fastest clock
 OVERHEAD = {  # what the profiler reports of itself and of the driver beside kernels, copies and fills
     *("Activity Buffer Request", "Buffer Flush", "Command Buffer Full", "Driver Compiler", "Instrumentation"),
@@ -54,13 +55,18 @@ def cost(call: Call, inputs: Sequence[Tensor], *, rounds: int = 7) -> Cost:
     for each in (*inputs, *inputs):  # compiled, and its memory is in the allocator
         call(each)
     synchronize(on_gpu)
+    start = time.perf_counter()
+    call(inputs[0])
+    synchronize(on_gpu)
+    once = (time.perf_counter() - start) * 1e3
     peak_mb = peak_extra_mb(lambda: call(inputs[0]), on_gpu)
     launches = launched(call, inputs, on_gpu)
-    host, wall = times_of_host(call, inputs, launches, rounds, on_gpu)
+    repeats = max(1, int(min(20, QUEUE / max(launches, 1), HOST_MS / once)))
+    host, wall = times_of_host(call, inputs, repeats, rounds)
     if not on_gpu:
         return Cost(wall, "wall", wall, host, launches, peak_mb, False)
     waits = does_wait(lambda: call(inputs[0]))
-    device = by_events(call, inputs, launches, host, rounds)
+    device = by_events(call, inputs, repeats, host, rounds)
     found = Cost(device, "events", wall, host, launches, peak_mb, waits)
     if not waits:  # what waits cannot be captured
         try:
@@ -77,7 +83,7 @@ def synchronize(on_gpu: bool) -> None:
 
 def by_graph(call: Call, inputs: Sequence[Tensor], estimate: float, rounds: int) -> float:
     """Milliseconds of the device for one of the calls in a replayed graph, which lasts 2 ms or longer."""
-    repeats = len(inputs) * min(max(round(2 / (estimate * len(inputs))), 1), 16)
+    repeats = len(inputs) * max(1, min(16, round(2 / (max(estimate, 1e-3) * len(inputs)))))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -95,15 +101,14 @@ def by_graph(call: Call, inputs: Sequence[Tensor], estimate: float, rounds: int)
     return statistics.median(found)
 
 
-def by_events(call: Call, inputs: Sequence[Tensor], launches: float, host: float, rounds: int) -> float:
+def by_events(call: Call, inputs: Sequence[Tensor], repeats: int, host: float, rounds: int) -> float:
     """Milliseconds of the device for one of several calls, queued while the device is kept busy."""
-    repeats = max(1, min(20, int(QUEUE / max(launches, 1))))
 
     def calls() -> None:
         for each in itertools.islice(itertools.cycle(inputs), repeats):
             call(each)
 
-    busy_ms = min(1.5 * host * repeats + 1, 500)
+    busy_ms = 1.5 * host * repeats + 1
     return statistics.median(between_events(calls, busy_ms) / repeats for _ in range(rounds))
 
 
@@ -148,12 +153,9 @@ def launched(call: Call, inputs: Sequence[Tensor], on_gpu: bool) -> float:
     return round(sum(name not in host and name not in OVERHEAD for name in there) / calls, 1)
 
 
-def times_of_host(
-    call: Call, inputs: Sequence[Tensor], launches: float, rounds: int, on_gpu: bool
-) -> tuple[float, float]:
+def times_of_host(call: Call, inputs: Sequence[Tensor], repeats: int, rounds: int) -> tuple[float, float]:
     """Milliseconds until the host is done with a call, and until the device is: of several calls in a row."""
-    repeats = max(1, min(20, int(QUEUE / max(launches, 1)))) if on_gpu else 1
-    host, wall = [], []
+    on_gpu, host, wall = inputs[0].is_cuda, [], []
     for _ in range(rounds):
         synchronize(on_gpu)
         start = time.perf_counter()
@@ -171,9 +173,6 @@ def bytes_per_ms(device: torch.device, size: int) -> dict[str, float]:
     found = {}
     for name, call, moved in (("read", lambda _: data.sum(), size), ("copy", lambda _: other.copy_(data), 2 * size)):
         call(data)
-        if device.type == "cuda":
-            ms = by_events(call, [data], 2, 0.1, 7)
-        else:
-            ms = times_of_host(call, [data], 1, 3, False)[1]
-        found[name] = moved / ms
+        on_gpu = device.type == "cuda"
+        found[name] = moved / (by_events(call, [data], 10, 0.1, 7) if on_gpu else times_of_host(call, [data], 1, 3)[1])
     return found

@@ -25,9 +25,26 @@ def gpu_files() -> list[str]:
     return [str(path.relative_to(ROOT)) for path in files if "mark.gpu" in path.read_text(encoding="utf-8")]
 
 
+def with_xdist() -> bool:
+    return importlib.util.find_spec("xdist") is not None
+
+
 def commands(files: Sequence[str], jobs: int, report: Path, xdist: bool) -> list[list[str]]:
     """One command for xdist, or else one a process."""
-    base = [sys.executable, "-m", "pytest", *files, "-m", "gpu", "-p", "tests.gpu.plugin", "--tb=short", "-rfE"]
+    base = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-c",
+        "pyproject.toml",
+        *files,
+        "-m",
+        "gpu",
+        "-p",
+        "tests.gpu.plugin",
+        "--tb=short",
+        "-rfE",
+    ]
     # Without the plugin of pytest-benchmark: beside xdist it warns, and warnings are errors.
     base += ["--continue-on-collection-errors", "-p", "no:cacheprovider", "-p", "no:benchmark", "--report-to"]
     if xdist:
@@ -44,14 +61,20 @@ def run(files: Sequence[str], *, jobs: int, seconds: float, log: Path | None = N
         seconds: after which tests that still run are stopped.
         log: where pytest's own output goes.
     """
-    start, xdist = time.monotonic(), importlib.util.find_spec("xdist") is not None
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, open(log or os.devnull, "wb") as output:
         report = Path(folder) / "report"
+        environment = {"OMP_NUM_THREADS": "1", **os.environ}
         processes = [
-            subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
-            for command in commands(files, jobs, report, xdist)
+            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True)
+            for command in commands(files, jobs, report, with_xdist())
         ]
-        ended = [wait(process, start + seconds) for process in processes]
+        try:
+            ended = [wait(process, start + seconds) for process in processes]
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
         lines = [
             json.loads(line)
             for path in sorted(Path(folder).iterdir())

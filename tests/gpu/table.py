@@ -9,7 +9,8 @@ from tests.gpu import cases, steps
 from tests.gpu.cases import OPERATIONS, Row
 
 Rows = Mapping[str, Mapping[str, Any]]
-BLANK = "–"
+SMOKE = "These figures mean nothing: a run with tiny sizes that only shows that the command works."
+BLANK, OUT_OF_TIME = "–", "out of time"
 
 
 def value_of(rows: Rows, row: Row, name: str) -> float | None:
@@ -99,7 +100,8 @@ def everything(rows: Rows) -> list[str]:
         row, found = Row.parse(key), rows[key]
         cells = [row.operation, row.version, str(row.classes), row.dtype, row.layout, row.size]
         if "error" in found:
-            lines.append(line([*cells, f"failed: {found['error']}", *[""] * 8]))
+            why = found["error"] if found["error"] == OUT_OF_TIME else f"failed: {found['error']}"
+            lines.append(line([*cells, why, *[""] * 8]))
             continue
         floor = found["floor"] and found["floor"] / found["pass_ms"]
         cells += [verdict(found["passes"], None), verdict(floor, None), verdict(found["device"], None, 3), found["by"]]
@@ -135,9 +137,6 @@ def markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-SMOKE = "These figures mean nothing: a run with tiny sizes that only shows that the command works."
-
-
 def table_head(names: list[str]) -> list[str]:
     return [line(names), line(["---", *["--:"] * (len(names) - 1)])]
 
@@ -150,7 +149,7 @@ def failures(results: Mapping[str, Any]) -> Iterator[str]:
     """What did not work, as opposed to what was slow."""
     yield from results.get("tests", {}).get("failures", [])
     for key, found in results.get("rows", {}).items():
-        if found.get("error"):
+        if found.get("error", OUT_OF_TIME) != OUT_OF_TIME:
             yield f"{key}: {found['error']}"
     step = results.get("step", {})
     yield from (f"{name}: {error}" for name, error in step.get("errors", {}).items())

@@ -6,7 +6,7 @@ import torch
 from torch.autograd import forward_ad
 
 from selftrain_seg import losses
-from tests.helpers import layouts
+from tests.helpers import layouts, never_waits
 from tests.losses.cases import (
     CASES,
     every_loss,
@@ -314,8 +314,5 @@ def test_gpu_equals_cpu(case):
 @every_loss
 def test_gpu_never_waits(case):
     inputs = [tensor.cuda() for tensor in case.inputs((2, 19, 33, 65), torch.float32)]
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_waits():
         loss_and_gradient(case, *inputs)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
