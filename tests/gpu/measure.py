@@ -25,7 +25,9 @@ Call = Callable[[Tensor], Any]
 QUEUE = 600  # launches that surely fit into the device's queue (1,024), beyond which the host waits for a place
 HOST_MS = 25  # of calls in a row
 CYCLES_PER_MS = 2_000_000  # of the fastest clock
-OVERHEAD = {  # what the profiler reports of itself and of the driver beside kernels, copies and fills
+# What the profiler reports beside the kernels, copies and fills of the device: by kind or, in older torch, by name.
+BESIDE = {
+    *("overhead", "user_annotation", "gpu_user_annotation", "cuda_sync", "cuda_event"),
     *("Activity Buffer Request", "Buffer Flush", "Command Buffer Full", "Driver Compiler", "Instrumentation"),
     *("Lazy Function Loading", "Resource", "Runtime Triggered Module Loading"),
 }
@@ -42,7 +44,7 @@ class Cost:
     by: str
     wall: float
     host: float
-    launches: float
+    launches: float | None
     peak_mb: float
     waits: bool
     note: str = ""
@@ -61,7 +63,7 @@ def cost(call: Call, inputs: Sequence[Tensor], *, rounds: int = 7) -> Cost:
     once = (time.perf_counter() - start) * 1e3
     peak_mb = peak_extra_mb(lambda: call(inputs[0]), on_gpu)
     launches = launched(call, inputs, on_gpu)
-    repeats = max(1, int(min(20, QUEUE / max(launches, 1), HOST_MS / once)))
+    repeats = max(1, int(min(20, QUEUE / max(launches or 1, 1), HOST_MS / once)))
     host, wall = times_of_host(call, inputs, repeats, rounds)
     if not on_gpu:
         return Cost(wall, "wall", wall, host, launches, peak_mb, False)
@@ -96,7 +98,7 @@ def by_graph(call: Call, inputs: Sequence[Tensor], estimate: float, rounds: int)
         for each in itertools.islice(itertools.cycle(inputs), repeats):
             call(each)
     graph.replay()
-    found = [between_events(graph.replay) / repeats for _ in range(rounds)]
+    found = [between_events(graph.replay, 3.0) / repeats for _ in range(rounds)]
     graph.reset()
     return statistics.median(found)
 
@@ -112,8 +114,8 @@ def by_events(call: Call, inputs: Sequence[Tensor], repeats: int, host: float, r
     return statistics.median(between_events(calls, busy_ms) / repeats for _ in range(rounds))
 
 
-def between_events(work: Callable[[], Any], busy_ms: float = 1.0) -> float:
-    """Milliseconds of the device between events before and after the work, enqueued while it does nothing else."""
+def between_events(work: Callable[[], Any], busy_ms: float) -> float:
+    """Milliseconds of the device between events around the work, which is enqueued while the device only sleeps."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     torch.cuda._sleep(int(busy_ms * CYCLES_PER_MS))
@@ -139,18 +141,21 @@ def does_wait(call: Callable[[], Any]) -> bool:
     return False
 
 
-def launched(call: Call, inputs: Sequence[Tensor], on_gpu: bool) -> float:
-    """How many kernels, copies and fills a call gives to the device."""
+def launched(call: Call, inputs: Sequence[Tensor], on_gpu: bool) -> float | None:
+    """How many kernels, copies and fills a call gives to the device; None if the profiler sees nothing there."""
     calls = 3
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
     with torch.profiler.profile(activities=activities) as profile:
         for each in itertools.islice(itertools.cycle(inputs), calls):
             call(each)
         synchronize(on_gpu)
-    events = profile.events()
-    host = {event.name for event in events if event.device_type == DeviceType.CPU}  # annotations are on both sides
-    there = [event.name for event in events if event.device_type == DeviceType.CUDA]
-    return round(sum(name not in host and name not in OVERHEAD for name in there) / calls, 1)
+    there = [event for event in profile.events() if event.device_type == DeviceType.CUDA]
+    there = [event for event in there if not (event.is_user_annotation or {kind_of(event), event.name} & BESIDE)]
+    return round(len(there) / calls, 1) if there else None
+
+
+def kind_of(event: Any) -> str | None:
+    return getattr(event, "activity_type", None)
 
 
 def times_of_host(call: Call, inputs: Sequence[Tensor], repeats: int, rounds: int) -> tuple[float, float]:
