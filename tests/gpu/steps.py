@@ -34,12 +34,12 @@ NAMES = (NETWORK, WITH_TEACHER, CBST, PLAIN, IAST)
 OVERHEAD = 0.03  # of CBST on the network with its teacher, at most
 
 
-def versions(device: torch.device, size: tuple[int, int]) -> dict[str, Callable[[], Any]]:
+def versions(device: torch.device, size: tuple[int, int], tiny: bool) -> dict[str, Callable[[], Any]]:
     """Training steps by name; each leaves its networks ready for any other."""
     torch.manual_seed(0)
-    student = deeplab_v2(CLASSES, device).train()
+    student = deeplab_v2(CLASSES, device, tiny=tiny).train()
     teacher = MeanTeacher(student, momentum=MOMENTUM, warmup=False)
-    average = deeplab_v2(CLASSES, device).eval().requires_grad_(False)
+    average = deeplab_v2(CLASSES, device, tiny=tiny).eval().requires_grad_(False)
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-9, momentum=0.9)
     images = torch.randn(2, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, CLASSES, (2, *size), device=device)
@@ -103,7 +103,7 @@ def measure(device: torch.device, *, smoke: bool = False) -> dict[str, Any]:
     on_gpu = device.type == "cuda"
     size, rounds, repeats, warm_up = ((32, 48), 1, 1, 0) if smoke else ((512, 1024), 7, 4, 4)
     torch.backends.cudnn.benchmark = True
-    steps = versions(device, size)
+    steps = versions(device, size, smoke)
     times: dict[str, list[float]] = {name: [] for name in steps}
     errors: dict[str, str] = {}
 

@@ -370,6 +370,7 @@ def test_the_command(tmp_path):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "tests.gpu", "--device", "cpu", "--smoke", "--jobs", "1", "--json", file),
+            *("--seconds", "900", "--tests-seconds", "600"),
             *("--markdown", page, "--files", "tests/confidence/test_top.py"),
             *("--operations", "top_confidence", "mrkld_loss", "InstanceAdaptiveSelector", "paste_classes"),
         ],
