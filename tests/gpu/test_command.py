@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from selftrain_seg import losses, selectors
 from tests.benchmarks import _harness
 from tests.gpu import __main__ as command
 from tests.gpu import cases, measure, plugin, run_tests, table
@@ -36,6 +37,12 @@ def test_rows_have_names_and_cover_all_operations():
     for name, operation in OPERATIONS.items():
         if operation.passes is not None:
             assert {(name, "ours", 19, d, m) for d in cases.DTYPES for m in cases.LAYOUTS} <= measured
+
+
+def test_every_loss_and_selector_is_measured():
+    measured = {name.partition(",")[0] for name in OPERATIONS}
+    assert set(losses.__all__) - measured == {"focal_class_weight"}
+    assert set(selectors.__all__) - measured == {"SelectionStatistics", "SelectionSummary"}
 
 
 def test_inputs_are_what_the_row_says():

@@ -597,8 +597,9 @@ def test_any_shape_and_strides(shape, steps, order, dtype, scale, seed):
 
 
 @pytest.mark.skipif(INTERPRETED, reason="4 GiB of logits are for a GPU")
-def test_more_than_2_to_the_31_elements():
+def test_more_than_2_to_the_31_elements(launched):
     if torch.cuda.mem_get_info()[0] < 24 << 30:
+        launched.append("none")  # is no failure here
         pytest.skip("needs 24 GiB of GPU memory")
     logits = torch.zeros(2, 2, 16400, 32800, device=DEVICE, dtype=torch.float16)  # 2.15e9 elements
     logits[1, 1, -1, -3:] = 3.0
