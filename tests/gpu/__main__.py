@@ -8,6 +8,7 @@ Beside PyTorch with CUDA it takes the libraries of ``selftrain_seg`` and pytest.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
@@ -105,13 +106,12 @@ def compile_all(keys: Sequence[str], options: argparse.Namespace, until: float) 
 
 
 def about() -> dict[str, Any]:
-    triton = importlib.util.find_spec("triton") and __import__("triton").__version__
     found = _harness.environment()
-    on_gpu = torch.cuda.is_available()
+    with_triton = importlib.util.find_spec("triton") is not None
     return {
-        "GPU": torch.cuda.get_device_name() if on_gpu else None,
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "CUDA": torch.version.cuda,
-        "triton": triton,
+        "triton": importlib.import_module("triton").__version__ if with_triton else None,
         **{name: found[name] for name in ("torch", "python", "system", "cpu", "cores")},
     }
 
