@@ -11,7 +11,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def run(files: Sequence[str], *, jobs: int, seconds: float, log: Path | None = N
             for command in commands(files, jobs, report, with_xdist())
         ]
         try:
-            ended = [wait(process, start + seconds) for process in processes]
+            with ThreadPoolExecutor(len(processes)) as pool:  # all are asked to end at the same time
+                ended = list(pool.map(lambda process: wait(process, start + seconds), processes))
         finally:
             for process in processes:
                 if process.poll() is None:
@@ -122,9 +124,13 @@ def summary(lines: Sequence[dict[str, Any]], ended: Sequence[int | None], second
     }
 
 
-def text(result: dict[str, Any]) -> str:
+def headline(result: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{result[name]} {name}" for name in ("passed", "failed", "skipped", "not run"))
-    lines = [f"GPU tests: {counts} in {result['seconds']:.0f} s" + ", stopped: out of time" * result["stopped"]]
+    return f"GPU tests: {counts} in {result['seconds']:.0f} s" + ", stopped: out of time" * result["stopped"]
+
+
+def text(result: Mapping[str, Any]) -> str:
+    lines = [headline(result)]
     lines += [f"  failed: {failure}" for failure in result["failures"]]
     lines += [f"  skipped {count}: {why}" for why, count in result["why skipped"].items()]
     return "\n".join(lines)

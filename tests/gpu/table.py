@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tests.gpu import cases, steps
+from tests.gpu import cases, run_tests, steps
 from tests.gpu.cases import OPERATIONS, Row
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -129,7 +129,9 @@ def markdown(results: Mapping[str, Any]) -> str:
     if rows:
         lines += ["### All measurements on a GPU", "", *everything(rows), ""]
     if about:
-        lines += ["### Where, on a GPU", "", ", ".join(f"{key} {value}" for key, value in about.items()) + "."]
+        tests = [f"{run_tests.headline(results['tests'])}.", ""] if "tests" in results else []
+        where = ", ".join(f"{key} {value}" for key, value in about.items())
+        lines += ["### Where, on a GPU", "", *tests, f"{where}."]
     else:
         lines += ["Not measured yet: `python -m tests.gpu` does, on a machine with a GPU."]
     if results.get("smoke"):

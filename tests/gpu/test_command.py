@@ -399,3 +399,4 @@ def test_the_command(tmp_path):
     assert text.startswith("## On a CPU\n\nkept\n\n## On a GPU\n\n")
     assert table.SMOKE in text
     assert "### All measurements on a GPU" in text
+    assert "GPU tests: " in text
