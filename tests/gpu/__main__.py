@@ -25,6 +25,7 @@ import torch
 
 from tests.benchmarks import _harness
 from tests.gpu import cases, run_tests, table
+from tests.gpu.cases import Row
 from tests.gpu.child import AGAIN, STEPS
 
 # In the environment at import: with kernels, and without ("plain path").
@@ -82,12 +83,14 @@ def child(keys: Sequence[str], options: argparse.Namespace, seconds: float, *mor
     return {row["key"]: row for row in map(json.loads, lines)}, status, said
 
 
-def rows_of(keys: Sequence[str], options: argparse.Namespace, until: float, **environment: str) -> dict[str, Any]:
+def rows_of(
+    keys: Sequence[str], options: argparse.Namespace, until: float, *more: str, **environment: str
+) -> dict[str, Any]:
     """Measure rows; one that fails says why, and does not keep the others from being measured."""
     rows: dict[str, Any] = {}
     todo = list(keys)
     while todo:
-        found, status, said = child(todo, options, until - time.monotonic(), **environment)
+        found, status, said = child(todo, options, until - time.monotonic(), *more, **environment)
         rows |= found
         todo = [key for key in todo if key not in rows]
         if status is None:
@@ -97,12 +100,17 @@ def rows_of(keys: Sequence[str], options: argparse.Namespace, until: float, **en
     return rows | {key: {"error": table.OUT_OF_TIME} for key in todo}
 
 
-def compile_all(keys: Sequence[str], options: argparse.Namespace, until: float) -> None:
-    """Run rows once, in processes beside the tests', so that their kernels are on disk; failures show up later."""
-    ours = [key for key in keys if cases.Row.parse(key).version in ("ours", "compiled")]
-    shares = [ours[job :: options.jobs] for job in range(options.jobs)]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda share: child(share, options, until - time.monotonic(), "--warm"), filter(None, shares)))
+def count_all(keys: Sequence[str], options: argparse.Namespace, until: float) -> dict[str, Any]:
+    """Count the launches of rows in several processes, and so compile what will be measured; failures show up later."""
+    by_path = {path: [key for key in keys if (Row.parse(key).version == "plain path") == path] for path in SWITCH}
+    shares = [(by_path[False][job :: options.jobs], False) for job in range(options.jobs)] + [(by_path[True], True)]
+
+    def count(share: tuple[list[str], bool]) -> dict[str, Any]:
+        return rows_of(share[0], options, until, "--count", **SWITCH[share[1]])
+
+    with ThreadPoolExecutor(len(shares)) as pool:
+        counted = [item for found in pool.map(count, shares) for item in found.items()]
+    return {key: row["launches"] for key, row in counted if "launches" in row}
 
 
 def about() -> dict[str, Any]:
@@ -122,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     until = start + options.seconds
     rows = cases.rows(full=options.full, smoke=options.smoke)
     rows = [row for row in rows if not options.operations or row.operation in options.operations]
-    keys = {path: [row.key for row in rows if (row.version == "plain path") == path] for path in (False, True)}
+    keys = [row.key for row in rows] if "table" in parts else []
     results: dict[str, Any] = {"smoke": options.smoke, "about": about()}
     if options.smoke:
         print(table.SMOKE)
@@ -138,25 +146,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _harness.write_half(options.markdown, "GPU", table.markdown(results))
 
     with ThreadPoolExecutor(1) as pool:  # beside the tests
-        until_compiled = min(start + options.tests_seconds, until)
-        compiling = pool.submit(compile_all, keys[False] if "table" in parts else [], options, until_compiled)
+        counting = pool.submit(count_all, keys, options, min(start + options.tests_seconds, until))
         if "tests" in parts:
             files = options.files or run_tests.gpu_files()
             say(f"tests of {len(files)} files in {options.jobs} processes")
             results["tests"] = run_tests.run(files, jobs=options.jobs, seconds=options.tests_seconds, log=options.log)
             say(run_tests.text(results["tests"]))
             save()
-        compiling.result()
+        launches = counting.result()
     if "step" in parts:
         say("training step")
         results["step"] = rows_of([STEPS], options, until)[STEPS]
         print("\n".join(table.training_step(results["step"])))
         save()
     if "table" in parts:
-        say(f"table of {len(rows)} rows")
+        say(f"table of {len(rows)} rows, launches of {len(launches)} are counted")
         results["rows"] = {}
         for path, switch in SWITCH.items():
-            results["rows"] |= rows_of(keys[path], options, until, **switch)
+            some = [key for key in keys if (Row.parse(key).version == "plain path") == path]
+            results["rows"] |= rows_of(some, options, until, **switch)
+        launches |= count_all([key for key in keys if key not in launches], options, until)
+        for key, row in results["rows"].items():
+            row["launches"] = launches.get(key)
         rates = next((row["rates"] for row in results["rows"].values() if "rates" in row), {})
         results["about"] |= {f"{name} TB/s": round(rate / 1e9, 2) for name, rate in rates.items()}
         print("\n".join([*table.targets(results["rows"]), "", *table.everything(results["rows"])]))

@@ -1,8 +1,8 @@
 """A process that measures rows, one after the other, and writes each to a file as soon as it is known.
 
 ``python -m tests.gpu.child FILE KEY ...``: a row that ends the process leaves the ones before it, and the parent starts
-another process for those after it. With ``--warm`` each row runs once and is not measured, so that its kernels are
-compiled: Triton and torch.compile keep them on disk for later processes.
+another process for those after it. With ``--count`` launches are counted and no time is measured. It leaves compiled
+kernels on disk, where Triton and torch.compile find them in later processes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler is talkative
+os.environ.setdefault("TEARDOWN_CUPTI", "0")  # and need not start anew for each row
 
 import torch
 
@@ -28,15 +29,14 @@ SECONDS = {STEPS: 150}  # what hangs is ended by the system's alarm
 SECONDS_OF_A_ROW = 60
 
 
-def measured(key: str, device: torch.device, rates: dict[str, float], *, smoke: bool, warm: bool) -> dict[str, Any]:
+def measured(key: str, device: torch.device, rates: dict[str, float], *, smoke: bool, count: bool) -> dict[str, Any]:
     """What is found out about a row."""
     if key == STEPS:
-        return {} if warm else steps.measure(device, smoke=smoke)
+        return {} if count else steps.measure(device, smoke=smoke)
     inputs = cases.Inputs(cases.Row.parse(key), device, smoke)
     call, logits = cases.call_of(inputs), inputs.logits
-    if warm:
-        call(logits[0])
-        return {}
+    if count:
+        return {"launches": measure.launched(call, logits[:1], device.type == "cuda")}
     moved = cases.OPERATIONS[inputs.row.operation].moved
     floor = moved(inputs) if moved is not None else None
     found = asdict(measure.cost(call, logits, rounds=1 if smoke else 5))
@@ -63,19 +63,22 @@ def main() -> int:
     parser.add_argument("keys", nargs="+")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--warm", action="store_true")
+    parser.add_argument("--count", action="store_true")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     torch.set_num_threads(1)
-    if device.type == "cuda" and not arguments.warm:
-        measure.launched(torch.square, [torch.ones(1, device=device)], True)  # the profiler's own start
-    size = 2**16 if arguments.smoke else 2**30
-    rates = {"read": 1.0} if arguments.warm else measure.bytes_per_ms(device, size)
+    if arguments.count:
+        rates: dict[str, float] = {}
+        measure.launched(
+            torch.square, [torch.ones(1, device=device)], device.type == "cuda"
+        )  # the profiler's own start
+    else:
+        rates = measure.bytes_per_ms(device, 2**16 if arguments.smoke else 2**30)
     clean_up(device)
     for key in arguments.keys:
         signal.alarm(SECONDS.get(key, SECONDS_OF_A_ROW))
         try:
-            found = measured(key, device, rates, smoke=arguments.smoke, warm=arguments.warm)
+            found = measured(key, device, rates, smoke=arguments.smoke, count=arguments.count)
         except Exception as error:
             found = {"error": f"{type(error).__name__}: {error}"[:500]}
         signal.alarm(0)

@@ -105,7 +105,11 @@ def everything(rows: Rows) -> list[str]:
             continue
         floor = found["floor"] and found["floor"] / found["pass_ms"]
         cells += [verdict(found["passes"], None), verdict(floor, None), verdict(found["device"], None, 3), found["by"]]
-        cells += [verdict(found["wall"], None, 3), verdict(found["host"], None, 3), verdict(found["launches"], None, 1)]
+        cells += [
+            verdict(found["wall"], None, 3),
+            verdict(found["host"], None, 3),
+            verdict(found.get("launches"), None, 1),
+        ]
         lines.append(line([*cells, f"{found['peak_mb']:.1f}", "yes" if found["waits"] else found["note"]]))
     return lines
 
