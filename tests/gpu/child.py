@@ -66,12 +66,11 @@ def main() -> int:
     parser.add_argument("--count", action="store_true")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
+    on_gpu = device.type == "cuda"
     torch.set_num_threads(1)
     if arguments.count:
         rates: dict[str, float] = {}
-        measure.launched(
-            torch.square, [torch.ones(1, device=device)], device.type == "cuda"
-        )  # the profiler's own start
+        measure.launched(torch.square, [torch.ones(1, device=device)], on_gpu)  # the profiler starts
     else:
         rates = measure.bytes_per_ms(device, 2**16 if arguments.smoke else 2**30)
     clean_up(device)

@@ -275,7 +275,7 @@ def test_what_hangs_is_stopped_and_what_ended_is_kept(folder, monkeypatch):
     monkeypatch.setattr(run_tests, "with_xdist", lambda: False)
     forever = TESTS + "def test_never_ends(): threading.Event().wait()\ndef test_waits(): pass\n"
     (folder / "test_some.py").write_text(forever, encoding="utf-8")
-    result = run_tests.run([str(folder / "test_some.py")], jobs=1, seconds=15)
+    result = run_tests.run([str(folder / "test_some.py")], jobs=1, seconds=30)
     assert result["stopped"]
     assert result["passed"] == 2
     assert result["not run"] == 2
