@@ -313,7 +313,9 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "symmetric_loss": loss(losses.symmetric_loss, plain.symmetric, "labels"),
     "class_weighted_loss": loss(losses.class_weighted_loss, plain.class_weighted, "labels", "class_weight"),
-    "fairness_loss": Operation(fairness, "loss", moved=lambda i: 3 * i.logits[0].nbytes, compiled=False, rival=False),
+    "fairness_loss": Operation(
+        fairness, "loss", (4.5, 6.5), 5, moved=lambda i: 3 * i.logits[0].nbytes, compiled=False, rival=False
+    ),
     "cross_entropy, soft labels": loss(losses.cross_entropy, plain.cross_entropy_soft, "soft", passes=SOFT),
     "mrkld_loss, soft labels": loss(losses.mrkld_loss, plain.mrkld_soft, "soft", passes=SOFT),
     "negative_loss": loss(losses.negative_loss, plain.negative, "soft", passes=SOFT),
