@@ -127,6 +127,14 @@ class TestPairing:
         assert dataset.names == ("x",)
         assert [path.name for path, _ in dataset.left_out] == ["y.png", "y.png"]
 
+    def test_masks_around_the_images(self, tmp_path):
+        put(tmp_path, "images/x.png")
+        put(tmp_path, "masks/x.png", IDS)
+        dataset = SegmentationFolder(tmp_path / "images", tmp_path, label_map=MAP)
+        assert dataset[0][1].tolist() == EXPECTED
+        (tmp_path / "linked").symlink_to(tmp_path / "images", target_is_directory=True)  # no mask by another name
+        assert SegmentationFolder(tmp_path / "images", tmp_path, label_map=MAP)[0][1].tolist() == EXPECTED
+
     def test_other_folders_on_both_sides(self, tmp_path):
         """By the stem alone, where it occurs once."""
         for number in (1, 2):
@@ -232,6 +240,9 @@ class TestNames:
             SegmentationFolder(root, names=names)
 
     def test_empty_file(self, root, tmp_path):
+        (tmp_path / "latin.txt").write_bytes("Süd\n".encode("latin-1"))
+        with pytest.raises(ValueError, match=r"`names`: expected text in UTF-8 in .*latin.txt"):
+            SegmentationFolder(root, names=tmp_path / "latin.txt")
         (tmp_path / "none.txt").write_text(" \n")
         with pytest.raises(ValueError, match=r"`names`: expected names in .*none.txt, it has none"):
             SegmentationFolder(root, names=tmp_path / "none.txt")
