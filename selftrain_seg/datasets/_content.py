@@ -71,7 +71,10 @@ def decode(path: Path, what: str, *, colours: bool) -> Content:
     data = read_bytes(path)
     with _told(path, what):
         check_png(data)
-        return _decode(data, colours)
+        content = _decode(data, colours)
+        if content.pixels.ndim not in (2, 3) or not content.pixels.size:  # of damaged TIFF files
+            raise ValueError(f"pixels of shape {content.pixels.shape}")
+        return content
 
 
 def picture_size(path: Path) -> tuple[int, int]:

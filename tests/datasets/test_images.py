@@ -328,3 +328,40 @@ class TestLimit:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 15)
         with pytest.raises(ValueError, match=r"a.tif: larger than Pillow's limit"):
             read(tmp_path, files.tiff(np.concatenate((RGB16, RGB16), 2)), "a.tif", channels=6)
+
+
+DAMAGED = {
+    "png": files.encoded(RGB, "PNG"),
+    "png of 16 bits": trees.png16(RGB16),
+    "jpeg": files.encoded(RGB, "JPEG", exif=exif(6)),
+    "tiff": files.encoded(RGB, "TIFF"),
+    "packed tiff": files.encoded(RGB, "TIFF", compression="tiff_lzw"),
+    "tiff of 16 bits": files.tiff(GREY16),
+    "bmp": files.encoded(RGB, "BMP"),
+    "webp": files.encoded(RGB, "WEBP", lossless=True),
+    "tiff of 5 channels": files.tiff(MANY),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_files(tmp_path, kind):
+    """Whatever is cut off or changed, an error names the file, or there is an image; nothing else."""
+    if kind == "tiff of 5 channels":
+        pytest.importorskip("tifffile")
+    data = DAMAGED[kind]
+    dataset = opened(tmp_path, data, channels=None)
+    damaged = [data[:length] for length in range(0, len(data), max(1, len(data) // 60))]
+    for place in range(0, len(data), max(1, len(data) // 120)):
+        changed = bytearray(data)
+        changed[place] ^= 1 << place % 8
+        damaged.append(bytes(changed))
+    failures = 0
+    for content in damaged:
+        (tmp_path / "a.png").write_bytes(content)
+        try:
+            image, _ = dataset[0]
+            assert image.ndim == 3
+        except ValueError as error:
+            assert str(error).startswith(f"{tmp_path / 'a.png'}: ")  # noqa: PT017
+            failures += 1
+    assert failures > len(damaged) // 6
