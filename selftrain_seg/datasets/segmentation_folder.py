@@ -21,8 +21,8 @@ __all__ = ["SegmentationFolder"]
 class SegmentationFolder(_Folder):
     """Read your own images, with masks or without.
 
-    Images lie anywhere below ``images``, in folders of any depth, as PNG, JPEG, TIFF, BMP or WebP with suffixes in
-    any case. Their names are their paths below it without the suffix, such as ``"paris/0001"``. The mask of
+    Images lie anywhere below ``images``, in folders of any depth, as PNG, JPEG, TIFF, BMP, WebP or GIF with suffixes
+    in any case. Their names are their paths below it without the suffix, such as ``"paris/0001"``. The mask of
     ``"paris/0001"`` is ``paris/0001`` and ``mask_suffix`` below ``masks``, with any suffix of an image; where no stem
     occurs twice, the folders in between need not be the same. Masks may lie among the images.
 

@@ -70,7 +70,7 @@ def refuses(dataset, message):
 
 
 class TestPairing:
-    @pytest.mark.parametrize("suffix", ["png", "JPG", "jpeg", "JPEG", "tif", "TIFF", "bmp", "webp", "Png"])
+    @pytest.mark.parametrize("suffix", ["png", "JPG", "jpeg", "JPEG", "tif", "TIFF", "bmp", "webp", "Png", "GIF"])
     def test_any_suffix_in_any_case(self, tmp_path, suffix):
         kind = {"jpg": "JPEG", "tif": "TIFF"}.get(suffix.lower(), suffix.upper())
         (tmp_path / "images").mkdir()
@@ -369,6 +369,19 @@ class TestIds:
         dataset = pair(tmp_path, wrong)
         refuses(dataset, r"masks/mask.png: .* got 3 \(2 pixels, the first at \(1, 2\)\)")
 
+    def test_retina_as_it_is_published(self, tmp_path):
+        """DRIVE's images are TIFF, its masks GIF of black and white with names of their own."""
+        mask = np.array([[0, 255, 255, 0], [0, 0, 0, 255]], np.uint8)
+        put(tmp_path, "images/21_training.tif")
+        put(tmp_path, "1st_manual/21_manual1.gif", mask)
+        dataset = SegmentationFolder(
+            tmp_path / "images",
+            tmp_path / "1st_manual",
+            label_map=LabelMap.binary("vessel"),
+            pair=lambda name: name.replace("training", "manual1") + ".gif",
+        )
+        assert dataset[0][1].tolist() == (mask // 255).tolist()
+
     def test_white_is_zero(self, tmp_path):
         (tmp_path / "masks").mkdir()
         dataset = pair(tmp_path, files.tiff(IDS // 255, photometric=0), "mask.tif")
@@ -533,7 +546,7 @@ class TestMeaning:
     def test_train_ids_with_255(self, tmp_path):
         trees.cityscapes(tmp_path)
         dataset = Cityscapes(tmp_path)
-        trees.save(dataset._label_path(dataset.names[0]), np.full(trees.SIZE, 255, np.uint8) // 255 * 255)
+        trees.save(dataset._label_path(dataset.names[0]), np.resize(np.array([0, 1, 13, 255], np.uint8), trees.SIZE))
         with pytest.raises(
             ValueError, match=r"got 255 .*; these look like Cityscapes' train ids, which LabelMap.bdd100k"
         ):
