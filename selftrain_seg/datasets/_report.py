@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 _LINES = 12
+_DARK = 0.07  # 12 bits in 16 reach 0.0625
 _NONE: Mapping[Any, int] = MappingProxyType({})
 
 
@@ -109,6 +110,8 @@ class FolderReport(NamedTuple):
         one = f"{low[0]} × {low[1]}"
         sizes = one if len(self.sizes) == 1 else f"{len(self.sizes)}, from {one} to {high[0]} × {high[1]}"
         values = "" if self.values is None else f"{self.values[0]:g} to {self.values[1]:g}"
+        if self.values is not None and self.values[1] < _DARK and max(self.bits) > 8:
+            values += ", very dark: is `white` lower than 65535?"
         rows = [
             ("images", str(self.samples)),
             ("sizes (height × width)", sizes),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.datasets._files import some
+from selftrain_seg.datasets._files import list_tree, some
 from selftrain_seg.datasets._folder import Labels, _Folder, check_meaning
 from selftrain_seg.datasets._pairing import find_images, find_masks, take
 from selftrain_seg.datasets.label_map import LabelMap
@@ -139,7 +139,8 @@ class SegmentationFolder(_Folder):
                 what = f"{without[0]}{mask_suffix}" if pair is None else os.fspath(pair(without[0]))
                 raise ValueError(
                     f"`masks`: {len(without)} of {len(found)} images have no mask: {some(without)}; expected"
-                    f" {place / what}{'' if os.path.splitext(what)[1] else '.png (or another suffix)'}."
+                    f" {place / what}{'' if os.path.splitext(what)[1] else '.png (or another suffix)'};"
+                    f" there are {some(list_tree(place, 'masks')) or 'no files'}."
                     " `mask_suffix` or `pair` says how masks are called, `names` which images to take,"
                     ' `unpaired="leave out"` takes those with a mask, `masks=None` does without'
                 )

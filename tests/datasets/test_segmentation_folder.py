@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import subprocess
+import sys
 import unicodedata
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,7 +189,9 @@ class TestPairing:
         }
         with pytest.raises(ValueError, match=r"`masks`: 3 of 3 images have no mask: .*masks/a_no.png"):
             SegmentationFolder(*folders, label_map=MAP, mask_suffix="_no", unpaired="leave out")
-        with pytest.raises(ValueError, match=r"`masks`: 3 of 3 images have no mask: .*masks/a.bmp\. "):
+        with pytest.raises(
+            ValueError, match=r"`masks`: 3 of 3 images have no mask: .*masks/a.bmp; there are b.png, z.png\. "
+        ):
             SegmentationFolder(*folders, label_map=MAP, pair="{}.bmp".format)
 
 
@@ -329,6 +334,19 @@ def test_presets_take_suffixes_in_any_case(tmp_path, case):
         path.with_suffix(".jpg").write_bytes(b"")
         with pytest.raises(ValueError, match="`root`: expected one file named"):
             make(tmp_path)
+
+
+@pytest.mark.parametrize("make", [GTA5, SYNTHIA, BDD100K, Cityscapes, VOCSegmentation])
+def test_presets_say_what_they_leave_out(tmp_path, make):
+    name = {"VOCSegmentation": "voc"}.get(make.__name__, make.__name__.lower())
+    getattr(trees, name)(tmp_path)
+    dataset = make(tmp_path)
+    assert dataset.left_out == []
+    other = dataset._image_path(dataset.names[0]).with_name("other.txt")
+    other.write_text("x")
+    ((path, why),) = make(tmp_path).left_out
+    assert path == other
+    assert why.startswith("does not end in ")
 
 
 class TestIds:
@@ -608,6 +626,11 @@ class TestVerify:
         with pytest.raises(ValueError, match="`most`: expected at least 1, got 0"):
             dataset.verify(most=0)
 
+    def test_twelve_bits(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(files.png(np.full((2, 4), 4095), 16))
+        assert "very dark: is `white` lower than 65535?" in str(SegmentationFolder(tmp_path).verify())
+        assert "dark" not in str(SegmentationFolder(tmp_path, white=4095).verify())
+
     def test_without_labels(self, tmp_path):
         put(tmp_path, "a.png")
         report = SegmentationFolder(tmp_path).verify()
@@ -663,6 +686,12 @@ class TestArguments:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return worlds.write(tmp_path_factory.mktemp("worlds"), count=4, size=32)
+
+
+def test_command(tmp_path):
+    run = [sys.executable, "-m", "tests.worlds", tmp_path / "w", "--count", "1", "--size", "32"]
+    subprocess.run(run, check=True, timeout=300, cwd=Path(worlds.__file__).parent.parent)
+    assert sorted(path.name for path in (tmp_path / "w").iterdir()) == ["aerial", "fundus", "streets"]
 
 
 class TestWorlds:
