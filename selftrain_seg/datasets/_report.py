@@ -112,11 +112,14 @@ class FolderReport(NamedTuple):
         values = "" if self.values is None else f"{self.values[0]:g} to {self.values[1]:g}"
         if self.values is not None and self.values[1] < _DARK and max(self.bits) > 8:
             values += ", very dark: is `white` lower than 65535?"
+        bits = _counted(self.bits)
+        if min(self.bits) <= 8 < max(self.bits):
+            bits += "; not in one range before v2.ToDtype(torch.float32, scale=True)"
         rows = [
             ("images", str(self.samples)),
             ("sizes (height × width)", sizes),
             ("channels", _counted(self.channels)),
-            ("bits a channel", _counted(self.bits)),
+            ("bits a channel", bits),
             ("values", values),
             ("turned by EXIF", str(self.turned)),
         ]

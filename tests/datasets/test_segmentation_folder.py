@@ -630,6 +630,9 @@ class TestVerify:
         (tmp_path / "a.png").write_bytes(files.png(np.full((2, 4), 4095), 16))
         assert "very dark: is `white` lower than 65535?" in str(SegmentationFolder(tmp_path).verify())
         assert "dark" not in str(SegmentationFolder(tmp_path, white=4095).verify())
+        put(tmp_path, "b.png")
+        mixed = "bits a channel          8 (1 images), 16 (1 images); not in one range before v2.ToDtype"
+        assert mixed in str(SegmentationFolder(tmp_path).verify())
 
     def test_without_labels(self, tmp_path):
         put(tmp_path, "a.png")

@@ -86,8 +86,11 @@ def test_an_image_is_read_once(root, monkeypatch):
     monkeypatch.setattr(type(tiles.dataset), "_read_picture", counted(type(tiles.dataset)._read_picture, read))
     first = [image for image, _ in tiles]
     assert read == list(SIZES)
-    first[0].zero_()  # a tile is nobody's view
-    assert not torch.equal(tiles[0][0], first[0])
+    image, labels = tiles[0]
+    image.zero_()  # a tile is nobody's view: the image kept for its neighbours stays as it is
+    labels.fill_(7)
+    assert torch.equal(tiles[0][0], first[0])
+    assert len(tiles[0][1].unique()) > 1
 
 
 def counted(function, calls):
