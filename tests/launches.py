@@ -61,12 +61,17 @@ def launched(function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[st
             from triton.runtime.jit import JITFunction
 
             stack.enter_context(mock.patch.object(JITFunction, "run", note))
-        stack.enter_context(mock.patch("torch.cuda.device", contextlib.nullcontext))
+        for switch in ("torch.cuda.device", "torch.autocast"):  # which this device does not have
+            stack.enter_context(mock.patch(switch, _nothing))
         stack.enter_context(_Counter(names))
         result = function(*args, **kwargs)
         if isinstance(result, Tensor) and result.requires_grad and result.ndim == 0:
             result.backward()
     return names
+
+
+def _nothing(*_: Any, **__: Any) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
 
 
 class _Counter(TorchDispatchMode):

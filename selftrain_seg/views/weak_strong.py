@@ -254,15 +254,22 @@ class WeakStrongViews(nn.Module):
         strong = torch.where(parameters.grey[:, None, None, None], color.rgb_to_grayscale(strong), strong)
 
         sigma = parameters.blur_sigma_px.to(strong.dtype)
-        side = 2 * math.ceil(3 * self.settings.blur_sigma_px[1]) + 1
-        some = torch.where(sigma > 0, sigma, 1.0)[:, None].expand(-1, 2)
-        blurred = filters.gaussian_blur2d(strong, (side, side), some, border_type="replicate")
+        # Not `gaussian_blur2d`: since kornia 0.9 that looks at every sigma, and the host waits for the GPU.
+        line = _gaussian(torch.where(sigma > 0, sigma, 1.0), math.ceil(3 * self.settings.blur_sigma_px[1]))
+        with torch.autocast(strong.device.type, enabled=False):
+            blurred = filters.filter2d_separable(strong, line, line, border_type="replicate")
         strong = torch.where((sigma > 0)[:, None, None, None], blurred, strong)
 
         strong = torch.where(parameters.cut_out[:, None], self.fill, strong).to(weak.dtype)
         if weak.is_contiguous(memory_format=torch.channels_last) and not weak.is_contiguous():
             return strong.contiguous(memory_format=torch.channels_last)
         return strong.contiguous()
+
+
+def _gaussian(sigma: Tensor, radius: int) -> Tensor:
+    """(B, 2 · radius + 1): for each sigma (B,), above 0, the weights of a blur, which add up to 1."""
+    steps = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
+    return (steps / sigma[:, None]).square().mul(-0.5).softmax(1)
 
 
 def _between(share: Tensor, low: float, high: float) -> Tensor:

@@ -222,7 +222,7 @@ def test_the_rule_of_buffers_may_change():
     assert torch.equal(teacher.model.norm.running_mean, student.norm.running_mean)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda teacher: pickle.loads(pickle.dumps(teacher))])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda teacher: pickle.loads(pickle.dumps(teacher))])  # noqa: S301
 def test_copies_go_their_own_ways(copied):
     student = Net()
     teacher = MeanTeacher(student, momentum=0.5, warmup=False)
