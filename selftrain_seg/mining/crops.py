@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.ops.labels import find_pixels
+from selftrain_seg.ops.labels import mine
 from selftrain_seg.ops.random import check_generator, uniform_integers
 from selftrain_seg.ops.windows import windows
 from selftrain_seg.types import IGNORE_INDEX
@@ -94,17 +94,8 @@ def mine_crops(
 
     candidates = classes.long() if fallback is None else torch.cat([fallback.long(), classes.long()])
     draws = uniform_integers(batch, 4 + candidates.shape[0], labels.device, generator)
-    coin, pixel, place_y, place_x = draws[:, :4].unbind(1)
     ranked = _rank(candidates, 0 if fallback is None else fallback.shape[0], draws[:, 4:], ignore_index)
-    if image_counts is not None:
-        ranked = _last_counted(image_counts, ranked)
-    row, column, found = find_pixels(labels, ranked, pixel)
-    mined = found & ((coin >> 38).float() / 2**24 < chance)
-
-    last_top, last_left = max(0, height - crop_height), max(0, width - crop_width)
-    top = torch.where(mined, (row - crop_height // 2).clamp(0, last_top), place_y % (last_top + 1))
-    left = torch.where(mined, (column - crop_width // 2).clamp(0, last_left), place_x % (last_left + 1))
-    return torch.stack([top, left], dim=1)
+    return mine(labels, ranked, draws[:, :4], image_counts, (crop_height, crop_width), int(chance * 2**62))
 
 
 def crop(tensor: Tensor, corners: Tensor, size: tuple[int, int], *, fill: float | None = None) -> Tensor:
@@ -177,14 +168,6 @@ def _rank(candidates: Tensor, fallbacks: int, keys: Tensor, ignore_index: int) -
     candidates = torch.where(repeated | (candidates == ignore_index), -1, candidates)
     preferred = torch.arange(candidates.shape[0], device=candidates.device) >= fallbacks
     return candidates[(keys + preferred * 2**62).argsort(1)]
-
-
-def _last_counted(image_counts: Tensor, ranked: Tensor) -> Tensor:
-    """(B, 1): the last class of which the stored counts know a pixel, -1 for none."""
-    last = image_counts.shape[1] - 1
-    ranked = torch.constant_pad_nd(ranked, (1, 0), -1)
-    present = (ranked >= 0) & (ranked <= last) & (image_counts.gather(1, ranked.clamp(0, last)) > 0)
-    return ranked.gather(1, (present * torch.arange(ranked.shape[1], device=ranked.device)).amax(1, keepdim=True))
 
 
 def _check_classes(classes: Tensor, labels: Tensor, name: str) -> None:
