@@ -67,7 +67,7 @@ def test_the_dispatcher_has_the_kernels():
     pytest.importorskip("triton")
     code = """if True:
         import torch
-        import selftrain_seg.ops
+        import selftrain_seg.mining, selftrain_seg.ops, selftrain_seg.teachers
         names = "read select soften count weighted_loss weighted_loss_backward negative_loss".split()
         names += "connected_components mine draw_classes distinct directions".split()
         print([torch._C._dispatch_has_kernel_for_dispatch_key(f"selftrain_seg::{name}", "CUDA") for name in names])

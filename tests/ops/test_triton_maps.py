@@ -43,8 +43,8 @@ def winding(height, width):
     return mask
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 7, 9), (1, 1, 300), (1, 40, 1), (2, 5, 257), (1, 12, 128)])
-@pytest.mark.parametrize("density", [0.2, 0.45, 0.6, 0.9, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 7, 9), (1, 1, 300), (1, 9, 1), (1, 5, 257), (1, 4, 128)])
+@pytest.mark.parametrize("density", [0.45, 0.6, 1.0])
 def test_components(shape, density):
     mask = torch.rand(shape, generator=generator()) < density
     found = components.connected_components(mask.to(DEVICE))
@@ -53,10 +53,17 @@ def test_components(shape, density):
 
 
 @pytest.mark.parametrize(
-    "turn", [lambda m: m, lambda m: m.T, lambda m: m.flip(0), lambda m: ~m, lambda m: m.T.flip(0, 1)]
+    ("size", "turn"),
+    [
+        ((9, 140), lambda m: m),
+        ((9, 140), lambda m: m.flip(0)),
+        ((9, 30), lambda m: m.T),
+        ((9, 30), lambda m: m.T.flip(0, 1)),
+        ((9, 140), lambda m: ~m),
+    ],
 )
-def test_long_components(turn):
-    mask = turn(winding(21, 150))[None]
+def test_long_components(size, turn):
+    mask = turn(winding(*size))[None]
     found = components.connected_components(mask.to(DEVICE)).cpu().numpy()[0]
     numbers, count = ndimage.label(mask[0].numpy(), np.ones((3, 3)))
     for c in range(1, count + 1):
@@ -64,9 +71,8 @@ def test_long_components(turn):
         assert (found[here] == np.flatnonzero(here)[0]).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.int16])
-@pytest.mark.parametrize("shape", [(3, 1, 1), (4, 9, 11), (2, 50, 130)])
-@pytest.mark.parametrize("size", [(1, 1), (4, 6), (100, 3)])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+@pytest.mark.parametrize(("shape", "size"), [((3, 1, 1), (1, 1)), ((4, 9, 11), (4, 6)), ((2, 50, 130), (100, 3))])
 def test_mine(dtype, shape, size):
     maps = torch.randint(0, 9, shape, generator=generator(1))
     maps[torch.rand(shape, generator=generator(2)) < 0.8] = 255 if dtype != torch.int64 else -7
@@ -75,7 +81,7 @@ def test_mine(dtype, shape, size):
     ranked[:, 2] = -1
     ranked[:, 3] = 70000
     for limit in (0, 2**61, 2**62):
-        for seed in range(3):
+        for seed in range(2):
             draws = torch.randint(2**62, (shape[0], 4), generator=generator(seed))
             for columns in (6, 1, 0):
                 given = maps, ranked[:, :columns], draws
@@ -94,9 +100,10 @@ def test_mine_in_strided_labels():
     assert torch.equal(found.cpu(), labels._mine_anywhere(maps, ranked, draws, None, 2, 2, 2**62))
 
 
-@pytest.mark.parametrize("up", [False, True])
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
-@pytest.mark.parametrize("values", [64, 1024])
+@pytest.mark.parametrize(
+    ("values", "dtype", "up"),
+    [(64, torch.int64, False), (64, torch.uint8, True), (1024, torch.int64, True)],
+)
 def test_draw_classes(up, dtype, values):
     maps = torch.randint(0, 20, (5, 9, 260), generator=generator())
     maps[1] = 3
@@ -105,7 +112,7 @@ def test_draw_classes(up, dtype, values):
     if dtype == torch.int64:
         maps[4, :3], maps[4, 3:5], maps[4, 5] = -4, 5000, values - 1
     maps = maps.to(dtype)
-    for seed in range(3):
+    for seed in range(1 if values > 64 else 3):
         keys = torch.randint(2**62, (5, values), generator=generator(seed))
         for ignore_index in (255, 3):
             found = class_draw.draw_classes(maps.to(DEVICE), keys.to(DEVICE), ignore_index, up=up)
@@ -115,7 +122,7 @@ def test_draw_classes(up, dtype, values):
 
 @pytest.mark.parametrize(("population", "count"), [(1000, 1), (1000, 20), (70, 20), (10**9, 100), (40, 32)])
 def test_distinct(population, count):
-    for seed in range(4):
+    for seed in range(2):
         draws = torch.randint(2**62, (8 * count,), generator=generator(seed))
         found = sampling.distinct(draws.to(DEVICE), population, count).cpu()
         assert torch.equal(found, sampling._distinct_anywhere(draws, population, count))
