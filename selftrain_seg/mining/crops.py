@@ -40,9 +40,9 @@ def mine_crops(
 
     Args:
         labels: (B, H, W), integer; labels or pseudo-labels. Values outside [0, 65536) take no part.
-        classes: (K,) int64, the classes to mine; repeats count once, K may be 0.
+        classes: (K,) int64, on any device, the classes to mine; repeats count once, K may be 0.
         size: (h, w) of the crop in pixels.
-        fallback: (F,) int64, the classes to mine in images that show none of ``classes``; None for none.
+        fallback: (F,) int64, on any device, the classes to mine in images that show none of ``classes``; None for none.
         image_counts: (B, C), integer: the pixels of each class in each image, if stored beside the labels.
             Saves a pass over the labels and changes nothing else.
         chance: probability of mining, in [0, 1]; 0.8 in CBST and CRST.
@@ -77,9 +77,8 @@ def mine_crops(
     batch, height, width = labels.shape
     if height == 0 or width == 0:
         raise ValueError(f"`labels`: expected at least one pixel per image, got {tuple(labels.shape)}")
-    _check_classes(classes, labels, "classes")
-    if fallback is not None:
-        _check_classes(fallback, labels, "fallback")
+    candidates = _candidates(classes, labels, "classes")
+    first = None if fallback is None else _candidates(fallback, labels, "fallback")
     crop_height, crop_width = _checks.check_size(size)
     if image_counts is not None:
         _checks.check_integer(image_counts, "image_counts")
@@ -92,9 +91,9 @@ def mine_crops(
     _checks.check_real(chance, "chance", 0.0, 1.0)
     check_generator(generator, labels)
 
-    candidates = classes.long() if fallback is None else torch.cat([fallback.long(), classes.long()])
+    candidates = candidates if first is None else torch.cat([first, candidates])
     draws = uniform_integers(batch, 4 + candidates.shape[0], labels.device, generator)
-    ranked = _rank(candidates, 0 if fallback is None else fallback.shape[0], draws[:, 4:], ignore_index)
+    ranked = _rank(candidates, 0 if first is None else first.shape[0], draws[:, 4:], ignore_index)
     return mine(labels, ranked, draws[:, :4], image_counts, (crop_height, crop_width), int(chance * 2**62))
 
 
@@ -170,8 +169,8 @@ def _rank(candidates: Tensor, fallbacks: int, keys: Tensor, ignore_index: int) -
     return candidates[(keys + preferred * 2**62).argsort(1)]
 
 
-def _check_classes(classes: Tensor, labels: Tensor, name: str) -> None:
+def _candidates(classes: Tensor, labels: Tensor, name: str) -> Tensor:
     _checks.check_integer(classes, name)
     if classes.ndim != 1:
         raise ValueError(f"`{name}`: expected (K,), got {tuple(classes.shape)}")
-    _checks.check_device(classes, labels, name)
+    return _checks.near(classes, labels).long()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from selftrain_seg.ops import class_draw, components, labels, sampling
+from selftrain_seg.ops import class_draw, components, fitting, labels, sampling
 from tests.helpers import layouts, random_logits
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -144,3 +144,18 @@ def test_directions(layout, dtype):
         found, sampling._directions_anywhere(logits, chosen), rtol=1e-5, atol=1e-9, equal_nan=True
     )
     assert found.isnan().any()
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (12, 14), (5, 600)])
+def test_fit(height, width):
+    region = torch.zeros(12, height, width, dtype=torch.bool)
+    for image in region[1:]:
+        top, left = (int(torch.randint(side, (), generator=generator(image.storage_offset()))) for side in image.shape)
+        image[top : top + 3, left : left + 50] = True
+    factor = torch.rand(12, generator=generator(1), dtype=torch.float64) * 3 + 0.2
+    factor[:3], factor[3:6] = 1.5, 0.5  # halves
+    chance = torch.rand(12, 2, generator=generator(2), dtype=torch.float64)
+    given = region.any(2), region.any(1), factor, chance
+    found = torch.ops.selftrain_seg.fit(*(tensor.to(DEVICE) for tensor in given))
+    for ours, expected in zip(found, fitting._anywhere(*given), strict=True):
+        assert torch.equal(ours.cpu(), expected)

@@ -9,10 +9,12 @@ from tests.ops.test_triton_compile import spilled
 
 POINTERS = {"mask": "*i1", "among": "*i1", "parents": "*i32", "counts": "*i32", "present": "*i8", "drawn": "*i8"}
 POINTERS |= dict.fromkeys(("roots", "ranked", "draws", "corners", "keys", "chosen"), "*i64")
-POINTERS |= {"directions": "*fp64"}
+POINTERS |= dict.fromkeys(("rows", "columns", "inside"), "*i1") | {"where": "*i64"}
+POINTERS |= dict.fromkeys(("directions", "factor", "chance", "share"), "*fp64")
 CONSTANTS = {"PIXELS": 128, "CHUNK": 2048, "PARTS": 1024, "VALUES": 1024, "GROUP": 8, "DRAWS": 1024, "C": 19}
+CONSTANTS |= {"BLOCK": 512}
 ONE_WARP = ("start", "unite", "root", "direction")
-KERNELS = (*ONE_WARP, "tally", "mine", "present", "half", "among", "distinct")
+KERNELS = (*ONE_WARP, "tally", "mine", "present", "half", "among", "distinct", "fit")
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled")
@@ -34,6 +36,8 @@ def test_compiles(name, capability, labels, logits, tmp_path, monkeypatch):
         constants["PIXELS"] = 32
     signature = {key: (POINTERS | {"labels": labels, "logits": logits}).get(key, "i32") for key in kernel.arg_names}
     signature |= {"limit": "i64"} if "limit" in signature else {}
+    if name in ("tally", "mine"):
+        signature["columns"] = "i32"  # how many there are
     signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(key),): constants[key] for key in constants})
     options = {"num_warps": 1 if name in ONE_WARP else 8 if name in ("half", "distinct") else 4}

@@ -14,6 +14,7 @@ _PIXELS = 128  # a program, of one warp, so that its loops end without waiting f
 _CHUNK, _PARTS = 2048, 1024
 _GROUP = 8  # numbers that a program compares with all others at a time
 _FEW_PIXELS = 32
+_BLOCK = 512  # places of an axis at a time
 _MOST_DRAWS = 1024
 
 Plain = Callable[..., Any]
@@ -95,6 +96,17 @@ def directions(__: Plain, logits: Tensor, chosen: Tensor) -> Tensor:
         num_warps=1,
     )
     return found
+
+
+def fit(_: Plain, rows: Tensor, columns: Tensor, factor: Tensor, chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One launch."""
+    (batch, height), width = rows.shape, columns.shape[1]
+    where = torch.empty((batch, 3, height + width), dtype=torch.int64, device=rows.device)
+    inside = torch.empty((batch, height + width), dtype=torch.bool, device=rows.device)
+    share = torch.empty((batch, height + width), dtype=torch.float64, device=rows.device)
+    given = (tensor.contiguous() for tensor in (rows, columns, factor, chance))
+    _launch(maps.fit_kernel, batch, *given, where, inside, share, height, width, _BLOCK)
+    return where, inside, share
 
 
 def _launch(kernel: Any, programs: int, first: Tensor, *arguments: Any, **options: Any) -> None:

@@ -216,3 +216,64 @@ def direction_kernel(
     for c in range(C):
         z = tl.load(start + tl.cast(c, tl.int64) * stride_c, mask=inside, other=0.0).to(tl.float32)
         tl.store(directions + place * C + c, tl.exp(z - top).to(tl.float64) / tl.sqrt(square), mask=inside)
+
+
+@jit
+def _extent(shown, sides, side, BLOCK: tl.constexpr):
+    """First of the shown places of an axis, and how many there are up to the last; if there are none, the last, 1."""
+    first, last = side - 1, side * 0
+    for begin in range(0, sides, BLOCK):
+        at = begin + tl.arange(0, BLOCK)
+        here = tl.load(shown + at, mask=at < sides, other=0) != 0
+        first = tl.minimum(first, tl.min(tl.where(here, at, sides).to(tl.int64), 0))
+        last = tl.maximum(last, tl.max(tl.where(here, at, 0).to(tl.int64), 0))
+    return first, tl.maximum(last - first + 1, 1)
+
+
+@jit
+def _enlarged(length, factor, side, chance):
+    """Length after enlarging, rounded to even, and the place: a share of those that it may have."""
+    exact = length.to(tl.float64) * factor
+    whole = tl.floor(exact)
+    size = whole.to(tl.int64)
+    up = (exact - whole > 0.5) | ((exact - whole == 0.5) & (size % 2 == 1))
+    size = tl.minimum(tl.maximum(size + up.to(tl.int64), 1), side)
+    return size, tl.floor(chance * (side - size + 1).to(tl.float64)).to(tl.int64)
+
+
+@jit
+def _fill_axis(where, inside, share, total, start, length, size, place, sides, BLOCK: tl.constexpr):
+    """For each place of an axis: see ``ops.fitting``."""
+    for begin in range(0, sides, BLOCK):
+        at = begin + tl.arange(0, BLOCK)
+        step = at - place
+        within = (step >= 0) & (step < size)
+        step = tl.where(within, step, 0)
+        centre = (2 * step + 1) * length
+        twice = centre + size  # one step further than from the first centre, so that it is positive
+        nearest = start + centre // (2 * size)
+        before = start + twice // (2 * size) - 1
+        tl.store(inside + at, within, mask=at < sides)
+        tl.store(share + at, (twice % (2 * size)).to(tl.float64) / (2 * size).to(tl.float64), mask=at < sides)
+        tl.store(where + at, tl.minimum(tl.maximum(nearest, 0), sides - 1), mask=at < sides)
+        tl.store(where + total + at, tl.minimum(tl.maximum(before, 0), sides - 1), mask=at < sides)
+        tl.store(where + 2 * total + at, tl.minimum(tl.maximum(before + 1, 0), sides - 1), mask=at < sides)
+
+
+@jit
+def fit_kernel(rows, columns, factor, chance, where, inside, share, height, width, BLOCK: tl.constexpr):
+    """Where the pixels of an enlarged box come from; a program an image."""
+    image = tl.program_id(0).to(tl.int64)
+    tall, wide = tl.cast(height, tl.int64), tl.cast(width, tl.int64)
+    top, high = _extent(rows + image * height, height, tall, BLOCK)
+    left, broad = _extent(columns + image * width, width, wide, BLOCK)
+    scale = tl.minimum(tl.load(factor + image), (1.0 / high.to(tl.float64)) * tall.to(tl.float64))
+    scale = tl.minimum(scale, (1.0 / broad.to(tl.float64)) * wide.to(tl.float64))
+    new_high, row = _enlarged(high, scale, tall, tl.load(chance + 2 * image))
+    new_broad, column = _enlarged(broad, scale, wide, tl.load(chance + 2 * image + 1))
+    total = height + width
+    where += image * 3 * total
+    inside += image * total
+    share += image * total
+    _fill_axis(where, inside, share, total, top, high, new_high, row, height, BLOCK)
+    _fill_axis(where + height, inside + height, share + height, total, left, broad, new_broad, column, width, BLOCK)
