@@ -3,10 +3,13 @@
 A bound may be lowered, and raised only with a reason in the changelog.
 """
 
+from functools import partial
+
 import pytest
 import torch
+import torchvision
 
-from selftrain_seg import mining, teachers
+from selftrain_seg import mining, teachers, views
 from tests.launches import GPU, HostWaits, launched
 
 B, C, H, W = 2, 19, 128, 256
@@ -32,23 +35,59 @@ def numbers(*shape):
     return torch.empty(shape, dtype=torch.int64, device=GPU)
 
 
+def class_weight():
+    return torch.empty(C, device=GPU)
+
+
+GROUPS = {"groups": [(12, 17, 18)], "protected": (5, 6, 7)}
+COUNTED = {"fallback": numbers(3), "image_counts": numbers(B, C)}
+
+
+def update(dtype=torch.float32):
+    """A second update, from a student with the number and the sizes of a ResNet-101's tensors."""
+    with torch.device(GPU):
+        student = torchvision.models.resnet101().to(dtype)
+        teacher = teachers.MeanTeacher(student)
+    teacher.update(student)
+    return teacher.update, student
+
+
+def bank(method):
+    return getattr(mining.ReliabilityBank(10, C).to(GPU), method)
+
+
 # Name, most launches, function of nothing that gives function and arguments.
 TABLE = {
+    "MeanTeacher.update": (13, update),
+    "MeanTeacher.update, bfloat16": (56, lambda: update(torch.bfloat16)),
+    "soft_neighbourhood_density": (7, lambda: (teachers.soft_neighbourhood_density, logits())),
+    "soft_neighbourhood_density, many pixels": (8, lambda: (teachers.soft_neighbourhood_density, logits(512, 1024))),
+    "entropy_score": (10, lambda: (teachers.entropy_score, logits())),
+    "parameter_distance": (99, lambda: (teachers.parameter_distance, *(update()[1] for _ in range(2)))),
     "crop": (9, lambda: (mining.crop, images(), numbers(B, 2), (64, 64))),
     "cut_mix": (46, lambda: (mining.cut_mix, images(), labels())),
-    "class_mix": (31, lambda: (mining.class_mix, images(), labels())),
-    "mine_crops": (70, lambda: (mining.mine_crops, labels(), numbers(5), (64, 64))),
-    "soft_neighbourhood_density": (20, lambda: (teachers.soft_neighbourhood_density, logits())),
-    "soft_neighbourhood_density, many pixels": (
-        30,
-        lambda: (teachers.soft_neighbourhood_density, logits(512, 1024)),
+    "class_mix": (9, lambda: (mining.class_mix, images(), labels())),
+    "class_mix, weights": (11, lambda: (partial(mining.class_mix, pixel_weight=pixels()), images(), labels())),
+    "mine_crops": (16, lambda: (mining.mine_crops, labels(), numbers(5), (64, 64))),
+    "mine_crops, counted": (17, lambda: (partial(mining.mine_crops, **COUNTED), labels(), numbers(5), (64, 64))),
+    "paste_classes": (67, lambda: (mining.paste_classes, images(), labels(), class_weight())),
+    "paste_classes, groups": (
+        79,
+        lambda: (partial(mining.paste_classes, **GROUPS), images(), labels(), class_weight()),
     ),
-    "entropy_score": (14, lambda: (teachers.entropy_score, logits())),
+    "ReliabilityBank.update": (
+        45,
+        lambda: (partial(bank("update"), previous=labels()), numbers(B), labels(), pixels()),
+    ),
+    "ReliabilityBank.refresh": (57, lambda: (bank("refresh"), 1)),
+    "ReliabilityBank.filter": (13, lambda: (bank("filter"), labels(), numbers(B))),
+    "WeakStrongViews": (298, lambda: (views.WeakStrongViews((64, 64)), images())),
 }
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_launches(name):
+    pytest.importorskip("triton")
     most, make = TABLE[name]
     function, *arguments = make()
     names = launched(function, *arguments)
