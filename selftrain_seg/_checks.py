@@ -98,14 +98,6 @@ def check_device(value: Tensor, like: Tensor, name: str) -> None:
         raise ValueError(f"`{name}`: expected device {like.device}, got {value.device}")
 
 
-def near(value: Tensor, like: Tensor) -> Tensor:
-    """What holds a number or two a class, on the device of ``like``: it may lie anywhere.
-
-    The host does not wait for what it sends to a GPU; but such a copy cannot be part of a CUDA graph.
-    """
-    return value.to(like.device, non_blocking=value.device.type == "cpu")
-
-
 def check_scalar(value: Any, name: str) -> None:
     """() floating point."""
     check_tensor(value, name)
@@ -187,7 +179,7 @@ def thresholds_for(thresholds: Any, logits: Tensor) -> Tensor:
         raise ValueError(f"`thresholds`: expected (C,) = ({logits.shape[1]},), got {tuple(thresholds.shape)}")
     if not thresholds.is_floating_point():
         raise TypeError(f"`thresholds`: expected a floating-point dtype, got {thresholds.dtype}")
-    return near(thresholds, logits)
+    return thresholds.to(logits.device)
 
 
 def check_prior(prior: Any, logits: Tensor) -> None:

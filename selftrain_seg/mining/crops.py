@@ -7,6 +7,7 @@ from torch import Tensor
 
 from selftrain_seg import _checks
 from selftrain_seg.ops.labels import mine
+from selftrain_seg.ops.numbers import near
 from selftrain_seg.ops.random import check_generator, uniform_integers
 from selftrain_seg.ops.windows import windows
 from selftrain_seg.types import IGNORE_INDEX
@@ -173,4 +174,4 @@ def _candidates(classes: Tensor, labels: Tensor, name: str) -> Tensor:
     _checks.check_integer(classes, name)
     if classes.ndim != 1:
         raise ValueError(f"`{name}`: expected (K,), got {tuple(classes.shape)}")
-    return _checks.near(classes, labels).long()
+    return near(classes, labels).long()

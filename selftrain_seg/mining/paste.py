@@ -12,7 +12,7 @@ from selftrain_seg import _checks
 from selftrain_seg.mining.mixed import MixedBatch, blend, check_batch
 from selftrain_seg.ops.components import connected_components
 from selftrain_seg.ops.fitting import Axis, fit
-from selftrain_seg.ops.numbers import integers
+from selftrain_seg.ops.numbers import integers, near
 from selftrain_seg.ops.random import check_generator
 from selftrain_seg.types import IGNORE_INDEX
 
@@ -95,7 +95,7 @@ def paste_classes(
     """
     others = check_batch(images, labels, pixel_weight, source)
     _check_class_weight(class_weight)
-    class_weight = _checks.near(class_weight.detach(), images)
+    class_weight = near(class_weight.detach(), images)
     _check_groups(groups, len(class_weight))
     for label in protected:
         _checks.check_count(label, "protected", minimum=-(2**63))

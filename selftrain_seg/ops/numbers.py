@@ -1,4 +1,4 @@
-"""Numbers that Python knows, on a device."""
+"""Small numbers of the caller, on a device."""
 
 from __future__ import annotations
 
@@ -20,3 +20,15 @@ def integers(values: Sequence[int], device: torch.device) -> Tensor:
     out = torch.zeros(len(values), dtype=torch.int64, device=device)
     torch._foreach_add_(list(out.unbind()), list(values))
     return out
+
+
+def near(values: Tensor, like: Tensor) -> Tensor:
+    """What holds a number a class, on the device of ``like``; it may lie anywhere.
+
+    The host does not wait for what it sends to a GPU; but such a copy cannot be part of a CUDA graph.
+
+    Args:
+        values: any tensor.
+        like: any other.
+    """
+    return values.to(like.device, non_blocking=values.device.type == "cpu")

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from selftrain_seg import _checks
+from selftrain_seg.ops.precision import as_given
 from selftrain_seg.ops.random import check_generator, uniform_integers
 from selftrain_seg.views._arguments import check_range
 from selftrain_seg.views.geometry import ViewParameters, replay
@@ -256,7 +257,7 @@ class WeakStrongViews(nn.Module):
         sigma = parameters.blur_sigma_px.to(strong.dtype)
         # Not `gaussian_blur2d`: since kornia 0.9 that looks at every sigma, and the host waits for the GPU.
         line = _gaussian(torch.where(sigma > 0, sigma, 1.0), math.ceil(3 * self.settings.blur_sigma_px[1]))
-        with torch.autocast(strong.device.type, enabled=False):
+        with as_given(strong):
             blurred = filters.filter2d_separable(strong, line, line, border_type="replicate")
         strong = torch.where((sigma > 0)[:, None, None, None], blurred, strong)
 
