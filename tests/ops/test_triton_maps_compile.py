@@ -20,9 +20,14 @@ KERNELS = (*ONE_WARP, "tally", "mine", "present", "half", "among", "distinct", "
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled")
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize(
-    ("capability", "labels", "logits"), [(80, "*i64", "*fp32"), (90, "*u8", "*bf16"), (90, "*i32", "*fp64")]
+    ("capability", "labels", "logits", "ones"),
+    [
+        (80, "*i64", "*fp32", False),
+        (90, "*u8", "*bf16", False),
+        (90, "*i32", "*fp64", True),  # sizes of 1 are constants to Triton
+    ],
 )
-def test_compiles(name, capability, labels, logits, tmp_path, monkeypatch):
+def test_compiles(name, capability, labels, logits, ones, tmp_path, monkeypatch):
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -38,6 +43,8 @@ def test_compiles(name, capability, labels, logits, tmp_path, monkeypatch):
     signature |= {"limit": "i64"} if "limit" in signature else {}
     if name in ("tally", "mine"):
         signature["columns"] = "i32"  # how many there are
+    if ones:
+        constants |= {key: 1 for key, kind in signature.items() if kind == "i32" and key not in constants}
     signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(key),): constants[key] for key in constants})
     options = {"num_warps": 1 if name in ONE_WARP else 8 if name in ("half", "distinct") else 4}
