@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 
-from selftrain_seg import mining, teachers, views
+from selftrain_seg import losses, mining, teachers, views
 from tests.launches import GPU, HostWaits, launched
 
 B, C, H, W = 2, 19, 128, 256
@@ -56,6 +56,40 @@ def bank(method):
     return getattr(mining.ReliabilityBank(10, C).to(GPU), method)
 
 
+def learns(function, *target, **options):
+    """A loss, forward and backward."""
+
+    def step(z):
+        return function(z.requires_grad_(), *(make() for make in target), **options)
+
+    return step, logits()
+
+
+def soft():
+    return logits().softmax(1)
+
+
+def class_numbers():
+    return torch.empty(C, device=GPU)
+
+
+GAMMAS = {"gamma_agree": 5.0, "gamma_disagree": 3.0}
+# Forward and backward; one more is the gradient 1 of the loss itself, some more make the arguments.
+LOSSES = {
+    "cross_entropy": lambda: learns(losses.cross_entropy, labels),
+    "cross_entropy, soft labels": lambda: learns(losses.cross_entropy, logits),
+    "mrkld_loss": lambda: learns(losses.mrkld_loss, labels),
+    "mrent_loss": lambda: learns(losses.mrent_loss, labels),
+    "mrl2_loss": lambda: learns(losses.mrl2_loss, labels),
+    "region_guided_loss": lambda: learns(losses.region_guided_loss, labels),
+    "dynamic_loss": lambda: learns(losses.dynamic_loss, labels, gamma=9.0),
+    "dynamic_mutual_loss": lambda: learns(losses.dynamic_mutual_loss, labels, pixels, **GAMMAS),
+    "symmetric_loss": lambda: learns(losses.symmetric_loss, labels),
+    "class_weighted_loss": lambda: learns(losses.class_weighted_loss, labels, class_numbers),
+    "negative_loss": lambda: learns(losses.negative_loss, logits),
+    "fairness_loss": lambda: learns(losses.fairness_loss, class_numbers, class_numbers),
+}
+
 # Name, most launches, function of nothing that gives function and arguments.
 TABLE = {
     "MeanTeacher.update": (13, update),
@@ -83,6 +117,18 @@ TABLE = {
     "ReliabilityBank.filter": (13, lambda: (bank("filter"), labels(), numbers(B))),
     "WeakStrongViews": (298, lambda: (views.WeakStrongViews((64, 64)), images())),
 }
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses(name):
+    pytest.importorskip("triton")
+    function, *arguments = LOSSES[name]()
+    names = launched(function, *arguments)
+    names.remove("ones_like")  # the gradient of the loss by itself
+    extra = {"fairness_loss": ["sum"], "dynamic_loss": ["new_full"]}.get(name, [])
+    kernels = [each for each in names if each.endswith("_kernel")]
+    assert len(kernels) == 3
+    assert sorted(names) == sorted([*kernels, *extra])
 
 
 @pytest.mark.parametrize("name", TABLE)
