@@ -44,7 +44,7 @@ class ReliabilityBank(nn.Module):
         size: (h, w) at which labels are kept, as uint8 on the CPU, h·w bytes an image; larger labels are
             subsampled (nearest). None keeps none: hand the previous labels to :meth:`update`, from disk.
         every_steps: training steps between snapshots; 3000 in DT-ST.
-        ignore_index: label of the pixels that belong to no class.
+        ignore_index: label of the pixels that belong to no class; outside [0, C).
 
     Attributes:
         iou: (N, C) float32; of each image's latest snapshot but the first, 0 where the class is absent.
@@ -111,7 +111,7 @@ class ReliabilityBank(nn.Module):
         _checks.check_count(num_images, "num_images")
         _checks.check_count(num_classes, "num_classes")
         _checks.check_count(every_steps, "every_steps")
-        _checks.check_count(ignore_index, "ignore_index", minimum=-(2**63))
+        _checks.check_ignore_index(ignore_index, num_classes)
         shape = (0, 0, 0)
         if size is not None:
             size = _checks.check_size(size)

@@ -38,8 +38,10 @@ class ClassBalancedSampler(ClassSampler):
 
     State / distributed:
         All ranks draw one and the same global order, and rank r takes its places r, r + R, r + 2R, … . The order
-        depends on ``seed``, the epoch and the classes, not on the number of ranks. ``state_dict`` and
-        ``load_state_dict`` resume in the middle of an epoch; the state of one rank serves all.
+        depends on ``seed``, the epoch and the classes, not on the number of ranks. Each iteration that has reached its
+        end is followed by the next epoch, ``set_epoch`` chooses another. Iterators that run at the same time give the
+        same images, each at its own pace. ``state_dict`` and ``load_state_dict`` resume in the middle of an epoch; the
+        state of one rank serves all.
 
     Raises:
         TypeError: ``index`` is not a ClassIndex, ``candidates`` is not a bool tensor, ``min_share`` is not a
@@ -121,6 +123,9 @@ class ClassBalancedSampler(ClassSampler):
         self._shown += self._contains[image]
         return image
 
+    def _settings(self) -> dict[str, Any]:
+        return {"sub_epoch": self.sub_epoch}
+
     def _draw_state(self) -> dict[str, Any]:
         parts = {"shown": self._shown, "turns": self._turns, "cursors": self._cursors}
         return {name: torch.from_numpy(values.copy()) for name, values in parts.items()}
@@ -201,6 +206,9 @@ class RareClassSampler(ClassSampler):
             rank=rank,
             num_replicas=num_replicas,
         )
+
+    def _settings(self) -> dict[str, Any]:
+        return {"temperature": self.temperature}
 
     def _changed(self) -> None:
         counts = self.index.class_counts.double()

@@ -55,7 +55,7 @@ class PseudoLabelStore:
         num_classes: C, at most 255.
         classes: C names, for the manifest.
         palette: C RGB colours of 0 to 255; None for well separated ones. Ignored pixels are drawn black.
-        ignore_index: label of the pixels that are not selected, in [0, 255].
+        ignore_index: label of the pixels that are not selected, in [C, 255].
         keep: what to keep beside the labels, where the pseudo-labels have it: any of ``"confidence"``,
             ``"soft"``, ``"pixel_weight"`` and ``"predicted"``.
         top_k: entries kept of each soft label, at least 1; the others count as 0.
@@ -67,7 +67,7 @@ class PseudoLabelStore:
 
     Raises:
         TypeError: ``num_classes``, ``ignore_index``, ``top_k`` or ``threads`` is not an int.
-        ValueError: ``num_classes`` or ``ignore_index`` does not fit 8 bits; ``classes`` or ``palette`` does not
+        ValueError: ``num_classes`` or ``ignore_index`` does not fit 8 bits, or the latter is a class; ``classes`` or ``palette`` does not
             have C entries, or a colour is not three values of 0 to 255; ``keep`` names something else, or
             twice; ``top_k`` is below 1 or ``threads`` below 0.
 
@@ -101,7 +101,7 @@ class PseudoLabelStore:
         _checks.check_count(num_classes, "num_classes")
         if num_classes > 255:
             raise ValueError(f"`num_classes`: expected at most 255, which 8 bits hold, got {num_classes}")
-        _checks.check_count(ignore_index, "ignore_index", minimum=0)
+        _checks.check_ignore_index(ignore_index, num_classes, minimum=0)
         if ignore_index > 255:
             raise ValueError(f"`ignore_index`: expected a value in [0, 255], which 8 bits hold, got {ignore_index}")
         if classes is not None and (isinstance(classes, str) or len(classes) != num_classes):

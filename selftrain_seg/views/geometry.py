@@ -62,7 +62,7 @@ def replay(tensor: Tensor, parameters: ViewParameters, *, mode: str | None = Non
         mode: ``"bilinear"`` (floating point only, computed in float32 or float64) or ``"nearest"``; None for
             bilinear in floating-point tensors and nearest in all others.
         fill: value where the view lies outside the image. None stands for 255, the ignore label, in integer
-            tensors of rank 3 (label maps) and for 0 in all others.
+            tensors (B, H, W) and (B, 1, H, W) (label maps) and for 0 in all others.
 
     Returns:
         (B, …, h, w), dtype and device of ``tensor``, a copy. Channels_last stays channels_last.

@@ -252,7 +252,8 @@ def test_fill():
     assert last(integers) == 255
     assert last(integers.float()) == 0
     assert last(integers.bool()) is False
-    assert last(integers[:, None]) == 0  # an image in uint8, not a label map
+    assert last(integers.long()[:, None]) == last(integers[:, None]) == 255  # label maps (B, 1, H, W)
+    assert last(integers[:, None].expand(-1, 3, -1, -1)) == 0  # an image in uint8, not a label map
     assert last(integers, fill=7) == 7
     assert last(integers.float(), fill=0.5) == 0.5
     assert last(integers.float(), fill=-float("inf")) == -float("inf")
