@@ -245,7 +245,7 @@ def _made_of(masks: Any, files: Iterable[str | os.PathLike[str]] | None) -> str:
             made.update(f"{path.relative_to(root).as_posix()}|{state.st_size}|{state.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     elif isinstance(source, (list, tuple, Tensor, np.ndarray)):
         for mask in source:
-            values = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
+            values = np.asarray(mask.detach().to("cpu") if isinstance(mask, Tensor) else mask)
             made.update(f"{values.shape}|{values.dtype.str}\n".encode() + values.tobytes())
     else:
         raise ValueError(
