@@ -59,7 +59,9 @@ def test_255_is_a_class_of_many():
         lambda **k: losses.cross_entropy(many, LABELS, **k),
         lambda **k: mining.ClassIndex.from_masks([], 300, **k),
     ):
-        with pytest.raises(ValueError, match=r"got 255; with more than 255 classes, or with 255 as one of them, say -1"):
+        with pytest.raises(
+            ValueError, match=r"got 255; with more than 255 classes, or with 255 as one of them, say -1"
+        ):
             call()
         call(ignore_index=-1)
 

@@ -54,8 +54,8 @@ def rare_classes(class_counts: Tensor, *, k: int = 3) -> Tensor:
 def classes_below(class_counts: Tensor, *, share: float = 1e-3) -> Tensor:
     """Return the classes that occur and cover less than ``share`` of all pixels.
 
-    Every c with ``0 < n_c / Σ n < share`` (CRST's ``mine``, less the classes that no image shows). How many there are depends on the counts, so on a GPU
-    the host waits for the device: call it once a round, not once a step.
+    Every c with ``0 < n_c / Σ n < share`` (CRST's ``mine``, less the classes that no image shows). How many
+    there are depends on the counts, so on a GPU the host waits for the device: call it once a round, not once a step.
 
     Args:
         class_counts: (C,), integer or floating point, at least 0: pixels per class over the data set, such as

@@ -242,7 +242,11 @@ def _made_of(masks: Any, files: Iterable[str | os.PathLike[str]] | None) -> str:
         root = os.path.commonpath([path.parent for path in paths]) if paths else ""
         for path in paths:
             state = path.stat()
-            made.update(f"{path.relative_to(root).as_posix()}|{state.st_size}|{state.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+            made.update(
+                f"{path.relative_to(root).as_posix()}|{state.st_size}|{state.st_mtime_ns}\n".encode(
+                    "utf-8", "surrogateescape"
+                )
+            )
     elif isinstance(source, (list, tuple, Tensor, np.ndarray)):
         for mask in source:
             values = np.asarray(mask.detach().to("cpu") if isinstance(mask, Tensor) else mask)

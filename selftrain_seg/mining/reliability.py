@@ -289,9 +289,8 @@ class ReliabilityBank(Stateful):
         return self._of_classes(total / label_sums(now, self.num_classes).clamp(min=1))
 
     def _of_classes(self, values: Tensor) -> Tensor:
-        """(B, C + 2) of places -> (B, C) float32, 0 for an ``ignore_index`` among the classes."""
-        values = values[:, 1:-1].float()
-        return values
+        """(B, C + 2) of places -> (B, C) float32."""
+        return values[:, 1:-1].float()
 
     def _check_batch(self, indices: Tensor, labels: Tensor) -> None:
         _checks.check_label_maps(labels)

@@ -67,8 +67,8 @@ class PseudoLabelStore:
 
     Raises:
         TypeError: ``num_classes``, ``ignore_index``, ``top_k`` or ``threads`` is not an int.
-        ValueError: ``num_classes`` or ``ignore_index`` does not fit 8 bits, or the latter is a class; ``classes`` or ``palette`` does not
-            have C entries, or a colour is not three values of 0 to 255; ``keep`` names something else, or
+        ValueError: ``num_classes`` or ``ignore_index`` does not fit 8 bits, or the latter is a class; ``classes`` or
+            ``palette`` does not have C entries, or a colour is not three values of 0 to 255; ``keep`` names something else, or
             twice; ``top_k`` is below 1 or ``threads`` below 0.
 
     Example:

@@ -208,7 +208,9 @@ def test_edges(mix):
     single = mix(images, torch.ones_like(labels))
     assert (single.labels == 1).all()
     if mix in (class_mix, cut_mix):  # with itself: nothing would change, and nobody would notice
-        with pytest.raises(ValueError, match="`source`: expected another batch to paste from, as this one has a single"):
+        with pytest.raises(
+            ValueError, match="`source`: expected another batch to paste from, as this one has a single"
+        ):
             mix(images[:1], labels[:1])
     alone = mix(images[:1], labels[:1], source=(images[1:2], labels[1:2]))
     assert alone.images.shape == (1, 3, 7, 9)
