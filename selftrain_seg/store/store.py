@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from selftrain_seg import _checks
 from selftrain_seg.store import _files
 from selftrain_seg.store._encode import KINDS
 from selftrain_seg.store._files import IMAGES, MANIFEST, SETTINGS, Record
+from selftrain_seg.store._lock import RoundLocks, held
 from selftrain_seg.store._names import checked_names
 from selftrain_seg.store._png import default_colours
-from selftrain_seg.store._ranks import together
+from selftrain_seg.store._ranks import rank as own_rank
+from selftrain_seg.store._ranks import together, world_size
 from selftrain_seg.store._settings import (
     Colours,
     RoundSettings,
@@ -33,6 +36,8 @@ from selftrain_seg.store.writer import RoundWriter
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["PseudoLabelStore"]
+
+_DELETED = ".deleted-"
 
 
 class PseudoLabelStore:
@@ -68,8 +73,8 @@ class PseudoLabelStore:
     Raises:
         TypeError: ``num_classes``, ``ignore_index``, ``top_k`` or ``threads`` is not an int.
         ValueError: ``num_classes`` or ``ignore_index`` does not fit 8 bits, or the latter is a class; ``classes`` or
-            ``palette`` does not have C entries, or a colour is not three values of 0 to 255; ``keep`` names something else, or
-            twice; ``top_k`` is below 1 or ``threads`` below 0.
+            ``palette`` does not have C entries, or a colour is not three values of 0 to 255; ``keep`` names something
+            else, or twice; ``top_k`` is below 1 or ``threads`` below 0.
 
     Example:
         >>> import tempfile, torch
@@ -130,6 +135,7 @@ class PseudoLabelStore:
         portion: float | Tensor | None = None,
         meta: Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        rank: int | None = None,
         progress: bool = False,
     ) -> RoundWriter:
         """Begin a round, or continue an interrupted one: what is whole on disk is not written again.
@@ -144,27 +150,31 @@ class PseudoLabelStore:
                 very same ones, take them from :meth:`settings`.
             portion: the portion they stand for, a number in [0, 1] or (C,).
             meta: anything JSON can hold. An interrupted round keeps that with which it was begun.
-            overwrite: remove what there is of this round and begin anew. Of several processes without a process
-                group only the first may ask for it.
+            overwrite: remove what there is of this round and begin anew. No other writer of it may be open, but
+                those of the same process group.
+            rank: of this process among those that write the round at the same time; None for that in the process
+                group, 0 without one. Processes that know nothing of each other need different ones.
             progress: show a bar while the files of an earlier attempt are checked, if tqdm is installed.
 
         Returns:
             The writer, best used in a ``with`` block.
 
         Raises:
-            TypeError: ``round`` is not an int; ``names`` are not str; ``thresholds`` is no floating-point tensor;
-                ``portion`` is not a number; ``meta`` is no dict.
-            ValueError: ``round`` is below 0; there are no names, one comes twice, or one is not a relative path
-                without ``..`` that a file can have; ``thresholds`` is not (C,) of at least 0;
+            TypeError: ``round`` or ``rank`` is not an int; ``names`` are not str; ``thresholds`` is no floating-point
+                tensor; ``portion`` is not a number; ``meta`` is no dict.
+            ValueError: ``round`` or ``rank`` is below 0; there are no names, one comes twice, or one is not a relative
+                path without ``..`` that a file can have; ``thresholds`` is not (C,) of at least 0;
                 ``portion`` is outside [0, 1]; JSON cannot hold ``meta``; the round was begun with other settings.
             OSError: a file cannot be written; ``settings.json`` is missing or damaged.
-            RuntimeError: another rank failed.
+            RuntimeError: a writer of the same rank is open, with ``overwrite`` one of any; another rank failed.
         """
         asked: dict[str, Any] = {}
         found: dict[str, Any] = {}
 
         def check() -> None:
             _checks.check_count(round, "round", minimum=0)
+            if rank is not None:
+                _checks.check_count(rank, "rank", minimum=0)
             asked.update(
                 to_content(
                     RoundSettings(
@@ -188,10 +198,90 @@ class PseudoLabelStore:
             check_same(asked, found, f"round {round}")
 
         together(check)
-        together(lambda: _begin(self._folder(round), asked, overwrite), first_only=True)
-        together(compare)
-        settings = from_content(found, tuple(found["names"]))
-        return RoundWriter(self._folder(round), settings, threads=self.threads, progress=progress)
+        locks = RoundLocks(self._folder(round))
+        lock = locks.of_rank(own_rank() if rank is None else int(rank))
+
+        def take() -> None:
+            if not lock.take():
+                raise RuntimeError(held(lock.path))
+
+        def begin() -> None:
+            ours = {lock.path, *(locks.of_rank(number).path for number in range(world_size()))}
+            if overwrite:
+                with locks.no_writer(but=ours):
+                    _remove(self._folder(round))
+            with locks.change.exclusive():
+                _begin(self._folder(round), asked)
+
+        try:
+            together(take)
+            together(begin, first_only=True)
+            together(compare)
+            settings = from_content(found, tuple(found["names"]))
+            return RoundWriter(self._folder(round), settings, threads=self.threads, progress=progress, lock=lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    def delete(self, round: int) -> None:
+        """Delete a round, complete or not. It vanishes at once: nobody ever sees half of it.
+
+        Whoever has it open for reading gets an ``OSError`` that names the file at the next map.
+
+        Args:
+            round: its number.
+
+        State / distributed: a collective; rank 0 deletes.
+
+        Raises:
+            TypeError: ``round`` is not an int.
+            ValueError: there is no such round.
+            RuntimeError: a writer of it is open; another rank failed.
+            OSError: the folder cannot be moved or removed.
+        """
+
+        def check() -> None:
+            _checks.check_count(round, "round", minimum=0)
+
+        def remove() -> None:
+            if round not in self._begun():
+                raise ValueError(f"`round`: expected one of {self._begun()}, got {round}")
+            with RoundLocks(self._folder(round)).no_writer():
+                _remove(self._folder(round))
+
+        together(check)
+        together(remove, first_only=True)
+
+    def prune(self, *, keep: int = 1) -> list[int]:
+        """Delete all rounds but the last complete ones, and what is newer than the oldest of those.
+
+        With complete rounds 0, 1 and 2 and a round 3 that is being written, ``prune(keep=1)`` leaves 2 and 3.
+
+        Args:
+            keep: how many complete rounds stay, at least 1.
+
+        Returns:
+            The numbers of the deleted rounds, ascending; interrupted ones among them.
+
+        State / distributed: as :meth:`delete`.
+
+        Raises:
+            TypeError: ``keep`` is not an int.
+            ValueError: ``keep`` is below 1.
+            RuntimeError: a writer of one of them is open; another rank failed.
+            OSError: a manifest is damaged, the message names it; a folder cannot be moved or removed.
+        """
+        old: list[int] = []
+
+        def choose() -> None:
+            _checks.check_count(keep, "keep")
+            kept = self.rounds()[-keep:]
+            old.extend(number for number in self._begun() if len(kept) == keep and number < kept[0])
+
+        together(choose)
+        for number in old:
+            self.delete(number)
+        return old
 
     def rounds(self) -> list[int]:
         """List the complete rounds.
@@ -359,12 +449,17 @@ class PseudoLabelStore:
             raise ValueError(f"`round`: expected a complete round, got {round}, {state}")
 
 
-def _begin(folder: Path, asked: dict[str, Any], overwrite: bool) -> None:
+def _remove(folder: Path) -> None:
+    """All of a round at once: it is moved away first. What an earlier removal has left is removed too."""
+    if folder.exists():
+        folder.rename(folder.with_name(f"{_DELETED}{uuid.uuid4().hex}"))
+    for leftover in folder.parent.glob(f"{_DELETED}*"):
+        shutil.rmtree(leftover)
+
+
+def _begin(folder: Path, asked: dict[str, Any]) -> None:
     """Write the settings, unless there are some."""
     path, manifest = folder / SETTINGS, folder / MANIFEST
-    if overwrite and folder.exists():
-        manifest.unlink(missing_ok=True)  # first: what is half removed is not complete
-        shutil.rmtree(folder)
     data = _files.to_json(asked)
     try:
         _files.read_json(path)
