@@ -309,9 +309,7 @@ def _between(share: Tensor, low: float, high: float) -> Tensor:
 def _check_images(images: Any, name: str) -> None:
     _checks.check_tensor(images, name)
     if not images.is_floating_point():
-        raise TypeError(
-            f"`{name}`: expected a floating-point dtype, got {images.dtype}; divide 8-bit images by 255"
-        )
+        raise TypeError(f"`{name}`: expected a floating-point dtype, got {images.dtype}; divide 8-bit images by 255")
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(f"`{name}`: expected (B, D, H, W) with at least one pixel, got {tuple(images.shape)}")
 
