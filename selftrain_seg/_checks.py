@@ -237,7 +237,7 @@ def check_size(size: Any, name: str = "size") -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
-def fill_value(tensor: Tensor, fill: Any) -> float:
+def fill_value(tensor: Tensor, fill: Any, name: str = "fill") -> float:
     """The padding ``fill`` if the dtype holds it; for None 255 in label maps, (B, H, W) or (B, 1, H, W), else 0."""
     exact = not (tensor.is_floating_point() or tensor.is_complex())
     low, high = 0, 1
@@ -247,9 +247,9 @@ def fill_value(tensor: Tensor, fill: Any) -> float:
     if fill is None:
         maps = tensor.ndim == 3 or (tensor.ndim == 4 and tensor.shape[1] == 1)
         fill = IGNORE_INDEX if exact and maps and tensor.dtype != torch.bool else 0
-    check_real(fill, "fill", -torch.inf, torch.inf)
+    check_real(fill, name, -torch.inf, torch.inf)
     if not exact:
         return float(fill)
     if not low <= fill <= high or int(fill) != fill:
-        raise ValueError(f"`fill`: expected a value that {tensor.dtype} can hold, got {fill}")
+        raise ValueError(f"`{name}`: expected a value that {tensor.dtype} can hold, got {fill}")
     return int(fill)

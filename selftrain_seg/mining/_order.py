@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import warnings
 from array import array
 from collections.abc import Iterator
@@ -304,6 +305,13 @@ def _check_index(index: Any) -> None:
 def _place(rank: int | None, num_replicas: int | None) -> tuple[int, int]:
     """This process among the ranks; both from torch.distributed where they are not given."""
     together = dist.is_available() and dist.is_initialized()
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if not together and rank is None and (num_replicas not in (None, 1) or (num_replicas is None and processes != "1")):
+        raise ValueError(
+            f"`rank`: expected it with {processes if num_replicas is None else num_replicas} processes that have no"
+            " process group, got None: all of them would draw the images of rank 0; make the sampler after"
+            " torch.distributed.init_process_group, or give `rank` and `num_replicas`"
+        )
     if num_replicas is None:
         num_replicas = dist.get_world_size() if together else 1
     _checks.check_count(num_replicas, "num_replicas")

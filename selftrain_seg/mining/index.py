@@ -209,6 +209,8 @@ class _Rows:
 
 def _count(mask: Any, num_classes: int) -> np.ndarray[Any, Any]:
     """(B, C + 1): the pixels of each class, and of the image."""
+    if isinstance(mask, (str, os.PathLike)):
+        raise TypeError(f"`masks`: expected label maps, got the path {os.fspath(mask)!r}; open it, or take a data set")
     labels = mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
     _checks.check_integer(labels, "masks")
     if labels.ndim == 3 and (labels.shape[2] in (3, 4) or len(getattr(mask, "getbands", tuple)()) > 1):

@@ -227,9 +227,14 @@ class ReliabilityBank(Stateful):
 
         Raises:
             TypeError: ``step`` is not an int.
-            ValueError: ``step`` is negative.
+            ValueError: ``step`` is negative, or before that of the last snapshot.
         """
         _checks.check_count(step, "step", minimum=0)
+        if int(self.snapshots) and step < int(self.last_step):
+            raise ValueError(
+                f"`step`: expected at least {int(self.last_step)}, that of the last snapshot, got {step}: the next one"
+                " would be due far too late; `reset` begins anew"
+            )
         self._join_ranks()
         by_iou, by_confidence = _at_or_above_median(self.iou), _at_or_above_median(self.confidence)
         self.candidates.copy_(torch.where(self.compared[:, None], by_iou, by_confidence))

@@ -33,7 +33,7 @@ class ClassBalancedSampler(ClassSampler):
         candidates: (N, C) bool, which classes of which images may be drawn; None for all.
         num_samples: images an epoch over all ranks, rounded up to a multiple of their number; None for N.
         seed: at least 0, the same on all ranks.
-        rank: of this process; None for that of torch.distributed, or 0 without it.
+        rank: of this process; None for that of torch.distributed, or 0 of a single process.
         num_replicas: number of ranks; None for that of torch.distributed, or 1 without it.
 
     State / distributed:
@@ -154,7 +154,7 @@ class RareClassSampler(ClassSampler):
         candidates: (N, C) bool, which classes of which images may be drawn; None for all.
         num_samples: images an epoch over all ranks, rounded up to a multiple of their number; None for N.
         seed: at least 0, the same on all ranks.
-        rank: of this process; None for that of torch.distributed, or 0 without it.
+        rank: of this process; None for that of torch.distributed, or 0 of a single process.
         num_replicas: number of ranks; None for that of torch.distributed, or 1 without it.
 
     Attributes:
@@ -213,7 +213,8 @@ class RareClassSampler(ClassSampler):
     def _changed(self) -> None:
         counts = self.index.class_counts.double()
         drawable = torch.tensor([len(images) > 0 for images in self._lists])
-        exponent = (1 - counts / counts.sum().clamp(min=1)) / self.temperature
+        shares = counts / counts.sum().clamp(min=1)
+        exponent = (shares[drawable].min() - shares) / self.temperature  # 0 for the rarest: none overflows
         self.class_probabilities = torch.where(drawable, exponent, -torch.inf).softmax(0)
         self._sums = list(map(float, self.class_probabilities.cumsum(0)))
         self._last = int((self.class_probabilities > 0).nonzero()[-1])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,17 +12,19 @@ from torch import Tensor
 from selftrain_seg import _checks
 from selftrain_seg.store import _files
 from selftrain_seg.store._encode import KINDS
-from selftrain_seg.store._files import IMAGES, MANIFEST, SETTINGS, Record
+from selftrain_seg.store._files import MANIFEST, SETTINGS
+from selftrain_seg.store._folder import all_damaged, begin_round, begun, folder_of, remove
 from selftrain_seg.store._lock import RoundLocks, held
 from selftrain_seg.store._names import checked_names
 from selftrain_seg.store._png import default_colours
 from selftrain_seg.store._ranks import rank as own_rank
 from selftrain_seg.store._ranks import together, world_size
 from selftrain_seg.store._settings import (
-    Colours,
     RoundSettings,
     check_same,
+    check_store,
     checked_meta,
+    checked_palette,
     checked_portion,
     checked_thresholds,
     from_content,
@@ -36,8 +35,6 @@ from selftrain_seg.store.writer import RoundWriter
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["PseudoLabelStore"]
-
-_DELETED = ".deleted-"
 
 
 class PseudoLabelStore:
@@ -103,22 +100,13 @@ class PseudoLabelStore:
         threads: int = 4,
     ) -> None:
         self.root = Path(root)
-        _checks.check_count(num_classes, "num_classes")
-        if num_classes > 255:
-            raise ValueError(f"`num_classes`: expected at most 255, which 8 bits hold, got {num_classes}")
-        _checks.check_ignore_index(ignore_index, num_classes, minimum=0)
-        if ignore_index > 255:
-            raise ValueError(f"`ignore_index`: expected a value in [0, 255], which 8 bits hold, got {ignore_index}")
-        if classes is not None and (isinstance(classes, str) or len(classes) != num_classes):
-            raise ValueError(f"`classes`: expected {num_classes} names, got {classes!r}")
-        if isinstance(keep, str) or not set(keep) <= set(KINDS) or len(set(keep)) < len(keep):
-            raise ValueError(f"`keep`: expected some of {', '.join(map(repr, KINDS))}, got {keep!r}")
+        check_store(num_classes, classes, ignore_index, keep)
         _checks.check_count(top_k, "top_k")
         _checks.check_count(threads, "threads", minimum=0)
         self.num_classes = int(num_classes)
         self.ignore_index = int(ignore_index)
         self.classes = None if classes is None else tuple(map(str, classes))
-        self.palette = default_colours(num_classes) if palette is None else _checked_palette(palette, num_classes)
+        self.palette = default_colours(num_classes) if palette is None else checked_palette(palette, num_classes)
         self.keep = tuple(kind for kind in KINDS if kind in keep)
         self.top_k = int(top_k)
         self.threads = int(threads)
@@ -209,9 +197,9 @@ class PseudoLabelStore:
             ours = {lock.path, *(locks.of_rank(number).path for number in range(world_size()))}
             if overwrite:
                 with locks.no_writer(but=ours):
-                    _remove(self._folder(round))
+                    remove(self._folder(round))
             with locks.change.exclusive():
-                _begin(self._folder(round), asked)
+                begin_round(self._folder(round), asked)
 
         try:
             together(take)
@@ -226,12 +214,10 @@ class PseudoLabelStore:
     def delete(self, round: int) -> None:
         """Delete a round, complete or not. It vanishes at once: nobody ever sees half of it.
 
-        Whoever has it open for reading gets an ``OSError`` that names the file at the next map.
+        A collective; rank 0 deletes. Who has the round open for reading gets an ``OSError`` at the next map.
 
         Args:
             round: its number.
-
-        State / distributed: a collective; rank 0 deletes.
 
         Raises:
             TypeError: ``round`` is not an int.
@@ -240,30 +226,26 @@ class PseudoLabelStore:
             OSError: the folder cannot be moved or removed.
         """
 
-        def check() -> None:
-            _checks.check_count(round, "round", minimum=0)
-
-        def remove() -> None:
+        def move_away() -> None:
             if round not in self._begun():
                 raise ValueError(f"`round`: expected one of {self._begun()}, got {round}")
             with RoundLocks(self._folder(round)).no_writer():
-                _remove(self._folder(round))
+                remove(self._folder(round))
 
-        together(check)
-        together(remove, first_only=True)
+        together(lambda: _checks.check_count(round, "round", minimum=0))
+        together(move_away, first_only=True)
 
     def prune(self, *, keep: int = 1) -> list[int]:
         """Delete all rounds but the last complete ones, and what is newer than the oldest of those.
 
-        With complete rounds 0, 1 and 2 and a round 3 that is being written, ``prune(keep=1)`` leaves 2 and 3.
+        Of complete rounds 0, 1, 2 and a round 3 that is being written, ``prune(keep=1)`` leaves 2 and 3. A collective,
+        as :meth:`delete`.
 
         Args:
             keep: how many complete rounds stay, at least 1.
 
         Returns:
             The numbers of the deleted rounds, ascending; interrupted ones among them.
-
-        State / distributed: as :meth:`delete`.
 
         Raises:
             TypeError: ``keep`` is not an int.
@@ -380,35 +362,7 @@ class PseudoLabelStore:
         """
         self._check_complete(round)
         folder = self._folder(round)
-        out: list[str] = []
-        manifest: dict[str, Any] = {"files": {}}
-        try:
-            manifest = _files.read_json(folder / MANIFEST)
-            if manifest["round"] != round:
-                out.append(MANIFEST)
-        except OSError:
-            out.append(MANIFEST)
-        lines: list[bytes] = []
-        for name in (SETTINGS, IMAGES):
-            try:
-                data = (folder / name).read_bytes()
-                lines = data.split(b"\n")  # at last those of the images
-                if name in manifest["files"] and manifest["files"][name][1] != _files.digest(data):
-                    out.append(name)
-            except OSError:
-                out.append(name)
-                lines = []
-        records = [record for line in lines if line and (record := Record.parse(line)) is not None]
-        found = _files.mapped(
-            lambda record: _files.damaged(folder, record),
-            records,
-            len(records),
-            self.threads,
-            progress,
-            f"verify round {round}",
-        )
-        out.extend(path for paths in found for path in paths)
-        return [f"{folder.name}/{path}" for path in out]
+        return [f"{folder.name}/{path}" for path in all_damaged(folder, round, self.threads, progress)]
 
     def disk_bytes(self, round: int) -> int:
         """Measure what a round takes on disk, complete or not.
@@ -430,14 +384,10 @@ class PseudoLabelStore:
 
     def _folder(self, round: int) -> Path:
         _checks.check_count(round, "round", minimum=0)
-        return self.root / f"round-{int(round):04d}"
+        return folder_of(self.root, int(round))
 
     def _begun(self) -> list[int]:
-        if not self.root.is_dir():
-            return []
-        found = (re.fullmatch(r"round-(\d{4,})", path.name) for path in self.root.iterdir() if path.is_dir())
-        numbers = sorted(int(match[1]) for match in found if match)
-        return [n for n in numbers if any((self._folder(n) / name).exists() for name in (SETTINGS, MANIFEST))]
+        return begun(self.root)
 
     def _complete(self, round: int) -> bool:
         path = self._folder(round) / MANIFEST
@@ -447,43 +397,3 @@ class PseudoLabelStore:
         if not (self._folder(round) / MANIFEST).exists():
             state = "which is not complete" if round in self._begun() else "which is not there"
             raise ValueError(f"`round`: expected a complete round, got {round}, {state}")
-
-
-def _remove(folder: Path) -> None:
-    """All of a round at once: it is moved away first. What an earlier removal has left is removed too."""
-    if folder.exists():
-        folder.rename(folder.with_name(f"{_DELETED}{uuid.uuid4().hex}"))
-    for leftover in folder.parent.glob(f"{_DELETED}*"):
-        shutil.rmtree(leftover)
-
-
-def _begin(folder: Path, asked: dict[str, Any]) -> None:
-    """Write the settings, unless there are some."""
-    path, manifest = folder / SETTINGS, folder / MANIFEST
-    data = _files.to_json(asked)
-    try:
-        _files.read_json(path)
-        return
-    except FileNotFoundError:
-        fresh = not any((folder / name).exists() for name in (_files.JOURNAL, IMAGES, MANIFEST))
-    except OSError:
-        fresh = False
-    if not fresh:
-        # The settings are lost, but a manifest tells whether these are the same.
-        known = _files.read_json(manifest)["files"][SETTINGS][1] if manifest.exists() else None
-        if known != _files.digest(data):
-            raise OSError(f"{path}: missing or damaged file; overwrite=True begins the round anew")
-        path.unlink(missing_ok=True)
-    _files.write(path, data, folder, sync=True, replace=False)
-
-
-def _checked_palette(palette: Sequence[Sequence[int]], num_classes: int) -> Colours:
-    colours = [tuple(int(value) for value in colour) for colour in palette]
-    if len(colours) != num_classes:
-        raise ValueError(f"`palette`: expected {num_classes} colours, got {len(colours)}")
-    out = []
-    for colour in colours:
-        if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
-            raise ValueError(f"`palette`: expected three values of 0 to 255 a colour, got {colour}")
-        out.append((colour[0], colour[1], colour[2]))
-    return tuple(out)

@@ -263,7 +263,7 @@ class WeakStrongViews(nn.Module):
         Raises:
             TypeError: ``weak`` is no floating-point tensor, or ``parameters`` are no ViewParameters.
             ValueError: ``weak`` is not (B, D, h, w) with the B, h and w of ``parameters``, or on another device. Inside
-                ``value_checks()``: an image of three channels that is jittered is not in [0, 1].
+                ``value_checks()``: an image of three channels that is jittered is not in [0, 1]; a blur is too wide.
         """
         _check_images(weak, "weak")
         if not isinstance(parameters, ViewParameters):
@@ -277,6 +277,12 @@ class WeakStrongViews(nn.Module):
         if strong.shape[1] == 3:
             strong = _recoloured(strong, parameters)
         sigma = parameters.blur_sigma_px.to(strong.dtype)
+        most = self.settings.blur_sigma_px[1]
+        if _checks._value_checks and bool((sigma > most + _ROUNDING).any()):
+            raise ValueError(
+                f"`parameters.blur_sigma_px`: expected at most {most:g}, for which this object's window is made, got"
+                f" {float(sigma.max()):g}; a wider blur would be cut off"
+            )
         side = 2 * math.ceil(3 * self.settings.blur_sigma_px[1]) + 1
         some = torch.where(sigma > 0, sigma, 1.0)[:, None].expand(-1, 2)
         blurred = filters.gaussian_blur2d(strong, (side, side), some, border_type="replicate")

@@ -385,4 +385,10 @@ def test_bad_updates():
         bank.refresh(1.5)
     with pytest.raises(ValueError, match="`step`"):
         bank.refresh(-1)
+    ahead = ReliabilityBank(IMAGES, CLASSES)
+    ahead.refresh(5000)
+    with pytest.raises(ValueError, match="`step`: expected at least 5000, that of the last snapshot, got 10"):
+        ahead.refresh(10)
+    ahead.reset()
+    ahead.refresh(10)
     assert not bank.fresh.any()

@@ -563,6 +563,7 @@ def test_bad_masks():
     fails(TypeError, "`masks`: expected an integer dtype", [torch.zeros(2, 2)], 2)
     fails(ValueError, r"`masks`: expected \(H, W\) or \(B, H, W\) with pixels, got \(3,\)", [torch.zeros(3).int()], 2)
     fails(ValueError, r"`masks`: .* got \(0, 4\)", [torch.zeros(0, 4).int()], 2)
+    fails(TypeError, "`masks`: expected label maps, got the path 'a.png'; open it", [Path("a.png")], 2)
 
 
 def test_bad_index():
@@ -584,6 +585,27 @@ def test_bad_index():
         ClassIndex(counts, pixels).contains("0.1")
     with pytest.raises(ValueError, match="`min_share`"):
         ClassIndex(counts, pixels).contains(1.1)
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_ranks_that_do_not_know_theirs(kind, monkeypatch):
+    """All processes of torchrun drew the images of rank 0 where the sampler was made before the process group."""
+    index = random_index()
+    with pytest.raises(ValueError, match="`rank`: expected it with 2 processes that have no process group"):
+        kind(index, num_replicas=2)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="`rank`: expected it with 4 processes that have no process group"):
+        kind(index)
+    assert kind(index, num_replicas=1).rank == kind(index, rank=0).rank == 0
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert kind(index).num_replicas == 1
+
+
+def test_a_tiny_temperature_draws_the_rarest_class():
+    index = random_index(12)
+    probabilities = RareClassSampler(index, temperature=1e-320).class_probabilities
+    rarest = torch.where(index.class_counts > 0, index.class_counts, 10**9).argmin()
+    assert torch.equal(probabilities, torch.nn.functional.one_hot(rarest, 6).double())
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
@@ -612,7 +634,7 @@ def test_bad_arguments(kind):
     fails(TypeError, "`rank`", rank=0.0)
     fails(ValueError, "`rank`: expected at most 0, got 1", rank=1)
     fails(ValueError, "`rank`: expected at least 0", rank=-1)
-    fails(TypeError, "`num_replicas`", num_replicas="2")
+    fails(TypeError, "`num_replicas`", num_replicas="2", rank=0)
     fails(ValueError, "`num_replicas`", num_replicas=0)
     if kind is ClassBalancedSampler:
         fails(TypeError, "`sub_epoch`", sub_epoch=1.5)

@@ -268,7 +268,7 @@ def test_what_is_half_removed_is_not_complete(tmp_path, monkeypatch):
     def failing(*args, **options):
         raise OSError("killed")
 
-    monkeypatch.setattr("selftrain_seg.store.store.shutil.rmtree", failing)
+    monkeypatch.setattr("selftrain_seg.store._folder.shutil.rmtree", failing)
     with pytest.raises(OSError, match="killed"):
         open_store(tmp_path).write(0, NAMES, overwrite=True)
     assert open_store(tmp_path).rounds() == []

@@ -180,7 +180,7 @@ def test_a_killed_deletion_shows_no_half_round_and_is_ended_by_the_next(tmp_path
         raise OSError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("selftrain_seg.store.store.shutil.rmtree", killed)
+        patch.setattr("selftrain_seg.store._folder.shutil.rmtree", killed)
         with pytest.raises(OSError, match="killed"):
             store.delete(0)
     assert (store.rounds(), store.interrupted()) == ([1, 2], [])

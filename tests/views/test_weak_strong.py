@@ -169,6 +169,13 @@ def test_values_that_jitter_would_clip_are_refused():
             WeakStrongViews((90, 90), strong=EACH["jitter"], fill=-9.0)(images)
 
 
+def test_a_blur_wider_than_the_window_is_refused():
+    views, images = WeakStrongViews((24, 31), strong=EACH["blur"]), pictures()
+    wide = views.draw(images)._replace(blur_sigma_px=torch.full((3,), 50.0))
+    with value_checks(), pytest.raises(ValueError, match=r"`parameters.blur_sigma_px`: expected at most 2, .*got 50"):
+        views.strong(images, wide)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 4, 7])
 def test_other_channels_than_three_keep_their_colours(channels):
     images = torch.randn(3, channels, 24, 31, generator=generator())
