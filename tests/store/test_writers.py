@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -44,6 +45,7 @@ def test_a_lock_dies_with_its_process(tmp_path):
         journals = tmp_path / "round-0000/journal"
         while not (journals.exists() and any(path.read_bytes() for path in journals.iterdir())):
             assert process.poll() is None
+            time.sleep(0.002)
         with pytest.raises(RuntimeError, match=HELD):
             write(tmp_path)
     finally:
