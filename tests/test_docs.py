@@ -38,10 +38,16 @@ INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 # What a page takes for granted: data, and the reader's own names.
 SETUP = {
     "docs/api/datasets.md": """
+import numpy
+from PIL import Image
+from pathlib import Path
 from selftrain_seg.datasets import SyntheticStreets
 streets = SyntheticStreets(size=(512, 1024), length=2)
 streets.export("data/GTA5", "gta5")
 streets.export("data/Cityscapes", "cityscapes")
+for place in ("clinic_a/images/1.JPG", "clinic_a/masks/1.png", "clinic_b/1.tif"):
+    Path(place).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(numpy.zeros((80, 100), numpy.uint8)).save(place)
 """,
     "docs/api/store.md": """
 import torch

@@ -203,18 +203,18 @@ class ReliabilityBank(Stateful):
         old = self.fresh[rows]
 
         mean = self._mean_confidence(labels, confidence).to(self.iou.device)[first]
-        self.confidence[rows] = torch.where(old[:, None], self.confidence[rows], mean)
+        self.confidence.index_copy_(0, rows, torch.where(old[:, None], self.confidence[rows], mean))
         if previous is not None:
             iou = self._iou(labels, previous).to(self.iou.device)[first]
             take = ~old if stored is None else ~old & self.kept[rows]
-            self.iou[rows] = torch.where(take[:, None], iou, self.iou[rows])
-            self.compared[rows] = self.compared[rows] | take
+            self.iou.index_copy_(0, rows, torch.where(take[:, None], iou, self.iou[rows]))
+            self.compared.index_copy_(0, rows, self.compared[rows] | take)
         if stored is not None:
             now = self._classes(labels)
             packed = torch.where(now == self.num_classes, _MAX_CLASSES, now).to("cpu", torch.uint8)[first.to("cpu")]
             self.labels[stored] = torch.where(old.to("cpu")[:, None, None], self.labels[stored], packed)
-            self.kept[rows] = True
-        self.fresh[rows] = True
+            self.kept.index_fill_(0, rows, True)
+        self.fresh.index_fill_(0, rows, True)  # an assignment through an index would make the host wait
 
     @torch.no_grad()
     def refresh(self, step: int) -> None:

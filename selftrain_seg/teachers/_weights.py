@@ -6,7 +6,7 @@ import copy
 import functools
 import types
 import warnings
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -164,25 +164,42 @@ def reshard(module: nn.Module) -> None:
             part.reshard()
 
 
-def average_(targets: Sequence[Tensor], sources: Sequence[Tensor], momentum: float) -> None:
+class Group(NamedTuple):
+    """Targets of one device and dtype, and their sources, of one device and dtype too."""
+
+    targets: list[Tensor]
+    sources: list[Tensor]
+    alike: bool  # whether the sources have the targets' device and dtype
+
+
+def grouped(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> list[Group]:
+    """Sort pairs into groups for ``average_``."""
+    groups: dict[Any, Group] = {}
+    for target, source in zip(targets, sources, strict=True):
+        kind = target.device, target.dtype, source.device, source.dtype
+        if kind not in groups:
+            groups[kind] = Group([], [], kind[:2] == kind[2:])
+        groups[kind].targets.append(_local(target))
+        groups[kind].sources.append(_local(source))
+    return list(groups.values())
+
+
+def average_(groups: Iterable[Group], momentum: float) -> None:
     """``target ← momentum · target + (1 - momentum) · source``, in a few calls for all tensors.
 
-    The tensors of a call share device and dtype; sources are converted to their target's. Momentum 0 copies.
+    Sources are converted to their targets' device and dtype. Momentum 0 copies.
     """
     average = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call]
-    groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
-    for target, source in zip(targets, sources, strict=True):
-        own, other = groups[target.device, target.dtype, source.device, source.dtype]
-        own.append(_local(target))
-        other.append(_local(source))
-    for (device, dtype, *other_kind), (own, other) in groups.items():
+    for own, other, alike in groups:
         if momentum == 0.0:
             torch._foreach_copy_(own, other)
-        elif [device, dtype] == other_kind:
+        elif alike:
             average(own, other, 0)
         else:
             for part in parts(len(own)):
-                average(own[part], [tensor.to(device, dtype) for tensor in other[part]], 0)
+                converted = [torch.empty_like(tensor) for tensor in own[part]]
+                torch._foreach_copy_(converted, other[part])
+                average(own[part], converted, 0)
 
 
 def parts(count: int) -> Iterator[slice]:

@@ -12,6 +12,7 @@ from selftrain_seg import _checks
 from selftrain_seg.distributed.reduce import rank_and_ranks
 from selftrain_seg.teachers import _weights
 from selftrain_seg.teachers._output import logits_of
+from selftrain_seg.teachers._plan import Plan, Steps
 
 __all__ = ["MeanTeacher"]
 
@@ -118,6 +119,7 @@ class MeanTeacher(nn.Module):
         parameter = next(self.model.parameters(), torch.empty(0))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=parameter.device))
         self._steps = 0  # the same number on the host, which so never waits for the device
+        self._plan = Plan()
         self.register_load_state_dict_pre_hook(_weights.rename_keys)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_match_shadow)  # type: ignore[no-untyped-call]
         self.train(self.training)
@@ -160,6 +162,17 @@ class MeanTeacher(nn.Module):
         """
         _weights.check_module(student, "student")
         student = _weights.unwrap(student)
+        synced = self.sync_buffers and self.buffer_rule != "keep" and rank_and_ranks()[1] > 1
+        steps = None if synced else self._plan.find(student, self.buffer_rule)
+        if steps is None:
+            steps = self._steps_for(student, synced)
+        _weights.average_(steps.averaged, self.next_momentum)
+        _weights.average_(steps.copied, 0.0)
+        self.step += 1
+        self._steps += 1
+
+    def _steps_for(self, student: nn.Module, synced: bool) -> Steps:
+        """Pair the tensors by name. What will still be true at the next update is remembered."""
         _weights.reshard(student)
         _weights.reshard(self.model)
         own, other = _weights.by_name(self.model), _weights.by_name(student)
@@ -177,19 +190,21 @@ class MeanTeacher(nn.Module):
             )
 
         floats = [name for name, tensor in own.buffers.items() if tensor.is_floating_point()]
-        if self.buffer_rule != "keep" and self.sync_buffers and rank_and_ranks()[1] > 1:
+        if synced:
             sources.update(zip(floats, _weights.mean_over_ranks([sources[name] for name in floats]), strict=True))
         not_copied = {*averaged, *(floats if self.buffer_rule == "keep" else ())}
         copied = [name for name in targets if name not in not_copied]
-        _weights.average_(
-            [self.shadow[name] if name in self.shadow else targets[name] for name in averaged],
-            [sources[name] for name in averaged],
-            self.next_momentum,
+        shadows = [self.shadow[name] if name in self.shadow else targets[name] for name in averaged]
+        steps = Steps(
+            _weights.grouped(shadows, [sources[name] for name in averaged]),
+            [
+                *_weights.grouped([targets[name] for name in shadowed], [self.shadow[name] for name in shadowed]),
+                *_weights.grouped([targets[name] for name in copied], [sources[name] for name in copied]),
+            ],
         )
-        _weights.average_([targets[name] for name in shadowed], [self.shadow[name] for name in shadowed], 0.0)
-        _weights.average_([targets[name] for name in copied], [sources[name] for name in copied], 0.0)
-        self.step += 1
-        self._steps += 1
+        if not synced:
+            self._plan.keep(student, self, self.buffer_rule, steps)
+        return steps
 
     def restart(self) -> None:
         """Start the warm-up again: the next update copies the student."""

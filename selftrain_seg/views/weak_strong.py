@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from selftrain_seg import _checks
+from selftrain_seg.ops.precision import as_given
 from selftrain_seg.ops.random import check_generator, uniform_integers
 from selftrain_seg.views._arguments import check_range
 from selftrain_seg.views.geometry import ViewParameters, replay
@@ -283,9 +284,10 @@ class WeakStrongViews(nn.Module):
                 f"`parameters.blur_sigma_px`: expected at most {most:g}, for which this object's window is made, got"
                 f" {float(sigma.max()):g}; a wider blur would be cut off"
             )
-        side = 2 * math.ceil(3 * self.settings.blur_sigma_px[1]) + 1
-        some = torch.where(sigma > 0, sigma, 1.0)[:, None].expand(-1, 2)
-        blurred = filters.gaussian_blur2d(strong, (side, side), some, border_type="replicate")
+        # Not `gaussian_blur2d`: since kornia 0.9 that looks at every sigma, and the host waits for the GPU.
+        line = _gaussian(torch.where(sigma > 0, sigma, 1.0), math.ceil(3 * self.settings.blur_sigma_px[1]))
+        with as_given(strong):
+            blurred = filters.filter2d_separable(strong, line, line, border_type="replicate")
         strong = torch.where((sigma > 0)[:, None, None, None], blurred, strong)
 
         strong = torch.where(parameters.cut_out[:, None], self.fill, strong).to(weak.dtype)
@@ -306,6 +308,12 @@ def _recoloured(images: Tensor, parameters: ViewParameters) -> Tensor:
     jittered = enhance.adjust_hue(jittered, hue * (2 * math.pi))
     images = torch.where(changed[:, None, None, None], jittered, images)
     return torch.where(parameters.grey[:, None, None, None], color.rgb_to_grayscale(images), images)
+
+
+def _gaussian(sigma: Tensor, radius: int) -> Tensor:
+    """(B, 2 · radius + 1): for each sigma (B,), above 0, the weights of a blur, which add up to 1."""
+    steps = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
+    return (steps / sigma[:, None]).square().mul(-0.5).softmax(1)
 
 
 def _between(share: Tensor, low: float, high: float) -> Tensor:

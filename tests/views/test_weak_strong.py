@@ -292,6 +292,16 @@ def test_blur_of_one_point():
     np.testing.assert_allclose(views.strong(weak, parameters)[0, 0].numpy(), expected, atol=1e-12)
 
 
+def test_autocast_changes_nothing():
+    images, views = pictures(), WeakStrongViews((16, 18), strong=ALWAYS)
+    parameters = views.draw(images, generator=generator())
+    expected = views(images, parameters=parameters)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = views(images, parameters=parameters)
+    assert torch.equal(made.weak, expected.weak)
+    assert torch.equal(made.strong, expected.strong)
+
+
 def test_each_part_is_its_own():
     images = pictures(40)
     for name, settings_ in EACH.items():
