@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.mining.mixed import MixedBatch, blend, check_batch
+from selftrain_seg.mining.mixed import MixedBatch, blend, check_batch, check_neighbours
 from selftrain_seg.ops.class_draw import draw_classes
 from selftrain_seg.ops.random import check_generator, uniform_integers
 from selftrain_seg.types import IGNORE_INDEX
@@ -52,7 +52,8 @@ def class_mix(
         TypeError: ``images`` is not a tensor, ``labels`` not an integer one, ``pixel_weight`` not a floating-point one,
             or those of ``source`` alike.
         ValueError: ``images`` is not (B, D, H, W); ``labels`` or ``pixel_weight`` does not fit it or has no pixels;
-            ``source`` is not two or three tensors of the same shapes and dtypes; ``rounding`` is another word; a
+            ``source`` is not two or three tensors of the same shapes and dtypes, or None for a batch of one
+            image; ``rounding`` is another word; a
             tensor or the generator is on another device.
 
     References:
@@ -73,6 +74,7 @@ def class_mix(
         tensor([[ True, False,  True, False]])
     """
     others = check_batch(images, labels, pixel_weight, source)
+    check_neighbours(images, source)
     _checks.check_choice(rounding, "rounding", ("floor", "ceil"))
     check_generator(generator, images)
     keys = uniform_integers(len(labels), _MAX_CLASSES, labels.device, generator)

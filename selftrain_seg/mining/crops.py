@@ -109,8 +109,8 @@ def crop(tensor: Tensor, corners: Tensor, size: tuple[int, int], *, fill: float 
         corners: (B, 2), integer: (top, left) of each crop, from :func:`mine_crops`. A crop that would stick
             out of the image is shifted back inside.
         size: (h, w) of the crop in pixels.
-        fill: value of the padding. None stands for 255, the ignore label, in integer tensors of rank 3 (label
-            maps) and for 0 in all others.
+        fill: value of the padding. None stands for 255, the ignore label, in integer tensors (B, H, W) and
+            (B, 1, H, W) (label maps) and for 0 in all others.
 
     Returns:
         (B, …, h, w), dtype and device of ``tensor``, a copy. A channels_last batch stays channels_last.
@@ -164,7 +164,7 @@ def _rank(candidates: Tensor, fallbacks: int, keys: Tensor, ignore_index: int) -
 
     The later a class stands, the more it is preferred. What must not be drawn (a repeat, the ignore label) is -1.
     """
-    repeated = (candidates[:, None] == candidates).tril(-1).any(1)
+    repeated = (candidates[:, None] == candidates).triu(1).any(1)  # but the last time, where a preferred class stands
     candidates = torch.where(repeated | (candidates == ignore_index), -1, candidates)
     preferred = torch.arange(candidates.shape[0], device=candidates.device) >= fallbacks
     return candidates[(keys + preferred * 2**62).argsort(1)]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import types
+import warnings
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +31,79 @@ def unwrap(module: nn.Module) -> nn.Module:
             module = module.get_submodule("_orig_mod")
         else:
             return module
+
+
+# Where a module keeps the functions that run before, after and around it.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """Copy a network without what its user hung on it: functions are not copied, and would serve two networks.
+
+    Hooks that are methods of the network's modules, and torch's own (``weight_norm``, ``spectral_norm``, pruning), are
+    part of it and are copied. Other hooks are left out, with a warning that names them. A ``forward`` that was replaced
+    on a module is refused where it would go on calling the student.
+    """
+    modules = dict(network.named_modules())
+    ids = {id(module) for module in modules.values()}
+    for name, module in modules.items():
+        check_forward(name or "student", module)
+    memo: dict[int, Any] = {}
+    left_out: list[str] = []
+    for module in modules.values():
+        for kind in _HOOKS:
+            memo[id(getattr(module, kind))] = OrderedDict()
+    copy_ = copy.deepcopy(network, memo)
+    for name, module in modules.items():
+        for kind in _HOOKS:
+            for key, hook in getattr(module, kind).items():
+                if type(hook).__module__.startswith("torch.") or (_owner(hook) in ids and not _refers(hook)):
+                    getattr(memo[id(module)], kind)[key] = copy.deepcopy(hook, memo)
+                else:
+                    left_out.append(f"{name or 'student'} ({getattr(hook, '__name__', type(hook).__name__)})")
+    if left_out:
+        warnings.warn(
+            f"the teacher leaves out {len(left_out)} hooks of the student, which would store its outputs over the"
+            f" student's: {', '.join(left_out[:5])}{', …' if len(left_out) > 5 else ''}. If the network's output"
+            " depends on them, make them methods of its modules",
+            stacklevel=3,
+        )
+    return copy_
+
+
+def check_forward(name: str, module: nn.Module) -> None:
+    """Refuse a ``forward`` on the instance that a copy would share: a function, or one that holds a module."""
+    forward = vars(module).get("forward")
+    if forward is None or "_orig_mod" in module._modules or isinstance(module, torch.jit.ScriptModule):
+        return
+    if isinstance(forward, types.FunctionType) or _refers(forward):
+        raise ValueError(
+            f"`student`: expected modules with their own forward, got {name} with one that was put on it and that a"
+            " copy would share with the student; make the teacher outside of `drop_blocks` and before the student's"
+            " forward is replaced"
+        )
+
+
+def _owner(function: Any) -> int:
+    return id(function.__self__) if isinstance(function, types.MethodType) else -1
+
+
+def _refers(function: Any) -> bool:
+    """Whether a function holds a module, or a method of one, in a place that is not copied with it."""
+    if isinstance(function, functools.partial):
+        return _refers(function.func)
+    if isinstance(function, types.MethodType):
+        return _refers(function.__func__)
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            held = cell.cell_contents
+        except ValueError:  # not yet bound
+            continue
+        if isinstance(held, (nn.Module, functools.partial)) or isinstance(getattr(held, "__self__", None), nn.Module):
+            return True
+        if isinstance(held, types.FunctionType) and held is not function and _refers(held):
+            return True
+    return False
 
 
 def check_module(value: Any, name: str) -> None:

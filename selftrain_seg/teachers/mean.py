@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +17,6 @@ from selftrain_seg.teachers._plan import Plan, Steps
 __all__ = ["MeanTeacher"]
 
 _HALF = (torch.float16, torch.bfloat16)
-# Layers that do nothing but drop while training; those of other packages by name.
-_DROPPING = (nn.modules.dropout._DropoutNd, nn.MultiheadAttention)
-_DROPPING_NAMES = frozenset({"StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d"})
 
 
 class MeanTeacher(nn.Module):
@@ -35,15 +31,17 @@ class MeanTeacher(nn.Module):
     ``fully_shard(teacher.model)``.
 
     Args:
-        student: the network to copy; its wrappers are left out. It is not changed.
+        student: the network to copy; its wrappers are left out, and its hooks but those that are methods of its modules
+            or torch's own (a warning names them). It is not changed.
         momentum: d, in [0, 1]. Mean teachers: 0.99 to 0.9999.
         warmup: whether d grows from 0 as above.
         buffers: what happens to floating-point buffers (BatchNorm's running statistics): "copy" takes the
-            student's, "average" averages them like weights, "keep" leaves the teacher's own. Integer buffers are
-            always copied.
-        train_mode: whether the teacher's layers work as in training, so that BatchNorm uses the batch's statistics.
-            By default it is in evaluation mode. Either way ``.train()`` and ``.eval()`` do not change it.
-        dropout: whether dropout and stochastic depth stay on in train mode.
+            student's, "average" averages them like weights; either copies integer buffers. "keep" leaves all of the
+            teacher's own, and the student's may have other names and shapes.
+        train_mode: whether BatchNorm, and other layers with running statistics, use the batch's as in training. All
+            else is in evaluation mode, unless ``dropout``. Either way ``.train()`` and ``.eval()`` do not change it.
+        dropout: whether in train mode all layers work as in training, so that what drops stays on: dropout, stochastic
+            depth, attention.
         sync_buffers: whether the student's floating-point buffers are averaged over ranks first. ``update`` is then
             a collective: all ranks must call it. Wanted where all ranks update and BatchNorm, without SyncBatchNorm,
             sees another batch on each; else their teachers have other buffers. Without it ``update`` sends nothing.
@@ -61,7 +59,11 @@ class MeanTeacher(nn.Module):
 
     Raises:
         TypeError: ``student`` is no ``torch.nn.Module``; ``momentum`` is no number.
-        ValueError: ``momentum`` or ``buffers`` is out of range; the student cannot be copied.
+        ValueError: ``momentum`` or ``buffers`` is out of range; the student cannot be copied, or a module's ``forward``
+            was replaced by a function, as inside ``drop_blocks``.
+
+    Warns:
+        UserWarning: hooks of the student are left out.
 
     References:
         Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, arXiv:1703.01780.
@@ -101,7 +103,7 @@ class MeanTeacher(nn.Module):
         self.momentum, self.warmup, self.buffer_rule = float(momentum), bool(warmup), buffers
         self.train_mode, self.dropout, self.sync_buffers = bool(train_mode), bool(dropout), bool(sync_buffers)
         try:
-            model = copy.deepcopy(_weights.unwrap(student))
+            model = _weights.copied(_weights.unwrap(student))
         except (AssertionError, RuntimeError, TypeError) as error:
             raise ValueError(
                 "`student`: expected a network that can be deep-copied (make the teacher before the student is "
@@ -174,6 +176,8 @@ class MeanTeacher(nn.Module):
         _weights.reshard(student)
         _weights.reshard(self.model)
         own, other = _weights.by_name(self.model), _weights.by_name(student)
+        if self.buffer_rule == "keep":
+            own, other = own._replace(buffers={}), other._replace(buffers={})
         _weights.check_pairs("parameters", own.parameters, other.parameters)
         _weights.check_pairs("buffers", own.buffers, other.buffers)
         targets, sources = {**own.parameters, **own.buffers}, {**other.parameters, **other.buffers}
@@ -217,10 +221,10 @@ class MeanTeacher(nn.Module):
             The teacher itself.
         """
         super().train(mode)
-        self.model.train(self.train_mode)
-        for module in self.model.modules() if self.train_mode and not self.dropout else ():
-            if isinstance(module, _DROPPING) or type(module).__name__ in _DROPPING_NAMES:
-                module.eval()
+        self.model.train(self.train_mode and self.dropout)
+        for module in self.model.modules() if self.train_mode else ():
+            if "running_mean" in module._buffers:
+                module.training = True
         return self
 
     def _averaged(self, own: _weights.Tensors) -> dict[str, Tensor]:

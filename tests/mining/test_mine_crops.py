@@ -62,6 +62,7 @@ IMAGE = torch.tensor(
         ([1], [2, 3], 0.9, (1, 1)),  # the fallback only where none is present …
         ([4, 70000, -3], [2, 3], 0.9, (1, 1)),  # … as here
         ([], [2], 1.0, (1, 1)),
+        ([1, 3], [2, 3, 1, 0], 1.0, (1, 1)),  # what is in both is preferred
         ([2], None, 0.8, (6, 3)),  # as high as the image
         ([2], None, 0.8, (8, 3)),  # higher than the image
     ],
