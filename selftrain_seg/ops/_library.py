@@ -49,8 +49,17 @@ def operator(
 
 
 def differentiable(name: str, save: Callable[..., None], backward: Callable[..., tuple[Tensor | None, ...]]) -> None:
-    """Give an operator a gradient: see ``torch.library.register_autograd``. Not ``in_transform``."""
-    torch.library.register_autograd(f"selftrain_seg::{name}", backward, setup_context=save, lib=_library)
+    """Give an operator's first output a gradient: see ``torch.library.register_autograd``. Not ``in_transform``."""
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)  # maps of zeros for the other outputs would be written each time
+        ctx.mark_non_differentiable(*output[1:])
+        save(ctx, inputs, output)
+
+    def differentiate(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        return (None,) * len(ctx.needs_input_grad) if grad is None else backward(ctx, grad)
+
+    torch.library.register_autograd(f"selftrain_seg::{name}", differentiate, setup_context=setup, lib=_library)
 
 
 def on_host(*numbers: float) -> Tensor:

@@ -120,12 +120,10 @@ _backward = operator(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # zeros for the others would be written each time
     ctx.save_for_backward(*inputs, *output[1:])
 
 
-def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     logits, running_probs, running_histogram, mask, factor, slope, norm = ctx.saved_tensors
     if torch.is_grad_enabled():  # somebody wants to differentiate the gradient
         loss = _plain(logits, running_probs, running_histogram, mask, float(factor))

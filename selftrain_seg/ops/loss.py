@@ -272,13 +272,11 @@ _backward = operator(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # zeros for the others would be written each time
     ctx.save_for_backward(*inputs[:8], *output[1:])
     ctx.settings = inputs[8:]
 
 
-def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, numbers, scales, norm, kept = ctx.saved_tensors
     regulariser, which, normalize, ignore_index = ctx.settings
     if torch.is_grad_enabled():  # somebody wants to differentiate the gradient

@@ -106,13 +106,11 @@ _backward = operator(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # zeros for the others would be written each time
     ctx.save_for_backward(*inputs[:4], output[1])
     ctx.reduction = inputs[4]
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     logits, probs, weight, factor, scale = ctx.saved_tensors
     if torch.is_grad_enabled():  # somebody wants to differentiate the gradient
         loss = _plain(logits, probs, weight, float(factor), ctx.reduction)
