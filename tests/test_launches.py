@@ -110,12 +110,12 @@ TABLE = {
         lambda: (partial(mining.paste_classes, **GROUPS), images(), labels(), class_weight()),
     ),
     "ReliabilityBank.update": (
-        45,
+        53,
         lambda: (partial(bank("update"), previous=labels()), numbers(B), labels(), pixels()),
     ),
     "ReliabilityBank.refresh": (57, lambda: (bank("refresh"), 1)),
-    "ReliabilityBank.filter": (13, lambda: (bank("filter"), labels(), numbers(B))),
-    "WeakStrongViews": (298, lambda: (views.WeakStrongViews((64, 64)), images())),
+    "ReliabilityBank.filter": (16, lambda: (bank("filter"), labels(), numbers(B))),
+    "WeakStrongViews": (345, lambda: (views.WeakStrongViews((64, 64)), images())),
 }
 
 
