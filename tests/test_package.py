@@ -57,6 +57,7 @@ PROMISED = {
         "GTA5",
         "LabelMap",
         "SYNTHIA",
+        "SegmentationFolder",
         "SyntheticStreets",
         "VOCSegmentation",
     ],

@@ -5,6 +5,7 @@ from selftrain_seg.datasets.bdd100k import BDD100K
 from selftrain_seg.datasets.cityscapes import Cityscapes
 from selftrain_seg.datasets.gta5 import GTA5
 from selftrain_seg.datasets.label_map import LabelMap
+from selftrain_seg.datasets.segmentation_folder import SegmentationFolder
 from selftrain_seg.datasets.streets import SyntheticStreets
 from selftrain_seg.datasets.synthia import SYNTHIA
 from selftrain_seg.datasets.voc import VOCSegmentation
@@ -16,6 +17,7 @@ __all__ = [
     "BrokenFilesError",
     "Cityscapes",
     "LabelMap",
+    "SegmentationFolder",
     "SyntheticStreets",
     "VOCSegmentation",
 ]

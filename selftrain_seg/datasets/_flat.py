@@ -10,7 +10,7 @@ from selftrain_seg.datasets._files import check_present, check_some, list_files
 from selftrain_seg.datasets._folder import Labels, _Folder, checked
 from selftrain_seg.datasets.label_map import LabelMap
 
-_Place = tuple[Path, str]  # a folder, and what its files end in
+_Place = tuple[Path, tuple[str, ...]]  # a folder, and what its files end in
 
 
 class _FlatFolder(_Folder):
@@ -20,25 +20,19 @@ class _FlatFolder(_Folder):
         self,
         root: Path,
         images: _Place,
-        masks: _Place,
+        masks: Path,
         labels: Labels,
         label_map: LabelMap | None,
         default: Callable[[], LabelMap],
         transforms: Callable[..., Any] | None,
     ) -> None:
         label_map = checked(labels, label_map, default)
-        self._images, self._masks = images, masks
-        names = list_files(*images)
-        check_some(names, images[0], f"images, *{images[1]}")
-        super().__init__(root, names, labels, label_map, transforms)
+        folder, endings = images
+        found = list_files(folder, *endings)
+        check_some(found, folder, f"images, *{endings[0]}")
+        wanted = {name: masks / f"{name}.png" for name in found}
         if labels is True:
-            there = set(list_files(*masks))
-            check_present([self._label_path(name) for name in names], [name in there for name in names])
-
-    def _image_path(self, name: str) -> Path:
-        folder, suffix = self._images
-        return folder / (name + suffix)
-
-    def _label_path(self, name: str) -> Path:
-        folder, suffix = self._masks
-        return folder / (name + suffix)
+            there = list_files(masks, ".png")
+            check_present(wanted, there)
+            wanted |= {name: there[name] for name in wanted}
+        super().__init__(root, found, wanted, labels, label_map, transforms)

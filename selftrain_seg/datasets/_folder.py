@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -13,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from selftrain_seg import _checks
-from selftrain_seg.datasets._files import Channels, read_ids, read_image
+from selftrain_seg.datasets._images import Channels, Picture, read_picture
+from selftrain_seg.datasets._masks import MaskFile, Reading, classes_of, read_mask_file
 from selftrain_seg.datasets._progress import shown
 from selftrain_seg.datasets.label_map import LabelMap
 
@@ -58,33 +58,37 @@ class BrokenFilesError(ValueError):
         return "\n".join((head, *self.problems[: self._SHOWN], *more))
 
 
-class _Folder(Dataset[tuple[Any, Any]], ABC):
+class _Folder(Dataset[tuple[Any, Any]]):
     """Images and their label maps, found by name.
 
-    Subclasses say where the files of a name lie, and list the names when they are made.
+    Subclasses list the files when they are made, and say how they are read.
     """
 
-    _channels: Channels = "one"
+    _channels: Channels = 3
+    _white: int | None = None
+    _reading: Reading = "auto"
 
     def __init__(
         self,
         root: Path,
-        names: Sequence[str],
+        images: Mapping[str, Path],
+        masks: Mapping[str, Path],
         labels: Labels,
-        label_map: LabelMap,
+        label_map: LabelMap | None,
         transforms: Callable[..., Any] | None,
     ) -> None:
         self.root = root
-        self.names = tuple(names)
+        self.names = tuple(images)
+        self._images, self._masks = dict(images), dict(masks)
         self.labels = labels
         self.label_map = label_map
         self.transforms = transforms
 
-    @abstractmethod
-    def _image_path(self, name: str) -> Path: ...
+    def _image_path(self, name: str) -> Path:
+        return self._images[name]
 
-    @abstractmethod
-    def _label_path(self, name: str) -> Path: ...
+    def _label_path(self, name: str) -> Path:
+        return self._masks[name]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -93,7 +97,7 @@ class _Folder(Dataset[tuple[Any, Any]], ABC):
         from torchvision import tv_tensors
 
         name = self.names[self._number(index)]
-        image = tv_tensors.Image(read_image(self._image_path(name)))
+        image = tv_tensors.Image(self._read_picture(name).image)
         if self.labels is False:
             return (image if self.transforms is None else self.transforms(image)), name
         labels = tv_tensors.Mask(self._read_labels(name))
@@ -107,24 +111,30 @@ class _Folder(Dataset[tuple[Any, Any]], ABC):
         return f"{type(self).__name__}({str(self.root)!r}, {len(self)} samples)"
 
     @property
+    def _meaning(self) -> LabelMap:
+        if self.label_map is None:
+            raise ValueError("`label_map`: expected a data set with one, this one was made without")
+        return self.label_map
+
+    @property
     def num_classes(self) -> int:
         """C, of the label map."""
-        return self.label_map.num_classes
+        return self._meaning.num_classes
 
     @property
     def classes(self) -> tuple[str, ...]:
         """C names, of the label map."""
-        return tuple(self.label_map.classes)
+        return tuple(self._meaning.classes)
 
     @property
     def palette(self) -> tuple[tuple[int, int, int], ...]:
         """C colours, of the label map."""
-        return tuple(self.label_map.palette)
+        return tuple(self._meaning.palette)
 
     @property
     def ignore_index(self) -> int:
         """The label of pixels without a class."""
-        return self.label_map.ignore_index
+        return self._meaning.ignore_index
 
     def masks(self) -> Dataset[Tensor]:
         """The label maps alone, in order: nothing decodes the images, nothing is transformed.
@@ -194,7 +204,7 @@ class _Folder(Dataset[tuple[Any, Any]], ABC):
 
     def _problems(self, name: str) -> Iterator[str]:
         found: list[Tensor] = []
-        readers: list[Callable[[], Tensor]] = [lambda: read_image(self._image_path(name))]
+        readers: list[Callable[[], Tensor]] = [lambda: self._read_picture(name).image]
         if self.labels is not False:
             readers.append(lambda: self._read_labels(name))
         for read in readers:
@@ -225,14 +235,19 @@ class _Folder(Dataset[tuple[Any, Any]], ABC):
                 raise ValueError(f"`labels({name!r})`: expected (H, W), got {tuple(labels.shape)}")
             return labels.long()
         path = self._label_path(name)
-        ids = self._read_ids(path)
+        return self._translated(path, self._read_mask_file(path))
+
+    def _translated(self, path: Path, mask: MaskFile) -> Tensor:
         try:
-            return self.label_map(ids)
+            return classes_of(mask, self._reading, self._meaning)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
-    def _read_ids(self, path: Path) -> Tensor:
-        return read_ids(path, self._channels)
+    def _read_picture(self, name: str) -> Picture:
+        return read_picture(self._image_path(name), self._channels, self._white)
+
+    def _read_mask_file(self, path: Path) -> MaskFile:
+        return read_mask_file(path)
 
     def _check_sizes(self, name: str, image: Tensor, labels: Tensor) -> None:
         if image.shape[-2:] != labels.shape:
@@ -258,8 +273,12 @@ class _Masks(Dataset[Tensor]):
 
 def checked(labels: Any, label_map: LabelMap | None, default: Callable[[], LabelMap]) -> LabelMap:
     """The label map to use, after a look at both arguments."""
+    check_meaning(labels, label_map)
+    return default() if label_map is None else label_map
+
+
+def check_meaning(labels: Any, label_map: LabelMap | None) -> None:
     if not isinstance(labels, bool) and not callable(labels):
         raise TypeError(f"`labels`: expected a bool or a function of the name, got {type(labels).__name__}")
     if label_map is not None and not isinstance(label_map, LabelMap):
         raise TypeError(f"`label_map`: expected a LabelMap, got {type(label_map).__name__}")
-    return default() if label_map is None else label_map

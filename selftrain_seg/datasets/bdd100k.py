@@ -83,6 +83,6 @@ class BDD100K(_FlatFolder):
             raise ValueError("`labels`: expected False or a function for the split 'test', which has no label files")
         self.split = split
         path = Path(root)
-        images = (path / "images" / "10k" / split, ".jpg")
-        masks = (path / "labels" / "sem_seg" / "masks" / split, ".png")
+        images = (path / "images" / "10k" / split, (".jpg", ".jpeg"))
+        masks = path / "labels" / "sem_seg" / "masks" / split
         super().__init__(path, images, masks, labels, label_map, LabelMap.bdd100k, transforms)

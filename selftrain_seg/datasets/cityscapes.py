@@ -17,7 +17,7 @@ from selftrain_seg.datasets.label_map import LabelMap
 __all__ = ["Cityscapes"]
 
 _SPLITS = {"fine": ("train", "val", "test"), "coarse": ("train", "val", "train_extra")}
-_IMAGE = "_leftImg8bit.png"
+_KINDS = {"label": "labelIds", "train": "labelTrainIds"}
 
 
 class Cityscapes(_Folder):
@@ -31,10 +31,12 @@ class Cityscapes(_Folder):
         root: the folder.
         split: ``"train"``, ``"val"``, ``"test"`` or ``"train_extra"``.
         mode: ``"fine"`` for gtFine, which has no train_extra, or ``"coarse"`` for gtCoarse, which has no test.
+        ids: ``"label"`` for ``*_labelIds.png``, or ``"train"`` for ``*_labelTrainIds.png``, which not every copy has.
         labels: True reads the label files. False needs none of them. A function, such as the reading method of a
             store of pseudo-labels, is given a name and returns its (H, W) integer labels, training classes
             already, in place of the files.
-        label_map: from ids to training classes; by default :meth:`LabelMap.cityscapes`.
+        label_map: from ids to training classes; by default :meth:`LabelMap.cityscapes`, or for ``ids="train"``
+            :meth:`LabelMap.bdd100k`.
         transforms: called with (image, labels), or with the image alone where ``labels=False``; any joint
             transform of torchvision v2. Without it samples are as read.
 
@@ -45,9 +47,9 @@ class Cityscapes(_Folder):
     Raises:
         TypeError: ``labels`` is neither a bool nor callable, ``label_map`` is not a LabelMap.
         FileNotFoundError: a folder is missing or has no images, or an image has no label file.
-        ValueError: ``split`` or ``mode`` is none of those listed, or has no such split while ``labels=True``; for a
-            sample, naming the file: it is broken or of another kind, has an unknown id (train ids have: 255), or
-            labels and image differ in size.
+        ValueError: ``split``, ``mode`` or ``ids`` is none of those listed, or has no such split while
+            ``labels=True``; for a sample, naming the file: it is broken or of another kind, has an unknown id (train
+            ids have: 255), or labels and image differ in size.
         IndexError: an index past either end.
 
     Attributes:
@@ -55,6 +57,7 @@ class Cityscapes(_Folder):
         root: the folder, a Path.
         split: the argument.
         mode: the argument.
+        ids: the argument.
         labels: the argument.
         label_map: the label map in use.
         transforms: the argument; may be replaced.
@@ -79,35 +82,39 @@ class Cityscapes(_Folder):
         split: Literal["train", "val", "test", "train_extra"] = "train",
         *,
         mode: Literal["fine", "coarse"] = "fine",
+        ids: Literal["label", "train"] = "label",
         labels: bool | Callable[[str], Tensor] = True,
         label_map: LabelMap | None = None,
         transforms: Callable[..., Any] | None = None,
     ) -> None:
         check_choice(split, "split", ("train", "val", "test", "train_extra"))
         check_choice(mode, "mode", ("fine", "coarse"))
-        label_map = checked(labels, label_map, LabelMap.cityscapes)
+        check_choice(ids, "ids", tuple(_KINDS))
+        label_map = checked(labels, label_map, LabelMap.cityscapes if ids == "label" else LabelMap.bdd100k)
         if labels is True and split not in _SPLITS[mode]:
             raise ValueError(f"`mode`: expected one with labels for the split {split!r}, got {mode!r}")
         self.split = split
         self.mode = mode
+        self.ids = ids
         path = Path(root)
         folder = "gtFine" if mode == "fine" else "gtCoarse"
-        self._images = path / "leftImg8bit" / split
-        self._masks, self._suffix = path / folder / split, f"_{folder}_labelIds.png"
-        names = _names(self._images, _IMAGE)
-        check_some(names, self._images, f"images, */*{_IMAGE}")
-        super().__init__(path, names, labels, label_map, transforms)
+        images, ending = path / "leftImg8bit" / split, f"_{folder}_{_KINDS[ids]}.png"
+        masks = path / folder / split
+        found = _files(images, "_leftImg8bit.png")
+        check_some(found, images, "images, */*_leftImg8bit.png")
+        wanted = {name: masks / f"{name}{ending}" for name in found}
         if labels is True:
-            there = set(_names(self._masks, self._suffix))
-            check_present([self._label_path(name) for name in names], [name in there for name in names])
-
-    def _image_path(self, name: str) -> Path:
-        return self._images / f"{name}{_IMAGE}"
-
-    def _label_path(self, name: str) -> Path:
-        return self._masks / f"{name}{self._suffix}"
+            there = _files(masks, ending)
+            check_present(wanted, there)
+            wanted |= {name: there[name] for name in wanted}
+        super().__init__(path, found, wanted, labels, label_map, transforms)
 
 
-def _names(folder: Path, suffix: str) -> list[str]:
-    """``"{city}/{name}"`` of all files that end in ``suffix``, sorted."""
-    return sorted(f"{city}/{name}" for city in list_folders(folder) for name in list_files(folder / city, suffix))
+def _files(folder: Path, ending: str) -> dict[str, Path]:
+    """``"{city}/{name}"`` -> path of all files that end in ``ending``, sorted."""
+    found = {
+        f"{city}/{name}": path
+        for city in list_folders(folder)
+        for name, path in list_files(folder / city, ending).items()
+    }
+    return dict(sorted(found.items()))

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from selftrain_seg.datasets._files import Channels
+from selftrain_seg.datasets._files import IMAGE_SUFFIXES
 from selftrain_seg.datasets._flat import _FlatFolder
+from selftrain_seg.datasets._folder import checked
+from selftrain_seg.datasets._label_tables import CITYSCAPES_COLOURS
 from selftrain_seg.datasets.label_map import LabelMap
 
 __all__ = ["GTA5"]
@@ -20,9 +22,9 @@ class GTA5(_FlatFolder):
     """Read GTA5 (Playing for Data), 24,966 pictures of about 1914 × 1052 pixels.
 
     ``root`` holds ``images/*.png`` and ``labels/*.png``. Labels hold Cityscapes' ids as palette indices, as
-    distributed, or the colours of Cityscapes' palette as RGB; either is read. A colour that several ids share
-    stands for the trained class, if there is one. In some copies a few labels differ in size from their images:
-    :meth:`verify` names them.
+    distributed, or the colours of Cityscapes' palette as RGB; either is read, and a palette of other colours is
+    refused. A colour that several ids share stands for the trained class, if there is one. In some copies a few
+    labels differ in size from their images: :meth:`verify` names them.
 
     Args:
         root: the folder.
@@ -65,8 +67,6 @@ class GTA5(_FlatFolder):
         (('00001', '00002'), torch.uint8, (3, 64, 128), torch.int64, (64, 128))
     """
 
-    _channels: Channels = "colours"
-
     def __init__(
         self,
         root: str | os.PathLike[str],
@@ -76,5 +76,8 @@ class GTA5(_FlatFolder):
         transforms: Callable[..., Any] | None = None,
     ) -> None:
         path = Path(root)
-        images, masks = (path / "images", ".png"), (path / "labels", ".png")
+        images, masks = (path / "images", IMAGE_SUFFIXES), path / "labels"
+        label_map = checked(labels, label_map, LabelMap.cityscapes)
+        if not label_map.colours:
+            label_map = label_map._with_colours(CITYSCAPES_COLOURS)
         super().__init__(path, images, masks, labels, label_map, LabelMap.cityscapes, transforms)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import numbers
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -12,90 +13,46 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.datasets._cityscapes_ids import CITYSCAPES_LABELS
-from selftrain_seg.datasets._export import STREETS_TO_ID
-from selftrain_seg.datasets.streets import SyntheticStreets
+from selftrain_seg.datasets import _label_files
+from selftrain_seg.datasets._label_checks import (
+    check_int,
+    checked_colour,
+    checked_colours,
+    checked_ids,
+    checked_palette,
+)
+from selftrain_seg.datasets._label_files import Entry
+from selftrain_seg.datasets._label_presets import Presets, Unknown
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["LabelMap"]
 
-_Unknown = Literal["error", "ignore"]
-_Colour = tuple[int, int, int]
-
-_LOWEST_ID, _HIGHEST_ID = -(2**15), 2**16 - 1  # what the pixels of an image file can hold
 _UNKNOWN = torch.iinfo(torch.int64).min
-
-_TRAINED = sorted(
-    (label for label in CITYSCAPES_LABELS if label.train_id != IGNORE_INDEX), key=lambda label: label.train_id
-)
-_CITYSCAPES_IDS = (-1, *(label.label_id for label in CITYSCAPES_LABELS))  # -1 is Cityscapes' license plate
-
-# SYNTHIA-RAND-CITYSCAPES. The others of its 23 ids: 0 void, 13 parking slot, 14 road works, 16 terrain, 18 truck,
-# 20 train, 22 lane marking; of these 13, 16, 18 and 20 never occur.
-_SYNTHIA_IDS = {
-    "road": 3,
-    "sidewalk": 4,
-    "building": 2,
-    "wall": 21,
-    "fence": 5,
-    "pole": 7,
-    "traffic light": 15,
-    "traffic sign": 9,
-    "vegetation": 6,
-    "sky": 1,
-    "person": 10,
-    "rider": 17,
-    "car": 8,
-    "bus": 19,
-    "motorcycle": 12,
-    "bicycle": 11,
-}
-_NOT_IN_13 = ("wall", "fence", "pole")
-
-_VOC_CLASSES = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "dining table",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "potted plant",
-    "sheep",
-    "sofa",
-    "train",
-    "tv monitor",
-)
+_SHOWN = 5
 
 
 @dataclass(frozen=True, repr=False)
-class LabelMap:
+class LabelMap(Presets):
     """Translate the ids in a data set's files into training classes 0 to C - 1, with names and colours.
 
     ``label_map(labels)`` is one table lookup. It takes a tensor of any shape, of bools or any integers, on any
     device, and gives a new int64 tensor of that shape there; tensors that are already translated must not be
     translated again.
 
-    Presets: :meth:`cityscapes` (GTA5 has the same ids), :meth:`synthia`, :meth:`bdd100k`, :meth:`voc`, and
-    :meth:`streets` for what :meth:`SyntheticStreets.export` wrote. For other data, give the table yourself.
+    For your own data: :meth:`from_names`, :meth:`from_colours`, :meth:`binary`, or :meth:`load` from a JSON or CSV
+    file. Presets: :meth:`cityscapes` (GTA5 has the same ids), :meth:`synthia`, :meth:`bdd100k`, :meth:`voc`, and
+    :meth:`streets` for what :meth:`SyntheticStreets.export` wrote.
 
     Args:
         ids: for every id that may occur in the files, its class, or ``ignore_index``. Ids lie in
             [-32768, 65536).
         classes: names of the C classes, all different.
-        palette: their C colours, (red, green, blue) in [0, 255] each.
+        palette: their C colours to be shown in, (red, green, blue) in [0, 255] each.
         unknown: what ids that are not in ``ids`` give, negative ones included: ``"error"`` raises and names them,
             for which the host waits for the device, ``"ignore"`` gives ``ignore_index``.
         ignore_index: outside [0, C).
+        colours: for every colour that may occur in label files, its class, or ``ignore_index``; none for files of
+            ids only. Files in colours are read by it, and palettes of files are compared with it.
 
     Attributes:
         ids: the table, read-only.
@@ -103,6 +60,7 @@ class LabelMap:
         palette: C colours.
         unknown: ``"error"`` or ``"ignore"``.
         ignore_index: the label of pixels without a class.
+        colours: of label files, read-only; empty where there are none.
 
     Raises:
         TypeError: an id, a class or ``ignore_index`` is not an int, a name is not a str; when called, ``labels``
@@ -122,7 +80,8 @@ class LabelMap:
         (19, 'car', (0, 0, 142))
         >>> label_map(torch.tensor([7, 35]))
         Traceback (most recent call last):
-        ValueError: `labels`: expected ids of LabelMap(19 classes, 36 ids from -1 to 34), got 35
+        ValueError: `labels`: expected ids of LabelMap(19 classes, 36 ids from -1 to 34), got 35 (1 pixel, the first
+        at 1)
     """
 
     ids: Mapping[int, int]
@@ -130,6 +89,7 @@ class LabelMap:
     palette: Sequence[tuple[int, int, int]]
     unknown: Literal["error", "ignore"] = "error"
     ignore_index: int = IGNORE_INDEX
+    colours: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _checks.check_choice(self.unknown, "unknown", ("error", "ignore"))
@@ -139,26 +99,31 @@ class LabelMap:
                 raise TypeError(f"`classes`: expected names, got {type(name).__name__}")
         if not classes or len(set(classes)) != len(classes):
             raise ValueError(f"`classes`: expected at least one name and all different, got {classes}")
-        _check_int(self.ignore_index, "ignore_index")
+        check_int(self.ignore_index, "ignore_index")
         if 0 <= self.ignore_index < len(classes):
             raise ValueError(f"`ignore_index`: expected a value outside [0, {len(classes)}), got {self.ignore_index}")
         for store, value in (
-            ("ids", MappingProxyType(_checked_ids(self.ids, len(classes), self.ignore_index))),
+            ("ids", MappingProxyType(checked_ids(self.ids, len(classes), self.ignore_index))),
             ("classes", classes),
-            ("palette", _checked_palette(self.palette, len(classes))),
+            ("palette", checked_palette(self.palette, len(classes))),
+            ("colours", MappingProxyType(checked_colours(self.colours, len(classes), self.ignore_index))),
             ("_tables", {}),
         ):
             object.__setattr__(self, store, value)
 
     def __hash__(self) -> int:
-        return hash((frozenset(self.ids.items()), self.classes, self.palette, self.unknown, self.ignore_index))
+        ids, colours = frozenset(self.ids.items()), frozenset(self.colours.items())
+        return hash((ids, colours, self.classes, self.palette, self.unknown, self.ignore_index))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LabelMap, (dict(self.ids), self.classes, self.palette, self.unknown, self.ignore_index)
+        ids, colours = dict(self.ids), dict(self.colours)
+        return LabelMap, (ids, self.classes, self.palette, self.unknown, self.ignore_index, colours)
 
     def __repr__(self) -> str:
         low, high = min(self.ids, default=0), max(self.ids, default=0)
-        return f"LabelMap({self.num_classes} classes, {len(self.ids)} ids from {low} to {high})"
+        ids = f", {len(self.ids)} ids from {low} to {high}" if self.ids or not self.colours else ""
+        colours = "" if self.ids or not self.colours else f", {len(self.colours)} colours"
+        return f"LabelMap({self.num_classes} classes{ids}{colours})"
 
     def __call__(self, labels: Tensor) -> Tensor:
         """Translate ``labels``, (...) of bools or integers, to (...) int64."""
@@ -172,9 +137,7 @@ class LabelMap:
             index = labels.to(torch.int64).sub(first).clamp_(0, len(table) - 1)
         out = table.index_select(0, index.flatten()).view(labels.shape)
         if self.unknown == "error" and out.numel() and int(out.min()) == _UNKNOWN:
-            wrong = torch.unique(labels.to(torch.int64)[out == _UNKNOWN])  # 16 bits first: not indexed by torch 2.9
-            some = ", ".join(str(int(value)) for value in wrong[:5]) + (", ..." if len(wrong) > 5 else "")
-            raise ValueError(f"`labels`: expected ids of {self}, got {some}")
+            raise ValueError(f"`labels`: expected ids of {self}, got {_described(labels, out == _UNKNOWN)}")
         return out
 
     def _table(self, device: torch.device) -> tuple[int, Tensor]:
@@ -191,30 +154,6 @@ class LabelMap:
     def num_classes(self) -> int:
         """C."""
         return len(self.classes)
-
-    def synthia_subset(self, size: Literal[16, 13]) -> tuple[int, ...]:
-        """The classes over which mIoU-16 and mIoU-13 of SYNTHIA → Cityscapes are averaged.
-
-        16 are the classes of Cityscapes without terrain, truck and train; 13 leaves out wall, fence and pole too.
-        Compute one confusion matrix over all C classes, then average the IoU of these: pixels of them that were
-        predicted as another class stay wrong.
-
-        Args:
-            size: 16 or 13.
-
-        Returns:
-            Ascending class numbers of this map, whatever its numbering.
-
-        Raises:
-            ValueError: ``size`` is neither, or this map lacks one of the classes.
-        """
-        if size not in (16, 13):
-            raise ValueError(f"`size`: expected 16 or 13, got {size!r}")
-        names = [name for name in _SYNTHIA_IDS if size == 16 or name not in _NOT_IN_13]
-        missing = [name for name in names if name not in self.classes]
-        if missing:
-            raise ValueError(f"`size`: expected a label map with all {size} classes, this one lacks {missing}")
-        return tuple(sorted(self.classes.index(name) for name in names))
 
     def to_rgb(self, labels: Tensor) -> Tensor:
         """Paint training labels with ``palette``, for viewing.
@@ -238,142 +177,163 @@ class LabelMap:
         return colours[wide].movedim(-1, -3).contiguous()
 
     @classmethod
-    def cityscapes(cls, num_classes: Literal[19, 16] = 19, *, unknown: _Unknown = "error") -> LabelMap:
-        """The ids in Cityscapes' ``*_labelIds.png`` and in GTA5's labels, -1 to 34.
+    def from_names(
+        cls,
+        names: Mapping[int | tuple[int, ...], str | None],
+        *,
+        colours: Mapping[str, tuple[int, int, int]] | None = None,
+        unknown: Unknown = "error",
+    ) -> LabelMap:
+        """Classes by name, in the order given.
 
         Args:
-            num_classes: 19, the official train ids; or 16, those that SYNTHIA has, renumbered without gaps.
+            names: for an id in the files, or several, the name of its class; None is ignored. Ids of one name are
+                one class.
+            colours: name -> colour, for those to be shown in a colour of your choice, and that files may hold. A
+                colour is drawn for the others.
             unknown: as for the class.
 
         Returns:
             The map.
 
         Raises:
-            ValueError: ``num_classes`` or ``unknown`` is none of those listed.
+            TypeError: an id is not an int, or a name not a str.
+            ValueError: an id is given twice, or a colour to a name that is no class.
+
+        Example:
+            >>> import torch
+            >>> from selftrain_seg.datasets import LabelMap
+            >>> label_map = LabelMap.from_names({0: "background", 2: "road", (7, 40): "roof", 9: None})
+            >>> label_map.classes, label_map(torch.tensor([0, 2, 7, 40, 9])).tolist()
+            (('background', 'road', 'roof'), [0, 1, 2, 2, 255])
         """
-        names = _trained_names(num_classes)
-        return cls._named({label.label_id: label.name for label in _TRAINED}, names, _CITYSCAPES_IDS, unknown)
+        known = {} if colours is None else {name: checked_colour(colour, "colours") for name, colour in colours.items()}
+        entries = []
+        for ids, name in names.items():
+            several = tuple(ids) if isinstance(ids, tuple) else (ids,)
+            for label_id in several:
+                check_int(label_id, "names")
+            if name is not None and not isinstance(name, str):
+                raise TypeError(f"`names[{ids}]`: expected a name or None, got {type(name).__name__}")
+            colour = None if name is None else known.get(name)
+            entries.append(Entry(name, several, colour, () if colour is None else (colour,)))
+        strangers = sorted({*known} - {entry.name for entry in entries if entry.name is not None})
+        if strangers:
+            raise ValueError(f"`colours`: expected names of classes, got {strangers}")
+        return cls._of(entries, unknown)
 
     @classmethod
-    def synthia(cls, num_classes: Literal[19, 16] = 19, *, unknown: _Unknown = "error") -> LabelMap:
-        """The ids in the labels of SYNTHIA-RAND-CITYSCAPES, 0 to 22.
-
-        SYNTHIA has 16 of Cityscapes' 19 classes: terrain, truck and train never occur. Road marks, road works and
-        parking slots are ignored. With both numberings, take the same one for Cityscapes.
+    def from_colours(cls, names: Mapping[tuple[int, int, int], str | None], *, unknown: Unknown = "error") -> LabelMap:
+        """Classes by the colours of label files, in the order given.
 
         Args:
-            num_classes: 19, Cityscapes' train ids, of which 9, 14 and 16 stay empty: networks have 19 outputs and
-                compare with those trained on GTA5. Or 16, the same classes in the same order without gaps, as
-                ADVENT has it. :meth:`synthia_subset` gives the classes to average over in either.
-            unknown: as for the class.
+            names: for a colour in the files, (red, green, blue), the name of its class; None is ignored. Colours of
+                one name are one class, shown in the first.
+            unknown: as for the class; here for colours, too.
 
         Returns:
             The map.
 
         Raises:
-            ValueError: ``num_classes`` or ``unknown`` is none of those listed.
+            ValueError: a colour is none.
+
+        Example:
+            >>> from selftrain_seg.datasets import LabelMap
+            >>> LabelMap.from_colours({(0, 0, 0): "background", (255, 0, 0): "disc", (128, 128, 128): None}).palette
+            ((0, 0, 0), (255, 0, 0))
         """
-        names = _trained_names(num_classes)
-        return cls._named({label_id: name for name, label_id in _SYNTHIA_IDS.items()}, names, range(23), unknown)
+        checked = [(checked_colour(colour, "names"), name) for colour, name in names.items()]
+        return cls._of([Entry(name, (), colour, (colour,)) for colour, name in checked], unknown)
 
     @classmethod
-    def bdd100k(cls, num_classes: Literal[19, 16] = 19, *, unknown: _Unknown = "error") -> LabelMap:
-        """Files that hold Cityscapes' train ids already, 0 to 18 and 255: BDD100K, and ``*_labelTrainIds.png``.
+    def binary(cls, name: str = "foreground", *, unknown: Unknown = "error") -> LabelMap:
+        """Two classes: background where files hold 0 or black, ``name`` where they hold 1, 255 or white.
 
         Args:
-            num_classes: 19; or 16, those that SYNTHIA has, renumbered without gaps.
+            name: of class 1.
             unknown: as for the class.
 
         Returns:
             The map.
 
-        Raises:
-            ValueError: ``num_classes`` or ``unknown`` is none of those listed.
+        Example:
+            >>> import torch
+            >>> from selftrain_seg.datasets import LabelMap
+            >>> LabelMap.binary("vessel")(torch.tensor([0, 255, 1])).tolist()
+            [0, 1, 1]
         """
-        names = _trained_names(num_classes)
-        trained = {label.train_id: label.name for label in _TRAINED}
-        return cls._named(trained, names, (*trained, IGNORE_INDEX), unknown)
+        black, white = (0, 0, 0), (255, 255, 255)
+        return cls._of([Entry("background", (0,), black, (black,)), Entry(name, (1, 255), white, (white,))], unknown)
 
     @classmethod
-    def streets(cls, *, unknown: _Unknown = "error") -> LabelMap:
-        """Cityscapes' ids to the 13 classes of :class:`SyntheticStreets`, to read what its ``export`` wrote.
+    def load(cls, path: str | os.PathLike[str]) -> LabelMap:
+        """Read classes from a JSON or CSV file.
+
+        JSON: what :meth:`save` wrote; or ``{"0": "background", "255": "vessel", "9": null}``, null ignored; or a list
+        of names, whose ids are 0, 1, ...; or of ``{"name": "road", "ids": [7], "colour": [128, 64, 128]}``, where
+        ``"id"``, ``"color"`` and ``"#804080"`` do as well, and ``"ignore": true`` in place of a name.
+
+        CSV: a line of headings, ``name`` with ``id`` or ``ids`` (several with spaces between them) or ``r,g,b`` or
+        ``colour``, and ``ignore`` (1 or nothing) if some are. A colour is drawn for classes without.
 
         Args:
-            unknown: as for the class.
+            path: ends in ``.json`` or ``.csv``.
 
         Returns:
             The map.
 
         Raises:
-            ValueError: ``unknown`` is none of those listed.
+            FileNotFoundError: there is no such file.
+            ValueError: naming the file and what is wrong in it.
         """
-        ids = dict.fromkeys(_CITYSCAPES_IDS, IGNORE_INDEX)
-        ids.update((label_id, number) for number, label_id in enumerate(STREETS_TO_ID))
-        return cls(ids, SyntheticStreets.classes, SyntheticStreets.palette, unknown)
+        entries, others = _label_files.read(Path(path))
+        try:
+            return cls._of(entries, **others)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
 
-    @classmethod
-    def voc(cls, *, unknown: _Unknown = "error") -> LabelMap:
-        """PASCAL VOC's 21 classes, the background (0) included; 255, the band around objects, is ignored.
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a JSON file that :meth:`load` reads back as an equal map; it appears whole or not at all.
 
         Args:
-            unknown: as for the class.
+            path: ends in ``.json``; what is there is replaced.
 
         Returns:
-            The map.
+            ``path`` as a Path.
 
         Raises:
-            ValueError: ``unknown`` is none of those listed.
+            ValueError: ``path`` does not end in ``.json``.
+
+        Example:
+            >>> import os, tempfile
+            >>> from selftrain_seg.datasets import LabelMap
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = LabelMap.voc().save(os.path.join(folder, "classes.json"))
+            ...     LabelMap.load(path) == LabelMap.voc()
+            True
         """
-        ids = {number: number for number in range(len(_VOC_CLASSES))} | {IGNORE_INDEX: IGNORE_INDEX}
-        return cls(ids, _VOC_CLASSES, tuple(_voc_colour(number) for number in range(len(_VOC_CLASSES))), unknown)
+        path = Path(path)
+        if path.suffix.lower() != ".json":
+            raise ValueError(f"`path`: expected a name that ends in .json, got {path}")
+        _label_files.write(path, self)
+        return path
 
     @classmethod
-    def _named(cls, names: Mapping[int, str], kept: Sequence[str], known: Iterable[int], unknown: _Unknown) -> LabelMap:
-        """Cityscapes' classes: the ids of the names that are kept, and all others that are known, ignored."""
-        ids = dict.fromkeys(known, IGNORE_INDEX)
-        ids.update((label_id, kept.index(name)) for label_id, name in names.items() if name in kept)
-        colours = {label.name: label.colour for label in _TRAINED}
-        return cls(ids, kept, tuple(colours[name] for name in kept), unknown)
+    def _of(cls, entries: Iterable[Entry], unknown: Unknown = "error", ignore_index: int = IGNORE_INDEX) -> LabelMap:
+        table = _label_files.table(entries, ignore_index)
+        return cls(table.ids, table.classes, table.palette, unknown, ignore_index, table.colours)
+
+    def _with_colours(self, ids: Mapping[tuple[int, int, int], int]) -> LabelMap:
+        """For files in colours, too: of each the id it stands for; ids that this map does not know are left out."""
+        return replace(self, colours={colour: self.ids[key] for colour, key in ids.items() if key in self.ids})
 
 
-def _trained_names(num_classes: int) -> tuple[str, ...]:
-    if num_classes not in (19, 16):
-        raise ValueError(f"`num_classes`: expected 19 or 16, got {num_classes!r}")
-    return tuple(label.name for label in _TRAINED if num_classes == 19 or label.name in _SYNTHIA_IDS)
-
-
-def _voc_colour(number: int) -> _Colour:
-    """VOC deals the bits of the class number to red, green and blue in turn, highest bit first."""
-    red, green, blue = (sum((number >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3))
-    return red, green, blue
-
-
-def _check_int(value: Any, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"`{name}`: expected an int, got {type(value).__name__}")
-
-
-def _checked_ids(ids: Mapping[int, int], num_classes: int, ignore_index: int) -> dict[int, int]:
-    for label_id, number in ids.items():
-        _check_int(label_id, "ids")
-        _check_int(number, f"ids[{label_id}]")
-        if not _LOWEST_ID <= label_id <= _HIGHEST_ID:
-            raise ValueError(f"`ids`: expected ids in [{_LOWEST_ID}, {_HIGHEST_ID + 1}), got {label_id}")
-        if not 0 <= number < num_classes and number != ignore_index:
-            raise ValueError(
-                f"`ids[{label_id}]`: expected a class in [0, {num_classes}) or ignore_index {ignore_index},"
-                f" got {number}"
-            )
-    return {int(label_id): int(number) for label_id, number in ids.items()}
-
-
-def _checked_palette(palette: Iterable[Sequence[int]], num_classes: int) -> tuple[_Colour, ...]:
-    colours = [tuple(int(channel) for channel in colour) for colour in palette]
-    if len(colours) != num_classes:
-        raise ValueError(f"`palette`: expected {num_classes} colours, got {len(colours)}")
-    out = []
-    for colour in colours:
-        if len(colour) != 3 or not 0 <= min(colour) <= max(colour) <= 255:
-            raise ValueError(f"`palette`: expected colours of three values in [0, 255], got {colour}")
-        out.append((colour[0], colour[1], colour[2]))
-    return tuple(out)
+def _described(labels: Tensor, wrong: Tensor) -> str:
+    """The values where ``wrong``, how often they occur, and where first."""
+    # 16 bits first: not indexed by torch 2.9
+    values, counts = torch.unique(labels.to(torch.int64)[wrong], return_counts=True)
+    shown = values[:_SHOWN]
+    some = ", ".join(str(int(value)) for value in shown) + (", ..." if len(values) > len(shown) else "")
+    count, first = int(counts.sum()), tuple(int(place) for place in wrong.nonzero()[0])
+    where = f", the first at {first[0] if len(first) == 1 else first}" if first else ""
+    return f"{some} ({count} pixel{'s' * (count != 1)}{where})"

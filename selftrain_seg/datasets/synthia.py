@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from selftrain_seg.datasets._files import Channels
+from selftrain_seg.datasets._files import IMAGE_SUFFIXES
 from selftrain_seg.datasets._flat import _FlatFolder
+from selftrain_seg.datasets._masks import Reading
 from selftrain_seg.datasets.label_map import LabelMap
 
 __all__ = ["SYNTHIA"]
@@ -68,7 +69,7 @@ class SYNTHIA(_FlatFolder):
         Mask([[  0,   1,  15, 255]])
     """
 
-    _channels: Channels = "first"
+    _reading: Reading = "first"
 
     def __init__(
         self,
@@ -79,5 +80,5 @@ class SYNTHIA(_FlatFolder):
         transforms: Callable[..., Any] | None = None,
     ) -> None:
         path = Path(root)
-        images, masks = (path / "RGB", ".png"), (path / "GT" / "LABELS", ".png")
+        images, masks = (path / "RGB", IMAGE_SUFFIXES), path / "GT" / "LABELS"
         super().__init__(path, images, masks, labels, label_map, LabelMap.synthia, transforms)

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from selftrain_seg.datasets._files import check_present, check_some, list_files, read_mat
+from selftrain_seg.datasets._files import check_present, check_some, list_files
 from selftrain_seg.datasets._folder import _Folder, checked
+from selftrain_seg.datasets._masks import MaskFile, read_mat
 from selftrain_seg.datasets.label_map import LabelMap
 
 __all__ = ["VOCSegmentation"]
@@ -26,7 +27,7 @@ class _Source(NamedTuple):
 
     folder: Path
     suffix: str
-    names: frozenset[str]
+    files: dict[str, Path]
 
 
 class VOCSegmentation(_Folder):
@@ -112,27 +113,22 @@ class VOCSegmentation(_Folder):
         label_map = checked(labels, label_map, LabelMap.voc)
         self.split = split
         path = _find(Path(root))
-        self._sources = _sources(path, split, sbd)
-        self._images = path / "JPEGImages"
-        names = _split_names(path / "ImageSets" / "Segmentation", split, self._sources)
-        super().__init__(path, names, labels, label_map, transforms)
-        there = set(list_files(self._images, ".jpg"))
-        check_present([self._image_path(name) for name in names], [name in there for name in names])
+        sources = _sources(path, split, sbd)
+        images = path / "JPEGImages"
+        names = _split_names(path / "ImageSets" / "Segmentation", split, sources)
+        there = list_files(images, ".jpg", ".jpeg")
+        check_present({name: images / f"{name}.jpg" for name in names}, there)
+        labelled: dict[str, Path] = {}
+        for source in reversed(sources):  # the best last
+            labelled |= source.files
         if labels is True:
-            if not self._sources:
+            if not sources:
                 raise FileNotFoundError(f"`root`: expected labels in {path / 'SegmentationClass'}, found none")
-            labelled = frozenset[str]().union(*(source.names for source in self._sources))
-            check_present([self._label_path(name) for name in names], [name in labelled for name in names])
+            check_present({name: sources[0].folder / f"{name}{sources[0].suffix}" for name in names}, labelled)
+        super().__init__(path, {name: there[name] for name in names}, labelled, labels, label_map, transforms)
 
-    def _image_path(self, name: str) -> Path:
-        return self._images / f"{name}.jpg"
-
-    def _label_path(self, name: str) -> Path:
-        source = next((source for source in self._sources if name in source.names), self._sources[0])
-        return source.folder / f"{name}{source.suffix}"
-
-    def _read_ids(self, path: Path) -> Tensor:
-        return read_mat(path) if path.suffix == ".mat" else super()._read_ids(path)
+    def _read_mask_file(self, path: Path) -> MaskFile:
+        return read_mat(path) if path.suffix.lower() == ".mat" else super()._read_mask_file(path)
 
 
 def _find(root: Path) -> Path:
@@ -149,7 +145,7 @@ def _sources(root: Path, split: str | os.PathLike[str], sbd: str | os.PathLike[s
     places = [(folder, ".png") for folder in (folders if split in _OWN else reversed(folders)) if folder.is_dir()]
     if sbd is not None:
         places.append((Path(sbd) / "cls", ".mat"))
-    return tuple(_Source(folder, suffix, frozenset(list_files(folder, suffix))) for folder, suffix in places)
+    return tuple(_Source(folder, suffix, list_files(folder, suffix)) for folder, suffix in places)
 
 
 def _split_names(folder: Path, split: str | os.PathLike[str], sources: tuple[_Source, ...]) -> list[str]:
@@ -164,7 +160,7 @@ def _split_names(folder: Path, split: str | os.PathLike[str], sources: tuple[_So
             return _listed(path)
     if split != _AUGMENTED:
         raise FileNotFoundError(f"`split`: expected a file {paths[0]}, found none")
-    names = frozenset[str]().union(*(source.names for source in sources)) - set(_listed(folder / "val.txt"))
+    names = frozenset[str]().union(*(source.files for source in sources)) - set(_listed(folder / "val.txt"))
     check_some(sorted(names), folder, "train_aug.txt or trainaug.txt, or labels beyond those of val.txt")
     return sorted(names)
 

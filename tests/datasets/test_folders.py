@@ -345,7 +345,10 @@ class TestBroken:
         wrong = 200
         one_channel(tree, wrong)
         dataset = tree.open()
-        with pytest.raises(ValueError, match=rf"{tree.label.name}: `labels`: expected ids of .*, got {wrong}$"):
+        with pytest.raises(
+            ValueError,
+            match=rf"{tree.label.name}: `labels`: expected ids of .*, got {wrong} \(2 pixels, the first at \(2, 3",
+        ):
             dataset[dataset.names.index(tree.name)]
         lenient = getattr(LabelMap, PRESETS[tree.kind])(unknown="ignore")
         labels = tree.open(label_map=lenient)[dataset.names.index(tree.name)][1]
@@ -509,7 +512,7 @@ class TestGTA5:
         wrong = np.zeros((*trees.SIZE, 3), np.uint8)
         wrong[1, 1:4] = (1, 2, 3)
         trees.save(tree.label, wrong)
-        message = r"00002.png: expected colours of Cityscapes' palette, got \(1, 2, 3\) in 3 pixels"
+        message = r"00002.png: expected colours of the label map, got \(1, 2, 3\) in 3 pixels, the first at row 1, col"
         with pytest.raises(ValueError, match=message):
             tree.open()[1]
 
@@ -531,7 +534,7 @@ class TestGTA5:
 
     def test_16_bit_colours_are_refused(self, tmp_path):
         tree = Tree("gta5", tmp_path)
-        trees.save(tree.label, trees.png16(np.zeros((*trees.SIZE, 3))))
+        trees.save(tree.label, trees.png16(np.full((*trees.SIZE, 3), (0, 0, 1))))
         with pytest.raises(
             ValueError, match=r"00002.png: expected one channel of class ids, got 3 channels of torch.u"
         ):
@@ -615,8 +618,8 @@ class TestCityscapes:
 
     def test_several_channels(self, tmp_path):
         tree = Tree("cityscapes", tmp_path)
-        trees.save(tree.label, np.zeros((*trees.SIZE, 4), np.uint8))
-        message = "labelIds.png: expected one channel of class ids, got 4 channels of torch.uint8"
+        trees.save(tree.label, np.full((*trees.SIZE, 4), (7, 8, 9, 255), np.uint8))
+        message = r"labelIds.png: expected colours of the label map, got \(7, 8, 9\) in 60 pixels"
         with pytest.raises(ValueError, match=message):
             tree.open()[2]
 

@@ -191,10 +191,10 @@ class TestLookUp:
 
     def test_all_wrong_ids_are_named(self):
         labels = torch.tensor([[7, 60], [-2, 60]])
-        message = r"`labels`: expected ids of LabelMap\(19 classes, 36 ids from -1 to 34\), got -2, 60$"
+        message = r"ids of LabelMap\(19 classes, 36 ids from -1 to 34\), got -2, 60 \(3 pixels, the first at \(0, 1"
         with pytest.raises(ValueError, match=message):
             LabelMap.cityscapes()(labels)
-        with pytest.raises(ValueError, match=r"got 35, 36, 37, 38, 39, \.\.\.$"):
+        with pytest.raises(ValueError, match=r"got 35, 36, 37, 38, 39, \.\.\. \(25 pixels, the first at 35\)$"):
             LabelMap.cityscapes()(torch.arange(60, dtype=torch.uint8))
 
     def test_train_ids_in_place_of_ids_are_noticed(self):

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torchvision.datasets import Cityscapes
 
 SIZE = (6, 10)
+CITYSCAPES = Cityscapes.classes
 
 
 def rng(seed=0):
@@ -56,9 +58,29 @@ def gta5(root: Path, count=3):
     for number in range(1, count + 1):
         ids = rng(number).integers(0, 35, SIZE, dtype=np.uint8)
         save(root / "images" / f"{number:05d}.png", picture(number))
-        save(root / "labels" / f"{number:05d}.png", ids, rng(9).integers(0, 256, (256, 3)))
+        save(root / "labels" / f"{number:05d}.png", ids, gta5_palette())
         out[f"{number:05d}"] = ids
     return out
+
+
+def gta5_palette():
+    """The colours of Cityscapes by id, as torchvision has them; "static" and the license plate are GTA5's own."""
+    palette = np.zeros((256, 3), np.uint8)
+    for entry in CITYSCAPES:
+        if entry.id >= 0:
+            palette[entry.id] = entry.color
+    palette[4], palette[34] = (20, 20, 20), (0, 0, 142)
+    return palette
+
+
+def voc_palette():
+    """As the VOC development kit's VOClabelcolormap draws it."""
+    palette = np.zeros((256, 3), np.uint8)
+    for number in range(256):
+        for bit in range(8):
+            for channel in range(3):
+                palette[number, channel] |= (number >> (3 * bit + channel) & 1) << (7 - bit)
+    return palette
 
 
 def synthia(root: Path, count=3):
@@ -113,7 +135,7 @@ def voc(root: Path, train=3, val=2, extra=4, augmented=True):
         ids = rng(number).choice([*range(21), 255], size).astype(np.uint8)
         save(root / "JPEGImages" / f"{name}.jpg", picture(number, size))
         if name in parts["trainval"]:
-            save(root / "SegmentationClass" / f"{name}.png", ids, rng(9).integers(0, 256, (256, 3)))
+            save(root / "SegmentationClass" / f"{name}.png", ids, voc_palette())
         if augmented:
             save(root / "SegmentationClassAug" / f"{name}.png", ids)
         out[name] = ids

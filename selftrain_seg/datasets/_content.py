@@ -1,0 +1,242 @@
+"""Opening an image file of any kind, so that every error names the file and the way out."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from einops import rearrange
+
+Pixels = npt.NDArray[Any]
+
+PNG = b"\x89PNG\r\n\x1a\n"
+JPEG = b"\xff\xd8\xff"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_ORIENTATION, _BITS, _SAMPLES, _PHOTOMETRIC, _EXTRA = 274, 258, 277, 262, 338
+_REDUCED, _PAGE_KIND = 1, 254
+_OPACITY = (1, 2)  # what TIFF's ExtraSamples calls an opacity
+
+
+class FileError(ValueError):
+    """Something is wrong with a file, already told in full; ``args[0]`` lacks the file's name."""
+
+
+class Content(NamedTuple):
+    """What an image file holds.
+
+    Attributes:
+        pixels: (H, W) or (H, W, C), as decoded and turned as the file says.
+        mode: Pillow's name of what that is, or ``"tifffile"``.
+        palette: (N, 3) uint8 for indices of a palette, else None.
+        alpha: whether the last channel is an opacity.
+        bits: of a channel in the file.
+        turned: the EXIF orientation that was undone; 1 for none.
+    """
+
+    pixels: Pixels
+    mode: str
+    palette: npt.NDArray[np.uint8] | None = None
+    alpha: bool = False
+    bits: int = 8
+    turned: int = 1
+
+
+def read_bytes(path: Path) -> bytearray:
+    data = bytearray(path.read_bytes())
+    if not data:
+        raise ValueError(f"{path}: empty")
+    return data
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def decode(path: Path, what: str, *, colours: bool) -> Content:
+    """Read a file.
+
+    Args:
+        path: the file.
+        what: it should be, in words, for the message if it is broken.
+        colours: give the colours of a palette and grey from black to white; False gives indices and raw values.
+    """
+    from PIL import Image
+
+    data = read_bytes(path)
+    try:
+        check_png(data)
+        return _decode(data, colours)
+    except FileError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(
+            f"{path}: larger than Pillow's limit against decompression bombs ({first_line(error)}); if the file is"
+            " to be trusted, set PIL.Image.MAX_IMAGE_PIXELS = None, in every worker, or cut the image into tiles"
+        ) from error
+    except Exception as error:  # Pillow's are of many kinds
+        raise ValueError(f"{path}: broken{what} ({first_line(error)})") from error
+
+
+def _decode(data: bytearray, colours: bool) -> Content:
+    from PIL import Image, UnidentifiedImageError
+
+    is_tiff = data.startswith(_TIFF)
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        if not is_tiff:
+            raise
+        return _by_tifffile(data)
+    with image:
+        _check_frames(image)
+        if is_tiff and _needs_tifffile(image):
+            return _by_tifffile(data)
+        bits = _bits(image, data)
+        if data.startswith(PNG) and bits == 16 and image.mode not in ("I;16", "I;16B", "I"):
+            pixels, mode = _by_torchvision(data), "torchvision"  # Pillow keeps 8 bits of 16 where there are channels
+            palette, alpha = None, pixels.shape[2] in (2, 4)
+        else:
+            pixels, mode, palette, alpha = _by_pillow(image, bits, colours)
+        # After loading: Pillow turns a TIFF by itself, and then says so here.
+        orientation = _orientation(image)
+    return Content(_turned(pixels, orientation), mode, palette, alpha, bits, orientation)
+
+
+def _by_pillow(image: Any, bits: int, colours: bool) -> tuple[Pixels, str, npt.NDArray[np.uint8] | None, bool]:
+    mode, palette = image.mode, None
+    if mode in ("P", "PA") and not colours:
+        palette = np.frombuffer(bytes(image.getpalette("RGB") or b""), np.uint8).reshape(-1, 3)
+        pixels = np.array(image)
+        return (pixels[..., 0] if mode == "PA" else pixels), mode, palette, False
+    if mode == "P":
+        mode = "RGBA" if "transparency" in image.info else "RGB"
+        image = image.convert(mode)
+    elif mode in ("PA", "CMYK", "YCbCr", "HSV"):
+        mode = "RGBA" if mode == "PA" else "RGB"
+        image = image.convert(mode)
+    elif mode == "LAB":
+        raise FileError("holds L*a*b* colours; convert it to RGB")
+    pixels = np.array(image)
+    if mode == "1" and colours:
+        pixels = pixels.astype(np.uint8) * 255
+    if mode == "L" and bits in (2, 4) and not colours:  # Pillow stretches them to 8 bits
+        pixels //= 85 if bits == 2 else 17
+    if not colours and image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:
+        raise FileError("a TIFF that stores white as 0 (WhiteIsZero), so its values can be read in two ways; save PNG")
+    return pixels, mode, palette, mode in ("LA", "RGBA", "La", "RGBa")
+
+
+def _bits(image: Any, data: bytearray) -> int:
+    """Bits a channel in the file."""
+    if data.startswith(PNG):
+        return data[24]
+    if image.format == "TIFF":
+        return int(image.tag_v2.get(_BITS, (1,))[0])
+    return 1 if image.mode == "1" else 8
+
+
+def _check_frames(image: Any) -> None:
+    """One picture a file; what is smaller beside it (previews of cameras, pyramids) does not count."""
+    frames = getattr(image, "n_frames", 1)
+    if frames == 1 or image.format == "MPO":
+        return
+    if image.format == "TIFF":
+        reduced = 0
+        for number in range(1, frames):
+            image.seek(number)
+            reduced += int(image.tag_v2.get(_PAGE_KIND, 0)) & _REDUCED
+        image.seek(0)
+        if reduced == frames - 1:
+            return
+    raise FileError(f"holds {frames} frames or pages; expected one image: save the one you want as a file of its own")
+
+
+def _orientation(image: Any) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF data, of which Pillow's errors are of many kinds, turns nothing
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _turned(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo an EXIF orientation."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _by_torchvision(data: bytearray) -> Pixels:
+    from torchvision.io import ImageReadMode, decode_png
+
+    pixels = decode_png(torch.frombuffer(data, dtype=torch.uint8), mode=ImageReadMode.UNCHANGED)
+    return np.asarray(rearrange(pixels, "c h w -> h w c"))
+
+
+def _needs_tifffile(image: Any) -> bool:
+    """Whether Pillow would leave out channels or bits of a TIFF without a word."""
+    samples, bits = int(image.tag_v2.get(_SAMPLES, 1)), image.tag_v2.get(_BITS, (1,))
+    bands = len(image.getbands())
+    return samples != bands or (samples > 1 and max(bits) > 8)
+
+
+def _by_tifffile(data: bytearray) -> Content:
+    from PIL import Image
+
+    try:
+        tifffile = importlib.import_module("tifffile")
+    except ModuleNotFoundError as error:
+        raise FileError(
+            "a TIFF of more channels or bits than Pillow reads; install tifffile (pip install selftrain-seg[tiff])"
+        ) from error
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages[0]
+        others = sum(not other.is_reduced for other in list(file.pages)[1:])
+        if others:
+            raise FileError(f"holds {others + 1} pages; expected one image: save the one you want as a file of its own")
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and page.imagewidth * page.imagelength > 2 * limit:
+            raise Image.DecompressionBombError(f"{page.imagewidth * page.imagelength} pixels, limit {2 * limit}")
+        pixels = np.asarray(page.asarray())
+        if page.axes == "SYX":
+            pixels = np.moveaxis(pixels, 0, -1)
+        elif page.axes not in ("YX", "YXS"):
+            raise FileError(f"a TIFF of axes {page.axes}; expected height, width and channels")
+        tag = page.tags.get(_ORIENTATION)
+        orientation = int(tag.value) if tag is not None and 1 <= int(tag.value) <= 8 else 1
+        extra = tuple(int(kind) for kind in page.extrasamples)
+        alpha = bool(extra) and extra[-1] in _OPACITY
+        bits = int(page.bitspersample)
+    pixels = _turned(pixels.astype(pixels.dtype.newbyteorder("="), copy=False), orientation)
+    return Content(pixels, "tifffile", None, alpha, bits, orientation)
+
+
+def check_png(data: bytearray) -> None:
+    """Walk through the chunks of a PNG file; nothing for other files.
+
+    torchvision crashes on some damaged files, and Pillow does not look at all checksums.
+    """
+    if not data.startswith(PNG):
+        return
+    start, kind = len(PNG), b""
+    while kind != b"IEND":
+        if start + 12 > len(data):
+            raise ValueError("truncated")
+        length, kind = int.from_bytes(data[start : start + 4], "big"), bytes(data[start + 4 : start + 8])
+        end = start + 8 + length
+        if end + 4 > len(data):
+            raise ValueError("truncated")
+        critical = not kind[0] & 32
+        if critical and zlib.crc32(memoryview(data)[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise ValueError(f"wrong checksum of the chunk {kind!r}")
+        start = end + 4
