@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.teachers._output import logits_of
+from selftrain_seg.outputs import find, resized
 
 __all__ = ["predict_in_parts"]
 
 
 @torch.no_grad()
 def predict_in_parts(
-    model: Callable[[Tensor], Tensor],
+    model: Callable[[Tensor], Any],
     images: Tensor,
     *,
     images_at_once: int | None = None,
@@ -28,20 +29,21 @@ def predict_in_parts(
     image, the last of a row or column shifted back inside; where they overlap their logits are averaged.
 
     Args:
-        model: maps images (b, 3, h, w) to logits (b, C, h, w): a teacher, or any network in evaluation mode.
+        model: maps images (b, 3, h, w) to logits of any resolution, or to what ``selftrain_seg.as_logits`` finds
+            them in: a teacher, or any network in evaluation mode.
         images: (B, 3, H, W).
         images_at_once: images in a chunk; None for all.
         window: (h, w) in pixels; None for whole images. Cut to the image where that is smaller.
         stride: (down, right) from one window to the next, in pixels; None for ``window``, without overlap.
 
     Returns:
-        (B, C, H, W) logits in the model's dtype (at least float32 with windows), without gradient. Without windows
-        whatever resolution the model returns.
+        (B, C, H, W) logits of the images' size, in the model's dtype (at least float32 with windows), without
+        gradient. A model's lower resolution is enlarged, in each window by itself.
 
     Raises:
         TypeError: ``images`` is no floating-point tensor, a number is no int, or the model returns no logits.
         ValueError: ``images`` is not (B, 3, H, W) in rank or B is 0; a number is below 1; ``stride`` is given without
-            ``window``, or exceeds it; with windows the model's output is not of their size.
+            ``window``, or exceeds it; the model returns another number of images, or several tensors.
 
     Example:
         >>> import torch
@@ -51,7 +53,7 @@ def predict_in_parts(
         >>> torch.allclose(parts, model(images))
         True
     """
-    _checks.check_logits(images, name="images")
+    _checks.check_images(images)
     if images.shape[0] == 0:
         raise ValueError(f"`images`: expected at least one, got {tuple(images.shape)}")
     if images_at_once is not None:
@@ -68,25 +70,27 @@ def predict_in_parts(
     count = images_at_once or images.shape[0]
     chunks = [images[start : start + count].detach() for start in range(0, images.shape[0], count)]
     if size is None:
-        return torch.cat([logits_of(model(chunk)) for chunk in chunks])
+        return torch.cat([_predict(model, chunk) for chunk in chunks])
     return torch.cat([_by_windows(model, chunk, size, step) for chunk in chunks])
 
 
-def _by_windows(
-    model: Callable[[Tensor], Tensor], images: Tensor, size: tuple[int, int], step: tuple[int, int]
-) -> Tensor:
+def _predict(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+    logits = find(model(images))
+    _checks.check_images(logits, "model(images)")
+    logits = resized(logits, images)
+    if logits.shape[0] != images.shape[0]:
+        raise ValueError(f"`model(images)`: expected a batch of {images.shape[0]}, got {tuple(logits.shape)}")
+    return logits
+
+
+def _by_windows(model: Callable[[Tensor], Any], images: Tensor, size: tuple[int, int], step: tuple[int, int]) -> Tensor:
     height, width = images.shape[-2:]
     h, w = min(size[0], height), min(size[1], width)
     total = images.new_zeros(())  # until the number of classes is known
     times = torch.zeros(height, width, device=images.device)
     for top in _starts(height, h, step[0]):
         for left in _starts(width, w, step[1]):
-            logits = logits_of(model(images[..., top : top + h, left : left + w]))
-            if logits.shape[0] != images.shape[0] or tuple(logits.shape[-2:]) != (h, w):
-                raise ValueError(
-                    f"`model(images)`: expected ({images.shape[0]}, C, {h}, {w}) for windows of that size, "
-                    f"got {tuple(logits.shape)}"
-                )
+            logits = _predict(model, images[..., top : top + h, left : left + w])
             if total.ndim == 0:
                 dtype = torch.promote_types(logits.dtype, torch.float32)
                 total = logits.new_zeros(images.shape[0], logits.shape[1], height, width, dtype=dtype)

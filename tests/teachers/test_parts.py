@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from selftrain_seg.teachers import MeanTeacher, predict_in_parts
 from tests.oracles.teachers import windows_by_loops
@@ -100,11 +101,17 @@ def test_dtypes(dtype, whole, windows):
 
 def test_outputs_of_all_kinds_and_other_resolutions():
     model = pointwise()
-    for wrap in (lambda z: {"out": z}, lambda z: (z, z)):
+    for wrap in (lambda z: {"out": z}, lambda z: (z.mean(), z)):
         out = predict_in_parts(lambda x, wrap=wrap: wrap(model(x)), images(), window=(4, 4))
         torch.testing.assert_close(out, model(images()).detach())
-    small = predict_in_parts(lambda x: model(x)[..., ::2, ::2], images(batch=3), images_at_once=2)
-    assert small.shape == (3, 2, 3, 4)
+    x = images(batch=3)
+    coarse = predict_in_parts(lambda x: model(x)[..., ::2, ::2], x, images_at_once=2)
+    torch.testing.assert_close(coarse, F.interpolate(model(x)[..., ::2, ::2].detach(), (6, 8), mode="bilinear"))
+    windows = predict_in_parts(lambda x: model(x)[..., ::2, ::2], x, window=(3, 8))
+    expected = [F.interpolate(model(part)[..., ::2, ::2].detach(), (3, 8), mode="bilinear") for part in x.split(3, 2)]
+    torch.testing.assert_close(windows, torch.cat(expected, dim=2))
+    one = predict_in_parts(lambda x: model(x)[:, :1], x, window=(4, 4))  # of a sigmoid: logits, too
+    torch.testing.assert_close(one, model(x)[:, :1].detach())
 
 
 def test_nothing_is_changed():
@@ -139,12 +146,18 @@ def test_raises(x, keywords, error, message):
         predict_in_parts(pointwise(), x, **keywords)
 
 
+@pytest.mark.parametrize("window", [None, (4, 4)])
 @pytest.mark.parametrize(
-    "model", [lambda x: x[..., ::2, :], lambda x: x[..., :-1], lambda x: x[:1]], ids=["rows", "columns", "images"]
+    ("model", "message"),
+    [
+        (lambda x: x[:1], r"`model\(images\)`: expected a batch of 2, got \(1, 3, "),
+        (lambda x: x[0], r"`model\(images\)`: expected \(B, C, H, W\), got \(3, "),
+        (lambda x: [x, x], r"`model\(images\)`: expected one tensor \(B, C, h, w\), got a list with 2 "),
+    ],
 )
-def test_outputs_of_another_size_are_refused_with_windows(model):
-    with pytest.raises(ValueError, match=r"`model\(images\)`: expected \(2, C, 4, 4\) for windows of that size, got"):
-        predict_in_parts(model, images(), window=(4, 4))
+def test_outputs_that_do_not_fit(model, message, window):
+    with pytest.raises(ValueError, match=message):
+        predict_in_parts(model, images(), window=window)
 
 
 @pytest.mark.parametrize("window", [None, (4, 4)])
