@@ -7,8 +7,8 @@ import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
 from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -133,9 +133,8 @@ def _transformers(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     factory = transformers.AutoModelForSemanticSegmentation
     try:
         if pretrained:
-            net, found = factory.from_pretrained(
-                folder, num_labels=num_classes, ignore_mismatched_sizes=True, local_files_only=True, output_loading_info=True
-            )
+            options = {"ignore_mismatched_sizes": True, "local_files_only": True, "output_loading_info": True}
+            net, found = factory.from_pretrained(folder, num_labels=num_classes, **options)
             new = sorted({*found["missing_keys"], *(mismatch[0] for mismatch in found["mismatched_keys"])})
             if len(new) > len(net.state_dict()) // 2:
                 raise SystemExit(f"--network {name}: the folder has no weights for {len(new)} tensors: {new[:3]}, ...")
@@ -202,9 +201,9 @@ class Scaled(nn.Module):
 class DeepLabV2(nn.Module):
     """DeepLabV2 as in the papers: ResNet-101 at 1/8 of the resolution and the sum of four dilated convolutions.
 
-    The weights that CRST and others publish, and those on COCO that they start from, were converted from Caffe: the
-    first block of ``layer2`` strides in its first convolution, the first blocks of ``layer3`` and ``layer4`` are dilated
-    like the others, and the pooling rounds up. ``converted`` in the state says so, and the layers follow it.
+    The weights that CRST and others publish, and those on COCO that they start from, are of networks converted from
+    Caffe: the first block of ``layer2`` strides in its first convolution, the first blocks of ``layer3`` and ``layer4``
+    are dilated like the others, and the pooling rounds up. ``converted`` in the state says so; the layers follow it.
     """
 
     converted: Tensor

@@ -33,14 +33,18 @@ def read_state(path: Path, option: str) -> State:
         raise SystemExit(f"{option} {path}: no such file")
     try:
         content = _safetensors(path) if path.suffix == ".safetensors" else _torch_file(path)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:
         raise SystemExit(
-            f"{option} {path}: not a state dict of torch.save, or damaged ({str(error).splitlines()[0]}); a whole "
-            "network that was pickled is not loaded: save its state_dict() instead"
+            f"{option} {path}: not a state dict of torch.save; of a network that was pickled whole, which could run any "
+            "code, save the state_dict() instead"
         ) from None
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).split(". ")[0] or type(error).__name__
+        raise SystemExit(f"{option} {path}: damaged, or not a file of torch.save ({reason[:200]})") from None
     while isinstance(content, Mapping) and not any(isinstance(part, Tensor) for part in content.values()):
         inner = [content[name] for name in _CONTAINERS if isinstance(content.get(name), Mapping)]
-        parts = [content[name] for name in ("feature_extractor", "classifier") if isinstance(content.get(name), Mapping)]
+        apart = (content.get(name) for name in ("feature_extractor", "classifier"))
+        parts = [part for part in apart if isinstance(part, Mapping)]
         if not inner and len(parts) != 2:
             found = ", ".join(map(repr, list(content)[:_SHOWN])) or "nothing"
             raise SystemExit(f"{option} {path}: expected tensors by name, got a dict of {found}")
