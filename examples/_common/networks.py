@@ -46,8 +46,8 @@ def build(args: Namespace, num_classes: int) -> nn.Module:
         widen(net, channels)
     if args.init is not None:
         load_network(net, args.init)
-    if args.frozen_bn:
-        freeze_batchnorm(net)
+    if args.frozen_bn:  # of what has learnt: a new head's statistics are those of nothing
+        freeze_batchnorm(net if args.init is not None else backbone_of(net)[1])
     return net.to(memory_format=torch.channels_last)
 
 
@@ -263,15 +263,32 @@ def widen(net: Scaled, channels: int) -> None:
         setattr(net, name, getattr(net, name).mean(dim=0, keepdim=True).repeat(channels, 1, 1))
 
 
+class FrozenNormAct(FrozenBatchNorm2d):
+    """The same for timm's normalisation, which its activation is a part of."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__(norm.num_features, norm.eps)
+        self.drop, self.act = norm.drop, norm.act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale, shift and activate."""
+        return self.act(self.drop(super().forward(x)))
+
+
 def freeze_batchnorm(net: nn.Module) -> None:
     """Replace BatchNorm by the fixed scale and shift it stands for: neither statistics nor weights move any more."""
     for name, module in net.named_children():
-        if isinstance(module, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(module.num_features, module.eps)
-            frozen.load_state_dict(module.state_dict())
-            setattr(net, name, frozen)
-        else:
+        if not isinstance(module, nn.BatchNorm2d):
             freeze_batchnorm(module)
+            continue
+        if type(module).forward is nn.BatchNorm2d.forward:
+            frozen = FrozenBatchNorm2d(module.num_features, module.eps)
+        elif hasattr(module, "act") and hasattr(module, "drop"):
+            frozen = FrozenNormAct(module)
+        else:
+            raise SystemExit(f"--frozen-bn: {type(module).__name__} does more than BatchNorm: --no-frozen-bn")
+        frozen.load_state_dict(module.state_dict())
+        setattr(net, name, frozen)
 
 
 def parameter_groups(net: nn.Module, lr: float) -> Iterator[dict[str, object]]:

@@ -67,6 +67,41 @@ def test_more_channels_start_as_if_all_were_alike():
         torch.testing.assert_close(four(grey.expand(1, 4, 64, 64)), three(grey.expand(1, 3, 64, 64)))
 
 
+def learnt(net):
+    """A network whose BatchNorm has seen other images than the first."""
+    torch.manual_seed(3)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return net
+
+
+@pytest.mark.parametrize("name", ["small-unet", SMALL, "Unet/tu-tf_efficientnet_lite0"])
+def test_frozen_batchnorm_computes_the_same_and_stays(name, tmp_path):
+    if "/" in name:
+        need("segmentation_models_pytorch")
+    net = learnt(build(name, from_scratch=True))
+    torch.save(dict(net.state_dict()), tmp_path / "model.pt")
+    frozen = build(name, init=tmp_path, frozen_bn=True)
+    assert not [module for module in frozen.modules() if isinstance(module, nn.BatchNorm2d)]
+    torch.testing.assert_close(predict(frozen), predict(net), rtol=1e-4, atol=1e-4)
+    before = predict(frozen)
+    frozen.train()(torch.rand(2, 3, 64, 64))
+    torch.testing.assert_close(predict(frozen.eval()), before)
+    (tmp_path / "frozen").mkdir()
+    torch.save({key: tensor.clone() for key, tensor in frozen.state_dict().items()}, tmp_path / "frozen" / "model.pt")
+    torch.testing.assert_close(predict(build(name, init=tmp_path / "frozen")), before, rtol=1e-4, atol=1e-4)
+
+
+def test_only_what_has_learnt_is_frozen():
+    """The BatchNorm of a new head would be frozen with the statistics of nothing."""
+    net = build(SMALL, from_scratch=True, frozen_bn=True).net
+    kinds = [{type(module) for module in part.modules()} for part in (net.backbone, net.classifier)]
+    assert [nn.BatchNorm2d in part for part in kinds] == [False, True]
+
+
 # What a machine says that downloads nothing.
 
 
@@ -167,7 +202,7 @@ class Anything(nn.Module):
     [
         (lambda path: None, "no such file"),
         (lambda path: path.write_bytes(b""), "damaged, or not a file of torch.save"),
-        (lambda path: path.write_text("a web page"), "not a state dict of torch.save"),
+        (lambda path: path.write_text("a web page"), "damaged, or not a file of torch.save"),
         (lambda path: torch.save(Anything(), path), "pickled whole"),
         (lambda path: torch.save([torch.zeros(1)], path), "expected a state dict, got list"),
         (
