@@ -140,6 +140,7 @@ def _transformers(name: str, num_classes: int, pretrained: bool) -> nn.Module:
                 raise SystemExit(f"--network {name}: the folder has no weights for {len(new)} tensors: {new[:3]}, ...")
             tqdm.write(f"--network {name}: new, with random weights: {', '.join(new) or 'nothing'}")
         else:
+            new = []
             net = factory.from_config(transformers.AutoConfig.from_pretrained(folder, num_labels=num_classes))
     except (OSError, ValueError) as error:
         raise SystemExit(f"--network {name}: {str(error)[:300]}") from None
@@ -148,7 +149,9 @@ def _transformers(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     if settings.is_file():
         kept = json.loads(settings.read_text(encoding="utf-8"))
         mean, std = kept.get("image_mean") or mean, kept.get("image_std") or std
-    return Scaled(net, mean=mean, std=std, multiple=32)
+    made = Scaled(net, mean=mean, std=std, multiple=32)
+    made.new = tuple(new)
+    return made
 
 
 def _own(name: str, num_classes: int) -> nn.Module:
@@ -188,6 +191,7 @@ class Scaled(nn.Module):
     ) -> None:
         super().__init__()
         self.net, self.multiple = net, multiple
+        self.new: tuple[str, ...] = ()  # tensors that pre-trained weights should have had, and have not
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 

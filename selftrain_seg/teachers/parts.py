@@ -22,11 +22,13 @@ def predict_in_parts(
     images_at_once: int | None = None,
     window: tuple[int, int] | None = None,
     stride: tuple[int, int] | None = None,
+    taper: bool = False,
 ) -> Tensor:
     """Predict a batch in chunks of images, windows of each, or both.
 
     Chunks change nothing but the memory needed (unless BatchNorm uses the batch's statistics). Windows cover the
-    image, the last of a row or column shifted back inside; where they overlap their logits are averaged.
+    image, the last of a row or column shifted back inside; where they overlap their logits are averaged, with
+    ``taper`` by weights that fall towards a window's border, where a network sees least around a pixel.
 
     Args:
         model: maps images (b, 3, h, w) to logits of any resolution, or to what ``selftrain_seg.as_logits`` finds
@@ -35,6 +37,7 @@ def predict_in_parts(
         images_at_once: images in a chunk; None for all.
         window: (h, w) in pixels; None for whole images. Cut to the image where that is smaller.
         stride: (down, right) from one window to the next, in pixels; None for ``window``, without overlap.
+        taper: weigh by the distance to the window's border, which grows linearly up to the overlap: no seams.
 
     Returns:
         (B, C, H, W) logits of the images' size, in the model's dtype (at least float32 with windows), without
@@ -42,8 +45,9 @@ def predict_in_parts(
 
     Raises:
         TypeError: ``images`` is no floating-point tensor, a number is no int, or the model returns no logits.
-        ValueError: ``images`` is not (B, 3, H, W) in rank or B is 0; a number is below 1; ``stride`` is given without
-            ``window``, or exceeds it; the model returns another number of images, or several tensors.
+        ValueError: ``images`` is not (B, 3, H, W) in rank or B is 0; a number is below 1; ``stride`` or ``taper`` is
+            given without ``window``, or ``stride`` exceeds it; the model returns another number of images, or several
+            tensors.
 
     Example:
         >>> import torch
@@ -67,11 +71,13 @@ def predict_in_parts(
             raise ValueError(f"`stride`: expected at most `window` = {size}, got {step}")
     elif stride is not None:
         raise ValueError("`stride`: expected None without `window`")
+    elif taper:
+        raise ValueError("`taper`: expected False without `window`")
     count = images_at_once or images.shape[0]
     chunks = [images[start : start + count].detach() for start in range(0, images.shape[0], count)]
     if size is None:
         return torch.cat([_predict(model, chunk) for chunk in chunks])
-    return torch.cat([_by_windows(model, chunk, size, step) for chunk in chunks])
+    return torch.cat([_by_windows(model, chunk, size, step, taper) for chunk in chunks])
 
 
 def _predict(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
@@ -83,9 +89,14 @@ def _predict(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     return logits
 
 
-def _by_windows(model: Callable[[Tensor], Any], images: Tensor, size: tuple[int, int], step: tuple[int, int]) -> Tensor:
+def _by_windows(
+    model: Callable[[Tensor], Any], images: Tensor, size: tuple[int, int], step: tuple[int, int], taper: bool
+) -> Tensor:
     height, width = images.shape[-2:]
     h, w = min(size[0], height), min(size[1], width)
+    weight = torch.ones(h, w, device=images.device)
+    if taper:
+        weight = weight * _ramp(h, size[0] - step[0], weight)[:, None] * _ramp(w, size[1] - step[1], weight)
     total = images.new_zeros(())  # until the number of classes is known
     times = torch.zeros(height, width, device=images.device)
     for top in _starts(height, h, step[0]):
@@ -94,9 +105,15 @@ def _by_windows(model: Callable[[Tensor], Any], images: Tensor, size: tuple[int,
             if total.ndim == 0:
                 dtype = torch.promote_types(logits.dtype, torch.float32)
                 total = logits.new_zeros(images.shape[0], logits.shape[1], height, width, dtype=dtype)
-            total[..., top : top + h, left : left + w] += logits
-            times[top : top + h, left : left + w] += 1
+            total[..., top : top + h, left : left + w] += logits * weight if taper else logits
+            times[top : top + h, left : left + w] += weight
     return total / times
+
+
+def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
+    """1, 2, 3, ... from both ends, at most ``overlap`` + 1."""
+    places = torch.arange(1, length + 1, dtype=like.dtype, device=like.device)
+    return torch.minimum(places, places.flip(0)).clamp(max=overlap + 1)
 
 
 def _starts(length: int, window: int, step: int) -> list[int]:

@@ -30,18 +30,20 @@ def test_windows_by_loops(data):
     sides = st.integers(1, 11)
     batch, height, width, h, w = (data.draw(sides, name) for name in ("batch", "height", "width", "h", "w"))
     stride = (data.draw(st.integers(1, h)), data.draw(st.integers(1, w))) if data.draw(st.booleans()) else None
-    at_once = data.draw(st.none() | sides)
+    at_once, taper = data.draw(st.none() | sides), data.draw(st.booleans())
     x = images(batch=batch, size=(height, width))
-    out = predict_in_parts(places, x, images_at_once=at_once, window=(h, w), stride=stride)
+    out = predict_in_parts(places, x, images_at_once=at_once, window=(h, w), stride=stride, taper=taper)
     down, right = stride or (h, w)
     total, times = np.zeros((batch, 2, height, width)), np.zeros((height, width))
     for top, bottom in windows_by_loops(height, h, down):
         for left, end in windows_by_loops(width, w, right):
             for i in range(top, bottom):
                 for j in range(left, end):
-                    times[i, j] += 1
-                    total[:, 0, i, j] += 100 * x[:, 0, i, j].numpy()
-                    total[:, 1, i, j] += (i - top) + 17 * (j - left)
+                    above, beside = min(i - top, bottom - 1 - i), min(j - left, end - 1 - j)
+                    weight = (1 + min(above, h - down)) * (1 + min(beside, w - right)) if taper else 1
+                    times[i, j] += weight
+                    total[:, 0, i, j] += weight * 100 * x[:, 0, i, j].numpy()
+                    total[:, 1, i, j] += weight * ((i - top) + 17 * (j - left))
     assert times.min() >= 1
     np.testing.assert_allclose(out.numpy(), total / times, rtol=1e-5)
 
@@ -139,6 +141,7 @@ def test_nothing_is_changed():
         (images(), {"window": (4, 4), "stride": (5, 1)}, ValueError, r"`stride`: expected at most `window` = \(4, 4\)"),
         (images(), {"window": (4, 4), "stride": (1, 5)}, ValueError, r"`stride`: expected at most `window` = \(4, 4\)"),
         (images(), {"stride": (1, 1)}, ValueError, "`stride`: expected None without `window`"),
+        (images(), {"taper": True}, ValueError, "`taper`: expected False without `window`"),
     ],
 )
 def test_raises(x, keywords, error, message):
