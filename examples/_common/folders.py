@@ -27,6 +27,7 @@ from selftrain_seg.datasets import (
     SYNTHIA,
     Cityscapes,
     LabelMap,
+    SegmentationFolder,
     SyntheticStreets,
     VOCSegmentation,
 )
@@ -225,8 +226,6 @@ def _voc(args: Namespace) -> Data:
 
 def _folders(args: Namespace, source_free: bool) -> Data:
     """A user's own images and masks."""
-    from selftrain_seg.datasets import SegmentationFolder
-
     needed = ["target_images", "classes", *(() if source_free else ("source_images", "source_masks"))]
     missing = [f"--{name.replace('_', '-')}" for name in needed if getattr(args, name) is None]
     if missing:
@@ -234,28 +233,34 @@ def _folders(args: Namespace, source_free: bool) -> Data:
     if (args.val_images is None) != (args.val_masks is None):
         raise SystemExit("--data folders: --val-images and --val-masks go together")
     label_map = LabelMap.load(args.classes)
+    if label_map.ignore_index != IGNORE_INDEX or label_map.num_classes > IGNORE_INDEX:
+        raise ValueError(
+            f"{args.classes}: expected at most {IGNORE_INDEX} classes, with {IGNORE_INDEX} for what is ignored, got "
+            f"{label_map.num_classes} with {label_map.ignore_index}"
+        )
     settings = {"label_map": label_map, "channels": args.channels, "white": args.white}
     suffix = {"mask_suffix": args.mask_suffix}
 
     def part(dataset: Any, most: int, **options: Any) -> Part:
-        return Part(dataset, range(min(most, len(dataset))) if args.smoke else None, resize=args.resize, **options)
+        ending = args.mask_suffix.rpartition(".")[0] or args.mask_suffix
+        images = [place for place, name in enumerate(dataset.names) if not (ending and name.endswith(ending))]
+        return Part(dataset, images[:most] if args.smoke else images, resize=args.resize, **options)
 
     def target(labels: Any) -> Part:
-        masks, names = (args.target_masks if labels is True else labels or None), args.target_names
-        if labels is True and masks is None:
+        if labels is True and args.target_masks is None:
             raise ValueError("labels of the target images are needed: say where they are with --target-masks")
-        more = suffix if labels is True else {}
-        return part(SegmentationFolder(args.target_images, masks, names=names, **settings, **more), 12)
+        masks = {"masks": args.target_masks, **suffix} if labels is True else {"masks": labels or None}
+        return part(SegmentationFolder(args.target_images, names=args.target_names, **masks, **settings), 12)
 
     source = val = None
     if not source_free:
-        names = args.source_names
-        source = SegmentationFolder(args.source_images, args.source_masks, names=names, **settings, **suffix)
-        source = part(source, 16)
+        masks = {"masks": args.source_masks, "names": args.source_names, **suffix}
+        source = part(SegmentationFolder(args.source_images, **masks, **settings), 16)
     if args.val_images is not None:
-        names = args.val_names
-        val = SegmentationFolder(args.val_images, args.val_masks, names=names, **settings, **suffix)
-        val = part(val, 8, whole_labels=True)
+        masks = {"masks": args.val_masks, "names": args.val_names, **suffix}
+        val = part(SegmentationFolder(args.val_images, **masks, **settings), 8, whole_labels=True)
+    if args.target_masks is not None:
+        target(True)  # or its error now, not after the first round
     subsets = {"mIoU": tuple(range(label_map.num_classes))}
     return Data(source, target(False), target, val, label_map, subsets, args.target_masks is not None)
 

@@ -21,7 +21,7 @@ def build(args: Namespace, num_classes: int) -> nn.Module:
     """Build ``--network`` and load ``--init``."""
     pretrained = args.init is None and not args.from_scratch
     if args.network == "small-unet":
-        net: nn.Module = SmallUNet(num_classes)
+        net: nn.Module = SmallUNet(num_classes, channels=args.channels)
     elif args.network == "deeplabv2_resnet101":
         net = Scaled(DeepLabV2(num_classes, pretrained=pretrained))
     elif args.network in torchvision.models.list_models(torchvision.models.segmentation):

@@ -134,8 +134,9 @@ def small_class_crop(stored: StoredRound, size: Sequence[int]) -> SmallClassCrop
     Classes that the network never predicts are left out: there is nothing of them to find.
     """
     counts = stored.predicted.sum(0)
-    small = classes_below(counts)
-    return SmallClassCrop(small[counts[small] > 0], size, fallback=rare_classes(counts))
+    there = counts.nonzero()[:, 0]
+    small, rare = classes_below(counts), there[rare_classes(counts[there], k=min(3, len(there)))]
+    return SmallClassCrop(small[counts[small] > 0], size, fallback=rare)
 
 
 class Labelled(Dataset[Any]):
