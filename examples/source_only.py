@@ -13,6 +13,7 @@ from _common.evaluation import evaluate, line, prepare, report, score_before
 from _common.folders import open_data, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
+from _common.rounds import note_round
 from _common.run import Run
 
 from selftrain_seg import IGNORE_INDEX
@@ -50,6 +51,7 @@ def main() -> None:
     score = evaluate(prepare(net, data, run), data, run, 1)
     trained = f"trained on {args.domain}" if args.steps else "not trained"
     run.say(f"{trained}; on the target: {line(score, data)}")
+    note_round(run, data, 1, score=score)
     run.finish(net, report(score, data))
 
 

@@ -65,6 +65,7 @@ class Part(Dataset[Any]):
         places: numbers of the images; None for all.
         resize: height and width that images get, and labels unless ``whole_labels``.
         whole_labels: labels stay as they are.
+        labels: in place of names, labels in the size of the resized image, by a function of the name.
     """
 
     def __init__(
@@ -74,10 +75,11 @@ class Part(Dataset[Any]):
         *,
         resize: Sequence[int] | None = None,
         whole_labels: bool = False,
+        labels: Callable[[str], Tensor] | None = None,
     ) -> None:
         self.dataset, self.places = dataset, list(range(len(dataset)) if places is None else places)
         self.names = tuple(dataset.names[place] for place in self.places)
-        self.resize, self.whole_labels = resize, whole_labels
+        self.resize, self.whole_labels, self.labels = resize, whole_labels, labels
 
     def __len__(self) -> int:
         return len(self.places)
@@ -88,7 +90,7 @@ class Part(Dataset[Any]):
             image = TF.resize(image, list(self.resize), antialias=True)
             if isinstance(other, Tensor) and not self.whole_labels:
                 other = TF.resize(tv_tensors.Mask(other), list(self.resize))
-        return image, other
+        return image, other if self.labels is None else self.labels(other)
 
     def masks(self) -> Dataset[Tensor]:
         """The labels alone; nothing decodes the images."""
@@ -174,7 +176,8 @@ def _adaptation(
     args: Namespace, source: Any, open_target: Any, label_map: LabelMap, subsets: dict[str, tuple[int, ...]]
 ) -> Data:
     def target(labels: Any) -> Part:
-        return Part(open_target(split="train", labels=labels), resize=args.resize)
+        given = labels if callable(labels) else None
+        return Part(open_target(split="train", labels=labels is True), resize=args.resize, labels=given)
 
     val = Part(open_target(split="val"), resize=args.resize, whole_labels=True)
     return Data(source and Part(source, resize=args.resize), target(False), target, val, label_map, subsets)
@@ -216,7 +219,8 @@ def _voc(args: Namespace) -> Data:
     labelled, others = everything.draw_labelled(args.labelled, seed=args.seed)
 
     def target(labels: Any) -> Part:
-        return Part(VOCSegmentation(args.root, "train_aug", labels=labels), others, resize=args.resize)
+        dataset = VOCSegmentation(args.root, "train_aug", labels=labels is True)
+        return Part(dataset, others, resize=args.resize, labels=labels if callable(labels) else None)
 
     val = Part(VOCSegmentation(args.root, "val"), resize=args.resize, whole_labels=True)
     subsets = {"mIoU": tuple(range(everything.num_classes))}
@@ -249,8 +253,9 @@ def _folders(args: Namespace, source_free: bool) -> Data:
     def target(labels: Any) -> Part:
         if labels is True and args.target_masks is None:
             raise ValueError("labels of the target images are needed: say where they are with --target-masks")
-        masks = {"masks": args.target_masks, **suffix} if labels is True else {"masks": labels or None}
-        return part(SegmentationFolder(args.target_images, names=args.target_names, **masks, **settings), 12)
+        masks = {"masks": args.target_masks, **suffix} if labels is True else {}
+        dataset = SegmentationFolder(args.target_images, names=args.target_names, **masks, **settings)
+        return part(dataset, 12, labels=labels if callable(labels) else None)
 
     source = val = None
     if not source_free:

@@ -110,8 +110,9 @@ def test_every_trainer_adapts_to_every_world(trainer, world, made, starts, tmp_p
         stored = store.round(store.rounds()[-1])
         size = {"fundus": (48, 48), "aerial": (64, 64), "streets": (32, 64)}[world]
         assert tuple(stored.labels(0).shape) == size  # of the whole image, whatever the tiles and crops
-    precisions = [json.loads(path.read_text()).get("precision") for path in tmp_path.glob("rounds/**/round-0001.json")]
-    assert all((precision is not None) == (world == "aerial") for precision in precisions)
+    if (tmp_path / "pseudo-labels").exists():
+        first = json.loads((tmp_path / "rounds" / "round-0001.json").read_text(encoding="utf-8"))
+        assert ("precision" in first) == (world == "aerial")  # for which the target's truth was given
 
 
 def test_as_people_do_without_any_mask_of_the_target(made, starts, tmp_path):
