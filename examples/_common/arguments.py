@@ -41,14 +41,15 @@ class Parser(argparse.ArgumentParser):
         if first.network == "small-unet":
             return self.small
         # What is not known to come with statistics of BatchNorm cannot have them frozen.
-        pretrained = first.init is not None or not (first.from_scratch or ":" in first.network)
+        given = first.init is not None or first.backbone_weights is not None
+        pretrained = given or not (first.from_scratch or ":" in first.network)
         return self.papers if pretrained else {**self.papers, "frozen_bn": False}
 
 
 def _first() -> argparse.ArgumentParser:
     """What the defaults of other arguments depend on."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--data", "--network", "--init"):
+    for name in ("--data", "--network", "--init", "--backbone-weights"):
         first.add_argument(name, default="streets" if name == "--data" else None)
     for name in ("--from-scratch", "--smoke"):
         first.add_argument(name, action="store_true")
@@ -94,9 +95,13 @@ def parser(description: str | None, *, small: dict[str, Any], papers: dict[str, 
 
     network = made.add_argument_group("network")
     network.add_argument(
-        "--network", default="small-unet", help="small-unet, deeplabv2_resnet101, or a name of torchvision"
+        "--network",
+        default="small-unet",
+        help="small-unet, deeplabv2_resnet101, efficientnet-lite0-unet, a name of torchvision, Unet/resnet34 of "
+        "segmentation_models_pytorch, hf:FOLDER of transformers, or module:factory, your own",
     )
-    network.add_argument("--init", type=Path, help="weights to start from (model.pt of another run)")
+    network.add_argument("--init", type=Path, help="weights to start from: another run, or a published DeepLabV2")
+    network.add_argument("--backbone-weights", type=Path, help="file of a pre-trained backbone, not to be downloaded")
     network.add_argument("--from-scratch", action="store_true", help="no pre-trained backbone (which is downloaded)")
     network.add_argument(
         "--frozen-bn",

@@ -270,7 +270,7 @@ def _between(share: Tensor, low: float, high: float) -> Tensor:
 
 
 def _check_images(images: Any, name: str) -> None:
-    _checks.check_logits(images, name=name)
+    _checks.check_images(images, name)
     if images.shape[1] != 3 or 0 in images.shape[-2:]:
         raise ValueError(f"`{name}`: expected (B, 3, H, W) with at least one pixel, got {tuple(images.shape)}")
 
