@@ -1,6 +1,6 @@
 """Data sets of street scenes and of PASCAL VOC, their label maps, and the embedded benchmark of synthetic streets."""
 
-from selftrain_seg.datasets._folder import BrokenFilesError
+from selftrain_seg.datasets._report import BrokenFilesError, FolderReport
 from selftrain_seg.datasets.bdd100k import BDD100K
 from selftrain_seg.datasets.cityscapes import Cityscapes
 from selftrain_seg.datasets.gta5 import GTA5
@@ -16,6 +16,7 @@ __all__ = [
     "SYNTHIA",
     "BrokenFilesError",
     "Cityscapes",
+    "FolderReport",
     "LabelMap",
     "SegmentationFolder",
     "SyntheticStreets",
