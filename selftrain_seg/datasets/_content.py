@@ -166,7 +166,8 @@ def _orientation(image: Any) -> int:
 
 
 def _turned(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo an EXIF orientation."""
+    """Undo an EXIF orientation; in this machine's order of bytes."""
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -217,8 +218,7 @@ def _by_tifffile(data: bytearray) -> Content:
         extra = tuple(int(kind) for kind in page.extrasamples)
         alpha = bool(extra) and extra[-1] in _OPACITY
         bits = int(page.bitspersample)
-    pixels = _turned(pixels.astype(pixels.dtype.newbyteorder("="), copy=False), orientation)
-    return Content(pixels, "tifffile", None, alpha, bits, orientation)
+    return Content(_turned(pixels, orientation), "tifffile", None, alpha, bits, orientation)
 
 
 def check_png(data: bytearray) -> None:

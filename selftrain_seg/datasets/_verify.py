@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from selftrain_seg.datasets._label_tables import TRAINED
+from selftrain_seg.datasets._masks import MaskFile, values_of
 from selftrain_seg.datasets._progress import shown
 from selftrain_seg.datasets._report import BrokenFilesError, FolderReport
 from selftrain_seg.datasets.streets import SyntheticStreets
@@ -18,7 +19,6 @@ from selftrain_seg.datasets.streets import SyntheticStreets
 if TYPE_CHECKING:
     from selftrain_seg.datasets._folder import _Folder
     from selftrain_seg.datasets._images import Picture
-    from selftrain_seg.datasets._masks import MaskFile
     from selftrain_seg.datasets.label_map import LabelMap
 
 _LEAST = 0.05  # of all pixels; scribbles and coarse labels have more
@@ -141,10 +141,7 @@ class _Walk:
 
 def _ids(mask: MaskFile) -> set[int]:
     """The ids in a file of one channel, or in the first of several."""
-    pixels: Any = mask.pixels if mask.pixels.ndim == 2 else mask.pixels[..., 0]
-    if pixels.dtype.itemsize == 1 and pixels.dtype.kind in "bu":
-        return {int(value) for value in np.bincount(pixels.ravel()).nonzero()[0]}
-    return {int(value) for value in np.unique(pixels)}
+    return {*values_of(mask.pixels if mask.pixels.ndim == 2 else mask.pixels[..., 0])}
 
 
 def _expects_label_ids(label_map: LabelMap) -> bool:

@@ -132,6 +132,8 @@ class SegmentationFolder(_Folder):
         if place is not None:
             paired, strangers = find_masks(place, found, mask_suffix, pair)
             left_out += strangers if names is None else []
+            own = {*paired.values()}
+            found = {name: path for name, path in found.items() if path not in own}  # masks of a `pair` among images
             without = [name for name in found if name not in paired]
             if without and (unpaired == "error" or not paired):
                 what = f"{without[0]}{mask_suffix}" if pair is None else os.fspath(pair(without[0]))
@@ -143,8 +145,7 @@ class SegmentationFolder(_Folder):
                 )
             left_out += [(found[name], "without a mask") for name in without]
             found = {name: path for name, path in found.items() if name in paired}
-            taken = {*paired.values()}
-            left_out = [(path, why) for path, why in left_out if path not in taken]
+            left_out = [(path, why) for path, why in left_out if path not in own]
         super().__init__(folder, found, paired, labels, label_map, transforms, left_out)
 
 
