@@ -8,6 +8,7 @@ from selftrain_seg.datasets.label_map import LabelMap
 from selftrain_seg.datasets.segmentation_folder import SegmentationFolder
 from selftrain_seg.datasets.streets import SyntheticStreets
 from selftrain_seg.datasets.synthia import SYNTHIA
+from selftrain_seg.datasets.tiles import Tiles
 from selftrain_seg.datasets.voc import VOCSegmentation
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "LabelMap",
     "SegmentationFolder",
     "SyntheticStreets",
+    "Tiles",
     "VOCSegmentation",
 ]
