@@ -43,7 +43,7 @@ def predict(net: Callable[[Tensor], Tensor], images: Tensor, run: Run) -> Tensor
     if run.args.tile is None:
         return net(images)
     stride = [max(1, round(side * (1 - run.args.overlap))) for side in run.args.tile]
-    return predict_in_parts(net, images, window=tuple(run.args.tile), stride=tuple(stride))
+    return predict_in_parts(net, images, window=tuple(run.args.tile), stride=tuple(stride), taper=True)
 
 
 def prepare(net: nn.Module, data: Data, run: Run) -> nn.Module:

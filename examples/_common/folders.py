@@ -143,6 +143,8 @@ def open_data(args: Namespace, run: Run, *, source_free: bool = False) -> Data:
         run.say(f"no validation masks, so no mIoU{'' if data.has_truth else '; no target masks, so no precision'}")
     if data.source is not None:
         _look_at_masks(data, args, run)
+    if run.main:
+        data.label_map.save(run.out / "classes.json")  # for predict.py
     return data
 
 
