@@ -44,7 +44,14 @@ def main() -> None:
             "turn": 60,
             "paste_from": "target",
         },
-        papers={"steps": 40000, "batch": 2, "lr": 2.5e-4, "optimizer": "sgd", "largest_crop": [512, 512], "threshold": 0.968},
+        papers={
+            "steps": 40000,
+            "batch": 2,
+            "lr": 2.5e-4,
+            "optimizer": "sgd",
+            "largest_crop": [512, 512],
+            "threshold": 0.968,
+        },
     )
     parser.add_argument("--teacher", choices=("mean", "dual", "dynamic"), default="mean")
     parser.add_argument(

@@ -24,7 +24,14 @@ def main() -> None:
     parser = arguments.parser(
         __doc__,
         small={"steps": 1000, "batch": 8, "lr": 4e-3},
-        papers={"steps": 80000, "batch": 4, "lr": 2.5e-4, "optimizer": "sgd", "largest_crop": [512, 1024], "frozen_bn": True},
+        papers={
+            "steps": 80000,
+            "batch": 4,
+            "lr": 2.5e-4,
+            "optimizer": "sgd",
+            "largest_crop": [512, 1024],
+            "frozen_bn": True,
+        },
     )
     parser.add_argument("--domain", choices=("source", "target"), default="source", help="target: the upper bound")
     args = parser.parse_args()

@@ -128,7 +128,8 @@ def main() -> None:
             end(start(script, out, options, processes, log), log)
             problems += damage(out) + differences(whole, outcome(out))
             done, bad = done + kills, bad + bool(problems)
-            print(f"{done:3d} {script} on {processes}, killed: {', '.join(moments)}: {problems or 'the same'}", flush=True)
+            ending = f"differs in {problems}" if problems else "the same"
+            print(f"{done:3d} {script} on {processes}, killed: {', '.join(moments)}: {ending}", flush=True)
     print(f"{done} kills, {bad} runs that ended otherwise or were damaged")
     raise SystemExit(bad > 0)
 

@@ -190,9 +190,7 @@ def line(score: Score, data: Data) -> str:
     """One line for people."""
     if score.iou is None:
         return ", ".join(f"{name} {value:.3g}" for name, value in score.seen.items()) or "not measured"
-    return ", ".join(
-        f"{heading} {score.iou[list(classes)].nanmean():.1f}" for heading, classes in data.subsets.items()
-    )
+    return ", ".join(f"{heading} {score.iou[list(classes)].nanmean():.1f}" for heading, classes in data.subsets.items())
 
 
 def _of_one_size(items: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:

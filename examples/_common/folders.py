@@ -124,7 +124,8 @@ def open_data(args: Namespace, run: Run, *, source_free: bool = False) -> Data:
         raise SystemExit(f"--data {args.data}: {error}") from None
     _check_values(first, data.target.names[0])
     if args.crop is None:
-        args.crop = [min(sides) for sides in zip(*sizes, args.tile or args.largest_crop, args.largest_crop, strict=True)]
+        most = [args.largest_crop, args.tile or args.largest_crop]
+        args.crop = [min(sides) for sides in zip(*sizes, *most, strict=True)]
         if getattr(args, "mine", False):  # in a crop of the whole image there is nothing to look for
             args.crop = [min(crop, 3 * side // 4) for crop, side in zip(args.crop, sizes[0], strict=True)]
     parts = {"source": data.source, "target": data.target, "val": data.val}
@@ -304,7 +305,7 @@ def _look_at_masks(data: Data, args: Namespace, run: Run) -> None:
         f"{', without ' + ', '.join(absent) if absent else ', with all classes'}"
     )
     if share < 0.01 or len(absent) > data.label_map.num_classes - 1:
-        raise SystemExit(f"--data {args.data}: {100 * share:.2f} % of the source pixels have a class: are the ids others?")
+        raise SystemExit(f"--data {args.data}: {100 * share:.2f} % of the source pixels have a class: other ids?")
     if run.world > 1:
         torch.distributed.barrier()
     if run.main:

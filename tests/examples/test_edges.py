@@ -29,13 +29,9 @@ def common(monkeypatch):
 
 def bare_run(tmp_path, **changes):
     """What the functions under test read of a run."""
-    args = Namespace(
-        **{
-            **{"reestimate_bn": 1, "seed": 0, "data": "folders", "batch": 4, "workers": 0, "tile": None},
-            **{"scales": [1.0], "flip": False, "network": "own", "overlap": 0.25},
-            **changes,
-        }
-    )
+    settings = {"reestimate_bn": 1, "seed": 0, "data": "folders", "batch": 4, "workers": 0, "tile": None}
+    settings |= {"scales": [1.0], "flip": False, "network": "own", "overlap": 0.25, **changes}
+    args = Namespace(**settings)
     return Namespace(
         args=args,
         device=torch.device("cpu"),
@@ -314,7 +310,7 @@ def parsed(monkeypatch, script, *words):
 
 def test_defaults_belong_to_the_network_not_to_the_data(common, monkeypatch):
     streets = parsed(monkeypatch, "cbst.py")
-    assert (streets.network, streets.optimizer, streets.frozen_bn, streets.reestimate_bn) == ("small-unet", "adamw", False, 1)
+    assert (streets.network, streets.optimizer, streets.frozen_bn) == ("small-unet", "adamw", False)
     own = parsed(monkeypatch, "cbst.py", "--data", "gta5", "--network", "small-unet")
     changed = {name for name, value in vars(own).items() if vars(streets)[name] != value}
     assert changed == {"data"}

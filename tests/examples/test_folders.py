@@ -117,7 +117,8 @@ def test_every_trainer_adapts_to_every_world(trainer, world, made, starts, tmp_p
 
 def test_as_people_do_without_any_mask_of_the_target(made, starts, tmp_path):
     words = [word for word in options("aerial", made) if word != "--target-masks" and "target/masks" not in str(word)]
-    output = run_as_people_do("cbst.py", tmp_path, *FOLDERS, *words, "--rounds", 2, "--steps", 1, "--init", starts["aerial"])
+    words += ["--rounds", 2, "--steps", 1, "--init", starts["aerial"]]
+    output = run_as_people_do("cbst.py", tmp_path, *FOLDERS, *words)
     assert "no target masks, so no precision" in output
     assert "labels as before" in output.split("round 2:")[-1]
     steps = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]

@@ -19,7 +19,8 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("source")
     out, root = folder / "out", folder / "streets"
     output = run("source_only.py", out, "--smoke", "--steps", 21, "--root", root)
-    assert re.search(r"before training: mIoU .*trained on source; on the target: mIoU \d+\.\d, rare \d+\.\d", output, re.DOTALL)
+    expected = r"before training: mIoU .*trained on source; on the target: mIoU \d+\.\d, rare \d+\.\d"
+    assert re.search(expected, output, re.DOTALL)
     return out / "model.pt", root
 
 
@@ -124,7 +125,7 @@ def test_nothing_is_removed_that_was_not_drawn(tmp_path):
 
 
 def test_data_that_is_not_there_is_said(source, tmp_path):
-    model, root = source
+    _, root = source
     gta5 = ["--data", "gta5", "--network", "small-unet", "--source-root", root / "source"]
     with pytest.raises(AssertionError, match="say where the data is with --root"):
         run("mean_teacher.py", tmp_path, "--data", "gta5")
