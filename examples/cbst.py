@@ -70,10 +70,8 @@ def spatial_prior(data: Data, run: Run) -> Tensor:
         try:
             prior.update(masks[index][None].to(run.device))
         except ValueError as error:
-            raise SystemExit(
-                f"--spatial-prior needs images of one scene and one size, which --resize gives: {data.source.names[index]}:"
-                f" {error}"
-            ) from None
+            needs = "--spatial-prior needs images of one scene and one size, which --resize gives"
+            raise SystemExit(f"{needs}: {data.source.names[index]}: {error}") from None
     return prior.compute()
 
 

@@ -20,7 +20,16 @@ from _common.evaluation import evaluate, line, prepare, report, score_before
 from _common.folders import Data, open_data, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
-from _common.rounds import Labelled, finished, gather, note_round, open_store, small_class_crop, thresholds_of, write_labels
+from _common.rounds import (
+    Labelled,
+    finished,
+    gather,
+    note_round,
+    open_store,
+    small_class_crop,
+    thresholds_of,
+    write_labels,
+)
 from _common.run import Run
 from torch import Tensor, nn
 

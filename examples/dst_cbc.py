@@ -71,7 +71,14 @@ def main() -> None:
             "gamma_agree": 1.0,
             "gamma_disagree": 1.0,
         },
-        papers={"steps": 5000, "batch": 4, "lr": 2.5e-4, "optimizer": "sgd", "largest_crop": [321, 321], "frozen_bn": True},
+        papers={
+            "steps": 5000,
+            "batch": 4,
+            "lr": 2.5e-4,
+            "optimizer": "sgd",
+            "largest_crop": [321, 321],
+            "frozen_bn": True,
+        },
     )
     parser.add_argument("--mutual", action="store_true", help="two students label for each other")
     parser.add_argument("--second-init", type=Path, help="weights the second student starts from")

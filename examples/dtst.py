@@ -232,7 +232,9 @@ def main() -> None:
             teacher_updates=float(teacher.teacher.step),
         )
 
-    score = evaluate(prepare(net, data, run), data, run, 1)
+    last = int(bank.snapshots) + 1
+    score = evaluate(prepare(net, data, run), data, run, last)
+    note_round(run, data, last, score=score)
     run.say(f"DT-ST, {int(teacher.teacher.step)} updates of the teacher: {line(score, data)}")
     run.finish(net, report(score, data))
 

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import torch
 from _common import arguments
-from _common.evaluation import evaluate, line, prepare, report, score_before
+from _common.evaluation import evaluate, line, prepare, report, score_before, visible
 from _common.folders import open_data, relit, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
+from _common.rounds import note_round
 from _common.run import Run
 from kornia.augmentation import AugmentationSequential, ColorJiggle, RandomGaussianBlur
 
@@ -43,7 +44,14 @@ def main() -> None:
             "turn": 60,
             "paste_from": "target",
         },
-        papers={"steps": 40000, "batch": 2, "lr": 2.5e-4, "optimizer": "sgd", "largest_crop": [512, 512], "threshold": 0.968},
+        papers={
+            "steps": 40000,
+            "batch": 2,
+            "lr": 2.5e-4,
+            "optimizer": "sgd",
+            "largest_crop": [512, 512],
+            "threshold": 0.968,
+        },
     )
     parser.add_argument("--teacher", choices=("mean", "dual", "dynamic"), default="mean")
     parser.add_argument(
@@ -115,11 +123,13 @@ def main() -> None:
             run.scalars(step, loss=loss, agreement=agreement.compute().share, weight=pseudo.pixel_weight.mean())
             agreement.reset()
         if run.main and step + 1 == args.steps:
-            sheet = mixing_sheet(target_images, pseudo.labels, mixed, data.label_map.palette)
+            shown = mixed._replace(images=visible(mixed.images))
+            sheet = mixing_sheet(visible(target_images), pseudo.labels, shown, data.label_map.palette)
             record_picture(run.out, "mixing", sheet)
 
     score = evaluate(prepare(net, data, run), data, run, 1)
     run.say(f"{args.teacher} teacher: {line(score, data)}")
+    note_round(run, data, 1, score=score)
     run.finish(net, report(score, data))
 
 

@@ -13,6 +13,7 @@ from _common.evaluation import evaluate, line, prepare, report, score_before
 from _common.folders import open_data, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
+from _common.rounds import note_round
 from _common.run import Run
 
 from selftrain_seg import IGNORE_INDEX
@@ -23,7 +24,14 @@ def main() -> None:
     parser = arguments.parser(
         __doc__,
         small={"steps": 1000, "batch": 8, "lr": 4e-3},
-        papers={"steps": 80000, "batch": 4, "lr": 2.5e-4, "optimizer": "sgd", "largest_crop": [512, 1024], "frozen_bn": True},
+        papers={
+            "steps": 80000,
+            "batch": 4,
+            "lr": 2.5e-4,
+            "optimizer": "sgd",
+            "largest_crop": [512, 1024],
+            "frozen_bn": True,
+        },
     )
     parser.add_argument("--domain", choices=("source", "target"), default="source", help="target: the upper bound")
     args = parser.parse_args()
@@ -50,6 +58,7 @@ def main() -> None:
     score = evaluate(prepare(net, data, run), data, run, 1)
     trained = f"trained on {args.domain}" if args.steps else "not trained"
     run.say(f"{trained}; on the target: {line(score, data)}")
+    note_round(run, data, 1, score=score)
     run.finish(net, report(score, data))
 
 

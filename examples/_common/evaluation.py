@@ -43,7 +43,7 @@ def predict(net: Callable[[Tensor], Tensor], images: Tensor, run: Run) -> Tensor
     if run.args.tile is None:
         return net(images)
     stride = [max(1, round(side * (1 - run.args.overlap))) for side in run.args.tile]
-    return predict_in_parts(net, images, window=tuple(run.args.tile), stride=tuple(stride))
+    return predict_in_parts(net, images, window=tuple(run.args.tile), stride=tuple(stride), taper=True)
 
 
 def prepare(net: nn.Module, data: Data, run: Run) -> nn.Module:
@@ -130,8 +130,8 @@ def _watch(net: nn.Module, data: Data, run: Run, round: int, group: str, name: s
     """How sure the network is on some target images, how its outputs cluster, and how its labels have changed."""
     places = range(0, len(data.target), -(-len(data.target) // _WATCHED))[run.rank :: run.world]
     folder, ending = run.out / "seen", f"{group}-rank{run.rank}of{run.world}.pt"
-    before = folder / f"{round - 1}{ending}"
-    earlier = torch.load(before, weights_only=True) if before.exists() else None
+    before = [folder / f"{number}{ending}" for number in range(round)]
+    earlier = next((torch.load(path, weights_only=True) for path in reversed(before) if path.exists()), None)
     sums, labels = torch.zeros(5, dtype=torch.float64), []  # images, entropy, density, pixels compared, equal ones
     for number, (images, _) in enumerate(in_order(data.target, run, places)):
         logits = _fused(net, images, run).float()
@@ -157,7 +157,7 @@ def _watch(net: nn.Module, data: Data, run: Run, round: int, group: str, name: s
 
 def show_predictions(images: Tensor, logits: Tensor, labels: Tensor | None, data: Data, run: Run, name: str) -> None:
     """Leave pictures of a few images: labels over them on TensorBoard; these and the confidence for the report."""
-    images, logits = _visible(images[:6]), logits[:6]
+    images, logits = visible(images[:6]), logits[:6]
     if logits.shape[-2:] != images.shape[-2:]:
         logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear")
         labels = None if labels is None else F.interpolate(labels[:, None].float(), size=images.shape[-2:])[:, 0].long()
@@ -173,7 +173,7 @@ def show_predictions(images: Tensor, logits: Tensor, labels: Tensor | None, data
     record_picture(run.out, f"{name} confidence", confidence)
 
 
-def _visible(images: Tensor) -> Tensor:
+def visible(images: Tensor) -> Tensor:
     """Three channels that can be looked at: the first three, or the first as grey."""
     return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
 
@@ -190,9 +190,7 @@ def line(score: Score, data: Data) -> str:
     """One line for people."""
     if score.iou is None:
         return ", ".join(f"{name} {value:.3g}" for name, value in score.seen.items()) or "not measured"
-    return ", ".join(
-        f"{heading} {score.iou[list(classes)].nanmean():.1f}" for heading, classes in data.subsets.items()
-    )
+    return ", ".join(f"{heading} {score.iou[list(classes)].nanmean():.1f}" for heading, classes in data.subsets.items())
 
 
 def _of_one_size(items: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:

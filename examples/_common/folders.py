@@ -27,6 +27,7 @@ from selftrain_seg.datasets import (
     SYNTHIA,
     Cityscapes,
     LabelMap,
+    SegmentationFolder,
     SyntheticStreets,
     VOCSegmentation,
 )
@@ -64,6 +65,7 @@ class Part(Dataset[Any]):
         places: numbers of the images; None for all.
         resize: height and width that images get, and labels unless ``whole_labels``.
         whole_labels: labels stay as they are.
+        labels: in place of names, labels in the size of the resized image, by a function of the name.
     """
 
     def __init__(
@@ -73,10 +75,11 @@ class Part(Dataset[Any]):
         *,
         resize: Sequence[int] | None = None,
         whole_labels: bool = False,
+        labels: Callable[[str], Tensor] | None = None,
     ) -> None:
         self.dataset, self.places = dataset, list(range(len(dataset)) if places is None else places)
         self.names = tuple(dataset.names[place] for place in self.places)
-        self.resize, self.whole_labels = resize, whole_labels
+        self.resize, self.whole_labels, self.labels = resize, whole_labels, labels
 
     def __len__(self) -> int:
         return len(self.places)
@@ -87,7 +90,7 @@ class Part(Dataset[Any]):
             image = TF.resize(image, list(self.resize), antialias=True)
             if isinstance(other, Tensor) and not self.whole_labels:
                 other = TF.resize(tv_tensors.Mask(other), list(self.resize))
-        return image, other
+        return image, other if self.labels is None else self.labels(other)
 
     def masks(self) -> Dataset[Tensor]:
         """The labels alone; nothing decodes the images."""
@@ -121,7 +124,8 @@ def open_data(args: Namespace, run: Run, *, source_free: bool = False) -> Data:
         raise SystemExit(f"--data {args.data}: {error}") from None
     _check_values(first, data.target.names[0])
     if args.crop is None:
-        args.crop = [min(sides) for sides in zip(*sizes, args.tile or args.largest_crop, args.largest_crop, strict=True)]
+        most = [args.largest_crop, args.tile or args.largest_crop]
+        args.crop = [min(sides) for sides in zip(*sizes, *most, strict=True)]
         if getattr(args, "mine", False):  # in a crop of the whole image there is nothing to look for
             args.crop = [min(crop, 3 * side // 4) for crop, side in zip(args.crop, sizes[0], strict=True)]
     parts = {"source": data.source, "target": data.target, "val": data.val}
@@ -140,6 +144,8 @@ def open_data(args: Namespace, run: Run, *, source_free: bool = False) -> Data:
         run.say(f"no validation masks, so no mIoU{'' if data.has_truth else '; no target masks, so no precision'}")
     if data.source is not None:
         _look_at_masks(data, args, run)
+    if run.main:
+        data.label_map.save(run.out / "classes.json")  # for predict.py
     return data
 
 
@@ -173,7 +179,8 @@ def _adaptation(
     args: Namespace, source: Any, open_target: Any, label_map: LabelMap, subsets: dict[str, tuple[int, ...]]
 ) -> Data:
     def target(labels: Any) -> Part:
-        return Part(open_target(split="train", labels=labels), resize=args.resize)
+        given = labels if callable(labels) else None
+        return Part(open_target(split="train", labels=labels is True), resize=args.resize, labels=given)
 
     val = Part(open_target(split="val"), resize=args.resize, whole_labels=True)
     return Data(source and Part(source, resize=args.resize), target(False), target, val, label_map, subsets)
@@ -215,7 +222,8 @@ def _voc(args: Namespace) -> Data:
     labelled, others = everything.draw_labelled(args.labelled, seed=args.seed)
 
     def target(labels: Any) -> Part:
-        return Part(VOCSegmentation(args.root, "train_aug", labels=labels), others, resize=args.resize)
+        dataset = VOCSegmentation(args.root, "train_aug", labels=labels is True)
+        return Part(dataset, others, resize=args.resize, labels=labels if callable(labels) else None)
 
     val = Part(VOCSegmentation(args.root, "val"), resize=args.resize, whole_labels=True)
     subsets = {"mIoU": tuple(range(everything.num_classes))}
@@ -225,8 +233,6 @@ def _voc(args: Namespace) -> Data:
 
 def _folders(args: Namespace, source_free: bool) -> Data:
     """A user's own images and masks."""
-    from selftrain_seg.datasets import SegmentationFolder
-
     needed = ["target_images", "classes", *(() if source_free else ("source_images", "source_masks"))]
     missing = [f"--{name.replace('_', '-')}" for name in needed if getattr(args, name) is None]
     if missing:
@@ -234,28 +240,35 @@ def _folders(args: Namespace, source_free: bool) -> Data:
     if (args.val_images is None) != (args.val_masks is None):
         raise SystemExit("--data folders: --val-images and --val-masks go together")
     label_map = LabelMap.load(args.classes)
+    if label_map.ignore_index != IGNORE_INDEX or label_map.num_classes > IGNORE_INDEX:
+        raise ValueError(
+            f"{args.classes}: expected at most {IGNORE_INDEX} classes, with {IGNORE_INDEX} for what is ignored, got "
+            f"{label_map.num_classes} with {label_map.ignore_index}"
+        )
     settings = {"label_map": label_map, "channels": args.channels, "white": args.white}
     suffix = {"mask_suffix": args.mask_suffix}
 
     def part(dataset: Any, most: int, **options: Any) -> Part:
-        return Part(dataset, range(min(most, len(dataset))) if args.smoke else None, resize=args.resize, **options)
+        ending = args.mask_suffix.rpartition(".")[0] or args.mask_suffix
+        images = [place for place, name in enumerate(dataset.names) if not (ending and name.endswith(ending))]
+        return Part(dataset, images[:most] if args.smoke else images, resize=args.resize, **options)
 
     def target(labels: Any) -> Part:
-        masks, names = (args.target_masks if labels is True else labels or None), args.target_names
-        if labels is True and masks is None:
+        if labels is True and args.target_masks is None:
             raise ValueError("labels of the target images are needed: say where they are with --target-masks")
-        more = suffix if labels is True else {}
-        return part(SegmentationFolder(args.target_images, masks, names=names, **settings, **more), 12)
+        masks = {"masks": args.target_masks, **suffix} if labels is True else {}
+        dataset = SegmentationFolder(args.target_images, names=args.target_names, **masks, **settings)
+        return part(dataset, 12, labels=labels if callable(labels) else None)
 
     source = val = None
     if not source_free:
-        names = args.source_names
-        source = SegmentationFolder(args.source_images, args.source_masks, names=names, **settings, **suffix)
-        source = part(source, 16)
+        masks = {"masks": args.source_masks, "names": args.source_names, **suffix}
+        source = part(SegmentationFolder(args.source_images, **masks, **settings), 16)
     if args.val_images is not None:
-        names = args.val_names
-        val = SegmentationFolder(args.val_images, args.val_masks, names=names, **settings, **suffix)
-        val = part(val, 8, whole_labels=True)
+        masks = {"masks": args.val_masks, "names": args.val_names, **suffix}
+        val = part(SegmentationFolder(args.val_images, **masks, **settings), 8, whole_labels=True)
+    if args.target_masks is not None:
+        target(True)  # or its error now, not after the first round
     subsets = {"mIoU": tuple(range(label_map.num_classes))}
     return Data(source, target(False), target, val, label_map, subsets, args.target_masks is not None)
 
@@ -292,7 +305,7 @@ def _look_at_masks(data: Data, args: Namespace, run: Run) -> None:
         f"{', without ' + ', '.join(absent) if absent else ', with all classes'}"
     )
     if share < 0.01 or len(absent) > data.label_map.num_classes - 1:
-        raise SystemExit(f"--data {args.data}: {100 * share:.2f} % of the source pixels have a class: are the ids others?")
+        raise SystemExit(f"--data {args.data}: {100 * share:.2f} % of the source pixels have a class: other ids?")
     if run.world > 1:
         torch.distributed.barrier()
     if run.main:

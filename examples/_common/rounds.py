@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from _common.evaluation import Score, predict
+from _common.evaluation import Score, predict, visible
 from _common.folders import Data
 from _common.loading import in_order
 from _common.run import Run
@@ -122,9 +122,8 @@ def _precision(run: Run, data: Data, round: int, stored: StoredRound, group: str
         if len(shown) < 3 and (not shown or image.shape == shown[0][0].shape):
             shown.append((image.as_subclass(Tensor), labels, truth.as_subclass(Tensor)))
     images, labels, truth = (torch.stack(part) for part in zip(*shown, strict=True))
-    images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
     name = f"round {round} selection {group}".strip()
-    record_picture(run.out, name, selection_map(images, labels, truth=truth))
+    record_picture(run.out, name, selection_map(visible(images), labels, truth=truth))
     return counts[1] / counts[0]
 
 
@@ -134,8 +133,9 @@ def small_class_crop(stored: StoredRound, size: Sequence[int]) -> SmallClassCrop
     Classes that the network never predicts are left out: there is nothing of them to find.
     """
     counts = stored.predicted.sum(0)
-    small = classes_below(counts)
-    return SmallClassCrop(small[counts[small] > 0], size, fallback=rare_classes(counts))
+    there = counts.nonzero()[:, 0]
+    small, rare = classes_below(counts), there[rare_classes(counts[there], k=min(3, len(there)))]
+    return SmallClassCrop(small[counts[small] > 0], size, fallback=rare)
 
 
 class Labelled(Dataset[Any]):

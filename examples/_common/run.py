@@ -203,7 +203,8 @@ class Run:
                 raise SystemExit(f"{self.out} was begun with {what}: choose another --out, or remove the folder")
         elif self.main:
             # What an attempt that never came to a checkpoint told about itself is not part of this run.
-            for pattern in ("steps.jsonl", "rounds/**/round-*.json", "pictures/*.png", "source-masks.json", "seen/*.pt"):
+            told = ("steps.jsonl", "rounds/**/round-*.json", "pictures/*.png", "source-masks.json", "seen/*.pt")
+            for pattern in told:
                 for old in self.out.glob(pattern):
                     old.unlink()
             save_json(asked, path)

@@ -1,6 +1,6 @@
 """Data sets of street scenes and of PASCAL VOC, their label maps, and the embedded benchmark of synthetic streets."""
 
-from selftrain_seg.datasets._folder import BrokenFilesError
+from selftrain_seg.datasets._report import BrokenFilesError, FolderReport
 from selftrain_seg.datasets.bdd100k import BDD100K
 from selftrain_seg.datasets.cityscapes import Cityscapes
 from selftrain_seg.datasets.gta5 import GTA5
@@ -8,6 +8,7 @@ from selftrain_seg.datasets.label_map import LabelMap
 from selftrain_seg.datasets.segmentation_folder import SegmentationFolder
 from selftrain_seg.datasets.streets import SyntheticStreets
 from selftrain_seg.datasets.synthia import SYNTHIA
+from selftrain_seg.datasets.tiles import Tiles
 from selftrain_seg.datasets.voc import VOCSegmentation
 
 __all__ = [
@@ -16,8 +17,10 @@ __all__ = [
     "SYNTHIA",
     "BrokenFilesError",
     "Cityscapes",
+    "FolderReport",
     "LabelMap",
     "SegmentationFolder",
     "SyntheticStreets",
+    "Tiles",
     "VOCSegmentation",
 ]

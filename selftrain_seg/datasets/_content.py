@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import io
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,12 +68,40 @@ def decode(path: Path, what: str, *, colours: bool) -> Content:
         what: it should be, in words, for the message if it is broken.
         colours: give the colours of a palette and grey from black to white; False gives indices and raw values.
     """
-    from PIL import Image
-
     data = read_bytes(path)
-    try:
+    with _told(path, what):
         check_png(data)
         return _decode(data, colours)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(height, width) as ``decode`` gives it, from the head of a file."""
+    from PIL import Image, UnidentifiedImageError
+
+    with _told(path, ", or no image"), path.open("rb") as file:
+        try:
+            with Image.open(file) as image:
+                width, height = image.size
+                # Of a TIFF, Pillow gives the size after turning.
+                turned = image.format != "TIFF" and _orientation(image) >= 5
+        except UnidentifiedImageError:
+            file.seek(0)
+            if file.read(4) not in _TIFF:
+                raise
+            height, width = _by_tifffile(read_bytes(path)).pixels.shape[:2]
+            turned = False
+    return (width, height) if turned else (height, width)
+
+
+@contextmanager
+def _told(path: Path, what: str) -> Iterator[None]:
+    """Make every error one that names the file."""
+    from PIL import Image
+
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
     except FileError as error:
         raise ValueError(f"{path}: {error}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -166,7 +196,8 @@ def _orientation(image: Any) -> int:
 
 
 def _turned(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo an EXIF orientation."""
+    """Undo an EXIF orientation; in this machine's order of bytes."""
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -217,8 +248,7 @@ def _by_tifffile(data: bytearray) -> Content:
         extra = tuple(int(kind) for kind in page.extrasamples)
         alpha = bool(extra) and extra[-1] in _OPACITY
         bits = int(page.bitspersample)
-    pixels = _turned(pixels.astype(pixels.dtype.newbyteorder("="), copy=False), orientation)
-    return Content(pixels, "tifffile", None, alpha, bits, orientation)
+    return Content(_turned(pixels, orientation), "tifffile", None, alpha, bits, orientation)
 
 
 def check_png(data: bytearray) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -14,48 +14,13 @@ from torch.utils.data import Dataset
 from selftrain_seg import _checks
 from selftrain_seg.datasets._images import Channels, Picture, read_picture
 from selftrain_seg.datasets._masks import MaskFile, Reading, classes_of, read_mask_file
-from selftrain_seg.datasets._progress import shown
+from selftrain_seg.datasets._report import FolderReport
+from selftrain_seg.datasets._verify import train_ids_hint, verify
 from selftrain_seg.datasets.label_map import LabelMap
 
 Labels = bool | Callable[[str], Tensor]
 
-
-class BrokenFilesError(ValueError):
-    """What ``verify`` of a data set raises: everything that is wrong with its files.
-
-    Args:
-        problems: (number of the sample, what is wrong with it) for each problem.
-
-    Attributes:
-        problems: the messages, each naming its file.
-        indices: the samples concerned, ascending, each once; leave them out with ``torch.utils.data.Subset``.
-
-    Example:
-        >>> from selftrain_seg.datasets import BrokenFilesError
-        >>> error = BrokenFilesError([(3, "labels/00004.png: empty"), (3, "images/00004.png: empty")])
-        >>> print(error)
-        2 problems in 1 sample:
-        labels/00004.png: empty
-        images/00004.png: empty
-        >>> error.indices
-        (3,)
-    """
-
-    problems: tuple[str, ...]
-    indices: tuple[int, ...]
-
-    _SHOWN = 20
-
-    def __init__(self, problems: Sequence[tuple[int, str]]) -> None:
-        super().__init__(tuple(problems))
-        self.problems = tuple(message for _, message in problems)
-        self.indices = tuple(sorted({index for index, _ in problems}))
-
-    def __str__(self) -> str:
-        count, samples = len(self.problems), len(self.indices)
-        head = f"{count} problem{'s' * (count != 1)} in {samples} sample{'s' * (samples != 1)}:"
-        more = [f"... and {count - self._SHOWN} more"] if count > self._SHOWN else []
-        return "\n".join((head, *self.problems[: self._SHOWN], *more))
+_TURNED = "; the image was turned as its EXIF orientation says, save it upright, or draw its mask as it is shown"
 
 
 class _Folder(Dataset[tuple[Any, Any]]):
@@ -76,8 +41,10 @@ class _Folder(Dataset[tuple[Any, Any]]):
         labels: Labels,
         label_map: LabelMap | None,
         transforms: Callable[..., Any] | None,
+        left_out: list[tuple[Path, str]] | None = None,
     ) -> None:
         self.root = root
+        self.left_out = [] if left_out is None else left_out
         self.names = tuple(images)
         self._images, self._masks = dict(images), dict(masks)
         self.labels = labels
@@ -97,11 +64,12 @@ class _Folder(Dataset[tuple[Any, Any]]):
         from torchvision import tv_tensors
 
         name = self.names[self._number(index)]
-        image = tv_tensors.Image(self._read_picture(name).image)
+        picture = self._read_picture(name)
+        image = tv_tensors.Image(picture.image)
         if self.labels is False:
             return (image if self.transforms is None else self.transforms(image)), name
         labels = tv_tensors.Mask(self._read_labels(name))
-        self._check_sizes(name, image, labels)
+        self._check_sizes(name, image, labels, picture.turned)
         if self.transforms is None:
             return image, labels
         transformed: tuple[Any, Any] = self.transforms(image, labels)
@@ -182,43 +150,32 @@ class _Folder(Dataset[tuple[Any, Any]]):
         count = (2 * len(self) + one_in) // (2 * one_in)
         return sorted(order[:count]), sorted(order[count:])
 
-    def verify(self, *, progress: bool = False) -> None:
-        """Read every file once, and report all that is wrong at once.
+    def verify(
+        self, *, progress: bool = False, images: bool = True, most: int | None = None, check_meaning: bool = True
+    ) -> FolderReport:
+        """Read every file once, and report all that is wrong at once, or else what there is.
 
-        Finds what opening a sample would: files that are missing, broken or of the wrong kind, unknown ids,
-        labels of another size than their image.
+        Finds what opening a sample would: files that are missing, broken or of the wrong kind, unknown ids and
+        colours, masks of another size than their image; and images with NaN or infinite values. Then looks at what
+        the labels mean: whether nearly all of them are ignored, or they are Cityscapes' train ids where label ids
+        are expected.
 
         Args:
             progress: show a bar, if tqdm is installed.
+            images: read the images, too; False looks at the labels alone, which is faster.
+            most: look at so many samples, spread over the data set; None for all.
+            check_meaning: raise for labels that are nearly all ignored or look like train ids.
+
+        Returns:
+            Counts, which print as a table.
 
         Raises:
             BrokenFilesError: something is wrong; it lists every problem.
+            ValueError: less than 5 % of the pixels have a class, or the ids are train ids; the message says how many.
         """
-        problems = [
-            (index, problem)
-            for index in shown(range(len(self)), len(self), progress, "sample")
-            for problem in self._problems(self.names[index])
-        ]
-        if problems:
-            raise BrokenFilesError(problems)
-
-    def _problems(self, name: str) -> Iterator[str]:
-        found: list[Tensor] = []
-        readers: list[Callable[[], Tensor]] = [lambda: self._read_picture(name).image]
-        if self.labels is not False:
-            readers.append(lambda: self._read_labels(name))
-        for read in readers:
-            try:
-                found.append(read())
-            except (OSError, ValueError, TypeError) as error:
-                yield str(error)
-            except LookupError as error:  # of a function for the labels; its text is but the key
-                yield f"`labels({name!r})`: {error!r}"
-        if len(found) == 2:
-            try:
-                self._check_sizes(name, *found)
-            except ValueError as error:
-                yield str(error)
+        if most is not None:
+            _checks.check_count(most, "most")
+        return verify(self, progress, images, most, check_meaning)
 
     def _number(self, index: SupportsIndex) -> int:
         number = operator.index(index)
@@ -241,7 +198,7 @@ class _Folder(Dataset[tuple[Any, Any]]):
         try:
             return classes_of(mask, self._reading, self._meaning)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{path}: {error}{train_ids_hint(mask, self._meaning)}") from error
 
     def _read_picture(self, name: str) -> Picture:
         return read_picture(self._image_path(name), self._channels, self._white)
@@ -249,12 +206,12 @@ class _Folder(Dataset[tuple[Any, Any]]):
     def _read_mask_file(self, path: Path) -> MaskFile:
         return read_mask_file(path)
 
-    def _check_sizes(self, name: str, image: Tensor, labels: Tensor) -> None:
+    def _check_sizes(self, name: str, image: Tensor, labels: Tensor, turned: int = 1) -> None:
         if image.shape[-2:] != labels.shape:
             source = f"`labels({name!r})`" if callable(self.labels) else self._label_path(name)
             raise ValueError(
                 f"{source}: expected (H, W) = {tuple(image.shape[-2:])} as in {self._image_path(name)},"
-                f" got {tuple(labels.shape)}"
+                f" got {tuple(labels.shape)}{_TURNED if turned > 1 else ''}"
             )
 
 

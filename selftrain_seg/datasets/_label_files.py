@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,13 +29,13 @@ class Entry(NamedTuple):
 
     Attributes:
         name: of the class; None for what is ignored.
-        ids: its values in label files.
+        ids: its values in label files; None where nothing is said of them.
         colour: that it is shown in; None for one to be drawn.
         colours: its colours in label files.
     """
 
     name: str | None
-    ids: tuple[int, ...] = ()
+    ids: tuple[int, ...] | None = None
     colour: Colour | None = None
     colours: tuple[Colour, ...] = ()
 
@@ -57,7 +58,7 @@ def table(entries: Iterable[Entry], ignore_index: int) -> Table:
     shown: dict[str, Colour] = {}
     for entry in entries:
         number = ignore_index if entry.name is None else names.index(entry.name)
-        for label_id in entry.ids:
+        for label_id in entry.ids or ():
             if ids.setdefault(label_id, number) != number:
                 raise ValueError(f"id {label_id} stands for two classes; expected one")
         for colour in entry.colours:
@@ -84,7 +85,7 @@ def read(path: Path) -> tuple[list[Entry], dict[str, Any]]:
         raise ValueError(f"{path}: expected text in UTF-8 ({error})") from error
     try:
         if path.suffix.lower() == ".json":
-            return _from_json(json.loads(text))
+            return _from_json(json.loads(text, object_pairs_hook=_once))
         if path.suffix.lower() in (".csv", ".tsv", ".txt"):
             return _from_csv(text), {}
         raise ValueError("expected a name that ends in .json or .csv")
@@ -99,10 +100,17 @@ def _from_json(data: Any) -> tuple[list[Entry], dict[str, Any]]:
         raise ValueError(f"expected a list of classes or a mapping, got {type(data).__name__}")
     if "classes" not in data:  # {"0": "background", "255": "vessel"}
         return [Entry(None if name is None else _text(name), (_int(key),)) for key, name in data.items()], {}
-    entries = [_entry(item) for item in data["classes"]]
+    entries = _numbered([_entry(item) for item in data["classes"]])
     if data.get("ignore"):
         entries.append(_entry(data["ignore"] | {"ignore": True}))
     return entries, {key: data[key] for key in ("unknown", "ignore_index") if key in data}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"{key!r} occurs twice")
+    return dict(pairs)
 
 
 def _entry(item: Any) -> Entry:
@@ -115,7 +123,7 @@ def _entry(item: Any) -> Entry:
     name = next((item[key] for key in _NAMES if item.get(key) not in (None, "")), None)
     if name is None and not ignored:
         raise ValueError(f"expected a name in {item!r}")
-    ids: Any = next((item[key] for key in _IDS if item.get(key) not in (None, "")), [])
+    ids: Any = next((item[key] for key in _IDS if item.get(key) not in (None, "")), None)
     colour = next((_colour(item[key]) for key in _COLOURS if item.get(key) not in (None, "")), None)
     for keys in _CHANNELS:
         if colour is None and all(item.get(key) not in (None, "") for key in keys):
@@ -125,7 +133,7 @@ def _entry(item: Any) -> Entry:
         colours = [] if colour is None else [colour]
     return Entry(
         None if ignored else _text(name),
-        tuple(_int(value) for value in (ids if isinstance(ids, list) else [ids])),
+        None if ids is None else tuple(_int(value) for value in (ids if isinstance(ids, list) else [ids])),
         colour,
         tuple(_colour(value) for value in colours),
     )
@@ -146,7 +154,7 @@ def _from_csv(text: str) -> list[Entry]:
         item: dict[str, Any] = {key.strip().lower(): value.strip() for key, value in row.items()}
         for key in _IDS:
             if key in item:
-                item[key] = item[key].replace(";", " ").replace(",", " ").split()
+                item[key] = item[key].replace(";", " ").replace(",", " ").split() or None
         try:
             entries.append(_entry(item))
         except ValueError as error:
@@ -156,9 +164,12 @@ def _from_csv(text: str) -> list[Entry]:
 
 def _numbered(entries: list[Entry]) -> list[Entry]:
     """A plain list of names stands for the ids 0, 1, ..."""
-    if any(entry.ids or entry.colours for entry in entries):
-        return entries
-    return [entry._replace(ids=(number,)) for number, entry in enumerate(entries)]
+    bare = [entry.name for entry in entries if entry.ids is None and not entry.colours]
+    if len(bare) == len(entries):
+        return [entry._replace(ids=(number,)) for number, entry in enumerate(entries)]
+    if bare:
+        raise ValueError(f"expected an id or a colour for each class, {bare[0]!r} has none")
+    return entries
 
 
 def _text(name: Any) -> str:

@@ -78,22 +78,26 @@ def _of_channels(pixels: npt.NDArray[Any], count: int, reading: Reading, label_m
     what = f"expected one channel of class ids, got {count} channels of torch.{pixels.dtype}"
     if reading == "ids" or pixels.shape[2] != 3:
         raise ValueError(f'{what}; `read_masks="first"` takes the first')
-    if reading == "auto" and label_map.ids and (pixels.dtype != np.uint8 or not label_map.colours):
-        if (pixels[..., :1] == pixels[..., 1:]).all():  # grey, saved in three channels
-            return label_map(torch.from_numpy(np.ascontiguousarray(pixels[..., 0])))
-        if not label_map.colours:
-            raise ValueError(
-                f"{what}, and the label map has no colours; give it some (LabelMap.from_colours), or take the first"
-                ' channel with `read_masks="first"`'
-            )
-    if pixels.dtype != np.uint8:
+    by_colour = pixels.dtype == np.uint8 and bool(label_map.colours)
+    if reading == "auto" and label_map.ids and (pixels[..., :1] == pixels[..., 1:]).all():
+        grey = np.ascontiguousarray(pixels[..., 0])  # as some programs save it, or colours that are grey
+        if not by_colour or any((value, value, value) not in label_map.colours for value in values_of(grey)):
+            return label_map(torch.from_numpy(grey))
+    if not label_map.colours:
+        raise ValueError(
+            f"{what}, and the label map has no colours; give it some (LabelMap.from_colours), or take the first"
+            ' channel with `read_masks="first"`'
+        )
+    if not by_colour:
         raise ValueError(f"{what}; colours have 8 bits")
-    try:
-        return _of_colours(pixels, label_map)
-    except ValueError:
-        if reading == "auto" and label_map.ids and (pixels[..., :1] == pixels[..., 1:]).all():
-            return label_map(torch.from_numpy(np.ascontiguousarray(pixels[..., 0])))
-        raise
+    return _of_colours(pixels, label_map)
+
+
+def values_of(pixels: npt.NDArray[Any]) -> list[int]:
+    """The values that occur, ascending."""
+    if pixels.dtype == np.uint8 or pixels.dtype == np.bool_:
+        return [int(value) for value in np.bincount(pixels.ravel(), minlength=256).nonzero()[0]]
+    return [int(value) for value in np.unique(pixels)]
 
 
 def _as_colours(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -111,9 +115,9 @@ def _of_palette(
     """By index where the file's palette agrees with the label map's colours or says nothing, else by colour."""
     full = np.zeros((256, 3), np.uint8)
     full[: len(palette)] = palette
-    used = np.bincount(pixels.ravel(), minlength=256).nonzero()[0]
+    used = values_of(pixels)
     colours = [(int(red), int(green), int(blue)) for red, green, blue in full[used]]
-    grey = all({*colour} == {int(index)} for index, colour in zip(used, colours, strict=True))
+    grey = all({*colour} == {index} for index, colour in zip(used, colours, strict=True))
     blank = len(used) > 1 and len(set(colours)) == 1
     if reading == "auto" and label_map.ids:
         conflicts = _conflicts(used, colours, label_map)
@@ -130,7 +134,7 @@ def _of_palette(
 
 
 def _conflicts(
-    used: npt.NDArray[Any], colours: list[tuple[int, int, int]], label_map: LabelMap
+    used: list[int], colours: list[tuple[int, int, int]], label_map: LabelMap
 ) -> list[tuple[int, tuple[int, int, int]]]:
     """Indices, with their colours, for which the label map has another class than for the colour.
 
@@ -139,7 +143,7 @@ def _conflicts(
     """
     coloured = {*label_map.colours.values()}
     agree, conflicts, ignored = False, [], []
-    for index, colour in zip(map(int, used), colours, strict=True):
+    for index, colour in zip(used, colours, strict=True):
         by_id, by_colour = label_map.ids.get(index), label_map.colours.get(colour)
         if by_id == label_map.ignore_index:
             if by_colour not in (None, by_id):
@@ -176,7 +180,10 @@ def _unknown_colours(pixels: npt.NDArray[np.uint8], wrong: npt.NDArray[np.bool_]
     colours, counts = np.unique(pixels[wrong], axis=0, return_counts=True)
     row, column = (int(place[0]) for place in wrong.nonzero())
     order = np.argsort(-counts, kind="stable")[:_SHOWN]
-    some = ", ".join(f"{tuple(int(value) for value in colours[i])} in {int(counts[i])} pixels" for i in order)
+    some = ", ".join(
+        f"{tuple(int(value) for value in colours[i])} in {int(counts[i])} pixel{'s' * bool(counts[i] != 1)}"
+        for i in order
+    )
     more = f" and {len(colours) - _SHOWN} more colours" if len(colours) > _SHOWN else ""
     return f"expected colours of the label map, got {some}{more}, the first at row {row}, column {column}"
 

@@ -50,9 +50,9 @@ def find_images(folder: Path, masks: Path | None, mask_suffix: str) -> tuple[dic
 
 
 def _relative(folder: Path, masks: Path | None) -> str | None:
-    """Where the masks lie below the images: ``""`` among them, None elsewhere."""
+    """Where the masks lie below the images: ``""`` among them, as they may where none are read; None elsewhere."""
     if masks is None:
-        return None
+        return ""
     try:
         inside = masks.resolve().relative_to(folder.resolve()).as_posix()
     except ValueError:

@@ -183,6 +183,7 @@ class LabelMap(Presets):
         *,
         colours: Mapping[str, tuple[int, int, int]] | None = None,
         unknown: Unknown = "error",
+        ignore_index: int = IGNORE_INDEX,
     ) -> LabelMap:
         """Classes by name, in the order given.
 
@@ -192,6 +193,7 @@ class LabelMap(Presets):
             colours: name -> colour, for those to be shown in a colour of your choice, and that files may hold. A
                 colour is drawn for the others.
             unknown: as for the class.
+            ignore_index: as for the class; more than 255 classes need another than 255.
 
         Returns:
             The map.
@@ -220,7 +222,7 @@ class LabelMap(Presets):
         strangers = sorted({*known} - {entry.name for entry in entries if entry.name is not None})
         if strangers:
             raise ValueError(f"`colours`: expected names of classes, got {strangers}")
-        return cls._of(entries, unknown)
+        return cls._of(entries, unknown, ignore_index)
 
     @classmethod
     def from_colours(cls, names: Mapping[tuple[int, int, int], str | None], *, unknown: Unknown = "error") -> LabelMap:

@@ -40,7 +40,8 @@ class SegmentationFolder(_Folder):
         label_map: from what masks hold to training classes; needed to read masks, and for
             ``num_classes``, ``classes`` and ``palette``.
         mask_suffix: what the stem of a mask has more than that of its image, such as ``"_mask"``; with a file suffix,
-            such as ``"_mask.png"``, other files are no masks.
+            such as ``"_mask.png"``, other files are no masks. Files of such names are never taken for images, without
+            ``masks`` either, unless the masks have a folder of their own.
         pair: in place of ``mask_suffix``: a function that is given the name of an image and returns the path of its
             mask below ``masks``.
         names: the images to take, all by default: a text file with a name in each line, a pattern such as
@@ -123,14 +124,16 @@ class SegmentationFolder(_Folder):
                 "`label_map`: expected one to read masks, got None; LabelMap.binary(), LabelMap.from_names({0: ...})"
                 " or LabelMap.load('classes.json') make one"
             )
-        found, self.left_out = find_images(folder, place, mask_suffix)
+        found, left_out = find_images(folder, place, mask_suffix)
         if names is not None:
             everything, found = found, take(found, names)
-            self.left_out += [(path, "not in `names`") for name, path in everything.items() if name not in found]
+            left_out += [(path, "not in `names`") for name, path in everything.items() if name not in found]
         paired: dict[str, Path] = {}
         if place is not None:
             paired, strangers = find_masks(place, found, mask_suffix, pair)
-            self.left_out += strangers if names is None else []
+            left_out += strangers if names is None else []
+            own = {*paired.values()}
+            found = {name: path for name, path in found.items() if path not in own}  # masks of a `pair` among images
             without = [name for name in found if name not in paired]
             if without and (unpaired == "error" or not paired):
                 what = f"{without[0]}{mask_suffix}" if pair is None else os.fspath(pair(without[0]))
@@ -140,9 +143,10 @@ class SegmentationFolder(_Folder):
                     " `mask_suffix` or `pair` says how masks are called, `names` which images to take,"
                     ' `unpaired="leave out"` takes those with a mask, `masks=None` does without'
                 )
-            self.left_out += [(found[name], "without a mask") for name in without]
+            left_out += [(found[name], "without a mask") for name in without]
             found = {name: path for name, path in found.items() if name in paired}
-        super().__init__(folder, found, paired, labels, label_map, transforms)
+            left_out = [(path, why) for path, why in left_out if path not in own]
+        super().__init__(folder, found, paired, labels, label_map, transforms, left_out)
 
 
 def _checked_channels(channels: Any) -> int | tuple[int, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 
 import numpy as np
@@ -318,3 +319,210 @@ BLACK = (0, 0, 0)
 def test_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         LabelMap(*arguments)
+
+
+class TestBuilders:
+    def test_names(self):
+        label_map = LabelMap.from_names({0: "background", 255: "vessel", (3, 4): "disc", 9: None})
+        assert dict(label_map.ids) == {0: 0, 255: 1, 3: 2, 4: 2, 9: 255}
+        assert label_map.classes == ("background", "vessel", "disc")
+        assert label_map.palette[0] == BLACK
+        assert len(set(label_map.palette)) == 3
+        assert dict(label_map.colours) == {}  # drawn colours are for showing, not for reading
+        assert label_map(torch.tensor([0, 255, 4, 9])).tolist() == [0, 1, 2, 255]
+        with pytest.raises(ValueError, match=r"got 1 \(1 pixel, the first at 0\)$"):
+            label_map(torch.tensor([1]))
+
+    def test_names_with_colours(self):
+        label_map = LabelMap.from_names({0: "a", 1: "b", 2: "c"}, colours={"b": (128, 0, 0)})
+        assert label_map.palette[1] == (128, 0, 0)
+        assert dict(label_map.colours) == {(128, 0, 0): 1}
+        assert len(set(label_map.palette)) == 3  # nothing drawn in a colour that is taken
+
+    def test_two_ids_of_one_name_are_one_class(self):
+        label_map = LabelMap.from_names({1: "car", 2: "road", 3: "car"}, unknown="ignore")
+        assert (label_map.classes, label_map.unknown) == (("car", "road"), "ignore")
+        assert dict(label_map.ids) == {1: 0, 2: 1, 3: 0}
+
+    def test_colours(self):
+        label_map = LabelMap.from_colours({(1, 2, 3): "b", (4, 5, 6): "a", (7, 8, 9): "b", (0, 0, 1): None})
+        assert label_map.classes == ("b", "a")
+        assert label_map.palette == ((1, 2, 3), (4, 5, 6))
+        assert dict(label_map.colours) == {(1, 2, 3): 0, (4, 5, 6): 1, (7, 8, 9): 0, (0, 0, 1): 255}
+        assert repr(label_map) == "LabelMap(2 classes, 4 colours)"
+
+    def test_many_drawn_colours_differ(self):
+        names = {number: f"{number}" for number in range(300)} | {300: "background", 7: None}
+        label_map = LabelMap.from_names(names, ignore_index=-1)
+        assert label_map(torch.tensor([7, 299, 300])).tolist() == [-1, 298, 299]
+        assert len(set(label_map.palette)) == 300
+
+    @pytest.mark.parametrize(
+        ("build", "error", "message"),
+        [
+            (lambda: LabelMap.from_names({"0": "a"}), TypeError, "`names`: expected an int, got str"),
+            (lambda: LabelMap.from_names({0: 1}), TypeError, r"`names\[0\]`: expected a name or None, got int"),
+            (lambda: LabelMap.from_names({0: "a", (0, 1): "b"}), ValueError, "id 0 stands for two classes"),
+            (lambda: LabelMap.from_names({0: None}), ValueError, "`classes`: expected at least one name"),
+            (
+                lambda: LabelMap.from_names({0: "a"}, colours={"b": BLACK}),
+                ValueError,
+                r"`colours`: expected names of classes, got \['b'\]",
+            ),
+            (
+                lambda: LabelMap.from_names({0: "a", 1: "b"}, colours={"a": BLACK, "b": BLACK}),
+                ValueError,
+                r"colour \(0, 0, 0\) stands for two classes",
+            ),
+            (
+                lambda: LabelMap.from_colours({(0, 0): "a"}),
+                ValueError,
+                r"`names`: expected colours of three .*\(0, 0\)",
+            ),
+            (lambda: LabelMap.from_colours({"red": "a"}), ValueError, "`names`: expected colours of three .*'red'"),
+            (
+                lambda: LabelMap({}, ["a"], [BLACK], colours={BLACK: 1}),
+                ValueError,
+                r"`colours\[\(0, 0, 0\)\]`: expected a",
+            ),
+        ],
+    )
+    def test_errors(self, build, error, message):
+        with pytest.raises(error, match=message):
+            build()
+
+
+JSON = {
+    '{"0": "background", "255": "vessel", "9": null}': ({0: 0, 255: 1, 9: 255}, {}),
+    '["background", "vessel"]': ({0: 0, 1: 1}, {}),
+    '[{"name": "background", "id": 0}, {"name": "vessel", "ids": [1, 255], "color": "#ff0000"}]': (
+        {0: 0, 1: 1, 255: 1},
+        {(255, 0, 0): 1},
+    ),
+    '[{"name": "background", "colour": [0, 0, 0]}, {"Name": "vessel", "Color": "255, 0, 0"},'
+    ' {"ignore": true, "rgb": "1 2 3"}]': (
+        {},
+        {BLACK: 0, (255, 0, 0): 1, (1, 2, 3): 255},
+    ),
+    '{"classes": ["background", "vessel"], "unknown": "ignore", "ignore": {"ids": [7]}}': (
+        {0: 0, 1: 1, 7: 255},
+        {},
+    ),
+}
+CSV = {
+    "name,id\nbackground,0\nvessel,255\n": ({0: 0, 255: 1}, {}),
+    "\ufeffname; ids; ignore\r\nbackground; 0;\r\nvessel; 1 255;\r\nvoid; 9; 1\r\n": ({0: 0, 1: 1, 255: 1, 9: 255}, {}),
+    "name, r, g, b\nbackground, 0, 0, 0\nvessel, 255, 0, 0\n": ({}, {BLACK: 0, (255, 0, 0): 1}),
+    "ID\tClass\tColour\n3\tbackground\t\n4\tvessel\t#0000ff\n": ({3: 0, 4: 1}, {(0, 0, 255): 1}),
+    'id,name,color\n0,background,"0,0,0"\n1,vessel,"(255, 0, 0)"\n': ({0: 0, 1: 1}, {BLACK: 0, (255, 0, 0): 1}),
+    "name\nbackground\nvessel\n": ({0: 0, 1: 1}, {}),
+}
+
+
+class TestFiles:
+    @pytest.mark.parametrize(("suffix", "text"), [(".json", t) for t in JSON] + [(".csv", t) for t in CSV])
+    def test_forms(self, tmp_path, suffix, text):
+        path = tmp_path / f"my classes ü{suffix}"
+        path.write_bytes(text.encode())
+        label_map = LabelMap.load(path)
+        ids, colours = (JSON | CSV)[text]
+        assert label_map.classes == ("background", "vessel")
+        assert (dict(label_map.ids), dict(label_map.colours)) == (ids, colours)
+        assert len(set(label_map.palette)) == 2
+        for colour, number in colours.items():
+            if number < 255:
+                assert label_map.palette[number] == colour
+
+    @pytest.mark.parametrize("name", ALL)
+    def test_round_trip(self, tmp_path, name):
+        path = ALL[name].save(tmp_path / "classes.json")
+        assert LabelMap.load(str(path)) == ALL[name]
+        assert os.listdir(tmp_path) == ["classes.json"]
+
+    def test_round_trip_of_everything_else(self, tmp_path):
+        for label_map in (
+            LabelMap({}, ["ä b", "c"], [(1, 2, 3)] * 2, "ignore", -100),
+            LabelMap(
+                {-5: 0, 65535: 1, 3: -1}, ["a", '"'], [BLACK] * 2, ignore_index=-1, colours={BLACK: 1, (1, 1, 1): -1}
+            ),
+            LabelMap.binary("nucleus"),
+            LabelMap.from_colours({(9, 9, 9): "a", (8, 8, 8): None}),
+        ):
+            assert LabelMap.load(label_map.save(tmp_path / "classes.json")) == label_map
+
+    def test_a_write_that_fails_leaves_nothing(self, tmp_path):
+        (tmp_path / "classes.json").mkdir()
+        with pytest.raises(OSError, match=r"classes\.json"):
+            LabelMap.voc().save(tmp_path / "classes.json")
+        assert os.listdir(tmp_path) == ["classes.json"]
+        with pytest.raises(ValueError, match=r"`path`: expected a name that ends in .json, got classes.yaml"):
+            LabelMap.voc().save("classes.yaml")
+
+    @pytest.mark.parametrize(
+        ("name", "text", "message"),
+        [
+            ("a.json", "{", "a.json: Expecting property name"),
+            ("a.json", "3", "a.json: expected a list of classes or a mapping, got int"),
+            ("a.json", "[3]", "a.json: expected a class as a name or a mapping, got 3"),
+            ("a.json", '[{"id": 3}]', "a.json: expected a name in "),
+            ("a.json", '{"x": "a"}', "a.json: expected a whole number, got 'x'"),
+            ("a.json", '[{"name": "a", "id": 1.5}]', "a.json: expected a whole number, got 1.5"),
+            ("a.json", '[{"name": "a", "colour": [0, 0, 300]}]', "a.json: `colour`: expected colours of three values"),
+            ("a.json", '[{"name": "a", "colour": "red"}]', "a.json: expected a whole number, got 'red'"),
+            ("a.json", '{"classes": ["a"], "unknown": "maybe"}', "a.json: `unknown`: expected one of"),
+            ("a.json", '[{"name": "a", "id": 0}, {"name": "b", "id": 0}]', "a.json: id 0 stands for two classes"),
+            ("a.json", '{"0": "a", "0": "b"}', "a.json: '0' occurs twice"),
+            (
+                "a.json",
+                '["a", {"name": "b", "id": 2}]',
+                "a.json: expected an id or a colour for each class, 'a' has none",
+            ),
+            ("a.json", "[]", "a.json: `classes`: expected at least one name"),
+            ("a.csv", "", "a.csv: expected a first line of headings with 'name'"),
+            (
+                "a.csv",
+                "background,0\nvessel,1\n",
+                "a.csv: expected a first line of headings with 'name', .*'background,0'",
+            ),
+            ("a.csv", "name,id\na,0,7\n", "a.csv: line 2: expected 2 columns"),
+            ("a.csv", "name,id\na,0\nb,x\n", "a.csv: line 3: expected a whole number, got 'x'"),
+            ("a.csv", "name,id\n,0\n", "a.csv: line 2: expected a name in"),
+            ("a.txt", "\x00", "a.txt: "),
+            ("a.yaml", "a: 1", r"a.yaml: expected a name that ends in .json or .csv"),
+        ],
+    )
+    def test_errors(self, tmp_path, name, text, message):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            LabelMap.load(tmp_path / name)
+
+    def test_no_file_and_no_text(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"`path`: expected a file .*none.json, found none"):
+            LabelMap.load(tmp_path / "none.json")
+        (tmp_path / "a.csv").write_bytes(b"name,id\n\xff\xfe,0\n")
+        with pytest.raises(ValueError, match=r"a.csv: expected text in UTF-8"):
+            LabelMap.load(tmp_path / "a.csv")
+
+
+class TestColours:
+    def test_presets(self):
+        """Where several ids share a colour, the trained class has it."""
+        for name in ("cityscapes", "bdd100k", "streets"):
+            label_map = ALL[name]
+            for number, colour in enumerate(label_map.palette):
+                assert label_map.colours[colour] == number
+        for entry in theirs.Cityscapes.classes:
+            trained = {e.color: e.train_id for e in theirs.Cityscapes.classes if 0 <= e.train_id < 255}
+            assert LabelMap.cityscapes().colours[entry.color] == trained.get(entry.color, 255)
+        voc = LabelMap.voc()
+        assert [voc.colours[colour] for colour in voc.palette] == list(range(21))
+        assert voc.colours[224, 224, 192] == 255
+        assert LabelMap.synthia().colours == {}
+
+    def test_immutable_and_equal(self):
+        label_map = LabelMap.voc()
+        with pytest.raises(TypeError):
+            label_map.colours[BLACK] = 3
+        other = dataclasses.replace(label_map, colours={})
+        assert other != label_map
+        assert hash(other) != hash(label_map)

@@ -1,0 +1,147 @@
+"""What looking at a whole folder found: counts, or problems."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_LINES = 12
+
+
+class BrokenFilesError(ValueError):
+    """What ``verify`` of a data set raises: everything that is wrong with its files.
+
+    Args:
+        problems: (number of the sample, what is wrong with it) for each problem.
+
+    Attributes:
+        problems: the messages, each naming its file.
+        indices: the samples concerned, ascending, each once; leave them out with ``torch.utils.data.Subset``.
+
+    Example:
+        >>> from selftrain_seg.datasets import BrokenFilesError
+        >>> error = BrokenFilesError([(3, "labels/00004.png: empty"), (3, "images/00004.png: empty")])
+        >>> print(error)
+        2 problems in 1 sample:
+        labels/00004.png: empty
+        images/00004.png: empty
+        >>> error.indices
+        (3,)
+    """
+
+    problems: tuple[str, ...]
+    indices: tuple[int, ...]
+
+    _SHOWN = 20
+
+    def __init__(self, problems: Sequence[tuple[int, str]]) -> None:
+        super().__init__(tuple(problems))
+        self.problems = tuple(message for _, message in problems)
+        self.indices = tuple(sorted({index for index, _ in problems}))
+
+    def __str__(self) -> str:
+        count, samples = len(self.problems), len(self.indices)
+        head = f"{count} problem{'s' * (count != 1)} in {samples} sample{'s' * (samples != 1)}:"
+        more = [f"... and {count - self._SHOWN} more"] if count > self._SHOWN else []
+        return "\n".join((head, *self.problems[: self._SHOWN], *more))
+
+
+@dataclass(frozen=True)
+class FolderReport:
+    """What ``verify`` of a data set found; ``print(report)`` shows a table.
+
+    Attributes:
+        samples: images looked at.
+        sizes: (height, width) -> images.
+        channels: channels of the files -> images.
+        bits: bits of a channel in the files -> images.
+        turned: images that an EXIF orientation turned.
+        values: lowest and highest value of the images as they are given; None where none was looked at.
+        classes: names; empty for a data set without labels.
+        pixels: of each class.
+        images_with: images in which each class occurs.
+        ignored: pixels without a class.
+        ids: that occur in label files of one channel.
+        left_out: (path, why) for each file that was not taken.
+
+    Example:
+        >>> from selftrain_seg.datasets import FolderReport
+        >>> report = FolderReport(classes=("background", "vessel"), pixels=(90, 9), images_with=(2, 1), ignored=1)
+        >>> report.labelled
+        0.99
+        >>> print(report)
+        class       pixels  share  images
+        background      90  90.0%       2
+        vessel           9   9.0%       1
+        ignored          1   1.0%
+        labelled: 99.0% of the pixels
+    """
+
+    samples: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    channels: Counter[int] = field(default_factory=Counter)
+    bits: Counter[int] = field(default_factory=Counter)
+    turned: int = 0
+    values: tuple[float, float] | None = None
+    classes: tuple[str, ...] = ()
+    pixels: tuple[int, ...] = ()
+    images_with: tuple[int, ...] = ()
+    ignored: int = 0
+    ids: tuple[int, ...] = ()
+    left_out: tuple[tuple[Path, str], ...] = ()
+
+    @property
+    def labelled(self) -> float | None:
+        """The share of pixels that have a class; None without labels."""
+        total = sum(self.pixels) + self.ignored
+        return sum(self.pixels) / total if total else None
+
+    def __str__(self) -> str:
+        return "\n".join([*self._images(), *self._classes(), *self._left_out()])
+
+    def _images(self) -> list[str]:
+        if not self.sizes:
+            return []
+        low, high = min(self.sizes), max(self.sizes)
+        one = f"{low[0]} × {low[1]}"
+        sizes = one if len(self.sizes) == 1 else f"{len(self.sizes)}, from {one} to {high[0]} × {high[1]}"
+        values = "" if self.values is None else f"{self.values[0]:g} to {self.values[1]:g}"
+        rows = [
+            ("images", str(self.samples)),
+            ("sizes (height × width)", sizes),
+            ("channels", _counted(self.channels)),
+            ("bits a channel", _counted(self.bits)),
+            ("values", values),
+            ("turned by EXIF", str(self.turned)),
+        ]
+        return _table(rows, "<<")
+
+    def _classes(self) -> list[str]:
+        if not self.classes:
+            return []
+        total = max(sum(self.pixels) + self.ignored, 1)
+        rows = [("class", "pixels", "share", "images")]
+        for name, pixels, images in zip(self.classes, self.pixels, self.images_with, strict=True):
+            rows.append((name, str(pixels), f"{100 * pixels / total:.1f}%", str(images)))
+        rows.append(("ignored", str(self.ignored), f"{100 * self.ignored / total:.1f}%", ""))
+        labelled = self.labelled
+        share = [] if labelled is None else [f"labelled: {100 * labelled:.1f}% of the pixels"]
+        return _table(rows, "<>>>") + share
+
+    def _left_out(self) -> list[str]:
+        why = Counter(reason for _, reason in self.left_out)
+        return [f"left out: {count} × {reason}" for reason, count in why.most_common(_LINES)]
+
+
+def _counted(counts: Counter[int]) -> str:
+    if len(counts) == 1:
+        return str(next(iter(counts)))
+    return ", ".join(f"{value} ({count} images)" for value, count in sorted(counts.items()))
+
+
+def _table(rows: Sequence[tuple[str, ...]], sides: str) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = (zip(row, sides, widths, strict=True) for row in rows)
+    return ["  ".join(f"{text:{side}{width}}" for text, side, width in row).rstrip() for row in cells]

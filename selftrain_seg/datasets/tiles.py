@@ -1,0 +1,244 @@
+"""Large images in tiles."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from itertools import product
+from typing import Any, NamedTuple, SupportsIndex
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from selftrain_seg import _checks
+from selftrain_seg.datasets._content import picture_size
+from selftrain_seg.datasets._folder import _Folder
+from selftrain_seg.datasets._progress import shown
+
+__all__ = ["Tiles"]
+
+
+class _Tile(NamedTuple):
+    """Where a tile lies.
+
+    Attributes:
+        image: its number in the data set.
+        top: row of its first pixel.
+        left: column of its first pixel.
+        height: of the part that the image covers.
+        width: of the part that the image covers.
+    """
+
+    image: int
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Tiles(Dataset[tuple[Any, Any]]):
+    """Cut the images of a data set of files into tiles of one size.
+
+    Tiles cover every pixel. Neighbours overlap by ``overlap``, the last of a row or column by more, since it ends
+    with the image. An image smaller than a tile is filled up at the right and bottom, with 0 and ``ignore_index``.
+
+    Only the sizes of the images are read when this is made. A tile reads its whole image, and the last image read is
+    kept: tiles of an image that follow each other cost one reading. So for large images, shuffle the images rather
+    than the tiles, or cut the files themselves.
+
+    Args:
+        dataset: of files, such as :class:`SegmentationFolder`, without ``transforms``.
+        size: (height, width) of a tile, or one number for both.
+        overlap: (height, width) that neighbours share at least, or one number; smaller than ``size``.
+        labels: a function, such as the reading method of a store of pseudo-labels, that is given the name of a tile
+            and returns its (H, W) integer labels, training classes already, in place of the data set's labels.
+        transforms: called with (image, labels), or with the image alone where there are no labels; any joint transform
+            of torchvision v2.
+        progress: show a bar while sizes are read, if tqdm is installed.
+
+    Returns:
+        ``tiles[index]`` is ``(image, labels)`` or ``(image, name)``, as those of ``dataset``, of (C, height, width) and
+        (height, width).
+
+    Raises:
+        TypeError: ``dataset`` is no data set of files, ``labels`` no function.
+        ValueError: ``dataset`` has transforms; ``size`` is below 1; ``overlap`` is negative or not below ``size``;
+            a file is no image; for a sample, as for ``dataset``.
+        IndexError: an index past either end.
+
+    Attributes:
+        names: of the tiles, ``"{name of the image}@{top},{left}"``.
+        places: for each tile (index of the image, top, left, height, width); the latter two are what the image covers.
+        dataset: the argument.
+        size: (height, width).
+        transforms: the argument; may be replaced.
+
+    Example:
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> from selftrain_seg.datasets import SegmentationFolder, Tiles
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     Image.fromarray(np.zeros((80, 100, 3), np.uint8)).save(os.path.join(root, "field.png"))
+        ...     tiles = Tiles(SegmentationFolder(root), 64, overlap=16)
+        ...     image, name = tiles[3]
+        >>> tiles.names, name, tuple(image.shape)
+        (('field@0,0', 'field@0,36', 'field@16,0', 'field@16,36'), 'field@16,36', (3, 64, 64))
+    """
+
+    def __init__(
+        self,
+        dataset: _Folder,
+        size: int | tuple[int, int],
+        *,
+        overlap: int | tuple[int, int] = 0,
+        labels: Callable[[str], Tensor] | None = None,
+        transforms: Callable[..., Any] | None = None,
+        progress: bool = False,
+    ) -> None:
+        if not isinstance(dataset, _Folder):
+            raise TypeError(f"`dataset`: expected a data set of files, got {type(dataset).__name__}")
+        if dataset.transforms is not None:
+            raise ValueError(
+                "`dataset`: expected one without transforms, which would be applied before the tiles are cut"
+            )
+        if labels is not None and not callable(labels):
+            raise TypeError(f"`labels`: expected a function of the name of a tile, got {type(labels).__name__}")
+        self.dataset, self.labels, self.transforms = dataset, labels, transforms
+        self.size, shared = _pair(size, "size", 1), _pair(overlap, "overlap", 0)
+        if shared[0] >= self.size[0] or shared[1] >= self.size[1]:
+            raise ValueError(f"`overlap`: expected less than size {self.size}, got {shared}")
+        self.places = tuple(
+            _Tile(index, top, left, min(self.size[0], height - top), min(self.size[1], width - left))
+            for index, name in enumerate(shown(dataset.names, len(dataset), progress, "image"))
+            for height, width in [picture_size(dataset._image_path(name))]
+            for top, left in product(_starts(height, self.size[0], shared[0]), _starts(width, self.size[1], shared[1]))
+        )
+        self.names = tuple(f"{dataset.names[place.image]}@{place.top},{place.left}" for place in self.places)
+        self._last: tuple[int, Any, Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[Any, Any]:
+        from torchvision import tv_tensors
+
+        number = self._number(index)
+        place = self.places[number]
+        if self._last is None or self._last[0] != place.image:
+            self._last = (place.image, *self._read(place.image))
+        _, image, labels = self._last
+        image = tv_tensors.Image(self._cut(image, place, 0))
+        if self.labels is not None:
+            labels = self.labels(self.names[number])
+            _checks.check_integer(labels, f"labels({self.names[number]!r})")
+            if tuple(labels.shape) != self.size:
+                raise ValueError(
+                    f"`labels({self.names[number]!r})`: expected (H, W) = {self.size}, got {tuple(labels.shape)}"
+                )
+            labels = tv_tensors.Mask(labels.long())
+        elif self.dataset.labels is not False:
+            labels = tv_tensors.Mask(self._cut(labels, place, self.dataset.ignore_index))
+        else:
+            return (image if self.transforms is None else self.transforms(image)), self.names[number]
+        if self.transforms is None:
+            return image, labels
+        transformed: tuple[Any, Any] = self.transforms(image, labels)
+        return transformed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_last": None}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.dataset!r}, {len(self)} tiles of {self.size[0]} × {self.size[1]})"
+
+    @property
+    def num_classes(self) -> int:
+        """C, of the label map."""
+        return self.dataset.num_classes
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """C names, of the label map."""
+        return self.dataset.classes
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """C colours, of the label map."""
+        return self.dataset.palette
+
+    @property
+    def ignore_index(self) -> int:
+        """The label of pixels without a class."""
+        return self.dataset.ignore_index
+
+    def masks(self) -> Dataset[Tensor]:
+        """The label maps of the tiles alone, in order, from the data set's labels; nothing decodes the images.
+
+        Returns:
+            A data set of (height, width) int64 tensors.
+
+        Raises:
+            ValueError: the data set was made without labels.
+        """
+        return _Masks(self, self.dataset.masks())
+
+    def _number(self, index: SupportsIndex) -> int:
+        number = operator.index(index)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"`index`: expected a value in [{-len(self)}, {len(self)}), got {number}")
+        return number % len(self)
+
+    def _read(self, index: int) -> tuple[Tensor, Any]:
+        """An image and its labels, or its name where tiles have labels of their own."""
+        name = self.dataset.names[index]
+        if self.labels is None:
+            image, labels = self.dataset[index]
+        else:
+            image, labels = self.dataset._read_picture(name).image, name
+        return image, labels
+
+    def _cut(self, whole: Tensor, place: _Tile, fill: int) -> Tensor:
+        part = whole[..., place.top : place.top + place.height, place.left : place.left + place.width].as_subclass(
+            Tensor
+        )
+        if tuple(part.shape[-2:]) == self.size:
+            return part.clone()  # not a view of the whole, which a worker would send with it
+        out = part.new_full((*part.shape[:-2], *self.size), fill)
+        out[..., : place.height, : place.width] = part
+        return out
+
+
+class _Masks(Dataset[Tensor]):
+    """See ``Tiles.masks``."""
+
+    def __init__(self, tiles: Tiles, masks: Dataset[Tensor]) -> None:
+        self.tiles, self.masks = tiles, masks
+        self._last: tuple[int, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def __getitem__(self, index: SupportsIndex) -> Tensor:
+        place = self.tiles.places[self.tiles._number(index)]
+        if self._last is None or self._last[0] != place.image:
+            self._last = place.image, self.masks[place.image]
+        return self.tiles._cut(self._last[1], place, self.tiles.ignore_index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_last": None}
+
+
+def _starts(length: int, tile: int, shared: int) -> list[int]:
+    """Where tiles begin along one side."""
+    last = max(length - tile, 0)
+    return [*range(0, last, tile - shared), last]
+
+
+def _pair(value: Any, name: str, minimum: int) -> tuple[int, int]:
+    values = (value, value) if not isinstance(value, (tuple, list)) else tuple(value)
+    if len(values) != 2:
+        raise ValueError(f"`{name}`: expected (height, width), got {value!r}")
+    for number in values:
+        _checks.check_count(number, name, minimum)
+    return int(values[0]), int(values[1])
