@@ -53,12 +53,13 @@ def main() -> None:
         raise SystemExit(f"--out {args.out}: lies in the folder of images, and would be taken for images next time")
     images = predicting.open_images(args.images, args)
     kinds = ["masks"] + ["confidence"] * args.confidence + ["overlays"] * args.overlay
-    begin(args, classes)
+    settings = settings_of(args)
 
     missing = [place for place in range(len(images)) if not all(whole(args.out, kind, images, place) for kind in kinds)]
     problems: list[str] = []
     if missing:
         net = predicting.open_network(args, args.model, classes)
+        begin(args, classes, settings)
         with tqdm(total=len(images), initial=len(images) - len(missing), unit="image", disable=None) as bar:
             for batch in predicting.read(images, missing, args):
                 problems += [item.problem for item in batch if item.image is None]
@@ -143,6 +144,8 @@ def whole(out: Path, kind: str, images: Any, place: int) -> bool:
         return False
     try:
         with Image.open(path) as picture:
+            picture.verify()  # sums of PNG, of what Pillow does not need for the pixels, too
+        with Image.open(path) as picture:
             picture.load()
             size = picture.size
     except Exception:  # of any kind, where bytes are none of a picture: it is predicted again
@@ -154,8 +157,8 @@ def whole(out: Path, kind: str, images: Any, place: int) -> bool:
         return True
 
 
-def begin(args: Namespace, classes: LabelMap) -> None:
-    """Note what the folder is made with; refuse one that was made otherwise."""
+def settings_of(args: Namespace) -> dict[str, Any]:
+    """What the folder is made with; one that was made otherwise is refused."""
     made = {name: value for name, value in vars(args).items() if name not in _MAY_CHANGE}
     made = json.loads(json.dumps({**made, "weights": predicting.fingerprint(args.model)}, default=str))
     path = args.out / "predict.json"
@@ -167,12 +170,17 @@ def begin(args: Namespace, classes: LabelMap) -> None:
             raise SystemExit(f"{args.out} was made with {what}: choose another --out, or remove the folder")
     elif (args.out / "masks").exists():
         raise SystemExit(f"{args.out}: holds masks of something else: choose another --out")
+    return made
+
+
+def begin(args: Namespace, classes: LabelMap, settings: dict[str, Any]) -> None:
+    """Note what the folder is made with, and what reads its masks."""
     args.out.mkdir(parents=True, exist_ok=True)
     for half in args.out.rglob(".*.tmp"):
         half.unlink()  # of a process that was killed while it wrote
     numbers = {number: number for number in range(classes.num_classes)}
     (classes if args.ids else LabelMap(numbers, classes.classes, classes.palette)).save(args.out / "classes.json")
-    put_bytes(path, (json.dumps(made, indent=1) + "\n").encode())
+    put_bytes(args.out / "predict.json", (json.dumps(settings, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,12 +32,12 @@ def read_state(path: Path, option: str) -> State:
         raise SystemExit(f"{option} {path}: no such file")
     try:
         content = _safetensors(path) if path.suffix == ".safetensors" else _torch_file(path)
-    except pickle.UnpicklingError:
-        raise SystemExit(
-            f"{option} {path}: not a state dict of torch.save; of a network that was pickled whole, which could run "
-            "any code, save the state_dict() instead"
-        ) from None
     except Exception as error:  # of any kind, where bytes are read that are none of torch
+        if type(error).__name__ == "UnpicklingError":
+            raise SystemExit(
+                f"{option} {path}: not a state dict of torch.save; of a network that was pickled whole, which could "
+                "run any code, save the state_dict() instead"
+            ) from None
         reason = str(error).split(". ")[0] or type(error).__name__
         raise SystemExit(f"{option} {path}: damaged, or not a file of torch.save ({reason[:200]})") from None
     while isinstance(content, Mapping) and not any(isinstance(part, Tensor) for part in content.values()):
