@@ -11,5 +11,12 @@ def pytest_collection_modifyitems(config, items):
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
-        if "gpu" in item.keywords:
+        if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+def pytest_runtest_teardown(item):
+    """What a test leaves on a GPU shows up in this test, not in the next one."""
+    if item.get_closest_marker("gpu") and torch.cuda.is_available():
+        torch.cuda.synchronize()  # raises what a kernel did wrong
+        assert torch.cuda.get_sync_debug_mode() == 0

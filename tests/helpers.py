@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -31,3 +34,15 @@ def saturated_logits(height: int = 256, width: int = 512, seed: int = 0) -> Tens
     margin = torch.where(labels < 6, 29 + 5 * noise, 3 * noise.abs() + 1)
     logits = 2 * torch.randn(2, 19, height, width, generator=generator)
     return logits.scatter_add_(1, labels.unsqueeze(1), margin.unsqueeze(1))
+
+
+@contextmanager
+def never_waits() -> Iterator[None]:
+    """Within, it is an error if the host waits for the GPU, as far as PyTorch notices; afterwards all is as before."""
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

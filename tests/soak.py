@@ -2,7 +2,8 @@
 
 ``python -m tests.soak --kills 60`` takes about half an hour on two cores; it is no part of the suite. A run that
 nothing interrupts comes first, on one process and on two. Then others are killed without warning (SIGKILL) once to
-three times, all processes at once or one a little before the others, and started again until they end. After each
+three times, a moment after a random number of files, all processes at once or one before the others, and started
+again until they end. After each
 kill every finished round must be whole; at the end labels, network and result must be those of the first run, to the
 bit.
 """
@@ -14,7 +15,6 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 
@@ -52,11 +52,13 @@ def end(ranks: list, log: Path) -> None:
         raise SystemExit(f"exit status {failed}:\n{log.read_text(encoding='utf-8')}")
 
 
-def kill(ranks: list, after: float, apart: float) -> bool:
-    """Kill all ranks, the first a moment before the others; tells whether any was still at work."""
-    until = time.monotonic() + after
-    while time.monotonic() < until and any(process.is_alive() for process in ranks):
-        time.sleep(0.005)
+def kill(ranks: list, out: Path, files: int, later: float, apart: float) -> bool:
+    """Kill all ranks a moment after so many new files, the first before the others; False if all had ended."""
+    before, seen = set(out.rglob("*")), set()
+    while len(seen) < files and any(process.is_alive() for process in ranks):
+        seen |= set(out.rglob("*")) - before
+        time.sleep(0.002)
+    time.sleep(later)
     working = any(process.is_alive() for process in ranks)
     for process in ranks:
         process.kill()
@@ -85,12 +87,13 @@ def differences(one: dict[str, object], other: dict[str, object]) -> list[str]:
     return [name for name, value in one.items() if value != other[name]]
 
 
-def chains(generator: random.Random, kills: int) -> Iterator[int]:
-    """Numbers of kills, one to three, that add up."""
-    while kills > 0:
-        number = min(kills, generator.randint(1, 3))
-        yield number
-        kills -= number
+def last_step(out: Path) -> str:
+    """Where a run was when it was killed: how many labels, and the last checkpoint."""
+    labels = len(list(out.glob("pseudo-labels*/round-*/labels/**/*.png")))
+    steps = (
+        sorted(path.name.partition("-rank")[0] for path in (out / "checkpoints").glob("*.pt")) if out.exists() else []
+    )
+    return f"with {labels} labels after {steps[-1] if steps else 'no step'}"
 
 
 def main() -> None:
@@ -111,25 +114,26 @@ def main() -> None:
             for processes in args.processes:
                 out, began = root / f"whole-{script}-{processes}", time.monotonic()
                 end(start(script, out, [*SCRIPTS[script], *data], processes, log), log)
-                kinds[script, processes] = (outcome(out), time.monotonic() - began)
-                print(f"{script} on {processes}: {kinds[script, processes][1]:.1f} s", flush=True)
+                kinds[script, processes] = (outcome(out), len(list(out.rglob("*"))))
+                print(f"{script} on {processes}: {time.monotonic() - began:.0f} s", flush=True)
         done = bad = 0
-        for (script, processes), kills in zip(cycle(kinds), chains(generator, args.kills), strict=False):
-            whole, seconds = kinds[script, processes]
-            out = root / f"killed-{done}"
+        for number, (script, processes) in enumerate(cycle(kinds)):
+            if done >= args.kills:
+                break
+            whole, files = kinds[script, processes]
+            out = root / f"killed-{number}"
             options, moments, problems = [*SCRIPTS[script], *data], [], []
-            for _ in range(kills):
-                after, apart = generator.uniform(0, seconds), generator.choice([0.0, generator.uniform(0, 0.3)])
-                working = kill(start(script, out, options, processes, log), after, apart)
-                found = sorted(path.name for path in (out / "checkpoints").glob("*.pt")) if out.exists() else []
-                last = f" after {found[-1].partition('-rank')[0]}" if found else ""
-                moments.append(f"{after:.1f} s{last}" if working else "too late")
+            for _ in range(min(generator.randint(1, 3), args.kills - done)):
+                left = max(1, files - len(list(out.rglob("*"))))
+                moment = (generator.randint(0, left), generator.uniform(0, 0.1), generator.choice([0.0, 0.1]))
+                if kill(start(script, out, options, processes, log), out, *moment):
+                    moments.append(last_step(out))
                 problems += damage(out)
             end(start(script, out, options, processes, log), log)
             problems += damage(out) + differences(whole, outcome(out))
-            done, bad = done + kills, bad + bool(problems)
+            done, bad = done + len(moments), bad + bool(problems)
             ending = f"differs in {problems}" if problems else "the same"
-            print(f"{done:3d} {script} on {processes}, killed: {', '.join(moments)}: {ending}", flush=True)
+            print(f"{done:3d} {script} on {processes}, killed {', '.join(moments) or 'too late'}: {ending}", flush=True)
     print(f"{done} kills, {bad} runs that ended otherwise or were damaged")
     raise SystemExit(bad > 0)
 

@@ -38,10 +38,16 @@ INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 # What a page takes for granted: data, and the reader's own names.
 SETUP = {
     "docs/api/datasets.md": """
+import numpy
+from PIL import Image
+from pathlib import Path
 from selftrain_seg.datasets import SyntheticStreets
 streets = SyntheticStreets(size=(512, 1024), length=2)
 streets.export("data/GTA5", "gta5")
 streets.export("data/Cityscapes", "cityscapes")
+for place in ("clinic_a/images/1.JPG", "clinic_a/masks/1.png", "clinic_b/1.tif"):
+    Path(place).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(numpy.zeros((80, 100), numpy.uint8)).save(place)
 """,
     "docs/api/store.md": """
 import torch
@@ -153,16 +159,16 @@ def bad_words(words: list[str]) -> Iterator[str]:
     own = [word for word in words if re.match(r"(docs|examples|tests)/(?!_build/)", word)]
     yield from (f"no file {word}" for word in own if not (ROOT / word).exists())
     scripts = [word for word in own if word.endswith(".py") and (ROOT / word).exists()]
-    benchmarks = "tests.benchmarks" in words
-    if not scripts and not benchmarks:
+    module = next((word for word in words if word in ("tests.benchmarks", "tests.gpu")), None)
+    if not scripts and module is None:
         return
-    file = ROOT / (scripts[0] if scripts else "tests/benchmarks/__main__.py")
-    rest = words[words.index(scripts[0] if scripts else "tests.benchmarks") + 1 :]
+    file = ROOT / (scripts[0] if scripts else f"{module.replace('.', '/')}/__main__.py")
+    rest = words[words.index(scripts[0] if scripts else module) + 1 :]
     for word in rest:
         if word.startswith("-") and not re.fullmatch(r"-[\d.]+", word) and word.split("=")[0] not in options(file):
             yield f"no option {word} in {file.relative_to(ROOT)}"
     names = rest[: next((number for number, word in enumerate(rest) if word.startswith("-")), None)]
-    for name in names if benchmarks else ():
+    for name in names if module == "tests.benchmarks" else ():
         if not (file.parent / f"bench_{name}.py").exists():
             yield f"no benchmark {name}"
 
@@ -179,7 +185,7 @@ def bad_commands(text: str) -> Iterator[str]:
 
 
 def all_options() -> frozenset[str]:
-    folders = (ROOT / "examples", ROOT / "docs", ROOT / "tests" / "benchmarks")
+    folders = (ROOT / "examples", ROOT / "docs", ROOT / "tests" / "benchmarks", ROOT / "tests" / "gpu")
     return frozenset().union(*(options(path) for folder in folders for path in folder.rglob("*.py")))
 
 
@@ -204,6 +210,7 @@ def test_commands_and_options_exist(page):
          ["no option --none in tests/benchmarks/__main__.py", "no benchmark none"]),
         ("```bash\npython -m tests.benchmarks losses --compile --markdown docs/_generated/none.md\n```\n",
          ["no file docs/_generated/none.md"]),
+        ("Run `python -m tests.gpu --full --none`.", ["no option --none in tests/gpu/__main__.py"]),
         ("```python\npython = 'examples/none.py'\n```\n", []),
         ("```bash\npython -m sphinx docs docs/_build/html\n```\n", []),
         ("```text\npython train.py --mine\n```\n", []),

@@ -59,6 +59,7 @@ PROMISED = {
         "SYNTHIA",
         "SegmentationFolder",
         "SyntheticStreets",
+        "Tiles",
         "VOCSegmentation",
     ],
     "store": ["PseudoLabelStore"],

@@ -22,7 +22,7 @@ from tests.store.cases import open_store, pseudo, write_all
 ROOT = Path(__file__).parent.parent
 FILES = sorted(
     path.relative_to(ROOT).as_posix()
-    for folder in ("selftrain_seg", "examples", "docs", "tests/benchmarks", ".ci")
+    for folder in ("selftrain_seg", "examples", "docs", "tests/benchmarks", "tests/gpu", ".ci")
     for path in (ROOT / folder).rglob("*.py")
     if "_build" not in path.parts
 )

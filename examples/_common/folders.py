@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
-from tqdm import tqdm
 
 import selftrain_seg
 from _common.data import digest_of, save_json
@@ -32,7 +31,7 @@ from selftrain_seg.datasets import (
     VOCSegmentation,
 )
 
-_LOOKED_AT = 50  # source masks of the known data sets; of a user's own, all
+_LOOKED_AT = 50  # source masks of the known data sets; of a user's own, all are
 
 
 class Data(NamedTuple):
@@ -282,34 +281,25 @@ def _check_values(image: Tensor, name: str) -> None:
 
 
 def _look_at_masks(data: Data, args: Namespace, run: Run) -> None:
-    """Say which classes the source masks have and how much of them; stop if it is next to nothing.
+    """Say how much of the source masks has a class; stop if it is next to nothing, or if ids mean something else.
 
     Of a user's own folders all masks are read, so that what is wrong with one is not found hours later.
     """
-    masks, kept = data.source.masks(), run.out / "source-masks.json"
-    every = 1 if args.data == "folders" else max(1, len(masks) // _LOOKED_AT)
-    if kept.exists():  # of an attempt with the same arguments
-        return
-    counts, pixels = torch.zeros(data.label_map.num_classes, dtype=torch.int64), 0
-    for place in tqdm(range(0, len(masks), every), "source masks", leave=False, disable=None if run.main else True):
+    kept = run.out / "source-masks.json"  # of an attempt with the same arguments
+    if run.main and not kept.exists():
+        most = _LOOKED_AT if args.data != "folders" or args.smoke else None
         try:
-            labels = masks[place]
+            found = data.source.dataset.verify(progress=True, images=False, most=most)
         except (OSError, ValueError) as error:
-            raise SystemExit(f"--data {args.data}: {error}") from None
-        pixels += labels.numel()
-        counts += torch.bincount(labels[labels != IGNORE_INDEX].flatten(), minlength=len(counts))
-    share = int(counts.sum()) / max(pixels, 1)
-    absent = [name for name, count in zip(data.label_map.classes, counts.tolist(), strict=True) if count == 0]
-    run.say(
-        f"source masks: {100 * share:.1f} % of the pixels are labelled"
-        f"{', without ' + ', '.join(absent) if absent else ', with all classes'}"
-    )
-    if share < 0.01 or len(absent) > data.label_map.num_classes - 1:
-        raise SystemExit(f"--data {args.data}: {100 * share:.2f} % of the source pixels have a class: other ids?")
+            raise SystemExit(f"--data {args.data}, source masks: {error}") from None
+        absent = [name for name, count in zip(found.classes, found.pixels, strict=True) if count == 0]
+        run.say(
+            f"{found.samples} source masks: {100 * (found.labelled or 0):.1f} % of the pixels have a class"
+            f"{'; none is ' + ', '.join(absent) if absent else ''}"
+        )
+        save_json({"labelled": found.labelled, "pixels": dict(zip(found.classes, found.pixels, strict=True))}, kept)
     if run.world > 1:
         torch.distributed.barrier()
-    if run.main:
-        save_json({"labelled": share, "pixels": counts.tolist()}, kept)
 
 
 def training_transform(size: Sequence[int], *, crop: Callable[..., Any] | None = None) -> Callable[..., Any]:

@@ -20,8 +20,8 @@ Pixels = npt.NDArray[Any]
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_ORIENTATION, _BITS, _SAMPLES, _PHOTOMETRIC, _EXTRA = 274, 258, 277, 262, 338
-_REDUCED, _PAGE_KIND = 1, 254
+_WIDTH, _HEIGHT, _ORIENTATION, _BITS, _SAMPLES, _PHOTOMETRIC, _PAGE_KIND = 256, 257, 274, 258, 277, 262, 254
+_REDUCED = 1
 _OPACITY = (1, 2)  # what TIFF's ExtraSamples calls an opacity
 
 
@@ -71,7 +71,10 @@ def decode(path: Path, what: str, *, colours: bool) -> Content:
     data = read_bytes(path)
     with _told(path, what):
         check_png(data)
-        return _decode(data, colours)
+        content = _decode(data, colours)
+        if content.pixels.ndim not in (2, 3) or not content.pixels.size:  # of damaged TIFF files
+            raise ValueError(f"pixels of shape {content.pixels.shape}")
+        return content
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -82,8 +85,9 @@ def picture_size(path: Path) -> tuple[int, int]:
         try:
             with Image.open(file) as image:
                 width, height = image.size
-                # Of a TIFF, Pillow gives the size after turning.
-                turned = image.format != "TIFF" and _orientation(image) >= 5
+                if image.format == "TIFF":  # Pillow's size is that before or after turning, by version
+                    width, height = (int(image.tag_v2[tag]) for tag in (_WIDTH, _HEIGHT))
+                turned = _orientation(image) >= 5
         except UnidentifiedImageError:
             file.seek(0)
             if file.read(4) not in _TIFF:
@@ -127,15 +131,16 @@ def _decode(data: bytearray, colours: bool) -> Content:
         _check_frames(image)
         if is_tiff and _needs_tifffile(image):
             return _by_tifffile(data)
-        bits = _bits(image, data)
-        if data.startswith(PNG) and bits == 16 and image.mode not in ("I;16", "I;16B", "I"):
-            pixels, mode = _by_torchvision(data), "torchvision"  # Pillow keeps 8 bits of 16 where there are channels
-            palette, alpha = None, pixels.shape[2] in (2, 4)
+        bits, orientation = _bits(image, data), _orientation(image)
+        if data.startswith(PNG) and bits == 16:  # Pillow keeps 8 of 16 bits where there are channels
+            pixels, mode, palette = _by_torchvision(data), "torchvision", None
+            alpha = pixels.shape[2] in (2, 4)
         else:
             pixels, mode, palette, alpha = _by_pillow(image, bits, colours)
-        # After loading: Pillow turns a TIFF by itself, and then says so here.
-        orientation = _orientation(image)
-    return Content(_turned(pixels, orientation), mode, palette, alpha, bits, orientation)
+        if not is_tiff:
+            orientation = _orientation(image)  # known after loading where it follows the pixels
+    # Pillow turns a TIFF by itself.
+    return Content(_turned(pixels, 1 if is_tiff else orientation), mode, palette, alpha, bits, orientation)
 
 
 def _by_pillow(image: Any, bits: int, colours: bool) -> tuple[Pixels, str, npt.NDArray[np.uint8] | None, bool]:

@@ -6,23 +6,27 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 _SHOWN = 5
 
 
-def list_files(folder: Path, *endings: str, argument: str = "root") -> dict[str, Path]:
+def list_files(folder: Path, *endings: str, left_out: list[tuple[Path, str]] | None = None) -> dict[str, Path]:
     """Name without its ending -> path, sorted, of the files in ``folder`` with one of ``endings``, in any case.
 
-    Hidden ones are left out.
+    Hidden ones are left out, and all others are noted in ``left_out``.
     """
     found: dict[str, Path] = {}
-    for entry in entries(folder, argument):
+    for entry in entries(folder, "root"):
+        if entry.name.startswith("."):
+            continue
         ending = next((ending for ending in endings if entry.name.lower().endswith(ending.lower())), None)
-        if ending is None or entry.name.startswith("."):
+        if ending is None:
+            if left_out is not None:
+                left_out.append((folder / entry.name, f"does not end in {' or '.join(endings)}"))
             continue
         name = entry.name[: -len(ending)]
         if name in found:
-            raise ValueError(twice(argument, name, found[name], folder / entry.name))
+            raise ValueError(twice("root", name, found[name], folder / entry.name))
         found[name] = folder / entry.name
     return dict(sorted(found.items()))
 

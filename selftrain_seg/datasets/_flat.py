@@ -28,11 +28,13 @@ class _FlatFolder(_Folder):
     ) -> None:
         label_map = checked(labels, label_map, default)
         folder, endings = images
-        found = list_files(folder, *endings)
+        left_out: list[tuple[Path, str]] = []
+        found = list_files(folder, *endings, left_out=left_out)
         check_some(found, folder, f"images, *{endings[0]}")
         wanted = {name: masks / f"{name}.png" for name in found}
         if labels is True:
             there = list_files(masks, ".png")
             check_present(wanted, there)
             wanted |= {name: there[name] for name in wanted}
-        super().__init__(root, found, wanted, labels, label_map, transforms)
+            left_out += [(path, "a mask without an image") for name, path in there.items() if name not in found]
+        super().__init__(root, found, wanted, labels, label_map, transforms, left_out)

@@ -24,7 +24,7 @@ from selftrain_seg.types import IGNORE_INDEX
 if TYPE_CHECKING:
     from selftrain_seg.datasets.label_map import LabelMap
 
-Unknown = Literal["error", "ignore"]
+_Unknown = Literal["error", "ignore"]
 
 
 class Presets:
@@ -57,7 +57,7 @@ class Presets:
         return tuple(sorted(self.classes.index(name) for name in names))
 
     @staticmethod
-    def cityscapes(num_classes: Literal[19, 16] = 19, *, unknown: Unknown = "error") -> LabelMap:
+    def cityscapes(num_classes: Literal[19, 16] = 19, *, unknown: Literal["error", "ignore"] = "error") -> LabelMap:
         """The ids in Cityscapes' ``*_labelIds.png`` and in GTA5's labels, -1 to 34.
 
         Args:
@@ -75,7 +75,7 @@ class Presets:
         return out._with_colours(CITYSCAPES_COLOURS)
 
     @staticmethod
-    def synthia(num_classes: Literal[19, 16] = 19, *, unknown: Unknown = "error") -> LabelMap:
+    def synthia(num_classes: Literal[19, 16] = 19, *, unknown: Literal["error", "ignore"] = "error") -> LabelMap:
         """The ids in the labels of SYNTHIA-RAND-CITYSCAPES, 0 to 22.
 
         SYNTHIA has 16 of Cityscapes' 19 classes: terrain, truck and train never occur. Road marks, road works and
@@ -97,8 +97,8 @@ class Presets:
         return _named({label_id: name for name, label_id in SYNTHIA_IDS.items()}, names, range(23), unknown)
 
     @staticmethod
-    def bdd100k(num_classes: Literal[19, 16] = 19, *, unknown: Unknown = "error") -> LabelMap:
-        """Files that hold Cityscapes' train ids already, 0 to 18 and 255: BDD100K, and ``*_labelTrainIds.png``.
+    def bdd100k(num_classes: Literal[19, 16] = 19, *, unknown: Literal["error", "ignore"] = "error") -> LabelMap:
+        """Cityscapes' train ids, 0 to 18 and 255, as in BDD100K and in ``Cityscapes(root, ids="train")``.
 
         Args:
             num_classes: 19; or 16, those that SYNTHIA has, renumbered without gaps.
@@ -116,7 +116,7 @@ class Presets:
         return replace(out, colours=Presets.cityscapes(num_classes).colours)
 
     @staticmethod
-    def streets(*, unknown: Unknown = "error") -> LabelMap:
+    def streets(*, unknown: Literal["error", "ignore"] = "error") -> LabelMap:
         """Cityscapes' ids to the 13 classes of :class:`SyntheticStreets`, to read what its ``export`` wrote.
 
         Args:
@@ -133,7 +133,7 @@ class Presets:
         return _map(ids, SyntheticStreets.classes, SyntheticStreets.palette, unknown)._with_colours(CITYSCAPES_COLOURS)
 
     @staticmethod
-    def voc(*, unknown: Unknown = "error") -> LabelMap:
+    def voc(*, unknown: Literal["error", "ignore"] = "error") -> LabelMap:
         """PASCAL VOC's 21 classes, the background (0) included; 255, the band around objects, is ignored.
 
         Args:
@@ -151,7 +151,9 @@ class Presets:
         return _map(ids, VOC_CLASSES, palette, unknown, colours=colours)
 
 
-def _named(names: Mapping[int, str], kept: Sequence[str], known: Iterable[int], unknown: Unknown) -> LabelMap:
+def _named(
+    names: Mapping[int, str], kept: Sequence[str], known: Iterable[int], unknown: Literal["error", "ignore"]
+) -> LabelMap:
     """Cityscapes' classes: the ids of the names that are kept, and all others that are known, ignored."""
     ids = dict.fromkeys(known, IGNORE_INDEX)
     ids.update((label_id, kept.index(name)) for label_id, name in names.items() if name in kept)

@@ -95,8 +95,9 @@ def _of_channels(pixels: npt.NDArray[Any], count: int, reading: Reading, label_m
 
 def values_of(pixels: npt.NDArray[Any]) -> list[int]:
     """The values that occur, ascending."""
-    if pixels.dtype == np.uint8 or pixels.dtype == np.bool_:
-        return [int(value) for value in np.bincount(pixels.ravel(), minlength=256).nonzero()[0]]
+    if pixels.dtype == np.uint8:  # several times as fast as NumPy's bincount
+        counts = torch.bincount(torch.from_numpy(pixels).flatten(), minlength=256)
+        return [int(value) for value in np.asarray(counts).nonzero()[0]]
     return [int(value) for value in np.unique(pixels)]
 
 

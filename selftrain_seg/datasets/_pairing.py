@@ -79,12 +79,12 @@ def find_masks(
     if pair is not None:
         wanted = {name: folder / os.fspath(pair(name)) for name in images}
         return {name: path for name, path in wanted.items() if path.is_file()}, []
-    own = {path.resolve() for path in images.values()}
+    own = {*map(os.path.realpath, images.values())} if _around(folder, images) else set()
     by_name: dict[str, Path] = {}
     for relative in list_tree(folder, "masks"):
         path = folder / relative
         stem = _without(relative, mask_suffix)
-        if stem is None or path.resolve() in own:
+        if stem is None or (own and os.path.realpath(path) in own):
             continue
         key = _plain(stem)
         if key in by_name:
@@ -101,6 +101,13 @@ def find_masks(
             found[name] = path_
     taken = {*found.values()}
     return found, [(path, "a mask without an image") for path in by_name.values() if path not in taken]
+
+
+def _around(masks: Path, images: Mapping[str, Path]) -> bool:
+    """Whether an image lies below the folder of masks."""
+    root = os.path.join(os.path.realpath(masks), "")
+    folders = {path.parent for path in images.values()}
+    return any(os.path.join(os.path.realpath(folder), "").startswith(root) for folder in folders)
 
 
 def _without(relative: str, mask_suffix: str) -> str | None:
@@ -146,6 +153,8 @@ def _lines(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (FileNotFoundError, IsADirectoryError) as error:
         raise FileNotFoundError(f"`names`: expected a file of names, or a pattern with *, got {path}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`names`: expected text in UTF-8 in {path} ({error})") from error
     lines = [line.strip() for line in lines if line.strip()]
     if not lines:
         raise ValueError(f"`names`: expected names in {path}, it has none")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 _LINES = 12
+_DARK = 0.07  # 12 bits in 16 reach 0.0625
+_NONE: Mapping[Any, int] = MappingProxyType({})
 
 
 class BrokenFilesError(ValueError):
@@ -48,8 +51,7 @@ class BrokenFilesError(ValueError):
         return "\n".join((head, *self.problems[: self._SHOWN], *more))
 
 
-@dataclass(frozen=True)
-class FolderReport:
+class FolderReport(NamedTuple):
     """What ``verify`` of a data set found; ``print(report)`` shows a table.
 
     Attributes:
@@ -80,9 +82,9 @@ class FolderReport:
     """
 
     samples: int = 0
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    channels: Counter[int] = field(default_factory=Counter)
-    bits: Counter[int] = field(default_factory=Counter)
+    sizes: Mapping[tuple[int, int], int] = _NONE
+    channels: Mapping[int, int] = _NONE
+    bits: Mapping[int, int] = _NONE
     turned: int = 0
     values: tuple[float, float] | None = None
     classes: tuple[str, ...] = ()
@@ -99,26 +101,31 @@ class FolderReport:
         return sum(self.pixels) / total if total else None
 
     def __str__(self) -> str:
-        return "\n".join([*self._images(), *self._classes(), *self._left_out()])
+        return "\n".join([*self._about_images(), *self._about_classes(), *self._about_others()])
 
-    def _images(self) -> list[str]:
+    def _about_images(self) -> list[str]:
         if not self.sizes:
             return []
         low, high = min(self.sizes), max(self.sizes)
         one = f"{low[0]} × {low[1]}"
         sizes = one if len(self.sizes) == 1 else f"{len(self.sizes)}, from {one} to {high[0]} × {high[1]}"
         values = "" if self.values is None else f"{self.values[0]:g} to {self.values[1]:g}"
+        if self.values is not None and self.values[1] < _DARK and max(self.bits) > 8:
+            values += ", very dark: is `white` lower than 65535?"
+        bits = _counted(self.bits)
+        if min(self.bits) <= 8 < max(self.bits):
+            bits += "; not in one range before v2.ToDtype(torch.float32, scale=True)"
         rows = [
             ("images", str(self.samples)),
             ("sizes (height × width)", sizes),
             ("channels", _counted(self.channels)),
-            ("bits a channel", _counted(self.bits)),
+            ("bits a channel", bits),
             ("values", values),
             ("turned by EXIF", str(self.turned)),
         ]
         return _table(rows, "<<")
 
-    def _classes(self) -> list[str]:
+    def _about_classes(self) -> list[str]:
         if not self.classes:
             return []
         total = max(sum(self.pixels) + self.ignored, 1)
@@ -130,12 +137,12 @@ class FolderReport:
         share = [] if labelled is None else [f"labelled: {100 * labelled:.1f}% of the pixels"]
         return _table(rows, "<>>>") + share
 
-    def _left_out(self) -> list[str]:
+    def _about_others(self) -> list[str]:
         why = Counter(reason for _, reason in self.left_out)
         return [f"left out: {count} × {reason}" for reason, count in why.most_common(_LINES)]
 
 
-def _counted(counts: Counter[int]) -> str:
+def _counted(counts: Mapping[int, int]) -> str:
     if len(counts) == 1:
         return str(next(iter(counts)))
     return ", ".join(f"{value} ({count} images)" for value, count in sorted(counts.items()))

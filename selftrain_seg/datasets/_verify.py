@@ -152,7 +152,7 @@ def _expects_label_ids(label_map: LabelMap) -> bool:
 
 def train_ids_hint(mask: MaskFile, label_map: LabelMap) -> str:
     """For the message about a file with unknown ids: they may be train ids."""
-    if _expects_label_ids(label_map) and 255 in (ids := _ids(mask)) and ids <= _TRAIN_IDS:
+    if _expects_label_ids(label_map) and 255 in (ids := _ids(mask)) and ids <= _TRAIN_IDS and len(ids) > 2:
         return "; these look like Cityscapes' train ids, which LabelMap.bdd100k() reads"
     return ""
 

@@ -49,6 +49,7 @@ class BDD100K(_FlatFolder):
         split: the argument.
         labels: the argument.
         label_map: the label map in use.
+        left_out: (path, why) for each file beside the images that was not taken.
         transforms: the argument; may be replaced.
 
     References:

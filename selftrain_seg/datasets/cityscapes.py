@@ -60,6 +60,7 @@ class Cityscapes(_Folder):
         ids: the argument.
         labels: the argument.
         label_map: the label map in use.
+        left_out: (path, why) for each file beside the images that was not taken.
         transforms: the argument; may be replaced.
 
     References:
@@ -100,21 +101,22 @@ class Cityscapes(_Folder):
         folder = "gtFine" if mode == "fine" else "gtCoarse"
         images, ending = path / "leftImg8bit" / split, f"_{folder}_{_KINDS[ids]}.png"
         masks = path / folder / split
-        found = _files(images, "_leftImg8bit.png")
+        left_out: list[tuple[Path, str]] = []
+        found = _files(images, "_leftImg8bit.png", left_out)
         check_some(found, images, "images, */*_leftImg8bit.png")
         wanted = {name: masks / f"{name}{ending}" for name in found}
         if labels is True:
             there = _files(masks, ending)
             check_present(wanted, there)
             wanted |= {name: there[name] for name in wanted}
-        super().__init__(path, found, wanted, labels, label_map, transforms)
+        super().__init__(path, found, wanted, labels, label_map, transforms, left_out)
 
 
-def _files(folder: Path, ending: str) -> dict[str, Path]:
+def _files(folder: Path, ending: str, left_out: list[tuple[Path, str]] | None = None) -> dict[str, Path]:
     """``"{city}/{name}"`` -> path of all files that end in ``ending``, sorted."""
     found = {
         f"{city}/{name}": path
         for city in list_folders(folder)
-        for name, path in list_files(folder / city, ending).items()
+        for name, path in list_files(folder / city, ending, left_out=left_out).items()
     }
     return dict(sorted(found.items()))

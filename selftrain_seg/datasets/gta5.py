@@ -51,6 +51,7 @@ class GTA5(_FlatFolder):
         root: the folder, a Path.
         labels: the argument.
         label_map: the label map in use.
+        left_out: (path, why) for each file beside the images that was not taken.
         transforms: the argument; may be replaced.
 
     References:

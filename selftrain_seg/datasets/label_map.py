@@ -22,7 +22,7 @@ from selftrain_seg.datasets._label_checks import (
     checked_palette,
 )
 from selftrain_seg.datasets._label_files import Entry
-from selftrain_seg.datasets._label_presets import Presets, Unknown
+from selftrain_seg.datasets._label_presets import Presets, _Unknown
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["LabelMap"]
@@ -182,7 +182,7 @@ class LabelMap(Presets):
         names: Mapping[int | tuple[int, ...], str | None],
         *,
         colours: Mapping[str, tuple[int, int, int]] | None = None,
-        unknown: Unknown = "error",
+        unknown: _Unknown = "error",
         ignore_index: int = IGNORE_INDEX,
     ) -> LabelMap:
         """Classes by name, in the order given.
@@ -225,7 +225,7 @@ class LabelMap(Presets):
         return cls._of(entries, unknown, ignore_index)
 
     @classmethod
-    def from_colours(cls, names: Mapping[tuple[int, int, int], str | None], *, unknown: Unknown = "error") -> LabelMap:
+    def from_colours(cls, names: Mapping[tuple[int, int, int], str | None], *, unknown: _Unknown = "error") -> LabelMap:
         """Classes by the colours of label files, in the order given.
 
         Args:
@@ -248,7 +248,7 @@ class LabelMap(Presets):
         return cls._of([Entry(name, (), colour, (colour,)) for colour, name in checked], unknown)
 
     @classmethod
-    def binary(cls, name: str = "foreground", *, unknown: Unknown = "error") -> LabelMap:
+    def binary(cls, name: str = "foreground", *, unknown: _Unknown = "error") -> LabelMap:
         """Two classes: background where files hold 0 or black, ``name`` where they hold 1, 255 or white.
 
         Args:
@@ -321,7 +321,7 @@ class LabelMap(Presets):
         return path
 
     @classmethod
-    def _of(cls, entries: Iterable[Entry], unknown: Unknown = "error", ignore_index: int = IGNORE_INDEX) -> LabelMap:
+    def _of(cls, entries: Iterable[Entry], unknown: _Unknown = "error", ignore_index: int = IGNORE_INDEX) -> LabelMap:
         table = _label_files.table(entries, ignore_index)
         return cls(table.ids, table.classes, table.palette, unknown, ignore_index, table.colours)
 

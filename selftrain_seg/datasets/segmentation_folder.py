@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.datasets._files import some
+from selftrain_seg.datasets._files import list_tree, some
 from selftrain_seg.datasets._folder import Labels, _Folder, check_meaning
 from selftrain_seg.datasets._pairing import find_images, find_masks, take
 from selftrain_seg.datasets.label_map import LabelMap
@@ -21,8 +21,8 @@ __all__ = ["SegmentationFolder"]
 class SegmentationFolder(_Folder):
     """Read your own images, with masks or without.
 
-    Images lie anywhere below ``images``, in folders of any depth, as PNG, JPEG, TIFF, BMP or WebP with suffixes in
-    any case. Their names are their paths below it without the suffix, such as ``"paris/0001"``. The mask of
+    Images lie anywhere below ``images``, in folders of any depth, as PNG, JPEG, TIFF, BMP, WebP or GIF with suffixes
+    in any case. Their names are their paths below it without the suffix, such as ``"paris/0001"``. The mask of
     ``"paris/0001"`` is ``paris/0001`` and ``mask_suffix`` below ``masks``, with any suffix of an image; where no stem
     occurs twice, the folders in between need not be the same. Masks may lie among the images.
 
@@ -139,7 +139,8 @@ class SegmentationFolder(_Folder):
                 what = f"{without[0]}{mask_suffix}" if pair is None else os.fspath(pair(without[0]))
                 raise ValueError(
                     f"`masks`: {len(without)} of {len(found)} images have no mask: {some(without)}; expected"
-                    f" {place / what}{'' if os.path.splitext(what)[1] else '.png (or another suffix)'}."
+                    f" {place / what}{'' if os.path.splitext(what)[1] else '.png (or another suffix)'};"
+                    f" there are {some(list_tree(place, 'masks')) or 'no files'}."
                     " `mask_suffix` or `pair` says how masks are called, `names` which images to take,"
                     ' `unpaired="leave out"` takes those with a mask, `masks=None` does without'
                 )

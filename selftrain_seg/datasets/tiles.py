@@ -14,6 +14,8 @@ from selftrain_seg import _checks
 from selftrain_seg.datasets._content import picture_size
 from selftrain_seg.datasets._folder import _Folder
 from selftrain_seg.datasets._progress import shown
+from selftrain_seg.datasets._report import FolderReport
+from selftrain_seg.datasets.label_map import LabelMap
 
 __all__ = ["Tiles"]
 
@@ -153,6 +155,11 @@ class Tiles(Dataset[tuple[Any, Any]]):
         return f"{type(self).__name__}({self.dataset!r}, {len(self)} tiles of {self.size[0]} × {self.size[1]})"
 
     @property
+    def label_map(self) -> LabelMap | None:
+        """The label map of the data set, or None."""
+        return self.dataset.label_map
+
+    @property
     def num_classes(self) -> int:
         """C, of the label map."""
         return self.dataset.num_classes
@@ -171,6 +178,12 @@ class Tiles(Dataset[tuple[Any, Any]]):
     def ignore_index(self) -> int:
         """The label of pixels without a class."""
         return self.dataset.ignore_index
+
+    def verify(
+        self, *, progress: bool = False, images: bool = True, most: int | None = None, check_meaning: bool = True
+    ) -> FolderReport:
+        """Look at the whole images and masks; arguments, result and errors are those of the data set's ``verify``."""
+        return self.dataset.verify(progress=progress, images=images, most=most, check_meaning=check_meaning)
 
     def masks(self) -> Dataset[Tensor]:
         """The label maps of the tiles alone, in order, from the data set's labels; nothing decodes the images.

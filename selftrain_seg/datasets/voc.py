@@ -75,6 +75,7 @@ class VOCSegmentation(_Folder):
         split: the argument.
         labels: the argument.
         label_map: the label map in use.
+        left_out: (path, why) for each file beside the images that was not taken.
         transforms: the argument; may be replaced.
 
     References:
@@ -116,7 +117,8 @@ class VOCSegmentation(_Folder):
         sources = _sources(path, split, sbd)
         images = path / "JPEGImages"
         names = _split_names(path / "ImageSets" / "Segmentation", split, sources)
-        there = list_files(images, ".jpg", ".jpeg")
+        left_out: list[tuple[Path, str]] = []
+        there = list_files(images, ".jpg", ".jpeg", left_out=left_out)
         check_present({name: images / f"{name}.jpg" for name in names}, there)
         labelled: dict[str, Path] = {}
         for source in reversed(sources):  # the best last
@@ -125,7 +127,7 @@ class VOCSegmentation(_Folder):
             if not sources:
                 raise FileNotFoundError(f"`root`: expected labels in {path / 'SegmentationClass'}, found none")
             check_present({name: sources[0].folder / f"{name}{sources[0].suffix}" for name in names}, labelled)
-        super().__init__(path, {name: there[name] for name in names}, labelled, labels, label_map, transforms)
+        super().__init__(path, {name: there[name] for name in names}, labelled, labels, label_map, transforms, left_out)
 
     def _read_mask_file(self, path: Path) -> MaskFile:
         return read_mat(path) if path.suffix.lower() == ".mat" else super()._read_mask_file(path)

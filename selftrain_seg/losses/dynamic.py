@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from einops import repeat
 from torch import Tensor
 
 from selftrain_seg import _checks, ops
 from selftrain_seg.losses._arguments import check_target, divide_by
-from selftrain_seg.ops._thresholds import SLACK
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["dynamic_loss", "dynamic_mutual_loss"]
@@ -69,7 +67,8 @@ def dynamic_loss(
     _checks.check_real(gamma, "gamma", 0.0, math.inf)
     if is_pseudo is not None:
         _checks.check_image_flags(is_pseudo, logits, "is_pseudo")
-    exponent = logits.new_full(logits.shape[:1], gamma, dtype=_dtype(logits))
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    exponent = logits.new_full(logits.shape[:1], gamma, dtype=dtype)
     return ops.weighted_loss(
         logits,
         labels,
@@ -102,8 +101,9 @@ def dynamic_mutual_loss(
     - ŷ ≠ y and m > m_B: ``w = 0``; with ``flip`` the label becomes ŷ and ``w = (1 - m_B)^γ2``
     - ŷ ≠ y and m ≤ m_B: ``w = p_y^γ2``
 
-    and ``w = 1`` on labelled ones. No gradient flows through w. N counts the valid pixels of all images, whatever
-    their w. Matches the dynamic mutual loss of DMT, ``flip`` its ablation. ŷ and m are found in float32, where m
+    and ``w = 1`` on labelled ones. No gradient flows through w. N counts the labelled pixels of all images, whatever
+    their w. With γ1 = γ2 = 0 the loss is plain cross entropy, as in the published code: nothing is left out or flipped.
+    Matches the dynamic mutual loss of DMT, ``flip`` its ablation. ŷ and m are found in float32, where m
     beats m_B by more than rounding; under ``torch.func.vmap`` one batch after another.
 
     Args:
@@ -158,28 +158,17 @@ def dynamic_mutual_loss(
     _checks.check_real(gamma_disagree, "gamma_disagree", 0.0, math.inf)
     if is_pseudo is not None:
         _checks.check_image_flags(is_pseudo, logits, "is_pseudo")
-    divide, dtype = divide_by(normalize, reduction), _dtype(logits)
-
-    labels = labels.long()  # as uint8, the label 156 would equal an ignore_index of -100
-    own = ops.read(logits)
-    pseudo = (
-        labels != ignore_index
-        if is_pseudo is None
-        else repeat(is_pseudo, "b -> b h w", h=labels.shape[1], w=labels.shape[2])
+    divide = divide_by(normalize, reduction)
+    if gamma_agree == 0 and gamma_disagree == 0:
+        return ops.weighted_loss(logits, labels, normalize=divide, ignore_index=ignore_index)
+    return ops.mutual_loss(
+        logits,
+        labels,
+        confidence,
+        is_pseudo=is_pseudo,
+        gamma_agree=gamma_agree,
+        gamma_disagree=gamma_disagree,
+        flip=flip,
+        normalize=divide,
+        ignore_index=ignore_index,
     )
-    agree = own.labels == labels
-    surer = pseudo & ~agree & (ops.confidence_of(own.score) - confidence > SLACK)  # not by rounding only
-    on_agreement, otherwise = (logits.new_full((), gamma, dtype=dtype) for gamma in (gamma_agree, gamma_disagree))
-    exponent = torch.where(agree, on_agreement, otherwise) * (pseudo & ~surer)
-    weight = (~surer).to(dtype)
-    if flip:
-        flipped = surer & (labels != ignore_index)
-        labels = torch.where(flipped, own.labels, labels)
-        weight = torch.where(surer, (1 - confidence.detach().to(dtype)).clamp(min=0) ** gamma_disagree, weight)
-    return ops.weighted_loss(
-        logits, labels, pixel_weight=weight, exponent=exponent, normalize=divide, ignore_index=ignore_index
-    )
-
-
-def _dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32

@@ -64,24 +64,4 @@ def fairness_loss(
         if mask.dtype != torch.bool:
             raise TypeError(f"`mask`: expected dtype torch.bool, got {mask.dtype}")
     _checks.check_real(loss_weight, "loss_weight", 0.0, math.inf)
-
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    chosen = torch.ones_like(logits[:, 0], dtype=torch.bool) if mask is None else mask
-    kept = chosen.unsqueeze(1)
-    # Zeros in place of the other pixels' logits, not only of their probabilities: 0 · NaN is NaN in backward.
-    probs = torch.softmax(torch.where(kept, logits, 0), 1, dtype=dtype)
-    total = torch.where(kept, probs, 0).sum((0, 2, 3))
-    # Integer counts: float32 ones stop adding up at 2^24. The divisor of both means cancels in the ratio.
-    counts = ops.class_counts(probs.detach().argmax(1), chosen, logits.shape[1])
-    student = _normalized_ratio(total, counts)
-    running = _normalized_ratio(running_probs.detach().to(dtype), running_histogram.detach())
-    seen = (counts > 0) & (running_histogram > 0)
-    return loss_weight * (running * torch.where(seen, student, 1).log()).sum()
-
-
-def _normalized_ratio(probs: Tensor, histogram: Tensor) -> Tensor:
-    """``probs / histogram``, 0 where the histogram is, scaled to sum to 1 (to 0 where there is nothing)."""
-    present = histogram > 0
-    ratio = torch.where(present, probs / torch.where(present, histogram, 1).to(probs.dtype), 0)
-    whole = ratio.sum()
-    return ratio / torch.where(whole > 0, whole, 1)
+    return ops.fairness_loss(logits, running_probs, running_histogram, mask=mask, factor=loss_weight)

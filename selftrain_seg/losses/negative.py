@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from selftrain_seg import _checks, ops
@@ -62,9 +61,4 @@ def negative_loss(
     if pixel_weight is not None:
         _checks.check_map(pixel_weight, logits, "pixel_weight")
     _checks.check_choice(reduction, "reduction", REDUCTIONS)
-    values, pairs = ops.negative_loss(logits, teacher_probs)
-    if pixel_weight is not None:  # not looked at where there is nothing to weigh
-        values = values * torch.where(pairs > 0, pixel_weight, 0).to(values.dtype)
-    if reduction == "none":
-        return loss_weight * values
-    return loss_weight * (values.sum() / pairs.sum().clamp(min=1) if reduction == "mean" else values.sum())
+    return ops.negative_loss(logits, teacher_probs, pixel_weight=pixel_weight, factor=loss_weight, reduction=reduction)

@@ -37,7 +37,8 @@ def mrkld_loss(
         labels: (B, H, W) integers in [0, C) or ``ignore_index``; or soft labels (B, C, H, W), floating point,
             not negative, a pixel's zero vector meaning ignored. Soft labels of ``select_soft`` make this MRKLD
             on top of LRENT.
-        reg_weight: α, not negative. CRST: 0.1. At 0 the regulariser is not computed.
+        reg_weight: α, not negative. The option of CRST's published code is 0.1, but the code multiplies it in twice,
+            so what it ran is 0.01. At 0 the regulariser is not computed.
         image_weight: (B,) weight of the regulariser for each image; None is 1. CRST: 0 for source images.
         pixel_weight: (B, H, W) factor of a pixel's cross entropy and regulariser; None is 1.
         normalize: what ``reduction="mean"`` divides by: "labelled", N and N_r as above and as published; "all", the

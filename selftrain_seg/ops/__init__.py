@@ -7,7 +7,9 @@ environment leaves the Triton implementations out.
 """
 
 from selftrain_seg.ops.counts import class_counts, count
+from selftrain_seg.ops.fairness import fairness_loss
 from selftrain_seg.ops.loss import weighted_loss
+from selftrain_seg.ops.mutual import mutual_loss
 from selftrain_seg.ops.negative import negative_loss
 from selftrain_seg.ops.plain import plain_loss
 from selftrain_seg.ops.reading import Reading, class_scores, confidence_of, pixel_scores, prior_peaks, read, usable
@@ -20,6 +22,8 @@ __all__ = [
     "class_scores",
     "confidence_of",
     "count",
+    "fairness_loss",
+    "mutual_loss",
     "negative_loss",
     "pixel_scores",
     "plain_loss",

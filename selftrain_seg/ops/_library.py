@@ -52,6 +52,14 @@ def differentiable(name: str, save: Callable[..., None], backward: Callable[...,
     torch.library.register_autograd(f"selftrain_seg::{name}", backward, setup_context=save, lib=_library)
 
 
+def on_host(*numbers: float) -> Tensor:
+    """Numbers as a float64 tensor on the CPU, for an operator whose host code reads them."""
+    if not torch.compiler.is_compiling():
+        return torch.tensor(numbers, dtype=torch.float64, device="cpu")
+    # Products, since torch.compile would compile anew at every value of a number.
+    return torch.stack([torch.ones((), dtype=torch.float64, device="cpu").mul(float(number)) for number in numbers])
+
+
 def in_transform() -> bool:
     """Whether a transform of ``torch.func`` or forward-mode differentiation is at work.
 

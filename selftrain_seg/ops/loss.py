@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg.ops._blocks import blocks, cut, new_map, on_cpu
-from selftrain_seg.ops._library import differentiable, in_transform, operator
+from selftrain_seg.ops._library import differentiable, in_transform, on_host, operator
 from selftrain_seg.ops._winner import exponential
 from selftrain_seg.ops.plain import LOG_ZERO, Labels, Part, as_map, parts, plain_loss, read_labels, size
 
@@ -60,10 +60,8 @@ def weighted_loss(
     learned = any(weight is not None and weight.requires_grad for weight in tensors)
     if logits.dtype == torch.float64 or learned or in_transform():
         return plain_loss(logits, target, *tensors, regulariser, factors, normalize, ignore_index)
-    # Products in a tensor on the host, since torch.compile would compile anew at every value of a number.
-    numbers = torch.stack([torch.ones((), dtype=torch.float64, device="cpu").mul(float(f)) for f in factors])
     settings = (regulariser, [bool(factor) for factor in factors], normalize, ignore_index)
-    loss: Tensor = _forward(logits, target, *tensors, numbers, *settings)[0]
+    loss: Tensor = _forward(logits, target, *tensors, on_host(*factors), *settings)[0]
     return loss
 
 
@@ -107,20 +105,7 @@ def _values(z: Tensor, labels: Labels, regulariser: str, which: Sequence[bool], 
     return _Values(nll, value, entropy if which[2] else None, kept, top.squeeze(1), log_total)
 
 
-def _forward_in_blocks(
-    logits: Tensor,
-    target: Tensor,
-    pixel_weight: Tensor | None,
-    image_weight: Tensor | None,
-    class_weight: Tensor | None,
-    exponent: Tensor | None,
-    divisor: Tensor | None,
-    numbers: Tensor,
-    regulariser: str,
-    which: Sequence[bool],
-    normalize: str,
-    ignore_index: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward_in_blocks(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss, and what the gradient needs. ``numbers`` (3,) are the factors, ``which`` of them are not 0.
 
     Returns:
@@ -129,10 +114,9 @@ def _forward_in_blocks(
         norm: (2, B, H, W), the largest logit, and the log of the sum of exp(z - largest).
         kept: (B, H, W), entropy or Σ p², if the gradient needs it.
     """
-    loss, scales, norm, kept = _fake_forward(
-        logits, target, pixel_weight, image_weight, class_weight, exponent, divisor, numbers,
-        regulariser, which, normalize, ignore_index,
-    )  # fmt: skip
+    loss, scales, norm, kept = _fake_forward(logits, target, *rest)
+    pixel_weight, image_weight, class_weight, exponent, divisor, numbers, *settings = rest
+    regulariser, which, normalize, ignore_index = settings
     maps = (pixel_weight, as_map(image_weight, norm[0]), as_map(exponent, norm[0]))
     factors = [float(number) for number in numbers]
     sums: list[list[Tensor]] = [[], [], []]
@@ -178,26 +162,14 @@ def _fake_forward(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor,
     return one if normalize == "none" else one.new_empty(()), one.new_empty(3), one.new_empty(2, *one.shape), kept
 
 
-def _backward_in_blocks(
-    grad: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    pixel_weight: Tensor | None,
-    image_weight: Tensor | None,
-    class_weight: Tensor | None,
-    exponent: Tensor | None,
-    scales: Tensor,
-    norm: Tensor,
-    kept: Tensor,
-    regulariser: str,
-    which: Sequence[bool],
-    ignore_index: int,
-) -> Tensor:
+def _backward_in_blocks(grad: Tensor, logits: Tensor, target: Tensor, *rest: Any) -> Tensor:
     """Gradient of the logits.
 
     d nll = m p - y with m = Σ y, d kld = p - 1/C, d entropy = -p (log p + H), d square = 2 p (p - S) and
     d reverse = p_y d nll. They add up to ``p · slope - a · y - b/C``.
     """
+    pixel_weight, image_weight, class_weight, exponent, scales, norm, kept, *settings = rest
+    regulariser, which, ignore_index = settings
     result = torch.empty_like(logits)
     top, log_total = norm
     maps = (pixel_weight, as_map(image_weight, top), as_map(exponent, top))

@@ -1,4 +1,4 @@
-"""Binary cross entropy against 0 for classes below chance."""
+"""Binary cross entropy against 0 for classes below chance, in one pass over the logits and the labels each way."""
 
 from __future__ import annotations
 
@@ -8,17 +8,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from selftrain_seg.ops._blocks import fill, new_map
-from selftrain_seg.ops._library import differentiable, in_transform, operator
+from selftrain_seg.ops._blocks import blocks, cut, fill, new_map
+from selftrain_seg.ops._library import differentiable, in_transform, on_host, operator
 
 
-def negative_loss(logits: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
-    """``Σ_{c: t_c ≤ 1/C} log(1 + exp(z_c))`` of each pixel, and the number of such c, int64; both (B, H, W).
+def negative_loss(
+    logits: Tensor, probs: Tensor, *, pixel_weight: Tensor | None = None, factor: float = 1.0, reduction: str = "mean"
+) -> Tensor:
+    """Compute ``factor/K Σ_pixels w Σ_{c: t_c ≤ 1/C} log(1 + exp(z_c))``, K the number of such (pixel, class) pairs.
 
-    Differentiable in the logits; float32, or float64 for float64 logits. Only the inputs are kept for it.
+    Differentiable in the logits. Only the inputs are kept for it.
+
+    Args:
+        logits: z (B, C, H, W).
+        probs: t (B, C, H, W).
+        pixel_weight: w (B, H, W); not looked at where a pixel has no such class.
+        factor: of the whole.
+        reduction: "mean"; "sum", with 1 for K; or "none" for the map whose sum that is.
+
+    Returns:
+        (), or (B, H, W) for "none": float32, or float64 for float64 logits. A K of 0 counts as 1.
     """
-    found: tuple[Tensor, Tensor] = (_values if in_transform() else _forward)(logits, probs.detach())
-    return found
+    probs = probs.detach()
+    if in_transform() or (pixel_weight is not None and pixel_weight.requires_grad):
+        return _plain(logits, probs, pixel_weight, factor, reduction)
+    loss: Tensor = _forward(logits, probs, pixel_weight, on_host(factor), reduction)[0]
+    return loss
 
 
 def _surely_not(probs: Tensor) -> Tensor:
@@ -29,50 +44,81 @@ def _wide(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def _values(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def _values(z: Tensor, t: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The weighted sum of each pixel, and how many classes it is over."""
     mask = _surely_not(t)
     # -log sigmoid(-z) is softplus without the switch to the identity above 20.
-    return torch.where(mask, -functional.logsigmoid(-z.to(_wide(z))), 0).sum(1), mask.sum(1)
+    values, pairs = torch.where(mask, -functional.logsigmoid(-z.to(_wide(z))), 0).sum(1), mask.sum(1)
+    return values if weight is None else values * torch.where(pairs > 0, weight, 0).to(values.dtype), pairs
 
 
-def _gradient(z: Tensor, t: Tensor, grad: Tensor) -> Tensor:
-    return torch.where(_surely_not(t), torch.sigmoid(z.to(_wide(z))) * grad.unsqueeze(1), 0)
+def _plain(logits: Tensor, probs: Tensor, weight: Tensor | None, factor: float, reduction: str) -> Tensor:
+    logits = torch.where(_surely_not(probs), logits, 0)  # 0 · NaN is NaN in a gradient
+    values, pairs = _values(logits, probs, weight)
+    total = values if reduction == "none" else values.sum()
+    return factor * (total / pairs.sum().clamp(min=1) if reduction == "mean" else total)
 
 
-def _forward_in_blocks(logits: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
-    outputs = _fake_forward(logits, probs)
-    fill(outputs, _values, logits, probs)
-    return outputs
+def _forward_in_blocks(
+    logits: Tensor, probs: Tensor, weight: Tensor | None, factor: Tensor, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """The loss, and what a pixel's sum is multiplied by in it."""
+    loss, scale = _fake_forward(logits, probs, weight, factor, reduction)
+    scale.fill_(float(factor))
+    if reduction == "none":
+        fill((loss,), lambda z, t, w: (float(factor) * _values(z, t, w)[0],), logits, probs, weight)
+        return loss, scale
+    found = [_values(cut(logits, at), cut(probs, at), cut(weight, at)) for at in blocks(logits)]
+    if reduction == "mean":
+        scale /= sum((pairs.sum() for _, pairs in found), scale.new_zeros(())).clamp(min=1)
+    return loss.copy_(scale * sum((values.sum() for values, _ in found), scale.new_zeros(()))), scale
 
 
-def _fake_forward(logits: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
-    return new_map(logits, _wide(logits)), new_map(logits, torch.int64)
+def _fake_forward(logits: Tensor, probs: Tensor, weight: Tensor | None, *others: Any) -> tuple[Tensor, Tensor]:
+    loss = new_map(logits, _wide(logits)) if others[-1] == "none" else logits.new_empty((), dtype=_wide(logits))
+    return loss, logits.new_empty((), dtype=_wide(logits))
 
 
-def _backward_in_blocks(grad: Tensor, logits: Tensor, probs: Tensor) -> Tensor:
+def _backward_in_blocks(grad: Tensor, logits: Tensor, probs: Tensor, weight: Tensor | None, scale: Tensor) -> Tensor:
+    def gradient(z: Tensor, t: Tensor, w: Tensor | None, g: Tensor) -> tuple[Tensor]:
+        factor = (g * scale).to(_wide(z))
+        factor = factor if w is None else factor * torch.where(_surely_not(t).any(1), w, 0).to(factor.dtype)
+        return (torch.where(_surely_not(t), torch.sigmoid(z.to(_wide(z))) * factor.unsqueeze(1), 0),)
+
     result = torch.empty_like(logits)
-    fill((result,), lambda z, t, g: (_gradient(z, t, g),), logits, probs, grad)
+    fill((result,), gradient, logits, probs, weight, grad.expand_as(logits[:, 0]))
     return result
 
 
-_forward = operator("negative_loss(Tensor logits, Tensor probs) -> (Tensor, Tensor)", _forward_in_blocks, _fake_forward)
+_forward = operator(
+    "negative_loss(Tensor logits, Tensor probs, Tensor? weight, Tensor factor, str reduction) -> (Tensor, Tensor)",
+    _forward_in_blocks,
+    _fake_forward,
+    kernel=True,
+    reads_host=True,
+)
 _backward = operator(
-    "negative_loss_backward(Tensor grad, Tensor logits, Tensor probs) -> Tensor",
+    "negative_loss_backward(Tensor grad, Tensor logits, Tensor probs, Tensor? weight, Tensor scale) -> Tensor",
     _backward_in_blocks,
-    lambda grad, logits, probs: torch.empty_like(logits),
+    lambda grad, logits, *_: torch.empty_like(logits),
+    kernel=True,
 )
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(*inputs[:4], output[1])
+    ctx.reduction = inputs[4]
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor, None]:
-    logits, probs = ctx.saved_tensors
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    logits, probs, weight, factor, scale = ctx.saved_tensors
     if torch.is_grad_enabled():  # somebody wants to differentiate the gradient
-        return _gradient(logits, probs, grad).to(logits.dtype), None
-    return _backward(grad, logits, probs), None
+        loss = _plain(logits, probs, weight, float(factor), ctx.reduction)
+        (gradient,) = torch.autograd.grad(loss, logits, grad, create_graph=True)
+    else:
+        gradient = _backward(grad, logits, probs, weight, scale)
+    return gradient, None, None, None, None
 
 
 differentiable("negative_loss", _save, _differentiate)

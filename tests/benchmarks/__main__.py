@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m tests.benchmarks [losses ...] [--compile] [--markdown FILE]``.
+"""Run the benchmarks on the CPU: ``python -m tests.benchmarks [losses ...] [--compile] [--markdown FILE]``.
 
 Each script runs in a process of its own: what the allocator has kept from earlier ones decides whether fresh memory
 must be paged in, which can double the time of an operation that only copies.
@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9, help="how often every version runs (default: 9)")
     parser.add_argument("--json", type=Path, help="also write results, versions and hardware to this file")
     parser.add_argument("--compile", action="store_true", help="measure torch.compile of ours, too: a minute more")
-    parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
+    parser.add_argument("--markdown", type=Path, help="also write the tables to the CPU half of this file")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a promise or a target is missed")
     arguments = parser.parse_args()
     unknown = set(arguments.names) - set(available)
@@ -51,8 +51,7 @@ def main() -> int:
             results = {"environment": before, "rounds": arguments.rounds, **report.as_dict()}
             arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         if arguments.markdown:
-            arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-            arguments.markdown.write_text(report.markdown(before, arguments.rounds), encoding="utf-8")
+            _harness.write_half(arguments.markdown, "CPU", report.markdown(before, arguments.rounds))
     print(report.table())
     print()
     print(", ".join(f"{key} {value}" for key, value in before.items()))

@@ -1,8 +1,8 @@
 """Timing and memory of competing versions of one operation, measured side by side.
 
 Versions take turns within a round, so that a busy machine slows all of them alike; what is reported is the median
-over rounds, its quartiles, and ratios of medians. One thread. Memory is the peak that torch, and on CPU NumPy and
-Python, allocate beyond what existed before the call (inputs do not count, gradients do).
+over rounds, its quartiles, and ratios of medians. On the CPU, one thread; ``tests.gpu`` measures a GPU. Memory is the
+peak that torch, NumPy and Python allocate beyond what existed before the call (inputs do not count, gradients do).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,8 +179,8 @@ class Report:
         lines = [
             "### Targets",
             "",
-            "| operation | against | reference ms | ours ms | faster | compiled ms | faster | memory | GPU |",
-            "|---|---|--:|--:|--:|--:|--:|---|---|",
+            "| operation | against | reference ms | ours ms | faster | compiled ms | faster | memory |",
+            "|---|---|--:|--:|--:|--:|--:|---|",
         ]
         for one in self.targets:
             eager = f"{one.speedup:.1f} × (≥ {one.faster:g})"
@@ -193,7 +194,7 @@ class Report:
             )
             lines.append(
                 f"| {one.operation} | {one.reference} | {one.reference_ms:.1f} | {one.ours_ms:.1f} | {eager}"
-                f" | {compiled} | {faster} | {memory} | – |"
+                f" | {compiled} | {faster} | {memory} |"
             )
         lines += ["", "### Other promises", "", "| promise | measured | at most | |", "|---|--:|--:|---|"]
         for check in self.checks:
@@ -236,22 +237,15 @@ class Report:
 
 
 def _seconds(call: Callable[[], Any]) -> float:
-    _synchronize()
     start = time.perf_counter()
     call()
-    _synchronize()
     return time.perf_counter() - start
 
 
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def peak_extra_mb(call: Callable[[], Any]) -> float:
+def peak_extra_mb(call: Callable[[], Any], on_gpu: bool = False) -> float:
     """Peak memory, in 10^6 bytes, that torch allocates during ``call`` beyond what it held before."""
     gc.collect()
-    if torch.cuda.is_available():
+    if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -273,6 +267,19 @@ def peak_extra_mb(call: Callable[[], Any]) -> float:
     return (peak + others) / 1e6
 
 
+def write_half(file: Path, device: str, text: str) -> None:
+    """Write the "CPU" or the "GPU" half of a page of results, and leave the other as it is."""
+    halves = {"CPU": "", "GPU": ""}
+    if file.exists():
+        for part in file.read_text(encoding="utf-8").split("## On a ")[1:]:
+            name, _, body = part.partition("\n")
+            halves[name.strip()] = body.strip("\n")
+    halves[device] = text.strip("\n")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    page = "\n\n".join(f"## On a {name}\n\n{body}" for name, body in halves.items() if body)
+    file.write_text(page + "\n", encoding="utf-8")
+
+
 def environment() -> dict[str, Any]:
     """Versions and hardware, to be stored with the numbers."""
     return {
@@ -285,7 +292,6 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load average": " ".join(f"{load:.1f}" for load in os.getloadavg()),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 

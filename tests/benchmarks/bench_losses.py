@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from selftrain_seg import losses
+from tests.benchmarks import plain
 from tests.benchmarks._harness import Report
 
 SHAPE = (2, 19, 512, 1024)
@@ -82,41 +83,16 @@ def dynamic_published(logits, labels):
     return (weight * nll).sum() / (labels != 255).sum()
 
 
-def mrkld_plain(logits, labels):
-    log_p = torch.log_softmax(logits, 1)
-    valid = labels != 255
-    kld = torch.where(valid, -log_p.mean(1), 0).sum() / valid.sum()
-    return F.nll_loss(log_p, labels, ignore_index=255) + 0.1 * kld
-
-
-def soft_plain(logits, soft):
-    return -(torch.log_softmax(logits, 1) * soft).sum() / (soft.sum(1) != 0).sum()
-
-
-def region_plain(logits, labels):
-    log_p = torch.log_softmax(logits, 1)
-    valid, classes = labels != 255, logits.shape[1]
-    kld = torch.where(valid, -log_p.mean(1), 0).sum() / valid.sum() / classes
-    entropy = torch.where(valid, 0, -(log_p.exp() * log_p).sum(1)).sum() / (~valid).sum() / classes
-    return F.nll_loss(log_p, labels, ignore_index=255) + 0.1 * kld + 3.0 * entropy
-
-
-def dynamic_plain(logits, labels):
-    loss = F.cross_entropy(logits, labels, ignore_index=255, reduction="none")
-    return (loss * torch.exp(-9 * loss.detach())).sum() / (labels != 255).sum()
-
-
 def run(report: Report, *, rounds: int) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(0)
     values = 3 * torch.randn(SHAPE, generator=generator)
     labels = torch.randint(0, SHAPE[1], (SHAPE[0], *SHAPE[2:]), generator=generator)
-    labels = labels.masked_fill(torch.rand(labels.shape, generator=generator) < 0.3, 255).to(device)
-    soft = torch.softmax(2 * values, 1).masked_fill((labels == 255).cpu().unsqueeze(1), 0).to(device)
-    image_weight = torch.ones(SHAPE[0], device=device)
-    logits = values.to(device).requires_grad_()
-    channels_last = values.to(device).contiguous(memory_format=torch.channels_last).requires_grad_()
-    half = values.bfloat16().to(device).requires_grad_()
+    labels = labels.masked_fill(torch.rand(labels.shape, generator=generator) < 0.3, 255)
+    soft = torch.softmax(2 * values, 1).masked_fill((labels == 255).unsqueeze(1), 0)
+    image_weight = torch.ones(SHAPE[0])
+    logits = values.clone().requires_grad_()
+    channels_last = values.contiguous(memory_format=torch.channels_last).requires_grad_()
+    half = values.bfloat16().requires_grad_()
 
     def step(loss, inputs=logits):
         return lambda: torch.autograd.grad(loss(inputs), inputs)
@@ -135,7 +111,7 @@ def run(report: Report, *, rounds: int) -> None:
         return {**versions, "ours, compiled": fast}
 
     torchs = step(lambda z: F.cross_entropy(z, labels, ignore_index=255))
-    plain = report.compare(
+    beside_torch = report.compare(
         "cross_entropy",
         {
             **ours(lambda z: losses.cross_entropy(z, labels)),
@@ -150,7 +126,7 @@ def run(report: Report, *, rounds: int) -> None:
             **ours(lambda z: losses.mrkld_loss(z, labels)),
             "published style": step(lambda z: mrkld_published(z, labels, image_weight)),
             "straightforward": step(lambda z: mrkld_straightforward(z, labels, image_weight)),
-            "plain torch": step(lambda z: mrkld_plain(z, labels)),
+            "plain torch": step(lambda z: plain.mrkld(z, labels)),
             "F.cross_entropy alone": torchs,
             "floor": floor,
         },
@@ -161,7 +137,7 @@ def run(report: Report, *, rounds: int) -> None:
         {
             **ours(lambda z: losses.region_guided_loss(z, labels)),
             "straightforward": step(lambda z: region_straightforward(z, labels)),
-            "plain torch": step(lambda z: region_plain(z, labels)),
+            "plain torch": step(lambda z: plain.region(z, labels)),
         },
         rounds=rounds,
     )
@@ -171,7 +147,7 @@ def run(report: Report, *, rounds: int) -> None:
             **ours(lambda z: losses.cross_entropy(z, soft)),
             "published style": step(lambda z: crst_published(z, soft, soft.sum(1), image_weight, 0.0)),
             "straightforward": step(lambda z: soft_straightforward(z, soft)),
-            "plain torch": step(lambda z: soft_plain(z, soft)),
+            "plain torch": step(lambda z: plain.cross_entropy_soft(z, soft)),
         },
         rounds=rounds,
     )
@@ -181,7 +157,7 @@ def run(report: Report, *, rounds: int) -> None:
             **ours(lambda z: losses.dynamic_loss(z, labels, gamma=9.0)),
             "published style": step(lambda z: dynamic_published(z, labels)),
             "straightforward": step(lambda z: dynamic_straightforward(z, labels)),
-            "plain torch": step(lambda z: dynamic_plain(z, labels)),
+            "plain torch": step(lambda z: plain.dynamic(z, labels)),
         },
         rounds=rounds,
     )
@@ -222,7 +198,7 @@ def run(report: Report, *, rounds: int) -> None:
             floor="floor" if measured is mrkld else None,
             memory=("the gradient", measured["ours"].peak_mb / gradient_mb, 1.6),
         )
-    report.promise("cross_entropy: time / F.cross_entropy", share(plain, "F.cross_entropy"), 1)
-    report.promise("cross_entropy: peak memory / F.cross_entropy", share(plain, "F.cross_entropy", "peak_mb"), 1)
+    report.promise("cross_entropy: time / F.cross_entropy", share(beside_torch, "F.cross_entropy"), 1)
+    report.promise("cross_entropy: peak memory / F.cross_entropy", share(beside_torch, "F.cross_entropy", "peak_mb"), 1)
     report.promise("mrkld_loss: peak memory / published style", share(mrkld, attribute="peak_mb"), 1 / 4)
     report.promise("mrkld_loss: time / one F.cross_entropy", share(mrkld, "F.cross_entropy alone"), 1.2)

@@ -41,18 +41,17 @@ def small_net():
     return module.SmallUNet(CLASSES)
 
 
-def read(domain, device):
+def read(domain):
     streets = SyntheticStreets(domain, "train", size=SIZE, length=IMAGES)
     images, labels = (torch.stack(part) for part in zip(*(streets[i] for i in range(IMAGES)), strict=True))
-    images = images.to(device, memory_format=torch.channels_last)
-    return images.split(BATCH), labels.to(device).split(BATCH)
+    images = images.to(memory_format=torch.channels_last)
+    return images.split(BATCH), labels.split(BATCH)
 
 
 def run(report: Report, *, rounds: int) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    net = small_net().to(device, memory_format=torch.channels_last)
-    source, target = read("source", device), read("target", device)
+    net = small_net().to(memory_format=torch.channels_last)
+    source, target = read("source"), read("target")
     optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3)
     for step in range(WARM_UP):
         images, labels = (part[step % len(part)] for part in source)
@@ -67,8 +66,7 @@ def run(report: Report, *, rounds: int) -> None:
 
 @torch.no_grad()
 def offline(report, rounds, net, batches):
-    device = next(net.parameters()).device
-    every, published = (ClassBalancedThreshold(CLASSES, 0.2, stride=stride).to(device) for stride in (1, 2))
+    every, published = (ClassBalancedThreshold(CLASSES, 0.2, stride=stride) for stride in (1, 2))
     names = [[f"{batch}-{image}" for image in range(BATCH)] for batch in range(len(batches))]
 
     def network_alone():

@@ -146,20 +146,18 @@ def run(report: Report, *, rounds: int) -> None:
     logits = noise.scatter_add_(
         1, torch.randint(0, 19, (2, 1, 512, 1024), generator=generator), torch.full_like(noise, 6)
     )
-    host, device = logits, "cuda" if torch.cuda.is_available() else "cpu"
-    logits = host.to(device)
     size_mb = logits.numel() * logits.element_size() / 1e6
     thresholds = torch.full((19,), 0.9, dtype=torch.float64)
     kc = thresholds.numpy()
     half = logits.bfloat16()
 
-    estimators = {pool: ClassBalancedThreshold(19, 0.2, pool=pool).to(device) for pool in ("predicted", "all")}
-    strided = ClassBalancedThreshold(19, 0.2, stride=STRIDE).to(device)
-    instance, running = InstanceAdaptiveSelector(19).to(device), RunningConfidenceSelector(19).to(device)
+    estimators = {pool: ClassBalancedThreshold(19, 0.2, pool=pool) for pool in ("predicted", "all")}
+    strided = ClassBalancedThreshold(19, 0.2, stride=STRIDE)
+    instance, running = InstanceAdaptiveSelector(19), RunningConfidenceSelector(19)
     others = {
-        "freematch": FreeMatchSelector(19).to(device),
-        "flexmatch": FlexMatchSelector(19).to(device),
-        "softmatch": SoftMatchSelector(19).to(device),
+        "freematch": FreeMatchSelector(19),
+        "flexmatch": FlexMatchSelector(19),
+        "softmatch": SoftMatchSelector(19),
     }
 
     def floor():
@@ -171,8 +169,8 @@ def run(report: Report, *, rounds: int) -> None:
     measured = report.compare(
         "kc statistics",
         {
-            "published style": lambda: statistics_published(host),
-            "straightforward": lambda: statistics_straightforward(host),
+            "published style": lambda: statistics_published(logits),
+            "straightforward": lambda: statistics_straightforward(logits),
             "softmax + max": lambda: logits.softmax(1).max(1),
             "top_confidence": lambda: top_confidence(logits),
             **compiled("top_confidence, compiled", top_confidence),
@@ -202,8 +200,8 @@ def run(report: Report, *, rounds: int) -> None:
     measured = report.compare(
         "selection",
         {
-            "published style": lambda: reweighted_published(host, kc),
-            "straightforward": lambda: reweighted_straightforward(host, kc),
+            "published style": lambda: reweighted_published(logits, kc),
+            "straightforward": lambda: reweighted_straightforward(logits, kc),
             "select_hard": lambda: select_hard(logits, thresholds),
             **compiled("select_hard, compiled", lambda z: select_hard(z, thresholds)),
             "select_reweighted": lambda: select_reweighted(logits, thresholds),
@@ -232,8 +230,8 @@ def run(report: Report, *, rounds: int) -> None:
     measured = report.compare(
         "soft labels",
         {
-            "published style": lambda: soft_published(host, kc),
-            "straightforward": lambda: soft_straightforward(host, kc),
+            "published style": lambda: soft_published(logits, kc),
+            "straightforward": lambda: soft_straightforward(logits, kc),
             "select_soft": lambda: select_soft(logits, thresholds),
             **compiled("select_soft, compiled", lambda z: select_soft(z, thresholds)),
         },
@@ -252,8 +250,8 @@ def run(report: Report, *, rounds: int) -> None:
     measured = report.compare(
         "instance-adaptive",
         {
-            "published style": lambda: instance_adaptive_published(host, np.full(19, 0.9)),
-            "straightforward": lambda: instance_adaptive_straightforward(host, np.full(19, 0.9)),
+            "published style": lambda: instance_adaptive_published(logits, np.full(19, 0.9)),
+            "straightforward": lambda: instance_adaptive_straightforward(logits, np.full(19, 0.9)),
             "InstanceAdaptiveSelector": lambda: instance(logits),
             **compiled("InstanceAdaptiveSelector, compiled", instance),
         },

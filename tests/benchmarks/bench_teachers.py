@@ -12,11 +12,11 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models.segmentation import deeplabv3_resnet101
 
 from selftrain_seg.teachers import MeanTeacher, entropy_score, parameter_distance, soft_neighbourhood_density
+from tests.benchmarks import plain
 from tests.benchmarks._harness import Report
 
 MOMENTUM = 0.999
@@ -25,15 +25,6 @@ MOMENTUM = 0.999
 def average_by_loop(teacher, student, a=MOMENTUM):
     for p_t, p_s in zip(teacher.parameters(), student.parameters(), strict=True):
         p_t.data[:] = a * p_t.data[:] + (1 - a) * p_s.data[:]
-
-
-def density_straightforward(logits, samples=100, temperature=20.0):
-    probs = F.softmax(logits, dim=1)
-    probs = probs.permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
-    chosen = torch.randperm(probs.shape[0])[:samples]
-    features = F.normalize(probs[chosen], dim=1)
-    similar = F.softmax(temperature * features @ features.T, dim=1)
-    return -(similar * (similar + 1e-6).log()).sum(1).mean()
 
 
 def run(report: Report, *, rounds: int) -> None:
@@ -76,7 +67,7 @@ def scores(report: Report, rounds: int) -> None:
         measured = report.compare(
             f"neighbourhood density, {size}",
             {
-                "as published": lambda logits=logits: density_straightforward(logits),
+                "as published": lambda logits=logits: plain.density(logits),
                 "ours": lambda logits=logits: soft_neighbourhood_density(logits),
                 "entropy_score": lambda logits=logits: entropy_score(logits),
                 "floor": lambda logits=logits, pixels=pixels: logits.flatten(2)[..., pixels],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -192,12 +193,21 @@ TIFFS = {
 }
 
 
+def pillow_reads_all_four(data):
+    """As old versions do."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image).shape[2] == 4
+
+
 class TestTIFF:
     """Pillow leaves out the channels and bits it does not know of; here tifffile reads such files, or nothing does."""
 
     @pytest.mark.parametrize("kind", TIFFS)
     def test_without_tifffile(self, tmp_path, monkeypatch, kind):
         monkeypatch.setitem(sys.modules, "tifffile", None)
+        if kind == "RGB and another" and pillow_reads_all_four(TIFFS[kind]):
+            same(read(tmp_path, TIFFS[kind], "a.tif", channels=4), MANY[..., :4])
+            return
         with pytest.raises(ValueError, match=r"a.tif: a TIFF of more channels or bits than Pillow reads; install tif"):
             read(tmp_path, TIFFS[kind], "a.tif", channels=None)
 
@@ -236,15 +246,27 @@ def exif(orientation):
     return out
 
 
+# What the standard (EXIF 2.32, 4.6.4) says of row 0 and column 0: 6 has the top on the right, say.
+UPRIGHT = {
+    1: lambda pixels: pixels,
+    2: np.fliplr,
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: np.flipud,
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
 class TestOrientation:
     @pytest.mark.parametrize("orientation", range(1, 9))
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
-    def test_against_pillow(self, tmp_path, kind, orientation):
+    def test_upright(self, tmp_path, kind, orientation):
         options = {"lossless": True} if kind == "WEBP" else {}
         data = files.encoded(RGB, kind, exif=exif(orientation), **options)
-        (tmp_path / "other").write_bytes(data)
-        with Image.open(tmp_path / "other") as plain:
-            expected = np.array(ImageOps.exif_transpose(plain))
+        with Image.open(io.BytesIO(files.encoded(RGB, kind, **options))) as plain:
+            expected = UPRIGHT[orientation](np.array(plain))
         dataset = opened(tmp_path, data, "a.png")
         same(dataset[0][0], expected)
         assert dataset[0][0].shape[1:] == ((5, 7) if orientation < 5 else (7, 5))
@@ -306,3 +328,40 @@ class TestLimit:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 15)
         with pytest.raises(ValueError, match=r"a.tif: larger than Pillow's limit"):
             read(tmp_path, files.tiff(np.concatenate((RGB16, RGB16), 2)), "a.tif", channels=6)
+
+
+DAMAGED = {
+    "png": files.encoded(RGB, "PNG"),
+    "png of 16 bits": trees.png16(RGB16),
+    "jpeg": files.encoded(RGB, "JPEG", exif=exif(6)),
+    "tiff": files.encoded(RGB, "TIFF"),
+    "packed tiff": files.encoded(RGB, "TIFF", compression="tiff_lzw"),
+    "tiff of 16 bits": files.tiff(GREY16),
+    "bmp": files.encoded(RGB, "BMP"),
+    "webp": files.encoded(RGB, "WEBP", lossless=True),
+    "tiff of 5 channels": files.tiff(MANY),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_files(tmp_path, kind):
+    """Whatever is cut off or changed, an error names the file, or there is an image; nothing else."""
+    if kind == "tiff of 5 channels":
+        pytest.importorskip("tifffile")
+    data = DAMAGED[kind]
+    dataset = opened(tmp_path, data, channels=None)
+    damaged = [data[:length] for length in range(0, len(data), max(1, len(data) // 60))]
+    for place in range(0, len(data), max(1, len(data) // 120)):
+        changed = bytearray(data)
+        changed[place] ^= 1 << place % 8
+        damaged.append(bytes(changed))
+    failures = 0
+    for content in damaged:
+        (tmp_path / "a.png").write_bytes(content)
+        try:
+            image, _ = dataset[0]
+            assert image.ndim == 3
+        except ValueError as error:
+            assert str(error).startswith(f"{tmp_path / 'a.png'}: ")  # noqa: PT017
+            failures += 1
+    assert failures > len(damaged) // 6

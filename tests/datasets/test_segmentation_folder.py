@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import subprocess
+import sys
 import unicodedata
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,7 +73,7 @@ def refuses(dataset, message):
 
 
 class TestPairing:
-    @pytest.mark.parametrize("suffix", ["png", "JPG", "jpeg", "JPEG", "tif", "TIFF", "bmp", "webp", "Png"])
+    @pytest.mark.parametrize("suffix", ["png", "JPG", "jpeg", "JPEG", "tif", "TIFF", "bmp", "webp", "Png", "GIF"])
     def test_any_suffix_in_any_case(self, tmp_path, suffix):
         kind = {"jpg": "JPEG", "tif": "TIFF"}.get(suffix.lower(), suffix.upper())
         (tmp_path / "images").mkdir()
@@ -127,6 +130,14 @@ class TestPairing:
         assert dataset.names == ("x",)
         assert [path.name for path, _ in dataset.left_out] == ["y.png", "y.png"]
 
+    def test_masks_around_the_images(self, tmp_path):
+        put(tmp_path, "images/x.png")
+        put(tmp_path, "masks/x.png", IDS)
+        dataset = SegmentationFolder(tmp_path / "images", tmp_path, label_map=MAP)
+        assert dataset[0][1].tolist() == EXPECTED
+        (tmp_path / "linked").symlink_to(tmp_path / "images", target_is_directory=True)  # no mask by another name
+        assert SegmentationFolder(tmp_path / "images", tmp_path, label_map=MAP)[0][1].tolist() == EXPECTED
+
     def test_other_folders_on_both_sides(self, tmp_path):
         """By the stem alone, where it occurs once."""
         for number in (1, 2):
@@ -178,7 +189,9 @@ class TestPairing:
         }
         with pytest.raises(ValueError, match=r"`masks`: 3 of 3 images have no mask: .*masks/a_no.png"):
             SegmentationFolder(*folders, label_map=MAP, mask_suffix="_no", unpaired="leave out")
-        with pytest.raises(ValueError, match=r"`masks`: 3 of 3 images have no mask: .*masks/a.bmp\. "):
+        with pytest.raises(
+            ValueError, match=r"`masks`: 3 of 3 images have no mask: .*masks/a.bmp; there are b.png, z.png\. "
+        ):
             SegmentationFolder(*folders, label_map=MAP, pair="{}.bmp".format)
 
 
@@ -232,6 +245,9 @@ class TestNames:
             SegmentationFolder(root, names=names)
 
     def test_empty_file(self, root, tmp_path):
+        (tmp_path / "latin.txt").write_bytes("Süd\n".encode("latin-1"))
+        with pytest.raises(ValueError, match=r"`names`: expected text in UTF-8 in .*latin.txt"):
+            SegmentationFolder(root, names=tmp_path / "latin.txt")
         (tmp_path / "none.txt").write_text(" \n")
         with pytest.raises(ValueError, match=r"`names`: expected names in .*none.txt, it has none"):
             SegmentationFolder(root, names=tmp_path / "none.txt")
@@ -320,6 +336,19 @@ def test_presets_take_suffixes_in_any_case(tmp_path, case):
             make(tmp_path)
 
 
+@pytest.mark.parametrize("make", [GTA5, SYNTHIA, BDD100K, Cityscapes, VOCSegmentation])
+def test_presets_say_what_they_leave_out(tmp_path, make):
+    name = {"VOCSegmentation": "voc"}.get(make.__name__, make.__name__.lower())
+    getattr(trees, name)(tmp_path)
+    dataset = make(tmp_path)
+    assert dataset.left_out == []
+    other = dataset._image_path(dataset.names[0]).with_name("other.txt")
+    other.write_text("x")
+    ((path, why),) = make(tmp_path).left_out
+    assert path == other
+    assert why.startswith("does not end in ")
+
+
 class TestIds:
     @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
     def test_raw_values_of_any_depth(self, tmp_path, bits):
@@ -357,6 +386,19 @@ class TestIds:
         wrong[1, 2:] = 3
         dataset = pair(tmp_path, wrong)
         refuses(dataset, r"masks/mask.png: .* got 3 \(2 pixels, the first at \(1, 2\)\)")
+
+    def test_retina_as_it_is_published(self, tmp_path):
+        """DRIVE's images are TIFF, its masks GIF of black and white with names of their own."""
+        mask = np.array([[0, 255, 255, 0], [0, 0, 0, 255]], np.uint8)
+        put(tmp_path, "images/21_training.tif")
+        put(tmp_path, "1st_manual/21_manual1.gif", mask)
+        dataset = SegmentationFolder(
+            tmp_path / "images",
+            tmp_path / "1st_manual",
+            label_map=LabelMap.binary("vessel"),
+            pair=lambda name: name.replace("training", "manual1") + ".gif",
+        )
+        assert dataset[0][1].tolist() == (mask // 255).tolist()
 
     def test_white_is_zero(self, tmp_path):
         (tmp_path / "masks").mkdir()
@@ -522,7 +564,7 @@ class TestMeaning:
     def test_train_ids_with_255(self, tmp_path):
         trees.cityscapes(tmp_path)
         dataset = Cityscapes(tmp_path)
-        trees.save(dataset._label_path(dataset.names[0]), np.full(trees.SIZE, 255, np.uint8) // 255 * 255)
+        trees.save(dataset._label_path(dataset.names[0]), np.resize(np.array([0, 1, 13, 255], np.uint8), trees.SIZE))
         with pytest.raises(
             ValueError, match=r"got 255 .*; these look like Cityscapes' train ids, which LabelMap.bdd100k"
         ):
@@ -584,6 +626,14 @@ class TestVerify:
         with pytest.raises(ValueError, match="`most`: expected at least 1, got 0"):
             dataset.verify(most=0)
 
+    def test_twelve_bits(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(files.png(np.full((2, 4), 4095), 16))
+        assert "very dark: is `white` lower than 65535?" in str(SegmentationFolder(tmp_path).verify())
+        assert "dark" not in str(SegmentationFolder(tmp_path, white=4095).verify())
+        put(tmp_path, "b.png")
+        mixed = "bits a channel          8 (1 images), 16 (1 images); not in one range before v2.ToDtype"
+        assert mixed in str(SegmentationFolder(tmp_path).verify())
+
     def test_without_labels(self, tmp_path):
         put(tmp_path, "a.png")
         report = SegmentationFolder(tmp_path).verify()
@@ -639,6 +689,12 @@ class TestArguments:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return worlds.write(tmp_path_factory.mktemp("worlds"), count=4, size=32)
+
+
+def test_command(tmp_path):
+    run = [sys.executable, "-m", "tests.worlds", tmp_path / "w", "--count", "1", "--size", "32"]
+    subprocess.run(run, check=True, timeout=300, cwd=Path(worlds.__file__).parent.parent)
+    assert sorted(path.name for path in (tmp_path / "w").iterdir()) == ["aerial", "fundus", "streets"]
 
 
 class TestWorlds:

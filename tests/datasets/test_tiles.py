@@ -86,8 +86,11 @@ def test_an_image_is_read_once(root, monkeypatch):
     monkeypatch.setattr(type(tiles.dataset), "_read_picture", counted(type(tiles.dataset)._read_picture, read))
     first = [image for image, _ in tiles]
     assert read == list(SIZES)
-    first[0].zero_()  # a tile is nobody's view
-    assert not torch.equal(tiles[0][0], first[0])
+    image, labels = tiles[0]
+    image.zero_()  # a tile is nobody's view: the image kept for its neighbours stays as it is
+    labels.fill_(7)
+    assert torch.equal(tiles[0][0], first[0])
+    assert len(tiles[0][1].unique()) > 1
 
 
 def counted(function, calls):
@@ -102,7 +105,9 @@ def test_facts_transforms_masks_pickle_workers(root):
     flip = v2.RandomHorizontalFlip(1.0)
     tiles, flipped = Tiles(opened(root), 16), Tiles(opened(root), 16, transforms=flip)
     assert (tiles.num_classes, tiles.classes, tiles.ignore_index) == (9, MAP.classes, 255)
-    assert tiles.palette == MAP.palette
+    assert (tiles.palette, tiles.label_map) == (MAP.palette, MAP)
+    assert tiles.verify().samples == len(SIZES)
+    assert tiles.verify(images=False, most=1, progress=False, check_meaning=False).samples == 1
     assert repr(tiles).endswith(f"4 samples), {len(tiles)} tiles of 16 × 16)")
     for (image, labels), (image_0, labels_0), mask in zip(flipped, tiles, tiles.masks(), strict=True):
         assert torch.equal(image, image_0.flip(2))

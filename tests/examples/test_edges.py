@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import multiprocessing
-import os
 import pickle
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -273,17 +271,35 @@ def test_loaders_work_however_their_processes_start(common, tmp_path, start):
     assert pickle.loads(pickle.dumps(_collate)) is _collate  # noqa: S301
 
 
+# Runs a trainer, each of whose loaders hands its data set over as to a process that is not forked.
+HANDS_OVER = """
+import pickle, runpy, sys
+import torch.utils.data
+
+class Loader(torch.utils.data.DataLoader):
+    def __init__(self, dataset, **settings):
+        dataset, collate = pickle.loads(pickle.dumps((dataset, settings.get("collate_fn"))))
+        print("handed over", flush=True)
+        super().__init__(dataset, **settings)
+
+torch.utils.data.DataLoader = Loader
+sys.path.insert(0, {folder!r})
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["dtst.py"])
-def test_a_trainer_works_without_fork(script, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import multiprocessing\nmultiprocessing.set_start_method('spawn')\n")
-    run("source_only.py", tmp_path / "source", "--smoke", "--root", tmp_path / "streets")
-    words = [sys.executable, EXAMPLES / script, "--smoke", "--images", 4, 2, 2, "--steps", 1, "--workers", 1]
-    words += ["--root", tmp_path / "streets", "--out", tmp_path / "out", "--init", tmp_path / "source" / "model.pt"]
-    path = os.pathsep.join([str(tmp_path), str(EXAMPLES.parent)])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-    done = subprocess.run([*map(str, words)], env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize("script", ["cbst.py --mine", "dst_cbc.py --mutual", "crst.py --regularizer lrent", "dtst.py"])
+def test_what_a_trainer_gives_to_its_workers_is_picklable(script, tmp_path_factory, tmp_path):
+    shared = tmp_path_factory.getbasetemp() / "picklable"
+    if not shared.exists():
+        run("source_only.py", shared, "--smoke", "--root", shared / "streets")
+    name, *more = script.split()
+    wrapper = tmp_path / name
+    wrapper.write_text(HANDS_OVER.format(folder=str(EXAMPLES), script=str(EXAMPLES / name)), encoding="utf-8")
+    more += [] if name == "dtst.py" else ["--rounds", 1]
+    options = ["--smoke", "--steps", 1, "--root", shared / "streets", "--init", shared / "model.pt"]
+    assert "handed over" in run(wrapper, tmp_path / "out", *options, *more)
 
 
 # Arguments

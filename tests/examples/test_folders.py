@@ -169,3 +169,25 @@ def test_what_is_missing_or_wrong_is_said(made, starts, tmp_path):
     few = tmp_path / "few.json"
     few.write_text(json.dumps({"0": "road", "1": "sky", "2": "car"}))
     assert "_mask.png" in error("--classes", few)
+
+
+def test_train_ids_where_label_ids_are_expected_are_said_before_training(tmp_path):
+    """They would pass for other classes: sidewalk as sky."""
+    ids = trees.gta5(tmp_path / "gta5", 4)
+    for name in ids:
+        Image.new("L", trees.SIZE[::-1], 8).save(tmp_path / "gta5" / "labels" / f"{name}.png")
+        with Image.open(tmp_path / "gta5" / "labels" / f"{name}.png") as mask:
+            mask.putpixel((0, 0), 1)
+            mask.save(tmp_path / "gta5" / "labels" / f"{name}.png")
+    for split in ("train", "val"):
+        trees.bdd100k(tmp_path / "bdd", split)
+    words = ["--data", "bdd100k", "--network", "small-unet", "--smoke", "--root", tmp_path / "bdd", "--steps", 1]
+    with pytest.raises(AssertionError, match=r"--data bdd100k, source masks: .*train ids") as caught:
+        run("source_only.py", tmp_path / "out", *words, "--source-root", tmp_path / "gta5")
+    assert "Traceback" not in str(caught.value)
+    ids = trees.gta5(tmp_path / "good", 4)
+    run("mean_teacher.py", tmp_path / "out", *words, "--source-root", tmp_path / "good", "--batch", 2)
+    assert 0 <= result(tmp_path / "out")["mIoU"] <= 100
+    trees.cityscapes(tmp_path / "cityscapes", "train")
+    output = run("cbst.py", tmp_path / "cs", *words, "--source-root", tmp_path / "cityscapes", "--rounds", 1)
+    assert "4 source" in output

@@ -6,7 +6,7 @@ import torch
 from torch.autograd import forward_ad
 
 from selftrain_seg import losses
-from tests.helpers import layouts
+from tests.helpers import layouts, never_waits
 from tests.losses.cases import (
     CASES,
     every_loss,
@@ -219,12 +219,14 @@ def test_compiles_whole(case):
     (gradient,) = torch.autograd.grad(loss, leaf)
     torch.testing.assert_close((loss.detach(), gradient), eager, rtol=1e-5, atol=1e-7)
     # What runs both ways is the operator, not what it is in torch.
-    name = {"fairness_loss": None, "negative_loss": "negative_loss"}.get(case.name, "weighted_loss")
-    for graph, suffix in zip(graphs, ("", "_backward"), strict=True):
+    forward = {name: name for name in ("fairness_loss", "negative_loss")} | {"dynamic_mutual_loss": "mutual_loss"}
+    backward = forward | {"dynamic_mutual_loss": "weighted_loss"}
+    for graph, names, suffix in zip(graphs, (forward, backward), ("", "_backward"), strict=True):
         (operators,) = graph
-        ours = {operator for operator in operators if operator.startswith("selftrain_seg.")} - {"selftrain_seg.read"}
-        assert ours == ({f"selftrain_seg.{name}{suffix}"} if name else set())
-        assert name is None or not any("softmax" in operator for operator in operators)
+        name = names.get(case.name, "weighted_loss")
+        ours = {operator for operator in operators if operator.startswith("selftrain_seg.")}
+        assert ours == {f"selftrain_seg.{name}{suffix}"}
+        assert not any("softmax" in operator for operator in operators)
 
 
 @every_loss
@@ -312,8 +314,5 @@ def test_gpu_equals_cpu(case):
 @every_loss
 def test_gpu_never_waits(case):
     inputs = [tensor.cuda() for tensor in case.inputs((2, 19, 33, 65), torch.float32)]
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_waits():
         loss_and_gradient(case, *inputs)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from selftrain_seg.ops import labels as ops
 from selftrain_seg.ops.labels import find_pixels, label_sums
+from tests.helpers import never_waits
 from tests.oracles.labels import find_by_loops, sums_by_loops
 
 WIDE = [torch.int16, torch.int32, torch.int64]
@@ -198,11 +199,7 @@ def test_cuda_equals_the_cpu_and_never_waits():
         inputs = [one.cuda() if isinstance(one, torch.Tensor) else one for one in inputs]
         others = {name: one.cuda() for name, one in others.items()}
         call(*inputs, **others)  # first launches may allocate
-        mode = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with never_waits():
             found = call(*inputs, **others)
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
         pairs = [(found, expected)] if isinstance(found, torch.Tensor) else zip(found, expected, strict=True)
         assert all(torch.equal(ours.cpu(), theirs) for ours, theirs in pairs)

@@ -32,12 +32,14 @@ def upstream(values):
 def test_equals_formula(shape, layout, dtype):
     logits = layouts(make_logits(shape, dtype))[layout].detach().requires_grad_()
     probs = layouts(teacher(shape))[layout]
-    values, pairs = ops.negative_loss(logits, probs)
+    values = ops.negative_loss(logits, probs, reduction="none")
     leaf = logits.detach().double().requires_grad_()
     expected, count = formula(leaf, probs)
     tolerance = 1e-12 if dtype == torch.float64 else 2e-6
     assert values.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert torch.equal(pairs, count)
+    mean = ops.negative_loss(logits.detach(), probs, factor=0.5)
+    one = 0.5 * expected.detach().sum() / count.sum().clamp(min=1)
+    torch.testing.assert_close(mean.double(), one, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(values.double(), expected.detach(), rtol=tolerance, atol=tolerance)
     (gradient,) = torch.autograd.grad(values, logits, upstream(values))
     (exact,) = torch.autograd.grad(expected, leaf, upstream(expected))
@@ -52,9 +54,10 @@ def test_equals_formula(shape, layout, dtype):
 @pytest.mark.parametrize("pixels", [1, 7])
 def test_blocks_make_no_difference(monkeypatch, pixels):
     logits, probs = make_logits((2, 4, 3, 5), torch.float32), teacher((2, 4, 3, 5))
-    whole = ops.negative_loss(logits, probs)
+    whole = [ops.negative_loss(logits, probs, reduction=reduction) for reduction in ("mean", "sum", "none")]
     monkeypatch.setattr(_blocks, "_CPU_BLOCK_PIXELS", pixels)
-    torch.testing.assert_close(ops.negative_loss(logits, probs), whole)
+    blocks = [ops.negative_loss(logits, probs, reduction=reduction) for reduction in ("mean", "sum", "none")]
+    torch.testing.assert_close(blocks, whole)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -62,8 +65,11 @@ def test_higher_derivatives(dtype):
     shape = (2, 3, 2, 2)
     probs = teacher(shape)
 
+    def pixel_sums(logits):
+        return ops.negative_loss(logits, probs, reduction="none")
+
     def derivatives(logits, function):
-        value, found = function(logits, probs)[0], []
+        value, found = function(logits), []
         value = (value * upstream(value)).sum()
         for order in range(3):
             (gradient,) = torch.autograd.grad(value, logits, create_graph=True)
@@ -72,14 +78,14 @@ def test_higher_derivatives(dtype):
         return found
 
     logits = make_logits(shape, torch.float32)
-    ours = derivatives(logits.to(dtype).requires_grad_(), ops.negative_loss)
-    exact = derivatives(logits.double().requires_grad_(), formula)
+    ours = derivatives(logits.to(dtype).requires_grad_(), pixel_sums)
+    exact = derivatives(logits.double().requires_grad_(), lambda z: formula(z, probs)[0])
     for one, other in zip(ours, exact, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * other.abs().max().item())
     if dtype == torch.float64:
         leaf = make_logits(shape).requires_grad_()
-        assert torch.autograd.gradcheck(lambda z: ops.negative_loss(z, probs)[0], leaf)
-        assert torch.autograd.gradgradcheck(lambda z: ops.negative_loss(z, probs)[0], leaf)
+        assert torch.autograd.gradcheck(pixel_sums, leaf)
+        assert torch.autograd.gradgradcheck(pixel_sums, leaf)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -88,7 +94,7 @@ def test_classes_that_do_not_count_are_not_looked_at(bad):
     spoilt = logits.masked_fill(probs > 1 / 4, bad)
     results = []
     for leaf in (logits.requires_grad_(), spoilt.requires_grad_()):
-        values, _ = ops.negative_loss(leaf, probs)
+        values = ops.negative_loss(leaf, probs, reduction="none")
         results.append((values.detach(), torch.autograd.grad(values, leaf, upstream(values))[0]))
     assert all(map(torch.equal, *results))
 
@@ -98,7 +104,12 @@ def test_classes_that_do_not_count_are_not_looked_at(bad):
 def test_operators_are_as_the_compiler_expects(layout, dtype):
     logits, probs = make_logits((2, 4, 3, 5), dtype), teacher((2, 4, 3, 5))
     logits, probs = layouts(logits)[layout], layouts(probs)[layout]
-    operators = torch.ops.selftrain_seg
-    torch.library.opcheck(operators.negative_loss, (logits.requires_grad_(), probs))
-    values, _ = operators.negative_loss(logits.detach(), probs)
-    torch.library.opcheck(operators.negative_loss_backward, (torch.rand_like(values), logits.detach(), probs))
+    weight = make_logits((2, 1, 3, 5), torch.float32, seed=5)[:, 0]
+    operators, factor = torch.ops.selftrain_seg, torch.tensor([0.5], dtype=torch.float64)
+    for reduction in ("mean", "none"):
+        for given in (None, weight):
+            arguments = (probs, given, factor, reduction)
+            torch.library.opcheck(operators.negative_loss, (logits.detach().requires_grad_(), *arguments))
+            loss, scale = operators.negative_loss(logits.detach(), *arguments)
+            arguments = (torch.rand_like(loss), logits.detach(), probs, given, scale)
+            torch.library.opcheck(operators.negative_loss_backward, arguments)

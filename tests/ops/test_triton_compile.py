@@ -10,20 +10,29 @@ import subprocess
 
 import pytest
 
-POINTERS = dict.fromkeys(("labels", "predicted", "counts", "target"), "*i64")
-POINTERS |= {"valid": "*i1", "thresholds": "*fp64", "alpha": "*fp64", "divisor": "*i64"}
+POINTERS = dict.fromkeys(("labels", "predicted", "counts", "target", "chosen"), "*i64")
+POINTERS |= {
+    "valid": "*i1",
+    "mask": "*i1",
+    "is_pseudo": "*i1",
+    "thresholds": "*fp64",
+    "alpha": "*fp64",
+    "divisor": "*i64",
+}
 FLOATS = (
     "score confidence offset partial soft pixel_weight image_weight class_weight exponent loss largest log_total kept "
-    "scales grad"
+    "scales scale grad weight confidence norm slope"
 )
 POINTERS |= dict.fromkeys(FLOATS.split(), "*fp32")
-NUMBERS = dict.fromkeys(("first_bin", "bins_per_unit", "factor_nll", "factor_reg", "factor_rest"), "fp32")
-STRIDED = ("stride", "target", "soft", "result")
+FACTORS = "first_bin bins_per_unit factor_nll factor_reg factor_rest factor chance gamma_agree gamma_disagree"
+NUMBERS = dict.fromkeys(FACTORS.split(), "fp32")
+STRIDED = ("stride", "target", "soft", "result", "probs")
 LAYOUTS = {
     "contiguous": {"height": 1} | {f"{name}_w": 1 for name in STRIDED},
     "channels_last": {"height": 1} | {f"{name}_c": 1 for name in STRIDED},
     "strided": {},
 }
+LAYOUTS["aligned"] = LAYOUTS["contiguous"]  # and every size and address a multiple of 16, as those of most networks
 PLAIN = dict.fromkeys(("pixel_weight", "image_weight", "class_weight", "exponent"))
 MRKLD = {**PLAIN, "loss": None, "kept": None, "SOFT": False, "REGULARISER": 1, "REST": False}
 GUIDED = {**MRKLD, "REST": True}
@@ -49,6 +58,12 @@ KERNELS = {
     "backward, dynamic": {**DYNAMIC, "grad_p": 1},
     "backward, soft": {**SOFT, "grad_p": 0},
     "backward, everything": EVERYTHING,
+    "mutual_forward": {"is_pseudo": None, "loss": None, "FLIP": False},
+    "mutual_forward, everything": {"loss": None, "FLIP": True},
+    "fairness_forward": {},
+    "fairness_backward": {},
+    "negative_forward": {"pixel_weight": None, "loss": None},
+    "negative_backward": {"pixel_weight": None, "grad_p": 0},
 }
 # Walks over the logits: soft labels need the best class first, class sums the norm first.
 WALKS = {"soft": 3, "read, class sums": 2}
@@ -62,7 +77,19 @@ LOADS = {
     "soft": lambda classes: classes + 2,
     "backward, dynamic": lambda classes: classes + 1,
     "backward, everything": lambda classes: classes + 1,
+    "negative_forward": lambda classes: 2 * classes,  # the teacher's probabilities, too
+    "negative_backward": lambda classes: 2 * classes,
+    "fairness_forward": lambda classes: 2 * classes,  # class sums need the largest first, gradients their mean
 }
+SHARED = (  # by several lanes
+    "forward",
+    "backward",
+    "mutual_forward",
+    "negative_forward",
+    "negative_backward",
+    "fairness_forward",
+    "fairness_backward",
+)
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled")
@@ -72,7 +99,10 @@ LOADS = {
     [
         (80, "fp32", 19, "contiguous"),
         (90, "bf16", 19, "channels_last"),
+        (90, "bf16", 19, "aligned"),
         (90, "bf16", 2, "contiguous"),
+        (90, "bf16", 2, "channels_last"),
+        (80, "bf16", 150, "channels_last"),
         (90, "bf16", 150, "contiguous"),
         (90, "fp16", 19, "strided"),
     ],
@@ -82,23 +112,35 @@ def test_compiles(name, capability, dtype, classes, layout, tmp_path, monkeypatc
     compiled = compile_kernel(triton, name, capability, dtype, classes, layout, tmp_path, monkeypatch)
     ptx = compiled.asm["ptx"]
     # One reduction at the end, if any: counting compares the pixels of a group, sums cross the threads.
-    sums = name.startswith("forward") or name in ("count", "read, class sums")
-    if not sums:
+    short = name.split(",")[0]
+    adds_up = short.endswith("forward") and short != "fairness_forward"
+    if not adds_up and name not in ("count", "read, class sums", "fairness_forward"):
         assert "bar.sync" not in ptx
-        assert "shfl" not in ptx
-    if name == "read, class sums":  # one warp adds up by itself
+        assert "shfl" not in ptx or lanes_of(short, classes, layout) > 1
+    if name in ("read, class sums", "fairness_forward"):  # one warp adds up by itself
         assert "bar.sync" not in ptx
-    if name.startswith("forward"):  # from the first reduction on nothing is read
+    if adds_up:  # from the first reduction on nothing is read
         before, _, after = ptx.partition("bar.sync")
         assert "ld.global" in before
         assert "ld.global" not in after
     # An atomic whose old value nobody takes is a reduction, however the compiler spells it.
     atomics = re.findall(r"(?:^|\s)(?:atom|red)\.[\w.]+", ptx)
     assert bool(atomics) == (name == "count")
+    if layout == "aligned":  # a warp's loads and stores are as wide as a sector, or wider
+        narrow = re.findall(r"\b(?:ld|st)\.global\.b16", ptx)  # masks, and logits that labels point to
+        assert len(narrow) < classes
     if dtype == "bf16":  # of which nothing but the logits is
         loads = re.findall(r"tt\.load %\S+.*: tensor<\d+x!tt\.ptr<bf16>>", compiled.asm["ttir"])
-        assert len(loads) == LOADS.get(name, lambda classes: classes)(chunk_of(classes))
+        rounds = -(-chunk_of(classes) // lanes_of(short, classes, layout))
+        if name == "fairness_backward":  # the mean first; the compiler sees that nothing was stored before class 0
+            rounds = 2 * rounds - (classes <= 64)
+        assert len(loads) == LOADS.get(name, lambda classes: classes)(rounds)
     assert spilled(triton, compiled.asm["cubin"], tmp_path) == 0
+
+
+def lanes_of(short, classes, layout):
+    """How many neighbours share a pixel."""
+    return min(4, classes) if short in SHARED and layout == "channels_last" else 1
 
 
 def chunk_of(classes):
@@ -111,16 +153,21 @@ def compile_kernel(triton, name, capability, dtype, classes, layout, folder, mon
     from triton.compiler import ASTSource
 
     from selftrain_seg.ops._thresholds import LARGE, SLACK
-    from selftrain_seg.ops.triton import loss, reading
+    from selftrain_seg.ops.triton import fairness, loss, mutual, negative, reading
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
     short, options = name.split(",")[0], KERNELS[name]
-    kernel = getattr(loss if short in ("forward", "backward") else reading, f"{short}_kernel")
-    few = name == "read, class sums"
+    homes = {"forward": loss, "backward": loss, "mutual_forward": mutual}
+    homes |= dict.fromkeys(("negative_forward", "negative_backward"), negative)
+    homes |= dict.fromkeys(("fairness_forward", "fairness_backward"), fairness)
+    kernel = getattr(homes.get(short, reading), f"{short}_kernel")
+    wide = short in SHARED and layout in ("contiguous", "aligned") and 8 <= classes <= 64 and dtype == "bf16"
+    few, lanes = name in ("read, class sums", "fairness_forward"), lanes_of(short, classes, layout)
     constants = {
         "C": classes,
-        "PIXELS": 128 if few else 256,
-        "CHUNK": chunk_of(classes),
+        "PIXELS": 128 // lanes if few else 512 if wide else 256 // lanes,
+        "CHUNK": -(-chunk_of(classes) // lanes) * lanes,
+        "LANES": lanes,
         "BINS": 16384,
         "GROUP": 32,
     }
@@ -131,8 +178,19 @@ def compile_kernel(triton, name, capability, dtype, classes, layout, folder, mon
     signature = {key: (POINTERS | NUMBERS).get(key, integers) for key in kernel.arg_names} | {"logits": f"*{dtype}"}
     signature |= {"result": f"*{dtype}"} if "result" in signature else {}
     signature |= {"target": "*fp64"} if options.get("SOFT") else {}
+    signature |= {"probs": f"*{dtype}"} if "probs" in signature else {}
     signature |= dict.fromkeys(constants, "constexpr")
-    source = ASTSource(kernel, signature, {(kernel.arg_names.index(key),): constants[key] for key in constants})
+    aligned = [key for key in kernel.arg_names if signature[key].startswith("*") or re.search("_[bchw]$|width", key)]
+    source = ASTSource(
+        kernel,
+        signature,
+        {(kernel.arg_names.index(key),): constants[key] for key in constants},
+        {
+            (kernel.arg_names.index(key),): [["tt.divisibility", 16]]
+            for key in aligned
+            if layout == "aligned" and key not in constants
+        },
+    )
     settings = {"enable_fp_fusion": False, "num_warps": 1 if few else 4}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=settings)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from selftrain_seg import value_checks
 from selftrain_seg.teachers import AgreementStatistics, MeanTeacher, parameter_distance
-from tests.helpers import layouts, random_logits
+from tests.helpers import layouts, never_waits, random_logits
 from tests.oracles import teachers as oracle
 from tests.teachers.nets import Net, assert_same, shake, snapshot
 
@@ -182,12 +182,9 @@ def test_agreement_raises(classes, error):
 @pytest.mark.gpu
 def test_agreement_on_the_gpu():
     teacher, student = random_logits(2, 4, 6, 6).cuda(), random_logits(2, 4, 6, 6, seed=1).cuda()
-    statistics = AgreementStatistics(4).cuda()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    statistics, nets = AgreementStatistics(4).cuda(), (Net().cuda(), Net(1).cuda())
+    with never_waits():
         statistics.update(teacher, student)
-        distance = parameter_distance(Net().cuda(), Net(1).cuda())
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+        distance = parameter_distance(*nets)
     check(statistics.cpu(), [(teacher.cpu(), student.cpu())], 4)
     assert distance.item() == pytest.approx(parameter_distance(Net(), Net(1)).item(), rel=1e-5)

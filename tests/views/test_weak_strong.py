@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from selftrain_seg.views import StrongSettings, WeakStrongViews, replay, replay_inverse
+from tests.helpers import never_waits
 from tests.oracles.views import strong_by_loops
 
 NEVER = StrongSettings(jitter_chance=0.0, grey_chance=0.0, blur_chance=0.0, cut_out_chance=0.0)
@@ -488,14 +489,10 @@ def test_cuda_never_waits():
     images, labels = pictures(8, 64, 80).cuda(), torch.randint(0, 19, (8, 64, 80)).cuda()
     views, source = WeakStrongViews((48, 50), strong=ALWAYS), torch.Generator("cuda").manual_seed(0)
     views(images, generator=source)  # first launches may allocate
-    mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_waits():
         weak, strong, parameters = views(images, generator=source)
         view = replay(labels, parameters)
         restored, valid = replay_inverse(view, parameters)
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
     here = parameters._replace(**{name: getattr(parameters, name).cpu() for name in parameters._fields[2:]})
     assert torch.equal(view.cpu(), replay(labels.cpu(), here))
     for ours, theirs in zip((restored, valid), replay_inverse(view.cpu(), here), strict=True):

@@ -4,6 +4,11 @@ A program takes a run of pixels of one row. The largest logit and the sum of the
 walking: at a new maximum the old one joins the others, ``rest = (rest + 1) · e``, else ``rest += e``, with
 ``e = exp(-|z - max|)``. One exponential a class, no cancellation. Classes come in chunks, each one unrolled. Rows,
 columns and addresses are counted in 64 bits.
+
+Where the classes of a pixel lie side by side (channels_last), neighbouring threads that read one class of neighbouring
+pixels would each fetch a sector of their own. There ``LANES`` neighbours share a pixel: lane l walks through the
+classes l, l + LANES, ..., and the lanes are merged after the walk. What belongs to the whole pixel is then the same in
+all of its lanes; the first one stores it.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-untyped,import-not-found,no-redef"
@@ -23,13 +28,19 @@ except ImportError:  # then nothing here is ever called, but the file can be imp
 
 
 __all__ = [
+    "add_up",
     "finish",
     "first",
     "jit",
+    "lanes",
+    "largest_of",
     "log1p",
+    "merge",
     "nothing_yet",
+    "owner",
     "place",
     "read_class",
+    "read_label",
     "read_next",
     "read_pixels",
     "score_of",
@@ -39,12 +50,47 @@ __all__ = [
 
 
 @jit
-def place(height, width, PIXELS: tl.constexpr):
+def place(height, width, PIXELS: tl.constexpr, LANES: tl.constexpr = 1):
     """Image, row, columns, index in a (B, H, W) map of the program's pixels, and which of them are inside."""
     runs = tl.cdiv(width, PIXELS)
     line = (tl.program_id(0) // runs).to(tl.int64)
-    columns = (tl.program_id(0) % runs).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
+    columns = (tl.program_id(0) % runs).to(tl.int64) * PIXELS + tl.arange(0, PIXELS * LANES) // LANES
     return line // height, line % height, columns, line * width + columns, columns < width
+
+
+@jit
+def lanes(PIXELS: tl.constexpr, LANES: tl.constexpr):
+    """The lane of each place, 0 for all if there is one."""
+    return tl.arange(0, PIXELS * LANES) % LANES
+
+
+@jit
+def add_up(values, LANES: tl.constexpr):
+    """Sum over the lanes, for each of them."""
+    if LANES > 1:
+        pixels: tl.constexpr = values.shape[0] // LANES
+        total = tl.sum(tl.reshape(values, (pixels, LANES)), axis=1, keep_dims=True)
+        values = tl.reshape(tl.broadcast_to(total, (pixels, LANES)), (pixels * LANES,))
+    return values
+
+
+@jit
+def largest_of(values, LANES: tl.constexpr):
+    """Maximum over the lanes, for each of them."""
+    if LANES > 1:
+        pixels: tl.constexpr = values.shape[0] // LANES
+        largest = tl.max(tl.reshape(values, (pixels, LANES)), axis=1, keep_dims=True)
+        values = tl.reshape(tl.broadcast_to(largest, (pixels, LANES)), (pixels * LANES,))
+    return values
+
+
+@jit
+def owner(top, lane, LANES: tl.constexpr):
+    """The largest logit of all lanes, the first lane that has it, and how far below it each lane's own is."""
+    largest = largest_of(top, LANES)
+    same = top == largest
+    first_lane = -largest_of(tl.where(same, -lane, -LANES), LANES)
+    return largest, lane == first_lane, tl.where(same, 0.0, tl.abs(top - largest))
 
 
 @jit
@@ -68,6 +114,15 @@ def read_next(start, c, stride_c, inside, C: tl.constexpr, CHUNK: tl.constexpr):
 
 
 @jit
+def read_label(target, at, inside, ignore_index, C: tl.constexpr):
+    """The label, -1 where there is none; which pixels have one; which labels are out of range."""
+    y = tl.load(target + at, mask=inside, other=0).to(tl.int64)
+    known = (y >= 0) & (y < C)
+    valid = y != ignore_index
+    return tl.where(known & valid, y, -1).to(tl.int32), valid, valid & (known == 0)
+
+
+@jit
 def nothing_yet(zero):
     """Largest logit, its class and the sum of the others before the first class, which makes that sum 0."""
     return zero - float("inf"), zero.to(tl.int32), zero - 1.0
@@ -80,6 +135,19 @@ def step(z, c, top, label, rest):
     e = tl.where(z == top, 1.0, tl.exp(-tl.abs(z - top)))
     new = z > top
     return tl.where(new, z, top), tl.where(new, c, label), tl.where(new, (rest + 1.0) * e, rest + e)
+
+
+@jit
+def merge(top, label, rest, LANES: tl.constexpr, C: tl.constexpr):
+    """What ``step`` gives for all classes from what it gave in each lane."""
+    if LANES > 1:
+        largest = largest_of(top, LANES)
+        same = top == largest
+        named = -largest_of(tl.where(same, -label, -C), LANES)
+        others = (rest + 1.0) * tl.exp(tl.where(same, 0.0, -tl.abs(top - largest)))
+        rest = add_up(tl.where(same & (label == named), rest, others), LANES)
+        top, label = largest, named
+    return top, label, rest
 
 
 @jit

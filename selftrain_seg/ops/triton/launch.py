@@ -14,14 +14,15 @@ from torch import Tensor
 
 from selftrain_seg.ops._thresholds import LARGE, SLACK
 from selftrain_seg.ops.counts import dyadic
+from selftrain_seg.ops.triton import fairness, mutual, negative, reading
 from selftrain_seg.ops.triton import loss as losses
-from selftrain_seg.ops.triton import reading
 
 _PIXELS = 256  # a program
 _FEW_PIXELS = 128  # where a program adds up over its pixels class by class, in one warp
 _UNROLLED, _CHUNK = 64, 8  # up to so many classes are one chunk, more are taken so many at a time
 _GROUP = 32  # pixels whose counts are added up before they go to memory
-_MANY = 1024  # programs whose sums are added up at a time
+_MANY = 2048  # programs whose sums are added up at a time
+_LANES = 4  # neighbours that share a pixel whose classes lie side by side
 _REGULARISERS = ("", "kld", "entropy", "square", "reverse")
 _DIVISORS = ("sum", "labelled", "all", "weights")
 
@@ -82,27 +83,44 @@ def soften(plain: Plain, logits: Tensor, thresholds: Tensor, alpha: Tensor, *res
 def weighted_loss(_: Plain, logits: Tensor, labels: Tensor, *rest: Any) -> Any:
     """Two launches: the pixels, and what they add up to."""
     *weights, divisor, numbers, regulariser, which, normalize, ignore_index = rest
-    factors = [float(number) for number in numbers]  # on the host
     soft, target, plan = _target(logits, labels)
     options = _options(regulariser, which, soft)
     norm, mapped = _new(logits, (2, logits.shape[0], *logits.shape[2:])), normalize == "none"
     kept = _map(logits, torch.float32) if options["REST"] or options["REGULARISER"] in (2, 3) else None
-    loss = _map(logits, torch.float32) if mapped else _new(logits, ())
-    partial = None if mapped else _new(logits, (plan.programs, 7))
+    loss = _map(logits, torch.float32) if mapped else None
+    partial = None if mapped else _new(logits, (6, plan.programs))
     tensors, steps = _weights(weights)
-    tensors = (target, *tensors, loss if mapped else None, norm[0], norm[1], kept, partial)
-    _launch(losses.forward_kernel, logits, tensors, plan, (ignore_index, *steps, *factors), **options)
-    scales = _new(logits, (3,))
-    if mapped:
-        for each, factor in enumerate(factors):
-            scales[each] = factor
-    else:
-        with torch.cuda.device(logits.get_device()):
-            losses.finish_kernel[(1,)](
-                partial, divisor, loss, scales, plan.programs, norm[0].numel(), *factors,
-                NORMALIZE=_DIVISORS.index(normalize), MANY=_MANY, enable_fp_fusion=False,
-            )  # fmt: skip
-    return loss, scales, norm, _new(logits, (0,)) if kept is None else kept
+    factors = [float(number) for number in numbers]  # on the host
+    maps = (target, *tensors, loss, norm[0], norm[1], kept, partial)
+    _launch(losses.forward_kernel, logits, maps, plan, (ignore_index, *steps, *factors), **options)
+    has = (options["REGULARISER"] != 0, tensors[1] is not None, options["REST"], tensors[2] is not None)
+    total, scales = _finish(logits, partial, divisor, factors, normalize, has)
+    return total if loss is None else loss, scales, norm, _new(logits, (0,)) if kept is None else kept
+
+
+def _finish(
+    logits: Tensor,
+    partial: Tensor | None,
+    divisor: Tensor | None,
+    factors: Sequence[float],
+    normalize: str,
+    has: Sequence[bool] = (False, False, False, False),
+) -> tuple[Tensor, Tensor]:
+    """The loss from its partial sums, and what each sum was multiplied by; one launch.
+
+    ``has`` says whether there are a regulariser, image weights, an entropy of the others, class weights.
+    """
+    loss, scales = _new(logits, ()), _new(logits, (3,))
+    mapped = partial is None
+    with torch.cuda.device(logits.get_device()):
+        losses.finish_kernel[(1,)](
+            partial, None if mapped else divisor, None if mapped else loss, scales,
+            0 if partial is None else partial.shape[1], logits.shape[0] * logits.shape[2:].numel(), *factors,
+            NORMALIZE=0 if mapped else _DIVISORS.index(normalize),
+            REGULARISED=has[0], IMAGES=has[1], REST=has[2], CLASSES=has[3],
+            MANY=_MANY, num_warps=8, enable_fp_fusion=False,
+        )  # fmt: skip
+    return loss, scales
 
 
 def weighted_loss_backward(_: Plain, grad: Tensor, logits: Tensor, labels: Tensor, *rest: Any) -> Any:
@@ -111,13 +129,97 @@ def weighted_loss_backward(_: Plain, grad: Tensor, logits: Tensor, labels: Tenso
     result = torch.empty_like(logits)
     soft, target, plan = _target(logits, labels, result)
     tensors, steps = _weights(weights)
-    tensors = (target, *tensors, scales, norm[0], norm[1], kept if kept.numel() else None, result)
-    # The gradient of a sum is one value for all pixels, and is read as one.
-    same = grad.ndim == 0 or not any(grad.stride())
-    grad, numbers = grad if same else grad.contiguous(), (ignore_index, *steps, int(not same))
+    maps = (target, *tensors, scales, norm[0], norm[1], kept if kept.numel() else None, result)
+    grad, grad_p = _upstream(grad)
     options = _options(regulariser, which, soft)
-    _launch(losses.backward_kernel, logits, tensors, plan, numbers, before=(grad,), **options)
+    _launch(losses.backward_kernel, logits, maps, plan, (ignore_index, *steps, grad_p), before=(grad,), **options)
     return result
+
+
+def mutual_loss(plain: Plain, logits: Tensor, labels: Tensor, confidence: Tensor, *rest: Any) -> Any:
+    """Two launches: the pixels, and what they add up to."""
+    is_pseudo, gammas, flip, normalize, ignore_index = rest
+    if not _fits(logits):
+        return plain(logits, labels, confidence, *rest)
+    norm, mapped = _new(logits, (2, logits.shape[0], *logits.shape[2:])), normalize == "none"
+    plan, loss = _plan(logits, share=True), _map(logits, torch.float32) if mapped else None
+    chosen, weight = _map(logits, torch.int64), _map(logits, torch.float32)
+    partial = None if mapped else _new(logits, (2, plan.programs))
+    inputs = (labels.contiguous(), confidence.contiguous(), _contiguous(is_pseudo))
+    numbers = (ignore_index, *(float(gamma) for gamma in gammas))  # on the host
+    maps = (*inputs, chosen, weight, loss, norm[0], norm[1], partial)
+    _launch(mutual.mutual_forward_kernel, logits, maps, plan, numbers, FLIP=flip, SLACK=SLACK)
+    total, scales = _finish(logits, partial, None, (1.0, 0.0, 0.0), normalize)
+    return total if loss is None else loss, scales, norm, chosen, weight
+
+
+def negative_loss(plain: Plain, logits: Tensor, probs: Tensor, *rest: Any) -> Any:
+    """Two launches: the pixels, and what they add up to."""
+    weight, number, reduction = rest
+    if not _fits(logits) or not _fits(probs):
+        return plain(logits, probs, *rest)
+    factor, mapped = float(number), reduction == "none"  # on the host
+    plan, loss = _plan(logits, probs, share=True), _map(logits, torch.float32) if mapped else None
+    partial = None if mapped else _new(logits, (2, plan.programs))
+    tensors = (probs, _contiguous(weight), loss, partial)
+    _launch(negative.negative_forward_kernel, logits, tensors, plan, (_chance(probs), factor))
+    divide = "labelled" if reduction == "mean" else "sum"
+    total, scales = _finish(logits, partial, None, (factor, 0.0, 0.0), divide)
+    return total if loss is None else loss, scales[0]
+
+
+def negative_loss_backward(plain: Plain, grad: Tensor, logits: Tensor, probs: Tensor, *rest: Any) -> Any:
+    """One launch."""
+    weight, scale = rest
+    if not _fits(logits) or not _fits(probs):
+        return plain(grad, logits, probs, *rest)
+    result, (grad, grad_p) = torch.empty_like(logits), _upstream(grad)
+    plan = _plan(logits, probs, result, share=True)
+    tensors = (probs, _contiguous(weight), scale, result)
+    _launch(negative.negative_backward_kernel, logits, tensors, plan, (_chance(probs), grad_p), before=(grad,))
+    return result
+
+
+def fairness_loss(plain: Plain, logits: Tensor, *rest: Any) -> Any:
+    """Three launches: the pixels, what they add up to, and what that means."""
+    running_probs, running_histogram, mask, factor = rest
+    if not _fits(logits):
+        return plain(logits, *rest)
+    num_classes, norm = logits.shape[1], _map(logits, torch.float32)
+    plan = _plan(logits, pixels=_FEW_PIXELS, share=True)
+    partial = _new(logits, (plan.programs, 2 * num_classes))
+    tensors = (_contiguous(mask), norm, partial)
+    _launch(fairness.fairness_forward_kernel, logits, tensors, plan, num_warps=1)
+    loss, slope = _new(logits, ()), _new(logits, (num_classes,))
+    with torch.cuda.device(logits.get_device()):
+        fairness.fairness_finish_kernel[(1,)](
+            partial.sum(0, dtype=torch.float64), running_probs.contiguous(), running_histogram.contiguous(),
+            loss, slope, float(factor),  # on the host
+            C=num_classes, MANY=1 << (num_classes - 1).bit_length(), num_warps=1, enable_fp_fusion=False,
+        )  # fmt: skip
+    return loss, slope, norm
+
+
+def fairness_loss_backward(plain: Plain, grad: Tensor, logits: Tensor, *rest: Any) -> Any:
+    """One launch."""
+    mask, slope, norm = rest
+    if not _fits(logits):
+        return plain(grad, logits, *rest)
+    result = torch.empty_like(logits)
+    tensors, plan = (_contiguous(mask), slope, norm, result), _plan(logits, result, share=True)
+    _launch(fairness.fairness_backward_kernel, logits, tensors, plan, before=(grad,))
+    return result
+
+
+def _chance(probs: Tensor) -> float:
+    """1/C as the labels' dtype has it, in which torch compares."""
+    return float(torch.tensor(1 / probs.shape[1], dtype=probs.dtype))
+
+
+def _upstream(grad: Tensor) -> tuple[Tensor, int]:
+    """A gradient as the kernels read it, and the step from pixel to pixel: that of a sum is one value for all."""
+    same = grad.ndim == 0 or not any(grad.stride())
+    return grad if same else grad.contiguous(), int(not same)
 
 
 def _fits(logits: Tensor) -> bool:
@@ -144,8 +246,8 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 def _target(logits: Tensor, target: Tensor, *strided: Tensor) -> tuple[bool, Tensor, _Plan]:
     """Whether labels are soft, the labels as a kernel reads them, and the plan, with their layout if they are."""
     if target.ndim == 4:
-        return True, target, _plan(logits, target, *strided)
-    return False, target.contiguous(), _plan(logits, logits, *strided)
+        return True, target, _plan(logits, target, *strided, share=True)
+    return False, target.contiguous(), _plan(logits, logits, *strided, share=True)
 
 
 def _options(regulariser: str, which: Sequence[bool], soft: bool) -> dict[str, Any]:
@@ -165,18 +267,31 @@ class _Plan(NamedTuple):
 
     programs: int
     pixels: int  # a program, all of one row
+    lanes: int  # neighbours that share a pixel
     layout: tuple[int, ...]  # height, width, and for each tensor strides of batch, class, height, width
 
 
-def _plan(logits: Tensor, *strided: Tensor, pixels: int = _PIXELS) -> _Plan:
-    batch, _, height, width = logits.shape
+def _plan(logits: Tensor, *strided: Tensor, pixels: int = _PIXELS, share: bool = False) -> _Plan:
+    batch, num_classes, height, width = logits.shape
     strides = [tensor.stride() for tensor in (logits, *strided)]
     if width == 1:
         height, width, strides = 1, height, [(b, c, 0, h) for b, c, h, _ in strides]
     elif height == 1 or all(h == width * w for _, _, h, w in strides):  # the rows follow each other: one long row
         height, width = 1, height * width
+    side_by_side = share and strides[0][1] == 1 and strides[0][3] != 1
+    lanes = min(_LANES, 1 << (num_classes.bit_length() - 1)) if side_by_side else 1
+    if lanes > 1:
+        pixels = pixels // lanes
+    elif (
+        pixels == _PIXELS
+        and share
+        and logits.element_size() == 2
+        and strides[0][3] == 1
+        and _CHUNK <= num_classes <= _UNROLLED
+    ):
+        pixels = 2 * _PIXELS  # as many bytes
     programs = batch * height * -(-width // pixels)
-    return _Plan(programs, pixels, (height, width, *(s for each in strides for s in each)))
+    return _Plan(programs, pixels, lanes, (height, width, *(s for each in strides for s in each)))
 
 
 def _launch(
@@ -193,9 +308,11 @@ def _launch(
     if plan.programs == 0:
         return
     num_classes = logits.shape[1]
+    chunk = -(-num_classes // plan.lanes) * plan.lanes if num_classes <= _UNROLLED else _CHUNK
+    if "LANES" in kernel.arg_names:
+        options |= {"LANES": plan.lanes}
     with torch.cuda.device(logits.get_device()):  # -1, the CPU, changes nothing
         kernel[(plan.programs,)](
             *before, logits, *tensors, *plan.layout, *numbers,
-            C=num_classes, PIXELS=plan.pixels, CHUNK=num_classes if num_classes <= _UNROLLED else _CHUNK,
-            **options, enable_fp_fusion=False,
+            C=num_classes, PIXELS=plan.pixels, CHUNK=chunk, **options, enable_fp_fusion=False,
         )  # fmt: skip

@@ -8,7 +8,21 @@ An argument that is None costs nothing: what only it needs is left out when the 
 
 from __future__ import annotations
 
-from selftrain_seg.ops.triton._walk import finish, first, jit, log1p, nothing_yet, place, read_class, read_next, tl
+from selftrain_seg.ops.triton._walk import (
+    add_up,
+    finish,
+    first,
+    jit,
+    lanes,
+    log1p,
+    nothing_yet,
+    owner,
+    place,
+    read_class,
+    read_label,
+    read_next,
+    tl,
+)
 
 
 @jit
@@ -44,12 +58,28 @@ def _add(
 
 
 @jit
-def _read_label(target, at, inside, ignore_index, C: tl.constexpr):
-    """The label, -1 where there is none; which pixels have one; which labels are out of range."""
-    y = tl.load(target + at, mask=inside, other=0).to(tl.int64)
-    known = (y >= 0) & (y < C)
-    valid = y != ignore_index
-    return tl.where(known & valid, y, -1).to(tl.int32), valid, valid & (known == 0)
+def _merge(
+    top, rest, own, mass, linear, square, moment, lane,
+    LANES: tl.constexpr, SOFT: tl.constexpr, KLD: tl.constexpr, SQUARE: tl.constexpr, ENTROPY: tl.constexpr,
+):  # fmt: skip
+    """What ``_add`` gives for all classes from what it gave in each lane."""
+    if LANES > 1:
+        top, owns, distance = owner(top, lane, LANES)
+        e = tl.exp(-distance)
+        if SOFT:
+            finite = tl.where(distance > 3.4028235e38, 3.4028235e38, distance)
+            own += tl.where(mass != 0.0, mass * finite, 0.0)
+            mass = add_up(mass, LANES)
+        own = add_up(own, LANES)
+        if KLD:
+            linear = add_up(linear, LANES)
+        if SQUARE:
+            square = add_up(tl.where(owns, square, (square + 1.0) * e * e), LANES)
+        if ENTROPY:
+            grown = tl.where(e > 0.0, e * (moment - (1.0 + rest) * distance), 0.0)
+            moment = add_up(tl.where(owns, moment, grown), LANES)
+        rest = add_up(tl.where(owns, rest, (rest + 1.0) * e), LANES)
+    return top, rest, own, mass, linear, square, moment
 
 
 @jit
@@ -81,30 +111,34 @@ def forward_kernel(
     logits, target, pixel_weight, image_weight, class_weight, exponent, loss, largest, log_total, kept, partial,
     height, width, stride_b, stride_c, stride_h, stride_w, target_b, target_c, target_h, target_w,
     ignore_index, exponent_b, exponent_p, factor_nll, factor_reg, factor_rest,
-    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr,
+    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
     SOFT: tl.constexpr, REGULARISER: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     """Log-sum-exp and what else the gradient needs, and the loss as a map, or its sums over the program's pixels."""
-    image, row, columns, at, inside = place(height, width, PIXELS)
+    image, row, columns, at, inside = place(height, width, PIXELS, LANES)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
     goal = first(target, image, row, columns, target_b, target_h, target_w)
     KLD: tl.constexpr = REGULARISER == 1
     SQUARE: tl.constexpr = REGULARISER == 3
     ENTROPY: tl.constexpr = (REGULARISER == 2) or REST
-    zero = tl.zeros(inside.shape, tl.float32)
+    zero, lane = tl.zeros(inside.shape, tl.float32), lanes(PIXELS, LANES)
     top, _, rest = nothing_yet(zero)
     own, mass, linear, square, moment, y = zero, zero, zero, rest, zero, zero
     label, valid, wrong = tl.full(inside.shape, -1, tl.int32), inside, inside
     if not SOFT:
-        label, valid, wrong = _read_label(target, at, inside, ignore_index, C)
+        label, valid, wrong = read_label(target, at, inside, ignore_index, C)
     for begin in range(0, C, CHUNK):
-        for c in tl.static_range(CHUNK):
-            z = read_next(start, begin + c, stride_c, inside, C, CHUNK)
+        for each in tl.static_range(0, CHUNK, LANES):
+            c = begin + each + lane
+            z = read_next(start, c, stride_c, inside, C, CHUNK)
             if SOFT:
-                y = read_class(goal, begin + c, target_c, inside & (begin + c < C))
+                y = read_class(goal, c, target_c, inside & (c < C))
             top, rest, own, mass, linear, square, moment = _add(
-                z, y, begin + c, label, top, rest, own, mass, linear, square, moment, C, SOFT, KLD, SQUARE, ENTROPY
+                z, y, c, label, top, rest, own, mass, linear, square, moment, C, SOFT, KLD, SQUARE, ENTROPY
             )
+    top, rest, own, mass, linear, square, moment = _merge(
+        top, rest, own, mass, linear, square, moment, lane, LANES, SOFT, KLD, SQUARE, ENTROPY
+    )
     rest = finish(top, rest)
     total = log1p(rest)
     if SOFT:
@@ -112,6 +146,7 @@ def forward_kernel(
         nll = mass * total + own
     else:
         nll = tl.where(wrong, float("nan"), (top - own) + total)
+    inside = inside & (lane == 0)
     valid = valid & inside
     tl.store(largest + at, top, mask=inside)
     tl.store(log_total + at, total, mask=inside)
@@ -146,14 +181,17 @@ def forward_kernel(
     if loss is not None:
         tl.store(loss + at, factor_nll * ce + factor_reg * reg + factor_rest * rem, mask=inside)
     else:
-        mine = partial + tl.program_id(0).to(tl.int64) * 7
+        mine, programs = partial + tl.program_id(0), tl.num_programs(0)
         tl.store(mine, tl.sum(ce))
-        tl.store(mine + 1, tl.sum(reg))
-        tl.store(mine + 2, tl.sum(rem))
-        tl.store(mine + 3, tl.sum(valid.to(tl.float32)))
-        tl.store(mine + 4, tl.sum(regularised.to(tl.float32)))
-        tl.store(mine + 5, tl.sum(others.to(tl.float32)))
-        tl.store(mine + 6, tl.sum(tl.where(valid, weight, 0.0)))
+        tl.store(mine + programs, tl.sum(valid.to(tl.float32)))
+        if REGULARISER != 0:
+            tl.store(mine + 2 * programs, tl.sum(reg))
+        if image_weight is not None:
+            tl.store(mine + 3 * programs, tl.sum(regularised.to(tl.float32)))
+        if REST:
+            tl.store(mine + 4 * programs, tl.sum(rem))
+        if class_weight is not None:
+            tl.store(mine + 5 * programs, tl.sum(tl.where(valid, weight, 0.0)))
 
 
 @jit
@@ -165,27 +203,39 @@ def _expm1(x):
 
 
 @jit
-def _total(partial, column, programs, MANY: tl.constexpr):
-    total = tl.zeros((MANY,), tl.float64)
-    for begin in range(0, programs, MANY):
-        rows = begin + tl.arange(0, MANY)
-        total += tl.load(partial + rows.to(tl.int64) * 7 + column, mask=rows < programs, other=0.0).to(tl.float64)
-    return tl.sum(total)
+def _load(partial, row, column, programs):
+    return tl.load(partial + column * programs + row, mask=row < programs, other=0.0).to(tl.float64)
 
 
 @jit
 def _share(total, size, factor):
     """A sum's part of the loss, and what it was multiplied by."""
     scale = factor / tl.where(size == 0.0, 1.0, size)
-    return total * scale, scale
+    return total * scale, scale.to(tl.float32)
 
 
 @jit
 def finish_kernel(
     partial, divisor, loss, scales, programs, pixels, factor_nll, factor_reg, factor_rest,
-    NORMALIZE: tl.constexpr, MANY: tl.constexpr,
+    NORMALIZE: tl.constexpr, REGULARISED: tl.constexpr, IMAGES: tl.constexpr, REST: tl.constexpr,
+    CLASSES: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
-    """One program: add up, divide. NORMALIZE is 0 for the sum, 1 labelled, 2 all, 3 weights."""
+    """One program: add up, divide. NORMALIZE is 0 for the sum, 1 labelled, 2 all, 3 weights; no loss for a map's."""
+    zero = tl.zeros((MANY,), tl.float64)
+    nll, valid, reg, regularised, rest, own = zero, zero, zero, zero, zero, zero
+    if loss is not None:
+        for begin in range(0, programs, MANY):
+            row = begin + tl.arange(0, MANY)
+            nll += _load(partial, row, 0, programs)
+            valid += _load(partial, row, 1, programs)
+            if REGULARISED:
+                reg += _load(partial, row, 2, programs)
+            if IMAGES:
+                regularised += _load(partial, row, 3, programs)
+            if REST:
+                rest += _load(partial, row, 4, programs)
+            if CLASSES:
+                own += _load(partial, row, 5, programs)
     one = tl.full((), 1.0, tl.float64)
     size_nll, size_reg, size_rest = one, one, one
     if divisor is not None:
@@ -195,16 +245,20 @@ def finish_kernel(
         size_nll = one * pixels
         size_reg, size_rest = size_nll, size_nll
     elif NORMALIZE != 0:
-        size_nll = _total(partial, 6 if NORMALIZE == 3 else 3, programs, MANY)
-        size_reg = _total(partial, 4, programs, MANY)
-        size_rest = _total(partial, 5, programs, MANY)
-    nll, scale_nll = _share(_total(partial, 0, programs, MANY), size_nll, factor_nll)
-    reg, scale_reg = _share(_total(partial, 1, programs, MANY), size_reg, factor_reg)
-    rest, scale_rest = _share(_total(partial, 2, programs, MANY), size_rest, factor_rest)
-    tl.store(loss, (nll + reg + rest).to(tl.float32))
-    tl.store(scales, scale_nll.to(tl.float32))
-    tl.store(scales + 1, scale_reg.to(tl.float32))
-    tl.store(scales + 2, scale_rest.to(tl.float32))
+        size_nll = tl.sum(valid)
+        size_reg, size_rest = size_nll, pixels - size_nll
+        if IMAGES:
+            size_reg = tl.sum(regularised)
+        if CLASSES and NORMALIZE == 3:
+            size_nll = tl.sum(own)
+    nll_part, nll_scale = _share(tl.sum(nll), size_nll, factor_nll)
+    reg_part, reg_scale = _share(tl.sum(reg), size_reg, factor_reg)
+    rest_part, rest_scale = _share(tl.sum(rest), size_rest, factor_rest)
+    if loss is not None:
+        tl.store(loss, (nll_part + reg_part + rest_part).to(tl.float32))
+    tl.store(scales, nll_scale)
+    tl.store(scales + 1, reg_scale)
+    tl.store(scales + 2, rest_scale)
 
 
 @jit
@@ -233,25 +287,26 @@ def backward_kernel(
     grad, logits, target, pixel_weight, image_weight, class_weight, exponent, scales, largest, log_total, kept, result,
     height, width, stride_b, stride_c, stride_h, stride_w, target_b, target_c, target_h, target_w,
     result_b, result_c, result_h, result_w, ignore_index, exponent_b, exponent_p, grad_p,
-    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr,
+    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
     SOFT: tl.constexpr, REGULARISER: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the logits, given that of the loss or of its map."""
-    image, row, columns, at, inside = place(height, width, PIXELS)
+    image, row, columns, at, inside = place(height, width, PIXELS, LANES)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
     goal = first(target, image, row, columns, target_b, target_h, target_w)
     out = first(result, image, row, columns, result_b, result_h, result_w)
     top = tl.load(largest + at, mask=inside, other=0.0)
     total = tl.load(log_total + at, mask=inside, other=0.0)
     label, valid, wrong = tl.full(top.shape, -1, tl.int32), inside, inside
-    mass = tl.full(top.shape, 1.0, tl.float32)
+    mass, lane = tl.full(top.shape, 1.0, tl.float32), lanes(PIXELS, LANES)
     if SOFT:
         mass = tl.zeros_like(top)
-        for each in range(C):
-            mass += read_class(goal, each, target_c, inside)
+        for begin in range(0, C, LANES):
+            mass += read_class(goal, begin + lane, target_c, inside & (begin + lane < C))
+        mass = add_up(mass, LANES)
         valid = mass != 0.0
     else:
-        label, valid, wrong = _read_label(target, at, inside, ignore_index, C)
+        label, valid, wrong = read_label(target, at, inside, ignore_index, C)
         mass = tl.where(wrong, float("nan"), mass)
     nll = tl.zeros_like(top)
     if (exponent is not None) or (REGULARISER == 4):
@@ -279,13 +334,14 @@ def backward_kernel(
         value = tl.load(kept + at, mask=inside, other=0.0)
     y = tl.zeros_like(top)
     for begin in range(0, C, CHUNK):
-        for c in tl.static_range(CHUNK):
-            z = read_next(start, begin + c, stride_c, inside, C, CHUNK)
+        for each in tl.static_range(0, CHUNK, LANES):
+            c = begin + each + lane
+            z = read_next(start, c, stride_c, inside, C, CHUNK)
             if SOFT:
-                y = read_class(goal, begin + c, target_c, inside & (begin + c < C))
+                y = read_class(goal, c, target_c, inside & (c < C))
             gradient = _slope(
-                z, y, begin + c, label, top, total, value, slope, on_nll, on_reg, on_entropy, C, SOFT, REGULARISER, REST
+                z, y, c, label, top, total, value, slope, on_nll, on_reg, on_entropy, C, SOFT, REGULARISER, REST
             )
             # 0 · NaN is NaN: logits that nothing uses must not spoil a gradient of zero.
             gradient = tl.where(used, gradient, 0.0).to(result.dtype.element_ty)
-            tl.store(out + tl.cast(begin + c, tl.int64) * result_c, gradient, mask=inside & (begin + c < C))
+            tl.store(out + tl.cast(c, tl.int64) * result_c, gradient, mask=inside & (c < C))
