@@ -226,6 +226,17 @@ def check_count(value: Any, name: str, minimum: int = 1) -> None:
         raise ValueError(f"`{name}`: expected at least {minimum}, got {value}")
 
 
+def check_ignore_index(value: Any, num_classes: int, *, minimum: int = -(2**63)) -> int:
+    """A Python int that is no class; returned as such. Inside [0, C) it would make a class of what is ignored."""
+    check_count(value, "ignore_index", minimum=minimum)
+    if 0 <= int(value) < num_classes:
+        raise ValueError(
+            f"`ignore_index`: expected a value outside [0, {num_classes}), where classes are, got {value}; with more "
+            "than 255 classes, or with 255 as one of them, say -1"
+        )
+    return int(value)
+
+
 def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"`{name}`: expected one of {', '.join(map(repr, choices))}, got {value!r}")
@@ -240,18 +251,19 @@ def check_size(size: Any, name: str = "size") -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
-def fill_value(tensor: Tensor, fill: Any) -> float:
-    """The padding ``fill`` if the dtype holds it; for None 255 in label maps (integers of rank 3), else 0."""
+def fill_value(tensor: Tensor, fill: Any, name: str = "fill") -> float:
+    """The padding ``fill`` if the dtype holds it; for None 255 in label maps, (B, H, W) or (B, 1, H, W), else 0."""
     exact = not (tensor.is_floating_point() or tensor.is_complex())
     low, high = 0, 1
     if exact and tensor.dtype != torch.bool:
         info = torch.iinfo(tensor.dtype)
         low, high = info.min, info.max
     if fill is None:
-        fill = IGNORE_INDEX if exact and tensor.ndim == 3 and tensor.dtype != torch.bool else 0
-    check_real(fill, "fill", -torch.inf, torch.inf)
+        maps = tensor.ndim == 3 or (tensor.ndim == 4 and tensor.shape[1] == 1)
+        fill = IGNORE_INDEX if exact and maps and tensor.dtype != torch.bool else 0
+    check_real(fill, name, -torch.inf, torch.inf)
     if not exact:
         return float(fill)
     if not low <= fill <= high or int(fill) != fill:
-        raise ValueError(f"`fill`: expected a value that {tensor.dtype} can hold, got {fill}")
+        raise ValueError(f"`{name}`: expected a value that {tensor.dtype} can hold, got {fill}")
     return int(fill)

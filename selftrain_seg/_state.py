@@ -31,23 +31,33 @@ class Stateful(nn.Module):
         self._defaults: dict[str, Tensor] = {}
         self._over_ranks: dict[str, Callable[[Tensor], Tensor] | None] = {}
         self._not_saved: set[str] = set()
+        self._on_host: set[str] = set()
 
     def add_state(
-        self, name: str, default: Tensor, *, over_ranks: Literal["sum"] | None = None, persistent: bool = True
+        self,
+        name: str,
+        default: Tensor,
+        *,
+        over_ranks: Literal["sum"] | None = None,
+        persistent: bool = True,
+        on_host: bool = False,
     ) -> None:
         """Declare a state.
 
         Args:
             name: of the attribute that holds it.
-            default: what it starts from and is reset to.
+            default: what it starts from and is reset to; kept as it is where it is one value expanded.
             over_ranks: how ``reduced`` combines the ranks' values; None if they are the same on all.
             persistent: whether it is in ``state_dict``; False for a setting that only moves along.
+            on_host: whether it stays where it is when the others move, since it is too large for a GPU, say.
         """
         with torch.inference_mode(False):  # a tensor made in inference mode could never be changed outside of it
-            self._defaults[name] = default.detach().clone()
+            self._defaults[name] = default.detach() if 0 in default.stride() else default.detach().clone()
             setattr(self, name, default.detach().clone())
         if not persistent:
             self._not_saved.add(name)
+        if on_host:
+            self._on_host.add(name)
         self._over_ranks[name] = {"sum": all_reduce_sum, None: None}[over_ranks]
 
     def reset(self) -> None:
@@ -92,6 +102,8 @@ class Stateful(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         with torch.inference_mode(False):
             for name, default in self._defaults.items():
+                if name in self._on_host:
+                    continue
                 device = fn(default.new_empty(0)).device
                 self._defaults[name] = default.to(device)
                 setattr(self, name, getattr(self, name).to(device))

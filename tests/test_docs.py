@@ -107,6 +107,25 @@ def test_python_runs(page, tmp_path):
     assert done.returncode == 0, f"{page}:\n{done.stderr}"
 
 
+def promises() -> list[str]:
+    """The tests that "What can go wrong" names, but for sections that wait for other branches."""
+    text = re.sub(r"<!-- (\w+): begin.*?<!-- \1: end -->", "", read("docs/what_can_go_wrong.md"), flags=re.DOTALL)
+    return re.findall(r"`([\w/]+\.py::test_\w+)`", text)
+
+
+@pytest.mark.parametrize("promise", sorted(set(promises())))
+def test_promises_are_tested(promise):
+    file, name = promise.split("::")
+    assert re.search(rf"^ *def {name}\(", (ROOT / "tests" / file).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_every_row_of_what_can_go_wrong_names_a_test():
+    rows = [row for row in read("docs/what_can_go_wrong.md").splitlines() if row.startswith("|")]
+    rows = [row for row in rows if not row.startswith(("|---", "| What happens"))]
+    assert len(rows) > 40
+    assert [row for row in rows if "::test_" not in row.rsplit("|", 2)[1]] == []
+
+
 @pages
 def test_no_python_hides_under_another_name(page):
     kinds = {block.kind for block in blocks(read(page)) if not re.match(r"\{(?!code)", block.kind)}

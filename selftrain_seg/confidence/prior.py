@@ -28,7 +28,7 @@ class SpatialPrior(Stateful):
         sigma_px: standard deviation of the Gaussian, in pixels of ``size``, at least 0; 0 does not smooth.
         kernel_px: odd side of the Gaussian's window; by default an odd number of about 6 sigma. The paper
             gives "a 70 × 70 Gaussian" at 1024 × 2048.
-        ignore_index: label that is not counted.
+        ignore_index: label that is not counted; outside [0, C).
 
     Attributes:
         frequencies: (C, H, W) float64, sums over label maps.
@@ -67,6 +67,7 @@ class SpatialPrior(Stateful):
     ) -> None:
         super().__init__()
         _checks.check_count(num_classes, "num_classes", 2)
+        _checks.check_ignore_index(ignore_index, num_classes)
         height, width = size
         _checks.check_count(height, "size")
         _checks.check_count(width, "size")

@@ -227,6 +227,13 @@ class _Masks(Dataset[Tensor]):
     def __getitem__(self, index: SupportsIndex) -> Tensor:
         return self.folder._read_labels(self.folder.names[self.folder._number(index)])
 
+    def made_of(self) -> tuple[str, list[Path] | None]:
+        """By what a cache knows whether the label maps have changed: the label map, and the files; None: not known."""
+        folder = self.folder
+        if callable(folder.labels):
+            return "", None
+        return repr(folder.label_map.__reduce__()[1]), [folder._label_path(name) for name in folder.names]
+
 
 def checked(labels: Any, label_map: LabelMap | None, default: Callable[[], LabelMap]) -> LabelMap:
     """The label map to use, after a look at both arguments."""

@@ -16,6 +16,7 @@ def check_target(logits: Any, labels: Any, ignore_index: int, pixel_weight: Any 
     """Logits, their labels, hard or (if allowed) soft, and the pixels' weights."""
     _checks.check_logits(logits)
     if not (soft and isinstance(labels, Tensor) and labels.is_floating_point()):
+        _checks.check_ignore_index(ignore_index, logits.shape[1])
         _checks.check_labels(labels, logits, ignore_index)
     elif labels.ndim == 3:
         expected = "an integer dtype, or soft labels (B, C, H, W)"

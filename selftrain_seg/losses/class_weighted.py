@@ -75,7 +75,7 @@ def class_weighted_loss(
         class_weight: (C,) w.
         normalize: what ``reduction="mean"`` divides by.
         pixel_weight: (B, H, W) further factor of a pixel's cross entropy; None is 1. Does not enter D.
-        ignore_index: label of the pixels that take part in nothing.
+        ignore_index: label of the pixels that take part in nothing; outside [0, C).
         reduction: "mean" as above; "sum" without the division; "none" for the map whose sum that is.
 
     Returns:

@@ -39,7 +39,7 @@ def dynamic_loss(
         is_pseudo: (B,) bool, the images whose labels are pseudo-labels; None is all of them.
         pixel_weight: (B, H, W) further factor of a pixel's cross entropy; None is 1.
         normalize: "labelled", N as above and as published, or "all", B·H·W.
-        ignore_index: label of the pixels that take part in nothing.
+        ignore_index: label of the pixels that take part in nothing; outside [0, C).
         reduction: "mean" as above; "sum" without the division; "none" for the map whose sum that is.
 
     Returns:
@@ -116,7 +116,7 @@ def dynamic_mutual_loss(
         is_pseudo: (B,) bool, the images whose labels are pseudo-labels; None is all of them.
         flip: learn this network's own label where it is the surer one of two that disagree.
         normalize: "labelled", N as above and as published, or "all", B·H·W.
-        ignore_index: label of the pixels that take part in nothing.
+        ignore_index: label of the pixels that take part in nothing; outside [0, C).
         reduction: "mean" as above; "sum" without the division; "none" for the map whose sum that is.
 
     Returns:

@@ -44,7 +44,7 @@ def region_guided_loss(
             ``reduction="mean"`` divides.
         pixel_weight: (B, H, W) factor of all that a pixel contributes; None is 1. Does not enter N and M.
         normalize: "labelled" as above and as published, or "all": B·H·W in place of N and M.
-        ignore_index: label of the ignored pixels.
+        ignore_index: label of the ignored pixels; outside [0, C).
         reduction: "mean" as above; "sum" without the divisions; "none" for the map whose sum that is.
 
     Returns:

@@ -103,7 +103,7 @@ def mrent_loss(
         image_weight: (B,) weight of the regulariser for each image.
         pixel_weight: (B, H, W) factor of each pixel.
         normalize: "labelled" (as published) or "all".
-        ignore_index: label of the pixels that take part in nothing.
+        ignore_index: label of the pixels that take part in nothing; outside [0, C).
         reduction: "mean", "sum" or "none".
 
     Returns:
@@ -157,7 +157,7 @@ def mrl2_loss(
         image_weight: (B,) weight of the regulariser for each image.
         pixel_weight: (B, H, W) factor of each pixel.
         normalize: "labelled" (as published) or "all".
-        ignore_index: label of the pixels that take part in nothing.
+        ignore_index: label of the pixels that take part in nothing; outside [0, C).
         reduction: "mean", "sum" or "none".
 
     Returns:

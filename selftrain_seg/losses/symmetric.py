@@ -39,7 +39,7 @@ def symmetric_loss(
         log_zero: A, not positive. The paper: -4.
         pixel_weight: (B, H, W) factor of both parts; None is 1. Does not enter N.
         normalize: "labelled", N as above, or "all", B·H·W.
-        ignore_index: label of the pixels that take part in nothing.
+        ignore_index: label of the pixels that take part in nothing; outside [0, C).
         reduction: "mean" as above; "sum" without the division; "none" for the map whose sum that is.
 
     Returns:

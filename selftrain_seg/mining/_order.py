@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
+import warnings
 from array import array
 from collections.abc import Iterator
 from typing import Any
@@ -43,6 +46,23 @@ class Randomness:
         return source.permutation(images)
 
 
+class Order:
+    """The order of one epoch, as far as it is drawn: one for all iterators, each of which has a place in it."""
+
+    def __init__(self, first: int = 0, ranks: int = 1, pending: bytes = b"") -> None:
+        self.first = first  # where iterators of a rank begin: after what was consumed before a restart
+        self.base = first * ranks  # the global place of the first image that is known here
+        self.images = array("i", pending)
+        self.iterators: list[Place] = []
+
+
+class Place:
+    """How many images of the epoch an iterator has given out."""
+
+    def __init__(self, taken: int) -> None:
+        self.taken = taken
+
+
 class ClassSampler(Sampler[int]):
     """Draws images one after another from ``self._lists``; a subclass says how (:meth:`_next`)."""
 
@@ -64,7 +84,6 @@ class ClassSampler(Sampler[int]):
         self.rank, self.num_replicas = _place(rank, num_replicas)
         self.num_samples = math.ceil(total / self.num_replicas)
         self.index, self.min_share, self.seed = index, min_share, int(seed)
-        self._iterators, self._resumes = 0, False
         self._start(0)
         self.update(candidates=candidates)
 
@@ -74,7 +93,8 @@ class ClassSampler(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that begins next: its order is the same whenever seed, epoch and classes are the same.
 
-        After :meth:`load_state_dict`, the number of the epoch that was left goes on with it.
+        Not needed in a plain loop, where epochs follow one another: once an iteration has reached its end, the next
+        one is of the next epoch. After :meth:`load_state_dict`, the number of the epoch that was left goes on with it.
 
         Args:
             epoch: at least 0.
@@ -84,7 +104,7 @@ class ClassSampler(Sampler[int]):
             ValueError: ``epoch`` is negative.
         """
         _checks.check_count(epoch, "epoch", minimum=0)
-        if not (self._resumes and epoch == self.epoch):
+        if not (self._resumes and epoch == self.epoch and not self._ended()):
             self._start(int(epoch))
 
     def update(self, index: ClassIndex | None = None, *, candidates: Tensor | None = None) -> None:
@@ -128,20 +148,53 @@ class ClassSampler(Sampler[int]):
         self._changed()
 
     def __iter__(self) -> Iterator[int]:
-        """Begin the epoch, or go on where a loaded state left it."""
-        if not self._resumes or self._yielded >= self.num_samples:
-            self._start(self.epoch)
-        self._resumes = False
-        self._iterators += 1
-        return self._iterate(self._iterators)
+        """Begin an epoch, or go on where a loaded state left it.
 
-    def _iterate(self, iterator: int) -> Iterator[int]:
-        while self._yielded < self.num_samples and iterator == self._iterators:  # an older iterator has ended
-            while self._base + len(self._history) < (self._yielded + 1) * self.num_replicas:
-                self._history.append(self._next(self._base + len(self._history)))
-            image = self._history[self._yielded * self.num_replicas + self.rank - self._base]
-            self._yielded += 1
+        If an iteration of the running epoch has reached its end, the next epoch begins. Otherwise the iterator is one
+        more of the running epoch: it gives the same images, from the start, and disturbs no other.
+
+        Warns:
+            UserWarning: the epoch is begun for the third time and no iteration has reached its end: a loop that
+                breaks off early shows the same images again and again.
+        """
+        if self._ended():
+            self._start(self.epoch + 1)
+        self._resumes = False
+        if len(self._order.iterators) == 2:
+            warnings.warn(
+                f"epoch {self.epoch} of this sampler is begun for the third time, and no iteration has reached its"
+                f" end: the images are the same each time. Call set_epoch({self.epoch + 1}) for others",
+                stacklevel=2,
+            )
+        place = Place(self._order.first)
+        self._order.iterators.append(place)
+        return self._iterate(self._order, place)
+
+    def _iterate(self, order: Order, place: Place) -> Iterator[int]:
+        while place.taken < self.num_samples:
+            end = (place.taken + 1) * self.num_replicas
+            while order.base + len(order.images) < end:
+                if order is not self._order:
+                    raise RuntimeError(
+                        "this iterator is of an epoch that is over: its sampler has begun another one (by set_epoch,"
+                        " load_state_dict or a new iteration) before all of its images were drawn"
+                    )
+                order.images.append(self._next(order.base + len(order.images)))
+            image = order.images[end - self.num_replicas + self.rank - order.base]
+            place.taken += 1
             yield image
+
+    def _ended(self) -> bool:
+        """Whether an iteration of the running epoch has reached its end."""
+        order = self._order
+        return any(taken >= self.num_samples for taken in (order.first, *(place.taken for place in order.iterators)))
+
+    def _taken(self) -> int:
+        """Images that the newest iterator that has not ended has given out; all if each has."""
+        order = self._order
+        if not order.iterators:
+            return order.first
+        return next((p.taken for p in reversed(order.iterators) if p.taken < self.num_samples), self.num_samples)
 
     def state_dict(self, *, consumed: int | None = None) -> dict[str, Any]:
         """Return all that is needed to go on where the epoch was left.
@@ -151,7 +204,7 @@ class ClassSampler(Sampler[int]):
 
         Args:
             consumed: images of this epoch that each rank has trained on, such as steps × batch size; None for as
-                many as were drawn.
+                many as the newest iterator that has not ended has given out.
 
         Returns:
             Tensors and numbers, fit for ``torch.load(weights_only=True)``. The same on all ranks, so that of one
@@ -162,20 +215,22 @@ class ClassSampler(Sampler[int]):
             ValueError: ``consumed`` is negative, more than were drawn, or before the place where this sampler was
                 itself resumed.
         """
-        consumed = self._yielded if consumed is None else consumed
-        first = self._base // self.num_replicas
-        _checks.check_count(consumed, "consumed", minimum=first)
-        if consumed > self._yielded:
-            raise ValueError(f"`consumed`: expected at most the {self._yielded} images drawn, got {consumed}")
-        pending = self._history[consumed * self.num_replicas - self._base :]
+        order = self._order
+        consumed = self._taken() if consumed is None else consumed
+        _checks.check_count(consumed, "consumed", minimum=order.first)
+        drawn = max((place.taken for place in order.iterators), default=order.first)
+        if consumed > drawn:
+            raise ValueError(f"`consumed`: expected at most the {drawn} images drawn, got {consumed}")
+        pending = order.images[consumed * self.num_replicas - order.base :]
         return {
+            "settings": {"sampler": type(self).__name__, **self._settings()},
             "epoch": self.epoch,
             "seed": self.seed,
             "num_replicas": self.num_replicas,
             "consumed": int(consumed),
             "pending": torch.tensor(pending, dtype=torch.int32),
             "candidates": self.candidates,
-            "class_images": torch.tensor([len(images) for images in self._lists]),
+            "contains": self._digest(),
             "draw": self._draw_state(),
         }
 
@@ -186,32 +241,44 @@ class ClassSampler(Sampler[int]):
             state: from :meth:`state_dict`.
 
         Raises:
-            ValueError: ``state`` was made with another number of ranks, or other images or classes.
+            ValueError: ``state`` was made by another sampler or with other settings, with another number of ranks,
+                or of other images or classes; or it is none of a sampler.
         """
+        missing = {"settings", "epoch", "seed", "num_replicas", "consumed", "pending", "candidates", "contains", "draw"}
+        missing -= set(state)
+        if missing:
+            raise ValueError(f"`state`: expected that of a sampler, got one without {', '.join(sorted(missing))}")
+        own = {"sampler": type(self).__name__, **self._settings()}
+        if state["settings"] != own:
+            raise ValueError(f"`state`: expected that of a sampler with {own}, got one with {state['settings']}")
         if state["num_replicas"] != self.num_replicas:
             raise ValueError(f"`state`: expected {self.num_replicas} ranks, got {state['num_replicas']}")
         before = self.candidates
         self.update(candidates=state["candidates"])
-        mine = torch.tensor([len(images) for images in self._lists])
-        if not torch.equal(mine, state["class_images"]):
+        if self._digest() != state["contains"]:
             self.update(candidates=before)
             raise ValueError("`state`: expected that of a sampler with the same index and min_share, got another")
         self.seed = int(state["seed"])
         self._start(int(state["epoch"]))
-        self._yielded = int(state["consumed"])
-        self._base = self._yielded * self.num_replicas
-        self._history = array("i", np.asarray(state["pending"], dtype=np.intc).tobytes())
+        pending = np.asarray(state["pending"], dtype=np.intc).tobytes()
+        self._order = Order(int(state["consumed"]), self.num_replicas, pending)
         self._resumes = True
         self._load_draw_state(state["draw"])
 
     def _start(self, epoch: int) -> None:
         self.epoch = epoch
         self._random = Randomness(self.seed, epoch)
-        self._yielded = 0  # by this rank
-        self._history, self._base = array("i"), 0  # the global order as far as drawn, from place _base on
+        self._order = Order()
         self._resumes = False
-        self._iterators += 1
         self._begin()
+
+    def _digest(self) -> str:
+        """Of the classes that may be drawn, image by image."""
+        return hashlib.sha256(np.packbits(self._contains).tobytes()).hexdigest()
+
+    def _settings(self) -> dict[str, Any]:
+        """What changes the order, beside seed, epoch and classes."""
+        return {}
 
     def _begin(self) -> None:
         """An epoch starts: forget what was drawn."""
@@ -238,6 +305,13 @@ def _check_index(index: Any) -> None:
 def _place(rank: int | None, num_replicas: int | None) -> tuple[int, int]:
     """This process among the ranks; both from torch.distributed where they are not given."""
     together = dist.is_available() and dist.is_initialized()
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if not together and rank is None and (num_replicas not in (None, 1) or (num_replicas is None and processes != "1")):
+        raise ValueError(
+            f"`rank`: expected it with {processes if num_replicas is None else num_replicas} processes that have no"
+            " process group, got None: all of them would draw the images of rank 0; make the sampler after"
+            " torch.distributed.init_process_group, or give `rank` and `num_replicas`"
+        )
     if num_replicas is None:
         num_replicas = dist.get_world_size() if together else 1
     _checks.check_count(num_replicas, "num_replicas")

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.mining.mixed import MixedBatch, blend, check_batch
-from selftrain_seg.ops.random import check_generator
+from selftrain_seg.mining.mixed import MixedBatch, blend, check_batch, check_neighbours
+from selftrain_seg.ops.class_draw import draw_classes
+from selftrain_seg.ops.random import check_generator, uniform_integers
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["class_mix"]
@@ -51,7 +52,8 @@ def class_mix(
         TypeError: ``images`` is not a tensor, ``labels`` not an integer one, ``pixel_weight`` not a floating-point one,
             or those of ``source`` alike.
         ValueError: ``images`` is not (B, D, H, W); ``labels`` or ``pixel_weight`` does not fit it or has no pixels;
-            ``source`` is not two or three tensors of the same shapes and dtypes; ``rounding`` is another word; a
+            ``source`` is not two or three tensors of the same shapes and dtypes, or None for a batch of one
+            image; ``rounding`` is another word; a
             tensor or the generator is on another device.
 
     References:
@@ -72,19 +74,9 @@ def class_mix(
         tensor([[ True, False,  True, False]])
     """
     others = check_batch(images, labels, pixel_weight, source)
+    check_neighbours(images, source)
     _checks.check_choice(rounding, "rounding", ("floor", "ceil"))
     check_generator(generator, images)
-    classes = others[1].long()
-    outside = (classes < 0) | (classes >= _MAX_CLASSES) | (classes == ignore_index)
-    flat = torch.where(outside, _MAX_CLASSES, classes).flatten(1)
-
-    shape = (len(flat), _MAX_CLASSES + 1)
-    present = torch.zeros(shape, dtype=torch.bool, device=flat.device)
-    present.scatter_(1, flat, torch.ones((), dtype=torch.bool, device=flat.device).expand(flat.shape))
-    present[:, -1] = False
-    keys = torch.randint(2**62, shape, generator=generator, device=flat.device)
-    keys = torch.where(present, keys, -1)
-    half = (present.sum(1) + (rounding == "ceil")) // 2
-    least = keys.sort(dim=1, descending=True).values.gather(1, (half - 1).clamp(min=0)[:, None])
-    drawn = present & (keys >= least) & (half > 0)[:, None]
-    return blend((images, labels, pixel_weight), others, drawn.gather(1, flat).view(classes.shape))
+    keys = uniform_integers(len(labels), _MAX_CLASSES, labels.device, generator)
+    drawn = draw_classes(others[1], keys, ignore_index, up=rounding == "ceil")
+    return blend((images, labels, pixel_weight), others, drawn)

@@ -11,10 +11,14 @@ __all__ = ["classes_below", "rare_classes"]
 
 
 def rare_classes(class_counts: Tensor, *, k: int = 3) -> Tensor:
-    """Return the ``k`` classes with the fewest pixels.
+    """Return the ``k`` classes with the fewest pixels among those that occur.
 
     The classes with the smallest shares ``f_c = n_c / Σ n`` (CRST's ``rare``; the order of the shares is the
-    order of the counts).
+    order of the counts). Differs from CRST, where a class that never occurs is the rarest of all: on SYNTHIA, which
+    has 16 of 19 classes, mining would then look for the three that no image shows.
+
+    How many occur depends on the counts, so on a GPU the host waits for the device: call it once a round, not once a
+    step.
 
     Args:
         class_counts: (C,), integer or floating point, at least 0: pixels per class over the data set, such as
@@ -22,12 +26,13 @@ def rare_classes(class_counts: Tensor, *, k: int = 3) -> Tensor:
         k: how many classes, 1 to C; 3 in CBST and CRST.
 
     Returns:
-        (k,) int64 on the device of ``class_counts``, rarest first, ties in class order. A class that never
-        occurs has share 0, so it counts among the rarest.
+        (K,) int64 on the device of ``class_counts``, rarest first, ties in class order; K is ``k``, or fewer where
+        fewer classes occur.
 
     Raises:
         TypeError: ``class_counts`` is not a real-valued tensor, ``k`` is not an int.
-        ValueError: ``class_counts`` is not (C,) with C of at least 1, ``k`` is not in [1, C].
+        ValueError: ``class_counts`` is not (C,) with C of at least 1, or has a value that is negative or not finite;
+            ``k`` is not in [1, C].
 
     References:
         Zou et al., Confidence Regularized Self-Training, ICCV 2019, arXiv:1908.09822.
@@ -36,20 +41,21 @@ def rare_classes(class_counts: Tensor, *, k: int = 3) -> Tensor:
         >>> import torch
         >>> from selftrain_seg.mining import rare_classes
         >>> rare_classes(torch.tensor([500, 20, 0, 20, 900]), k=3)
-        tensor([2, 1, 3])
+        tensor([1, 3, 0])
     """
     _check_counts(class_counts)
     _checks.check_count(k, "k")
     if k > class_counts.shape[0]:
         raise ValueError(f"`k`: expected at most the {class_counts.shape[0]} classes, got {k}")
-    return class_counts.sort(stable=True).indices[:k]
+    counts, order = class_counts.sort(stable=True)
+    return order[counts > 0][:k]
 
 
 def classes_below(class_counts: Tensor, *, share: float = 1e-3) -> Tensor:
-    """Return the classes that cover less than ``share`` of all pixels.
+    """Return the classes that occur and cover less than ``share`` of all pixels.
 
-    Every c with ``n_c / Σ n < share`` (CRST's ``mine``). How many there are depends on the counts, so on a GPU
-    the host waits for the device: call it once a round, not once a step.
+    Every c with ``0 < n_c / Σ n < share`` (CRST's ``mine``, less the classes that no image shows). How many
+    there are depends on the counts, so on a GPU the host waits for the device: call it once a round, not once a step.
 
     Args:
         class_counts: (C,), integer or floating point, at least 0: pixels per class over the data set, such as
@@ -58,12 +64,12 @@ def classes_below(class_counts: Tensor, *, share: float = 1e-3) -> Tensor:
 
     Returns:
         (K,) int64 on the device of ``class_counts``, rarest first, ties in class order; K is 0 where no class
-        is that small. A class that never occurs has share 0 and is included; counts that are all 0 give every
-        share as 0.
+        is that small.
 
     Raises:
         TypeError: ``class_counts`` is not a real-valued tensor, ``share`` is not a number.
-        ValueError: ``class_counts`` is not (C,) with C of at least 1, ``share`` is outside [0, 1].
+        ValueError: ``class_counts`` is not (C,) with C of at least 1, or has a value that is negative or not finite;
+            ``share`` is outside [0, 1].
 
     References:
         Zou et al., Confidence Regularized Self-Training, ICCV 2019, arXiv:1908.09822.
@@ -72,13 +78,13 @@ def classes_below(class_counts: Tensor, *, share: float = 1e-3) -> Tensor:
         >>> import torch
         >>> from selftrain_seg.mining import classes_below
         >>> classes_below(torch.tensor([5000, 4, 0, 3, 4993]), share=1e-3)
-        tensor([2, 3, 1])
+        tensor([3, 1])
     """
     _check_counts(class_counts)
     _checks.check_real(share, "share", 0.0, 1.0)
     counts, order = class_counts.double().sort(stable=True)
     total = counts.sum()
-    return order[counts / total.where(total > 0, 1.0) < share]
+    return order[(counts > 0) & (counts / total < share)]
 
 
 def _check_counts(class_counts: Tensor) -> None:
@@ -87,3 +93,6 @@ def _check_counts(class_counts: Tensor) -> None:
         raise TypeError(f"`class_counts`: expected counts, got {class_counts.dtype}")
     if class_counts.ndim != 1 or class_counts.shape[0] == 0:
         raise ValueError(f"`class_counts`: expected (C,) with at least one class, got {tuple(class_counts.shape)}")
+    wrong = ~((class_counts >= 0) & (class_counts < torch.inf))
+    if bool(wrong.any()):
+        raise ValueError(f"`class_counts`: expected finite values of at least 0, got {float(class_counts[wrong][0])}")

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.ops.labels import find_pixels
+from selftrain_seg.ops.labels import mine
+from selftrain_seg.ops.numbers import near
 from selftrain_seg.ops.random import check_generator, uniform_integers
 from selftrain_seg.ops.windows import windows
 from selftrain_seg.types import IGNORE_INDEX
@@ -40,9 +41,9 @@ def mine_crops(
 
     Args:
         labels: (B, H, W), integer; labels or pseudo-labels. Values outside [0, 65536) take no part.
-        classes: (K,) int64, the classes to mine; repeats count once, K may be 0.
+        classes: (K,) int64, on any device, the classes to mine; repeats count once, K may be 0.
         size: (h, w) of the crop in pixels.
-        fallback: (F,) int64, the classes to mine in images that show none of ``classes``; None for none.
+        fallback: (F,) int64, on any device, the classes to mine in images that show none of ``classes``; None for none.
         image_counts: (B, C), integer: the pixels of each class in each image, if stored beside the labels.
             Saves a pass over the labels and changes nothing else.
         chance: probability of mining, in [0, 1]; 0.8 in CBST and CRST.
@@ -77,9 +78,8 @@ def mine_crops(
     batch, height, width = labels.shape
     if height == 0 or width == 0:
         raise ValueError(f"`labels`: expected at least one pixel per image, got {tuple(labels.shape)}")
-    _check_classes(classes, labels, "classes")
-    if fallback is not None:
-        _check_classes(fallback, labels, "fallback")
+    candidates = _candidates(classes, labels, "classes")
+    first = None if fallback is None else _candidates(fallback, labels, "fallback")
     crop_height, crop_width = _checks.check_size(size)
     if image_counts is not None:
         _checks.check_integer(image_counts, "image_counts")
@@ -92,19 +92,10 @@ def mine_crops(
     _checks.check_real(chance, "chance", 0.0, 1.0)
     check_generator(generator, labels)
 
-    candidates = classes.long() if fallback is None else torch.cat([fallback.long(), classes.long()])
+    candidates = candidates if first is None else torch.cat([first, candidates])
     draws = uniform_integers(batch, 4 + candidates.shape[0], labels.device, generator)
-    coin, pixel, place_y, place_x = draws[:, :4].unbind(1)
-    ranked = _rank(candidates, 0 if fallback is None else fallback.shape[0], draws[:, 4:], ignore_index)
-    if image_counts is not None:
-        ranked = _last_counted(image_counts, ranked)
-    row, column, found = find_pixels(labels, ranked, pixel)
-    mined = found & ((coin >> 38).float() / 2**24 < chance)
-
-    last_top, last_left = max(0, height - crop_height), max(0, width - crop_width)
-    top = torch.where(mined, (row - crop_height // 2).clamp(0, last_top), place_y % (last_top + 1))
-    left = torch.where(mined, (column - crop_width // 2).clamp(0, last_left), place_x % (last_left + 1))
-    return torch.stack([top, left], dim=1)
+    ranked = _rank(candidates, 0 if first is None else first.shape[0], draws[:, 4:], ignore_index)
+    return mine(labels, ranked, draws[:, :4], image_counts, (crop_height, crop_width), int(chance * 2**62))
 
 
 def crop(tensor: Tensor, corners: Tensor, size: tuple[int, int], *, fill: float | None = None) -> Tensor:
@@ -118,8 +109,8 @@ def crop(tensor: Tensor, corners: Tensor, size: tuple[int, int], *, fill: float 
         corners: (B, 2), integer: (top, left) of each crop, from :func:`mine_crops`. A crop that would stick
             out of the image is shifted back inside.
         size: (h, w) of the crop in pixels.
-        fill: value of the padding. None stands for 255, the ignore label, in integer tensors of rank 3 (label
-            maps) and for 0 in all others.
+        fill: value of the padding. None stands for 255, the ignore label, in integer tensors (B, H, W) and
+            (B, 1, H, W) (label maps) and for 0 in all others.
 
     Returns:
         (B, …, h, w), dtype and device of ``tensor``, a copy. A channels_last batch stays channels_last.
@@ -173,22 +164,14 @@ def _rank(candidates: Tensor, fallbacks: int, keys: Tensor, ignore_index: int) -
 
     The later a class stands, the more it is preferred. What must not be drawn (a repeat, the ignore label) is -1.
     """
-    repeated = (candidates[:, None] == candidates).tril(-1).any(1)
+    repeated = (candidates[:, None] == candidates).triu(1).any(1)  # but the last time, where a preferred class stands
     candidates = torch.where(repeated | (candidates == ignore_index), -1, candidates)
     preferred = torch.arange(candidates.shape[0], device=candidates.device) >= fallbacks
     return candidates[(keys + preferred * 2**62).argsort(1)]
 
 
-def _last_counted(image_counts: Tensor, ranked: Tensor) -> Tensor:
-    """(B, 1): the last class of which the stored counts know a pixel, -1 for none."""
-    last = image_counts.shape[1] - 1
-    ranked = torch.constant_pad_nd(ranked, (1, 0), -1)
-    present = (ranked >= 0) & (ranked <= last) & (image_counts.gather(1, ranked.clamp(0, last)) > 0)
-    return ranked.gather(1, (present * torch.arange(ranked.shape[1], device=ranked.device)).amax(1, keepdim=True))
-
-
-def _check_classes(classes: Tensor, labels: Tensor, name: str) -> None:
+def _candidates(classes: Tensor, labels: Tensor, name: str) -> Tensor:
     _checks.check_integer(classes, name)
     if classes.ndim != 1:
         raise ValueError(f"`{name}`: expected (K,), got {tuple(classes.shape)}")
-    _checks.check_device(classes, labels, name)
+    return near(classes, labels).long()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.mining.mixed import MixedBatch, blend, check_batch
+from selftrain_seg.mining.mixed import MixedBatch, blend, check_batch, check_neighbours
 from selftrain_seg.ops.random import check_generator
 from selftrain_seg.types import IGNORE_INDEX
 
@@ -56,7 +56,8 @@ def cut_mix(
         TypeError: ``images`` is not a tensor, ``labels`` not an integer one, ``pixel_weight`` not a floating-point one,
             or those of ``source`` alike; ``alpha`` or an end of ``area`` is not a number.
         ValueError: ``images`` is not (B, D, H, W); ``labels`` or ``pixel_weight`` does not fit it or has no pixels;
-            ``source`` is not two or three tensors of the same shapes and dtypes; ``alpha`` is not above 0;
+            ``source`` is not two or three tensors of the same shapes and dtypes, or None for a batch of one
+            image; ``alpha`` is not above 0;
             ``area`` is not (low, high) with 0 ≤ low ≤ high ≤ 1; a tensor or the generator is on another device.
 
     References:
@@ -72,6 +73,7 @@ def cut_mix(
         tensor([16, 48])
     """
     others = check_batch(images, labels, pixel_weight, source)
+    check_neighbours(images, source)
     _checks.check_real(alpha, "alpha", 0.0, math.inf, open_low=True)
     if area is not None:
         if not isinstance(area, (tuple, list)) or len(area) != 2:

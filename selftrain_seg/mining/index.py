@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ class ClassIndex:
         *,
         ignore_index: int = IGNORE_INDEX,
         cache: str | os.PathLike[str] | None = None,
+        files: Iterable[str | os.PathLike[str]] | None = None,
         progress: bool = False,
     ) -> ClassIndex:
         """Count the classes of any iterable of label maps, in its order.
@@ -89,9 +91,12 @@ class ClassIndex:
             masks: label maps as integer tensors, arrays or images, (H, W) each, of any sizes; or batches (B, H, W)
                 of them, so that a DataLoader may read them in parallel. Each is looked at once.
             num_classes: C. Labels outside [0, C) are not counted.
-            ignore_index: a label that is not counted even if it lies in [0, C).
-            cache: file that holds the counts. If it exists, it is read and ``masks`` is not touched, but for its
-                length if it has one; otherwise it is written, whole or not at all.
+            ignore_index: the label that is not counted; outside [0, C).
+            cache: file that holds the counts. If it was made of the same masks it is read, and they are not counted
+                again; otherwise it is written, whole or not at all. Masks in a list, tuple, tensor or array are
+                known by their content; those of a data set of this package, by the names, sizes and times of change
+                of its files and by its label map; all others need ``files``.
+            files: the files that ``masks`` are read from, by which a cache knows whether they have changed.
             progress: show a bar while counting, if tqdm is installed.
 
         Returns:
@@ -99,22 +104,28 @@ class ClassIndex:
 
         Raises:
             TypeError: ``num_classes`` or ``ignore_index`` is not an int, a mask is not of integers.
-            ValueError: ``num_classes`` is below 1; a mask is not (H, W) or (B, H, W) or has no pixels; ``cache``
-                is not the file of an index, or of one for other classes, or for another number of images.
+            ValueError: ``num_classes`` is below 1; ``ignore_index`` is in [0, C); a mask is not (H, W) or (B, H, W),
+                has no pixels, or looks like an image in colours: (H, W, 3) or (H, W, 4); ``cache`` is not the file
+                of an index, or of one for other classes, or ``masks`` cannot tell whether they are those it was
+                made of.
+            OSError: one of ``files`` cannot be found.
         """
         _checks.check_count(num_classes, "num_classes")
-        _checks.check_count(ignore_index, "ignore_index", minimum=-(2**63))
-        settings = {"num_classes": int(num_classes), "ignore_index": int(ignore_index)}
-        if cache is not None and Path(cache).exists():
-            return _read_for(Path(cache), settings, masks)
-        rows, items = _Rows(num_classes + 1), 0
+        _checks.check_ignore_index(ignore_index, num_classes)
+        settings: dict[str, Any] = {"num_classes": int(num_classes), "ignore_index": int(ignore_index)}
+        made_of = None
+        if cache is not None:
+            made_of = _made_of(masks, files)
+            found = _cached(Path(cache), settings, made_of)
+            if found is not None:
+                return found
+        rows = _Rows(num_classes + 1)
         for mask in _with_progress(masks, progress):
-            rows.add(_count(mask, num_classes, ignore_index))
-            items += 1
+            rows.add(_count(mask, num_classes))
         table = rows.table()
         index = cls(table[:, :-1], table[:, -1])
         if cache is not None:
-            _write(Path(cache), index, {**settings, "items": items})
+            _write(Path(cache), index, {**settings, "made_of": made_of})
         return index
 
     @property
@@ -196,10 +207,17 @@ class _Rows:
         return torch.from_numpy(self.rows[: self.used])
 
 
-def _count(mask: Any, num_classes: int, ignore_index: int) -> np.ndarray[Any, Any]:
+def _count(mask: Any, num_classes: int) -> np.ndarray[Any, Any]:
     """(B, C + 1): the pixels of each class, and of the image."""
+    if isinstance(mask, (str, os.PathLike)):
+        raise TypeError(f"`masks`: expected label maps, got the path {os.fspath(mask)!r}; open it, or take a data set")
     labels = mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
     _checks.check_integer(labels, "masks")
+    if labels.ndim == 3 and (labels.shape[2] in (3, 4) or len(getattr(mask, "getbands", tuple)()) > 1):
+        raise ValueError(
+            f"`masks`: expected (H, W) or (B, H, W), got {tuple(labels.shape)}, which looks like (H, W, channels) of an"
+            " image in colours; turn colours into classes first, as LabelMap does, or give such narrow maps one by one"
+        )
     if labels.ndim not in (2, 3) or 0 in labels.shape[-2:]:
         raise ValueError(f"`masks`: expected (H, W) or (B, H, W) with pixels, got {tuple(labels.shape)}")
     labels = labels.detach().to("cpu").reshape(-1, labels.shape[-2] * labels.shape[-1])
@@ -211,9 +229,36 @@ def _count(mask: Any, num_classes: int, ignore_index: int) -> np.ndarray[Any, An
             image = torch.where((wide < 0) | (wide >= num_classes), num_classes, wide)
         found = np.asarray(torch.bincount(image, minlength=num_classes))[:num_classes]
         row[:num_classes] = found
-    if 0 <= ignore_index < num_classes:
-        out[:, ignore_index] = 0
     return out
+
+
+def _made_of(masks: Any, files: Iterable[str | os.PathLike[str]] | None) -> str:
+    """A digest of what the label maps are made of: changes where one of them does."""
+    made = hashlib.sha256()
+    source = getattr(masks, "dataset", masks)  # of a DataLoader
+    if files is None and hasattr(source, "made_of"):
+        words, files = source.made_of()
+        made.update(words.encode())
+    if files is not None:
+        paths = [Path(file).absolute() for file in files]
+        root = os.path.commonpath([path.parent for path in paths]) if paths else ""
+        for path in paths:
+            state = path.stat()
+            made.update(
+                f"{path.relative_to(root).as_posix()}|{state.st_size}|{state.st_mtime_ns}\n".encode(
+                    "utf-8", "surrogateescape"
+                )
+            )
+    elif isinstance(source, (list, tuple, Tensor, np.ndarray)):
+        for mask in source:
+            values = np.asarray(mask.detach().to("cpu") if isinstance(mask, Tensor) else mask)
+            made.update(f"{values.shape}|{values.dtype.str}\n".encode() + values.tobytes())
+    else:
+        raise ValueError(
+            f"`files`: expected the files that the masks are read from, since this {type(source).__name__} does not"
+            " tell, and without them the cache could not know that a mask has changed"
+        )
+    return made.hexdigest()
 
 
 def _with_progress(masks: Iterable[Any], progress: bool) -> Iterable[Any]:
@@ -227,7 +272,7 @@ def _with_progress(masks: Iterable[Any], progress: bool) -> Iterable[Any]:
     return bar
 
 
-def _write(path: Path, index: ClassIndex, settings: dict[str, int]) -> None:
+def _write(path: Path, index: ClassIndex, settings: dict[str, Any]) -> None:
     """Into a file beside it first, so that neither a crash nor a second process leaves half an index."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -252,17 +297,15 @@ def _read(path: Path) -> tuple[ClassIndex, dict[str, Any]]:
             raise ValueError(f"`path`: expected the file of a ClassIndex, got {path} ({error})") from error
 
 
-def _read_for(path: Path, settings: dict[str, int], masks: Iterable[Any]) -> ClassIndex:
+def _cached(path: Path, settings: dict[str, Any], made_of: str) -> ClassIndex | None:
+    """The index in the cache; None if there is none yet, or it is of masks that have changed."""
     try:
         index, content = _read(path)
+    except FileNotFoundError:
+        return None
     except ValueError as error:
         raise ValueError(f"`cache`: {error}") from error
     for name, value in settings.items():
         if content.get(name, value) != value:
             raise ValueError(f"`cache`: expected an index with {name} {value}, got {content[name]} in {path}")
-    # How many label maps there should be: a DataLoader's length counts batches, of which the size may differ.
-    dataset = getattr(masks, "dataset", None)
-    expected, found = (masks, content.get("items")) if dataset is None else (dataset, len(index))
-    if isinstance(expected, Sized) and found not in (None, len(expected)):
-        raise ValueError(f"`cache`: expected an index of {len(expected)} masks, got {found} in {path}")
-    return index
+    return index if content.get("made_of") == made_of else None

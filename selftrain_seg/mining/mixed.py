@@ -49,6 +49,15 @@ def check_batch(
     return others, classes, shares
 
 
+def check_neighbours(images: Tensor, source: object) -> None:
+    """An image has no neighbour in a batch of one: mixed with itself it would stay as it is."""
+    if source is None and images.shape[0] == 1:
+        raise ValueError(
+            "`source`: expected another batch to paste from, as this one has a single image, got None (`drop_last=True`"
+            " of a DataLoader leaves out a last batch that is smaller)"
+        )
+
+
 def blend(
     batch: tuple[Tensor, Tensor, Tensor | None], source: tuple[Tensor, Tensor, Tensor | None], pasted: Tensor
 ) -> MixedBatch:

@@ -11,6 +11,8 @@ from torch import Tensor
 from selftrain_seg import _checks
 from selftrain_seg.mining.mixed import MixedBatch, blend, check_batch
 from selftrain_seg.ops.components import connected_components
+from selftrain_seg.ops.fitting import Axis, fit
+from selftrain_seg.ops.numbers import integers, near
 from selftrain_seg.ops.random import check_generator
 from selftrain_seg.types import IGNORE_INDEX
 
@@ -48,8 +50,9 @@ def paste_classes(
         images: (B, D, H, W), any dtype: the images pasted onto; gradients flow. Integer images are enlarged by the
             nearest pixel.
         labels: (B, H, W), integer: their labels or pseudo-labels.
-        class_weight: (C,), floating point: how much each class is wanted; 0, negative or NaN for never. DT-ST:
-            ``1 - r`` with ``r = RunningConfidenceSelector.running_confidence`` for the tail classes, 0 for others.
+        class_weight: (C,), floating point, on any device: how much each class is wanted; 0, negative or NaN for
+            never. DT-ST: ``1 - r`` with ``r = RunningConfidenceSelector.running_confidence`` for the tail classes, 0
+            for others.
         pixel_weight: (B, H, W), floating point: their pixel weights in the loss; None for none.
         source: (images, labels) or (images, labels, pixel_weight) to paste from, of the same shapes and dtypes, such as
             images that a sampler chose, with the labels that ``ReliabilityBank.filter`` left. None takes the batch
@@ -91,8 +94,9 @@ def paste_classes(
         (tensor([16,  4]), tensor([16,  0]))
     """
     others = check_batch(images, labels, pixel_weight, source)
-    _check_class_weight(class_weight, images)
-    travel = _travel(groups, len(class_weight)).to(images.device, non_blocking=True)
+    _check_class_weight(class_weight)
+    class_weight = near(class_weight.detach(), images)
+    _check_groups(groups, len(class_weight))
     for label in protected:
         _checks.check_count(label, "protected", minimum=-(2**63))
     low, high = _check_scale(scale)
@@ -104,9 +108,10 @@ def paste_classes(
     outside = (classes < 0) | (classes >= len(class_weight)) | (classes == ignore_index)
     classes = torch.where(outside, len(class_weight), classes)
     drawn = _draw_class(classes, class_weight, min_pixels, draws[:, 0])
-    region = _draw_region(classes, drawn, travel, min_pixels, draws[:, 1])
+    company = _company(classes, drawn, groups, len(class_weight))
+    region = _draw_region(classes, drawn, company, min_pixels, draws[:, 1])
     factor = low + (high - low) * draws[:, 2]
-    rows, columns = _fit(region, factor, draws[:, 3:])
+    rows, columns = fit(region, factor, draws[:, 3:])
 
     moved = (
         _enlarge(others[0], rows, columns),
@@ -116,49 +121,40 @@ def paste_classes(
     pasted = _take(region, rows.nearest, columns.nearest)
     pasted = pasted & rows.inside[:, :, None] & columns.inside[:, None, :]
     if protected:
-        kept = torch.tensor(list(protected)).to(labels.device, non_blocking=True)
-        pasted = pasted & ~torch.isin(labels, kept)
+        kept = integers([int(label) for label in protected], labels.device)
+        pasted = pasted & (labels[:, None] != kept[:, None, None]).all(1)
     return blend((images, labels, pixel_weight), moved, pasted)
 
 
-class _Axis:
-    """Where the pixels of one axis of the result come from, when ``length`` pixels from ``start`` are enlarged.
-
-    Attributes:
-        inside: (B, n) bool, whether the pixel lies in the enlarged box.
-        nearest: (B, n) int64, the pixel that covers it.
-        before: (B, n) int64, the pixel whose centre is next before its own; ``after`` the one behind that.
-        share: (B, n) float64, how far from the centre of ``before`` to that of ``after``.
-    """
-
-    def __init__(self, start: Tensor, length: Tensor, size: Tensor, place: Tensor, pixels: int) -> None:
-        step = torch.arange(pixels, device=start.device) - place[:, None]
-        start, length, size = start[:, None], length[:, None], size[:, None]
-        self.inside = (step >= 0) & (step < size)
-        step = torch.where(self.inside, step, 0)
-        self.nearest = (start + (2 * step + 1) * length // (2 * size)).clamp(0, pixels - 1)
-        twice = (2 * step + 1) * length - size  # 2·size·(distance from the first centre), so that no half is lost
-        self.before = (start + twice.div(2 * size, rounding_mode="floor")).clamp(0, pixels - 1)
-        self.after = (start + twice.div(2 * size, rounding_mode="floor") + 1).clamp(0, pixels - 1)
-        self.share = twice.remainder(2 * size).double() / (2 * size)
-
-
 def _draw_class(classes: Tensor, class_weight: Tensor, min_pixels: int, chance: Tensor) -> Tensor:
-    """(B,): a class with enough pixels; any number where there is none."""
+    """(B,): a class with enough pixels; C + 1, which no pixel has, where there is none."""
     counts = torch.zeros(len(classes), len(class_weight) + 1, dtype=torch.int64, device=classes.device)
     one = torch.ones((), dtype=torch.int64, device=classes.device)
     counts.scatter_add_(1, classes.flatten(1), one.expand(classes.flatten(1).shape))
     wanted = class_weight.detach().double().nan_to_num(0.0).clamp(min=0)
     sums = torch.where(counts[:, :-1] >= min_pixels, wanted, 0.0).cumsum(1)
     drawn = (sums <= chance[:, None] * sums[:, -1:]).sum(1)
-    return torch.where(sums[:, -1] > 0, drawn, len(class_weight))
+    return torch.where(sums[:, -1] > 0, drawn, len(class_weight) + 1)
 
 
-def _draw_region(classes: Tensor, drawn: Tensor, travel: Tensor, min_pixels: int, chance: Tensor) -> Tensor:
+def _company(classes: Tensor, drawn: Tensor, groups: Sequence[Sequence[int]], num_classes: int) -> Tensor:
+    """(B, H, W) bool: the drawn class and those that travel with it."""
+    own = classes == rearrange(drawn, "b -> b 1 1")
+    pairs = {(int(one), int(other)) for group in groups for one in group for other in group if one != other}
+    if not pairs:
+        return own
+    # A row for each class, and one for none, with an entry for each class and for pixels without one.
+    width = num_classes + 1
+    travel = torch.zeros((num_classes + 2) * width, dtype=torch.bool, device=classes.device)
+    travel.index_fill_(0, integers(sorted(one * width + other for one, other in pairs), classes.device), True)
+    rows = travel.view(-1, width).index_select(0, drawn)
+    return own | rows.gather(1, classes.flatten(1)).view(classes.shape)
+
+
+def _draw_region(classes: Tensor, drawn: Tensor, company: Tensor, min_pixels: int, chance: Tensor) -> Tensor:
     """(B, H, W) bool: a component of the drawn class and its company, empty where there is none."""
-    company = travel[drawn].gather(1, classes.flatten(1)).view(classes.shape)
     roots = connected_components(company).flatten(1)
-    own = ((classes == rearrange(drawn, "b -> b 1 1")) & company).flatten(1)
+    own = (classes == rearrange(drawn, "b -> b 1 1")).flatten(1)
     sizes = torch.zeros_like(roots, dtype=torch.int32).scatter_add_(1, roots, own.int())
     rank = (sizes >= min_pixels).cumsum(1)
     wanted = (chance * rank[:, -1]).floor().long()
@@ -166,65 +162,44 @@ def _draw_region(classes: Tensor, drawn: Tensor, travel: Tensor, min_pixels: int
     return (roots == root[:, None]).view(classes.shape) & company
 
 
-def _fit(region: Tensor, factor: Tensor, chance: Tensor) -> tuple[_Axis, _Axis]:
-    """The two axes of the region's box, enlarged as far as the image allows and put at a random place."""
-    starts, lengths = [], []
-    for dim in (2, 1):
-        shown = region.any(dim)
-        pixels = torch.arange(shown.shape[1], device=region.device)
-        first = torch.where(shown, pixels, shown.shape[1] - 1).amin(1)
-        last = torch.where(shown, pixels, 0).amax(1)
-        starts.append(first)
-        lengths.append((last - first + 1).clamp(min=1))
-    room = [pixels / length.double() for pixels, length in zip(region.shape[1:], lengths, strict=True)]
-    factor = torch.minimum(factor, torch.minimum(*room))
-    axes = []
-    for axis, side in enumerate(region.shape[1:]):
-        size = (lengths[axis] * factor).round().long().clamp(1, side)
-        place = (chance[:, axis] * (side - size + 1)).floor().long()
-        axes.append(_Axis(starts[axis], lengths[axis], size, place, side))
-    return axes[0], axes[1]
-
-
 def _take(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """(B, H, W) maps, or (B, D, H, W) images, at the rows and columns of each image."""
-    middle = (1,) * (maps.ndim - 3)
-    rows = rows.view(len(maps), *middle, rows.shape[1], 1).expand(maps.shape)
-    columns = columns.view(len(maps), *middle, 1, columns.shape[1]).expand(maps.shape)
-    return maps.gather(-2, rows).gather(-1, columns)
+    return _at(_at(maps, rows, -2), columns, -1)
 
 
-def _enlarge(images: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
+def _at(maps: Tensor, places: Tensor, dim: int) -> Tensor:
+    """At the rows (``dim`` -2) or columns (-1) of each image."""
+    shape = [1] * maps.ndim
+    shape[0], shape[dim] = places.shape
+    return maps.gather(dim, places.view(shape).expand(maps.shape))
+
+
+def _enlarge(images: Tensor, rows: Axis, columns: Axis) -> Tensor:
     if not images.is_floating_point():
         return _take(images, rows.nearest, columns.nearest)
     down = rows.share.to(images.dtype)[:, None, :, None]
     right = columns.share.to(images.dtype)[:, None, None, :]
-    upper = _take(images, rows.before, columns.before).lerp(_take(images, rows.before, columns.after), right)
-    lower = _take(images, rows.after, columns.before).lerp(_take(images, rows.after, columns.after), right)
+    upper, lower = (
+        _at(line, columns.before, -1).lerp(_at(line, columns.after, -1), right)
+        for line in (_at(images, rows.before, -2), _at(images, rows.after, -2))
+    )
     return upper.lerp(lower, down)
 
 
-def _travel(groups: Sequence[Sequence[int]], num_classes: int) -> Tensor:
-    """(C + 1, C + 1) bool: which classes go along with which; the last row and column are no class."""
-    travel = torch.eye(num_classes + 1, dtype=torch.bool)
+def _check_groups(groups: Sequence[Sequence[int]], num_classes: int) -> None:
     for group in groups:
         for label in group:
             _checks.check_count(label, "groups", minimum=0)
             if label >= num_classes:
                 raise ValueError(f"`groups`: expected classes in [0, {num_classes}), got {label}")
-        members = torch.tensor(list(group), dtype=torch.long)
-        travel[members[:, None], members] = True
-    travel[-1, -1] = False
-    return travel
 
 
-def _check_class_weight(class_weight: Tensor, images: Tensor) -> None:
+def _check_class_weight(class_weight: Tensor) -> None:
     _checks.check_tensor(class_weight, "class_weight")
     if class_weight.ndim != 1 or len(class_weight) == 0:
         raise ValueError(f"`class_weight`: expected (C,), got {tuple(class_weight.shape)}")
     if not class_weight.is_floating_point():
         raise TypeError(f"`class_weight`: expected a floating-point dtype, got {class_weight.dtype}")
-    _checks.check_device(class_weight, images, "class_weight")
 
 
 def _check_scale(scale: tuple[float, float]) -> tuple[float, float]:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selftrain_seg import _checks
+from selftrain_seg._state import Stateful
 from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg.ops.indices import check_indices
 from selftrain_seg.ops.labels import label_sums
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["ReliabilityBank"]
 
-# Labels and the step counter stay on the CPU when the statistics move to a GPU.
-_ON_HOST = ("labels", "last_step", "snapshots")
 _MAX_CLASSES = 255
 
 
-class ReliabilityBank(nn.Module):
+class ReliabilityBank(Stateful):
     """Find, image by image, the classes whose pseudo-labels are steady over training.
 
     Every ``every_steps`` the current network labels all images (a snapshot), and for every image i and class c
@@ -44,7 +43,7 @@ class ReliabilityBank(nn.Module):
         size: (h, w) at which labels are kept, as uint8 on the CPU, h·w bytes an image; larger labels are
             subsampled (nearest). None keeps none: hand the previous labels to :meth:`update`, from disk.
         every_steps: training steps between snapshots; 3000 in DT-ST.
-        ignore_index: label of the pixels that belong to no class.
+        ignore_index: label of the pixels that belong to no class; outside [0, C).
 
     Attributes:
         iou: (N, C) float32; of each image's latest snapshot but the first, 0 where the class is absent.
@@ -59,8 +58,9 @@ class ReliabilityBank(nn.Module):
         All of it is in the state_dict, a snapshot half taken too. :meth:`refresh` adds up what the ranks found by
         one all-reduce; after it, all statistics are the same on all ranks. Labels are not exchanged: each rank
         must label the same images in every snapshot (a DistributedSampler without shuffling), and saves its own
-        labels. Moving the module moves the statistics; labels stay on the CPU. With the previous labels handed
-        in, ``update`` never waits for the device.
+        labels. Moving the module moves the statistics; labels stay on the CPU. Nothing is a buffer, so
+        ``DistributedDataParallel`` leaves every rank its own. With the previous labels handed in, ``update`` never
+        waits for the device.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -111,7 +111,7 @@ class ReliabilityBank(nn.Module):
         _checks.check_count(num_images, "num_images")
         _checks.check_count(num_classes, "num_classes")
         _checks.check_count(every_steps, "every_steps")
-        _checks.check_count(ignore_index, "ignore_index", minimum=-(2**63))
+        _checks.check_ignore_index(ignore_index, num_classes)
         shape = (0, 0, 0)
         if size is not None:
             size = _checks.check_size(size)
@@ -121,15 +121,16 @@ class ReliabilityBank(nn.Module):
         self.num_images, self.num_classes, self.size = num_images, num_classes, size
         self.every_steps, self.ignore_index = every_steps, ignore_index
         table = (num_images, num_classes)
-        self.register_buffer("iou", torch.zeros(table))
-        self.register_buffer("confidence", torch.zeros(table))
-        self.register_buffer("candidates", torch.zeros(table, dtype=torch.bool))
-        self.register_buffer("compared", torch.zeros(num_images, dtype=torch.bool))
-        self.register_buffer("kept", torch.zeros(num_images, dtype=torch.bool))  # this rank keeps its labels
-        self.register_buffer("fresh", torch.zeros(num_images, dtype=torch.bool))  # seen in the running snapshot
-        self.register_buffer("labels", torch.full(shape, _MAX_CLASSES, dtype=torch.uint8))
-        self.register_buffer("last_step", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("snapshots", torch.zeros((), dtype=torch.int64))
+        self.add_state("iou", torch.zeros(table))
+        self.add_state("confidence", torch.zeros(table))
+        self.add_state("candidates", torch.zeros(table, dtype=torch.bool))
+        self.add_state("compared", torch.zeros(num_images, dtype=torch.bool))
+        self.add_state("kept", torch.zeros(num_images, dtype=torch.bool))  # this rank keeps its labels
+        self.add_state("fresh", torch.zeros(num_images, dtype=torch.bool))  # seen in the running snapshot
+        none = torch.full((), _MAX_CLASSES, dtype=torch.uint8)
+        self.add_state("labels", none.expand(shape), on_host=True)
+        self.add_state("last_step", torch.zeros((), dtype=torch.int64), on_host=True)
+        self.add_state("snapshots", torch.zeros((), dtype=torch.int64), on_host=True)
 
     def extra_repr(self) -> str:  # noqa: D102
         return (
@@ -159,6 +160,8 @@ class ReliabilityBank(nn.Module):
     ) -> None:
         """Take in the labels of some images in the running snapshot; an image's second time is passed over.
 
+        That holds inside a batch, too: the first of equal indices counts.
+
         Args:
             indices: (B,), integer in [0, N): which images.
             labels: (B, H, W), integer: what the network says now. Values outside [0, C) belong to no class.
@@ -172,7 +175,8 @@ class ReliabilityBank(nn.Module):
                 floating-point one.
             ValueError: ``labels`` is not (B, H, W) with pixels; ``indices`` is not (B,); ``confidence`` or
                 ``previous`` has another shape than ``labels``, or another device; ``previous`` is given though
-                labels are kept here. Inside ``value_checks()``, an index outside [0, N).
+                labels are kept here; an index on the CPU is outside [0, N), and inside ``value_checks()`` one on any
+                device. Elsewhere such an index fails on the GPU.
         """
         self._check_batch(indices, labels)
         if confidence is not None:
@@ -187,28 +191,30 @@ class ReliabilityBank(nn.Module):
         if labels.shape[0] == 0:
             return
 
-        rows = indices.to(self.iou.device).long()
+        rows = self._rows(indices)
+        first = (rows[:, None] == rows).to(torch.uint8).argmax(1)  # of the same image in this batch
         stored = None
         if self.size is not None:
             labels = _subsample(labels, self.size)
             confidence = None if confidence is None else _subsample(confidence, self.size)
             stored = indices.to("cpu").long()
+            check_indices(stored, self.num_images)
             previous = self.labels[stored].to(labels.device)
         old = self.fresh[rows]
 
-        mean = self._mean_confidence(labels, confidence).to(self.iou.device)
-        self.confidence[rows] = torch.where(old[:, None], self.confidence[rows], mean)
+        mean = self._mean_confidence(labels, confidence).to(self.iou.device)[first]
+        self.confidence.index_copy_(0, rows, torch.where(old[:, None], self.confidence[rows], mean))
         if previous is not None:
-            iou = self._iou(labels, previous).to(self.iou.device)
+            iou = self._iou(labels, previous).to(self.iou.device)[first]
             take = ~old if stored is None else ~old & self.kept[rows]
-            self.iou[rows] = torch.where(take[:, None], iou, self.iou[rows])
-            self.compared[rows] = self.compared[rows] | take
+            self.iou.index_copy_(0, rows, torch.where(take[:, None], iou, self.iou[rows]))
+            self.compared.index_copy_(0, rows, self.compared[rows] | take)
         if stored is not None:
             now = self._classes(labels)
-            packed = torch.where(now == self.num_classes, _MAX_CLASSES, now).to("cpu", torch.uint8)
+            packed = torch.where(now == self.num_classes, _MAX_CLASSES, now).to("cpu", torch.uint8)[first.to("cpu")]
             self.labels[stored] = torch.where(old.to("cpu")[:, None, None], self.labels[stored], packed)
-            self.kept[rows] = True
-        self.fresh[rows] = True
+            self.kept.index_fill_(0, rows, True)
+        self.fresh.index_fill_(0, rows, True)  # an assignment through an index would make the host wait
 
     @torch.no_grad()
     def refresh(self, step: int) -> None:
@@ -221,9 +227,14 @@ class ReliabilityBank(nn.Module):
 
         Raises:
             TypeError: ``step`` is not an int.
-            ValueError: ``step`` is negative.
+            ValueError: ``step`` is negative, or before that of the last snapshot.
         """
         _checks.check_count(step, "step", minimum=0)
+        if int(self.snapshots) and step < int(self.last_step):
+            raise ValueError(
+                f"`step`: expected at least {int(self.last_step)}, that of the last snapshot, got {step}: the next one"
+                " would be due far too late; `reset` begins anew"
+            )
         self._join_ranks()
         by_iou, by_confidence = _at_or_above_median(self.iou), _at_or_above_median(self.confidence)
         self.candidates.copy_(torch.where(self.compared[:, None], by_iou, by_confidence))
@@ -243,11 +254,11 @@ class ReliabilityBank(nn.Module):
 
         Raises:
             TypeError: ``labels`` or ``indices`` is not an integer tensor.
-            ValueError: ``labels`` is not (B, H, W) with pixels; ``indices`` is not (B,). Inside
-                ``value_checks()``, an index outside [0, N).
+            ValueError: ``labels`` is not (B, H, W) with pixels; ``indices`` is not (B,); an index is outside [0, N),
+                as in :meth:`update`.
         """
         self._check_batch(indices, labels)
-        rows = indices.to(self.iou.device).long()
+        rows = self._rows(indices)
         table = torch.nn.functional.pad(self.candidates[rows], (0, 1)).to(labels.device)
         keep = table.gather(1, self._classes(labels).flatten(1)).view(labels.shape)
         return torch.where(keep, labels, self.ignore_index).to(labels.dtype)
@@ -283,11 +294,8 @@ class ReliabilityBank(nn.Module):
         return self._of_classes(total / label_sums(now, self.num_classes).clamp(min=1))
 
     def _of_classes(self, values: Tensor) -> Tensor:
-        """(B, C + 2) of places -> (B, C) float32, 0 for an ``ignore_index`` among the classes."""
-        values = values[:, 1:-1].float()
-        if 0 <= self.ignore_index < self.num_classes:
-            values[:, self.ignore_index] = 0.0
-        return values
+        """(B, C + 2) of places -> (B, C) float32."""
+        return values[:, 1:-1].float()
 
     def _check_batch(self, indices: Tensor, labels: Tensor) -> None:
         _checks.check_label_maps(labels)
@@ -296,16 +304,12 @@ class ReliabilityBank(nn.Module):
         _checks.check_integer(indices, "indices")
         if tuple(indices.shape) != (labels.shape[0],):
             raise ValueError(f"`indices`: expected (B,) = ({labels.shape[0]},), got {tuple(indices.shape)}")
-        if _checks._value_checks:
-            wrong = indices[(indices < 0) | (indices >= self.num_images)]
-            if wrong.numel():
-                raise ValueError(f"`indices`: expected values in [0, {self.num_images}), got {int(wrong[0])}")
+        check_indices(indices, self.num_images)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ReliabilityBank:
-        stay = {name: self._buffers.pop(name) for name in _ON_HOST}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._buffers.update(stay)
-        return self
+    def _rows(self, indices: Tensor) -> Tensor:
+        """Where the tables are; below 0 is as far outside as above the last, not the last but one."""
+        rows = indices.to(self.iou.device).long()
+        return torch.where(rows < 0, self.num_images, rows)
 
 
 def _at_or_above_median(values: Tensor) -> Tensor:

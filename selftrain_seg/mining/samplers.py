@@ -33,13 +33,15 @@ class ClassBalancedSampler(ClassSampler):
         candidates: (N, C) bool, which classes of which images may be drawn; None for all.
         num_samples: images an epoch over all ranks, rounded up to a multiple of their number; None for N.
         seed: at least 0, the same on all ranks.
-        rank: of this process; None for that of torch.distributed, or 0 without it.
+        rank: of this process; None for that of torch.distributed, or 0 of a single process.
         num_replicas: number of ranks; None for that of torch.distributed, or 1 without it.
 
     State / distributed:
         All ranks draw one and the same global order, and rank r takes its places r, r + R, r + 2R, … . The order
-        depends on ``seed``, the epoch and the classes, not on the number of ranks. ``state_dict`` and
-        ``load_state_dict`` resume in the middle of an epoch; the state of one rank serves all.
+        depends on ``seed``, the epoch and the classes, not on the number of ranks. Each iteration that has reached its
+        end is followed by the next epoch, ``set_epoch`` chooses another. Iterators that run at the same time give the
+        same images, each at its own pace. ``state_dict`` and ``load_state_dict`` resume in the middle of an epoch; the
+        state of one rank serves all.
 
     Raises:
         TypeError: ``index`` is not a ClassIndex, ``candidates`` is not a bool tensor, ``min_share`` is not a
@@ -121,6 +123,9 @@ class ClassBalancedSampler(ClassSampler):
         self._shown += self._contains[image]
         return image
 
+    def _settings(self) -> dict[str, Any]:
+        return {"sub_epoch": self.sub_epoch}
+
     def _draw_state(self) -> dict[str, Any]:
         parts = {"shown": self._shown, "turns": self._turns, "cursors": self._cursors}
         return {name: torch.from_numpy(values.copy()) for name, values in parts.items()}
@@ -149,7 +154,7 @@ class RareClassSampler(ClassSampler):
         candidates: (N, C) bool, which classes of which images may be drawn; None for all.
         num_samples: images an epoch over all ranks, rounded up to a multiple of their number; None for N.
         seed: at least 0, the same on all ranks.
-        rank: of this process; None for that of torch.distributed, or 0 without it.
+        rank: of this process; None for that of torch.distributed, or 0 of a single process.
         num_replicas: number of ranks; None for that of torch.distributed, or 1 without it.
 
     Attributes:
@@ -202,10 +207,14 @@ class RareClassSampler(ClassSampler):
             num_replicas=num_replicas,
         )
 
+    def _settings(self) -> dict[str, Any]:
+        return {"temperature": self.temperature}
+
     def _changed(self) -> None:
         counts = self.index.class_counts.double()
         drawable = torch.tensor([len(images) > 0 for images in self._lists])
-        exponent = (1 - counts / counts.sum().clamp(min=1)) / self.temperature
+        shares = counts / counts.sum().clamp(min=1)
+        exponent = (shares[drawable].min() - shares) / self.temperature  # 0 for the rarest: none overflows
         self.class_probabilities = torch.where(drawable, exponent, -torch.inf).softmax(0)
         self._sums = list(map(float, self.class_probabilities.cumsum(0)))
         self._last = int((self.class_probabilities > 0).nonzero()[-1])

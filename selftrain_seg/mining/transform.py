@@ -50,7 +50,7 @@ class SmallClassCrop(v2.Transform):  # type: ignore[misc]
             ``chance`` or ``fill`` is not a number, ``ignore_index`` is not an int.
         ValueError: ``classes`` or ``fallback`` is not one-dimensional or has values outside [0, 256), ``size``
             is not two values of at least 1, ``chance`` is outside [0, 1]; when called, the sample has no mask
-            or several different ones.
+            or several different ones, or is padded with what its dtype cannot hold.
 
     References:
         Zou et al., Unsupervised Domain Adaptation for Semantic Segmentation via Class-Balanced Self-Training,
@@ -148,6 +148,8 @@ class SmallClassCrop(v2.Transform):  # type: ignore[misc]
         """
         if any(params["padding"]):
             fill = self.ignore_index if isinstance(inpt, tv_tensors.Mask) else self.fill
+            if isinstance(inpt, Tensor):
+                fill = _checks.fill_value(inpt, fill, "ignore_index" if isinstance(inpt, tv_tensors.Mask) else "fill")
             inpt = F.pad(inpt, params["padding"], fill=fill)
         return F.crop(inpt, params["top"], params["left"], *self.size)
 

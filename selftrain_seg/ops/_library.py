@@ -21,7 +21,7 @@ def operator(
     fake: Callable[..., Any],
     *,
     cpu: Callable[..., Any] | None = None,
-    kernel: bool = False,
+    kernel: str | bool = False,
     reads_host: bool = False,
 ) -> Callable[..., Any]:
     """Register an operator and return it; PyTorch's dispatcher chooses among its implementations.
@@ -31,7 +31,7 @@ def operator(
         plain: its implementation in torch, for any device. Inputs carry no gradient, and the host must not wait.
         fake: makes results of the right shape, dtype and layout without values.
         cpu: what is faster on a CPU, where the host may look at values; the results are the same, bit for bit.
-        kernel: whether ``ops.triton.launch`` has a function of its name.
+        kernel: whether ``ops.triton.launch`` has a function of its name, or the name of the file there that has.
         reads_host: whether the host reads numbers from a tensor, which a CUDA graph made by the compiler must not keep.
     """
     name = schema.partition("(")[0]
@@ -39,10 +39,11 @@ def operator(
     _library.define(schema, tags=tags)
     _library.impl(name, plain, "CompositeExplicitAutograd")
     torch.library.register_fake(f"selftrain_seg::{name}", fake, lib=_library)
-    if cpu is not None:
+    keys = _kernel_keys() if kernel else []
+    if cpu is not None and "CPU" not in keys:
         _library.impl(name, cpu, "CPU")
-    for key in _kernel_keys() if kernel else ():
-        _library.impl(name, _kernel(name, plain), key)
+    for key in keys:
+        _library.impl(name, _kernel(name, plain, kernel if isinstance(kernel, str) else "launch"), key)
     found: Callable[..., Any] = getattr(torch.ops.selftrain_seg, name).default
     return found
 
@@ -68,11 +69,11 @@ def in_transform() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _kernel(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+def _kernel(name: str, plain: Callable[..., Any], file: str) -> Callable[..., Any]:
     """The Triton implementation, imported at the first call, which takes a moment; what it cannot do is plain."""
 
     def run(*args: Any) -> Any:
-        launch = importlib.import_module("selftrain_seg.ops.triton.launch")
+        launch = importlib.import_module(f"selftrain_seg.ops.triton.{file}")
         return getattr(launch, name)(plain, *args)
 
     return run

@@ -14,7 +14,8 @@ def connected_components(mask: Tensor) -> Tensor:
     Every pixel points to a pixel of its component, at first to the first of its run in the row. In each round the
     pixel pointed to is pointed at the least one that a neighbour knows, and pointers are shortened; components,
     not pixels, travel, so that the rounds grow with the logarithm of a component's length. On a CPU they end when
-    nothing changes; elsewhere, where looking would make the host wait, after a number that is ample.
+    nothing changes; elsewhere, where looking would make the host wait, after a number that is ample. On CUDA, Triton
+    kernels join the trees of pointers with atomic minima instead, in three launches.
 
     Args:
         mask: (B, H, W) bool.
@@ -70,4 +71,6 @@ def _fake(mask: Tensor) -> Tensor:
     return mask.new_empty(mask.shape, dtype=torch.int64)
 
 
-_components = operator("connected_components(Tensor mask) -> Tensor", _anywhere, _fake, cpu=_on_cpu)
+_components = operator(
+    "connected_components(Tensor mask) -> Tensor", _anywhere, _fake, cpu=_on_cpu, kernel="launch_maps"
+)

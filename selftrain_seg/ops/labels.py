@@ -1,4 +1,4 @@
-"""What is searched and counted in (B, H, W) label maps: a pixel of a class, and sums by class.
+"""What is searched and counted in (B, H, W) label maps: a pixel of a class, a crop around it, and sums by class.
 
 Elsewhere than on the CPU nothing makes the host wait. There, memory is what to wait for: maps are narrowed, compared
 byte by byte and read in parts that stay in the cache. The results are the same, bit for bit.
@@ -6,7 +6,7 @@ byte by byte and read in parts that stay in the cache. The results are the same,
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,26 @@ def find_pixels(labels: Tensor, ranked: Tensor, number: Tensor) -> Pixels:
     return Pixels(*_find_pixels(labels, ranked, number))
 
 
+def mine(
+    labels: Tensor, ranked: Tensor, draws: Tensor, image_counts: Tensor | None, size: tuple[int, int], limit: int
+) -> Tensor:
+    """Place a crop in each image: around a pixel of the last class in ``ranked`` that occurs, or anywhere.
+
+    Args:
+        labels: as in ``find_pixels``.
+        ranked: as there.
+        draws: (B, 4) int64, not negative: around a pixel if below ``limit``; the pixel's number; the place elsewhere.
+        image_counts: (B, C), integer: the pixels of each class, if they are known.
+        size: (h, w) of the crop.
+        limit: what the first number is compared with.
+
+    Returns:
+        (B, 2) int64, row and column of the corner: the pixel in the middle, as far as the crop lies in the image.
+    """
+    corners: Tensor = _mine(labels, ranked, draws, image_counts, *size, limit)
+    return corners
+
+
 def label_sums(
     labels: Tensor, num_classes: int, *, before: Tensor | None = None, weights: Tensor | None = None
 ) -> Tensor:
@@ -84,6 +104,32 @@ def _find_on_cpu(labels: Tensor, ranked: Tensor, number: Tensor) -> Pixels:
 def _find_fake(labels: Tensor, ranked: Tensor, number: Tensor) -> Pixels:
     row = ranked.new_empty(labels.shape[0])
     return Pixels(row, torch.empty_like(row), torch.empty_like(row, dtype=torch.bool))
+
+
+def _mine_anywhere(
+    labels: Tensor, ranked: Tensor, draws: Tensor, image_counts: Tensor | None, height: int, width: int, limit: int
+) -> Tensor:
+    if image_counts is not None:
+        ranked = _last_counted(image_counts, ranked)
+    coin, number, place_y, place_x = draws.unbind(1)
+    row, column, found = find_pixels(labels, ranked, number)
+    mined = found & (coin < limit)
+    last_top, last_left = max(0, labels.shape[1] - height), max(0, labels.shape[2] - width)
+    top = torch.where(mined, (row - height // 2).clamp(0, last_top), place_y % (last_top + 1))
+    left = torch.where(mined, (column - width // 2).clamp(0, last_left), place_x % (last_left + 1))
+    return torch.stack([top, left], dim=1)
+
+
+def _mine_fake(labels: Tensor, ranked: Tensor, *_: Any) -> Tensor:
+    return ranked.new_empty((len(labels), 2))
+
+
+def _last_counted(image_counts: Tensor, ranked: Tensor) -> Tensor:
+    """(B, 1): the last class of which the stored counts know a pixel, -1 for none."""
+    last = image_counts.shape[1] - 1
+    ranked = torch.constant_pad_nd(ranked, (1, 0), -1)
+    present = (ranked >= 0) & (ranked <= last) & (image_counts.gather(1, ranked.clamp(0, last)) > 0)
+    return ranked.gather(1, (present * torch.arange(ranked.shape[1], device=ranked.device)).amax(1, keepdim=True))
 
 
 def _find(labels: Tensor, ranked: Tensor, number: Tensor, rows: int) -> Pixels:
@@ -239,6 +285,13 @@ _find_pixels = operator(
     _find_anywhere,
     _find_fake,
     cpu=_find_on_cpu,
+)
+_mine = operator(
+    "mine(Tensor labels, Tensor ranked, Tensor draws, Tensor? image_counts, SymInt height, SymInt width, int limit)"
+    " -> Tensor",
+    _mine_anywhere,
+    _mine_fake,
+    kernel="launch_maps",
 )
 _label_sums = operator(
     "label_sums(Tensor labels, Tensor? before, Tensor? weights, int num_classes) -> Tensor",

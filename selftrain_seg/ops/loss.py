@@ -273,6 +273,7 @@ _backward = operator(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # zeros for the others would be written each time
     ctx.save_for_backward(*inputs[:8], *output[1:])
     ctx.settings = inputs[8:]
 

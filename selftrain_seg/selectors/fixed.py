@@ -33,7 +33,7 @@ def select_fixed(
         threshold: τ in [0, 1]. DAFormer: 0.968; FixMatch and UniMatch: 0.95.
         weigh_by: None, ``"image"`` or ``"batch"``.
         valid: (B, H, W) bool; pixels where it is False are never selected, weigh 0 and count in no share.
-        ignore_index: label of the pixels that are not selected.
+        ignore_index: label of the pixels that are not selected; outside [0, C).
 
     Returns:
         ``PseudoLabels`` with ``labels``, ``confidence`` and ``predicted``, and ``pixel_weight`` (B, H, W) float32 where
@@ -58,6 +58,8 @@ def select_fixed(
     _checks.check_real(threshold, "threshold", 0.0, 1.0)
     if weigh_by is not None:
         _checks.check_choice(weigh_by, "weigh_by", ("image", "batch"))
+    _checks.check_logits(logits)
+    _checks.check_ignore_index(ignore_index, logits.shape[1])
     if weigh_by is None:
         return select_hard(logits, threshold, valid=valid, ignore_index=ignore_index)
     pseudo = select_hard(logits, threshold, valid=valid, ignore_index=-1)

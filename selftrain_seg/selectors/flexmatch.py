@@ -27,7 +27,7 @@ class FlexMatchSelector(Stateful):
         num_classes: C, at least 2.
         threshold: τ in [0, 1]. FlexMatch: 0.95.
         momentum: λ in [0, 1].
-        ignore_index: label of the pixels that are not selected.
+        ignore_index: label of the pixels that are not selected; outside [0, C).
 
     Attributes:
         running_shares: (C,) float64, σ.
@@ -66,6 +66,7 @@ class FlexMatchSelector(Stateful):
     ) -> None:
         super().__init__()
         _checks.check_count(num_classes, "num_classes", 2)
+        _checks.check_ignore_index(ignore_index, num_classes)
         _checks.check_real(threshold, "threshold", 0.0, 1.0)
         _checks.check_real(momentum, "momentum", 0.0, 1.0)
         self.num_classes, self.threshold = num_classes, threshold

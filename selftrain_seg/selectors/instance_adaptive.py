@@ -37,7 +37,7 @@ class InstanceAdaptiveSelector(Stateful):
         initial: θ before the first image, in [0, 1]. IAST: 0.9.
         per: ``"image"``: one update for each image, as in the paper; ``"batch"``: one for each batch, its images
             taken as one, as in the published code (batches of 2).
-        ignore_index: label of the pixels that are not selected.
+        ignore_index: label of the pixels that are not selected; outside [0, C).
 
     Attributes:
         thresholds: (C,) float64, θ.
@@ -79,6 +79,7 @@ class InstanceAdaptiveSelector(Stateful):
     ) -> None:
         super().__init__()
         _checks.check_count(num_classes, "num_classes", 2)
+        _checks.check_ignore_index(ignore_index, num_classes)
         _checks.check_real(portion, "portion", 0.0, 1.0)
         _checks.check_real(momentum, "momentum", 0.0, 1.0)
         _checks.check_real(gamma, "gamma", 0.0, float("inf"))

@@ -32,7 +32,7 @@ def select_reweighted(
             estimating. On any device.
         prior: (C, H, W) spatial prior; with thresholds that were estimated with the same.
         valid: (B, H, W) bool; pixels where it is False are never selected.
-        ignore_index: label of the pixels that are not selected.
+        ignore_index: label of the pixels that are not selected; outside [0, C).
 
     Returns:
         ``PseudoLabels`` with ``labels``, ``confidence`` and ``predicted``; the latter two are those of the most
@@ -55,6 +55,7 @@ def select_reweighted(
         255
     """
     _checks.check_logits(logits)
+    _checks.check_ignore_index(ignore_index, logits.shape[1])
     _checks.check_prior(prior, logits)
     _checks.check_valid(valid, logits)
     thresholds = _checks.thresholds_for(thresholds, logits)

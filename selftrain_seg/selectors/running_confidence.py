@@ -30,7 +30,7 @@ class RunningConfidenceSelector(Stateful):
         lower: in [0, 1], least threshold. Both: 0.2.
         beta: above 0, the frequency at which the discount sets in, and r before the first batch. Both: 1e-3.
         momentum: in [0, 1]. DT-ST: 0.9; SAC: 0.99.
-        ignore_index: label of the pixels that are not selected.
+        ignore_index: label of the pixels that are not selected; outside [0, C).
 
     Attributes:
         running_confidence: (C,) float64, r.
@@ -74,6 +74,7 @@ class RunningConfidenceSelector(Stateful):
     ) -> None:
         super().__init__()
         _checks.check_count(num_classes, "num_classes", 2)
+        _checks.check_ignore_index(ignore_index, num_classes)
         _checks.check_real(upper, "upper", 0.0, 1.0)
         _checks.check_real(lower, "lower", 0.0, 1.0)
         _checks.check_real(beta, "beta", 0.0, float("inf"), open_low=True)

@@ -54,6 +54,7 @@ def select_soft(
         tensor([0.6923, 0.3077])
     """
     _checks.check_logits(logits)
+    _checks.check_ignore_index(ignore_index, logits.shape[1])
     _checks.check_prior(prior, logits)
     _checks.check_valid(valid, logits)
     thresholds = _checks.thresholds_for(thresholds, logits)

@@ -27,7 +27,7 @@ class SoftMatchSelector(Stateful):
         momentum: λ in [0, 1]. SoftMatch: 0.999.
         sigmas: n, above 0, the truncation. SoftMatch: 2.
         align: whether confidences are uniformly aligned. It takes a second pass over the logits.
-        ignore_index: label of the unusable pixels.
+        ignore_index: label of the unusable pixels; outside [0, C).
 
     Attributes:
         mean: () float64, μ.
@@ -69,6 +69,7 @@ class SoftMatchSelector(Stateful):
     ) -> None:
         super().__init__()
         _checks.check_count(num_classes, "num_classes", 2)
+        _checks.check_ignore_index(ignore_index, num_classes)
         _checks.check_real(momentum, "momentum", 0.0, 1.0)
         _checks.check_real(sigmas, "sigmas", 0.0, float("inf"), open_low=True)
         self.num_classes, self.momentum, self.sigmas = num_classes, momentum, sigmas

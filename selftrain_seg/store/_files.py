@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib
 import json
@@ -69,8 +70,25 @@ def write(path: Path, data: bytes, round_folder: Path, *, sync: bool = False, re
                 os.fsync(file.fileno())
         if replace or not _linked(unfinished, path):
             unfinished.replace(path)
+        if sync:
+            sync_to_disk(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Wait until a file, or what a folder lists, would survive a loss of power."""
+    if os.name == "nt" and path.is_dir():  # has no handle there
+        return
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        except OSError as error:  # some file systems know no such thing for folders
+            if not (path.is_dir() and error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSUP)):
+                raise
+        finally:
+            os.close(fd)
 
 
 def _linked(source: Path, target: Path) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
+from selftrain_seg.store._encode import KINDS
 from selftrain_seg.store._files import FORMAT
 
 __all__ = ["RoundSettings"]
@@ -146,3 +147,29 @@ def checked_meta(meta: Any) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"`meta`: expected what JSON can hold, got {_short(meta)} ({error})") from error
     return plain
+
+
+def checked_palette(palette: Sequence[Sequence[int]], num_classes: int) -> Colours:
+    colours = [tuple(int(value) for value in colour) for colour in palette]
+    if len(colours) != num_classes:
+        raise ValueError(f"`palette`: expected {num_classes} colours, got {len(colours)}")
+    out = []
+    for colour in colours:
+        if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
+            raise ValueError(f"`palette`: expected three values of 0 to 255 a colour, got {colour}")
+        out.append((colour[0], colour[1], colour[2]))
+    return tuple(out)
+
+
+def check_store(num_classes: Any, classes: Any, ignore_index: Any, keep: Any) -> None:
+    """What 8 bits hold, a name for each class, and fields that there are."""
+    _checks.check_count(num_classes, "num_classes")
+    if num_classes > 255:
+        raise ValueError(f"`num_classes`: expected at most 255, which 8 bits hold, got {num_classes}")
+    _checks.check_ignore_index(ignore_index, num_classes, minimum=0)
+    if ignore_index > 255:
+        raise ValueError(f"`ignore_index`: expected a value in [0, 255], which 8 bits hold, got {ignore_index}")
+    if classes is not None and (isinstance(classes, str) or len(classes) != num_classes):
+        raise ValueError(f"`classes`: expected {num_classes} names, got {classes!r}")
+    if isinstance(keep, str) or not set(keep) <= set(KINDS) or len(set(keep)) < len(keep):
+        raise ValueError(f"`keep`: expected some of {', '.join(map(repr, KINDS))}, got {keep!r}")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,19 @@ from torch import Tensor
 from selftrain_seg import _checks
 from selftrain_seg.store import _files
 from selftrain_seg.store._encode import KINDS
-from selftrain_seg.store._files import IMAGES, MANIFEST, SETTINGS, Record
+from selftrain_seg.store._files import MANIFEST, SETTINGS
+from selftrain_seg.store._folder import all_damaged, begin_round, begun, folder_of, remove
+from selftrain_seg.store._lock import RoundLocks, held
 from selftrain_seg.store._names import checked_names
 from selftrain_seg.store._png import default_colours
-from selftrain_seg.store._ranks import together
+from selftrain_seg.store._ranks import rank as own_rank
+from selftrain_seg.store._ranks import together, world_size
 from selftrain_seg.store._settings import (
-    Colours,
     RoundSettings,
     check_same,
+    check_store,
     checked_meta,
+    checked_palette,
     checked_portion,
     checked_thresholds,
     from_content,
@@ -55,7 +57,7 @@ class PseudoLabelStore:
         num_classes: C, at most 255.
         classes: C names, for the manifest.
         palette: C RGB colours of 0 to 255; None for well separated ones. Ignored pixels are drawn black.
-        ignore_index: label of the pixels that are not selected, in [0, 255].
+        ignore_index: label of the pixels that are not selected, in [C, 255].
         keep: what to keep beside the labels, where the pseudo-labels have it: any of ``"confidence"``,
             ``"soft"``, ``"pixel_weight"`` and ``"predicted"``.
         top_k: entries kept of each soft label, at least 1; the others count as 0.
@@ -67,9 +69,9 @@ class PseudoLabelStore:
 
     Raises:
         TypeError: ``num_classes``, ``ignore_index``, ``top_k`` or ``threads`` is not an int.
-        ValueError: ``num_classes`` or ``ignore_index`` does not fit 8 bits; ``classes`` or ``palette`` does not
-            have C entries, or a colour is not three values of 0 to 255; ``keep`` names something else, or
-            twice; ``top_k`` is below 1 or ``threads`` below 0.
+        ValueError: ``num_classes`` or ``ignore_index`` does not fit 8 bits, or the latter is a class; ``classes`` or
+            ``palette`` does not have C entries, or a colour is not three values of 0 to 255; ``keep`` names something
+            else, or twice; ``top_k`` is below 1 or ``threads`` below 0.
 
     Example:
         >>> import tempfile, torch
@@ -98,22 +100,13 @@ class PseudoLabelStore:
         threads: int = 4,
     ) -> None:
         self.root = Path(root)
-        _checks.check_count(num_classes, "num_classes")
-        if num_classes > 255:
-            raise ValueError(f"`num_classes`: expected at most 255, which 8 bits hold, got {num_classes}")
-        _checks.check_count(ignore_index, "ignore_index", minimum=0)
-        if ignore_index > 255:
-            raise ValueError(f"`ignore_index`: expected a value in [0, 255], which 8 bits hold, got {ignore_index}")
-        if classes is not None and (isinstance(classes, str) or len(classes) != num_classes):
-            raise ValueError(f"`classes`: expected {num_classes} names, got {classes!r}")
-        if isinstance(keep, str) or not set(keep) <= set(KINDS) or len(set(keep)) < len(keep):
-            raise ValueError(f"`keep`: expected some of {', '.join(map(repr, KINDS))}, got {keep!r}")
+        check_store(num_classes, classes, ignore_index, keep)
         _checks.check_count(top_k, "top_k")
         _checks.check_count(threads, "threads", minimum=0)
         self.num_classes = int(num_classes)
         self.ignore_index = int(ignore_index)
         self.classes = None if classes is None else tuple(map(str, classes))
-        self.palette = default_colours(num_classes) if palette is None else _checked_palette(palette, num_classes)
+        self.palette = default_colours(num_classes) if palette is None else checked_palette(palette, num_classes)
         self.keep = tuple(kind for kind in KINDS if kind in keep)
         self.top_k = int(top_k)
         self.threads = int(threads)
@@ -130,6 +123,7 @@ class PseudoLabelStore:
         portion: float | Tensor | None = None,
         meta: Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        rank: int | None = None,
         progress: bool = False,
     ) -> RoundWriter:
         """Begin a round, or continue an interrupted one: what is whole on disk is not written again.
@@ -144,27 +138,31 @@ class PseudoLabelStore:
                 very same ones, take them from :meth:`settings`.
             portion: the portion they stand for, a number in [0, 1] or (C,).
             meta: anything JSON can hold. An interrupted round keeps that with which it was begun.
-            overwrite: remove what there is of this round and begin anew. Of several processes without a process
-                group only the first may ask for it.
+            overwrite: remove what there is of this round and begin anew. No other writer of it may be open, but
+                those of the same process group.
+            rank: of this process among those that write the round at the same time; None for that in the process
+                group, 0 without one. Processes that know nothing of each other need different ones.
             progress: show a bar while the files of an earlier attempt are checked, if tqdm is installed.
 
         Returns:
             The writer, best used in a ``with`` block.
 
         Raises:
-            TypeError: ``round`` is not an int; ``names`` are not str; ``thresholds`` is no floating-point tensor;
-                ``portion`` is not a number; ``meta`` is no dict.
-            ValueError: ``round`` is below 0; there are no names, one comes twice, or one is not a relative path
-                without ``..`` that a file can have; ``thresholds`` is not (C,) of at least 0;
+            TypeError: ``round`` or ``rank`` is not an int; ``names`` are not str; ``thresholds`` is no floating-point
+                tensor; ``portion`` is not a number; ``meta`` is no dict.
+            ValueError: ``round`` or ``rank`` is below 0; there are no names, one comes twice, or one is not a relative
+                path without ``..`` that a file can have; ``thresholds`` is not (C,) of at least 0;
                 ``portion`` is outside [0, 1]; JSON cannot hold ``meta``; the round was begun with other settings.
             OSError: a file cannot be written; ``settings.json`` is missing or damaged.
-            RuntimeError: another rank failed.
+            RuntimeError: a writer of the same rank is open, with ``overwrite`` one of any; another rank failed.
         """
         asked: dict[str, Any] = {}
         found: dict[str, Any] = {}
 
         def check() -> None:
             _checks.check_count(round, "round", minimum=0)
+            if rank is not None:
+                _checks.check_count(rank, "rank", minimum=0)
             asked.update(
                 to_content(
                     RoundSettings(
@@ -188,10 +186,84 @@ class PseudoLabelStore:
             check_same(asked, found, f"round {round}")
 
         together(check)
-        together(lambda: _begin(self._folder(round), asked, overwrite), first_only=True)
-        together(compare)
-        settings = from_content(found, tuple(found["names"]))
-        return RoundWriter(self._folder(round), settings, threads=self.threads, progress=progress)
+        locks = RoundLocks(self._folder(round))
+        lock = locks.of_rank(own_rank() if rank is None else int(rank))
+
+        def take() -> None:
+            if not lock.take():
+                raise RuntimeError(held(lock.path))
+
+        def begin() -> None:
+            ours = {lock.path, *(locks.of_rank(number).path for number in range(world_size()))}
+            if overwrite:
+                with locks.no_writer(but=ours):
+                    remove(self._folder(round))
+            with locks.change.exclusive():
+                begin_round(self._folder(round), asked)
+
+        try:
+            together(take)
+            together(begin, first_only=True)
+            together(compare)
+            settings = from_content(found, tuple(found["names"]))
+            return RoundWriter(self._folder(round), settings, threads=self.threads, progress=progress, lock=lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    def delete(self, round: int) -> None:
+        """Delete a round, complete or not. It vanishes at once: nobody ever sees half of it.
+
+        A collective; rank 0 deletes. Who has the round open for reading gets an ``OSError`` at the next map.
+
+        Args:
+            round: its number.
+
+        Raises:
+            TypeError: ``round`` is not an int.
+            ValueError: there is no such round.
+            RuntimeError: a writer of it is open; another rank failed.
+            OSError: the folder cannot be moved or removed.
+        """
+
+        def move_away() -> None:
+            if round not in self._begun():
+                raise ValueError(f"`round`: expected one of {self._begun()}, got {round}")
+            with RoundLocks(self._folder(round)).no_writer():
+                remove(self._folder(round))
+
+        together(lambda: _checks.check_count(round, "round", minimum=0))
+        together(move_away, first_only=True)
+
+    def prune(self, *, keep: int = 1) -> list[int]:
+        """Delete all rounds but the last complete ones, and what is newer than the oldest of those.
+
+        Of complete rounds 0, 1, 2 and a round 3 that is being written, ``prune(keep=1)`` leaves 2 and 3. A collective,
+        as :meth:`delete`.
+
+        Args:
+            keep: how many complete rounds stay, at least 1.
+
+        Returns:
+            The numbers of the deleted rounds, ascending; interrupted ones among them.
+
+        Raises:
+            TypeError: ``keep`` is not an int.
+            ValueError: ``keep`` is below 1.
+            RuntimeError: a writer of one of them is open; another rank failed.
+            OSError: a manifest is damaged, the message names it; a folder cannot be moved or removed.
+        """
+        old: list[int] = []
+
+        def choose() -> None:
+            _checks.check_count(keep, "keep")
+            kept = self.rounds()[-keep:]
+            old.extend(number for number in self._begun() if len(kept) == keep and number < kept[0])
+
+        together(choose)
+        for number in old:
+            self.delete(number)
+        return old
 
     def rounds(self) -> list[int]:
         """List the complete rounds.
@@ -290,35 +362,7 @@ class PseudoLabelStore:
         """
         self._check_complete(round)
         folder = self._folder(round)
-        out: list[str] = []
-        manifest: dict[str, Any] = {"files": {}}
-        try:
-            manifest = _files.read_json(folder / MANIFEST)
-            if manifest["round"] != round:
-                out.append(MANIFEST)
-        except OSError:
-            out.append(MANIFEST)
-        lines: list[bytes] = []
-        for name in (SETTINGS, IMAGES):
-            try:
-                data = (folder / name).read_bytes()
-                lines = data.split(b"\n")  # at last those of the images
-                if name in manifest["files"] and manifest["files"][name][1] != _files.digest(data):
-                    out.append(name)
-            except OSError:
-                out.append(name)
-                lines = []
-        records = [record for line in lines if line and (record := Record.parse(line)) is not None]
-        found = _files.mapped(
-            lambda record: _files.damaged(folder, record),
-            records,
-            len(records),
-            self.threads,
-            progress,
-            f"verify round {round}",
-        )
-        out.extend(path for paths in found for path in paths)
-        return [f"{folder.name}/{path}" for path in out]
+        return [f"{folder.name}/{path}" for path in all_damaged(folder, round, self.threads, progress)]
 
     def disk_bytes(self, round: int) -> int:
         """Measure what a round takes on disk, complete or not.
@@ -340,14 +384,10 @@ class PseudoLabelStore:
 
     def _folder(self, round: int) -> Path:
         _checks.check_count(round, "round", minimum=0)
-        return self.root / f"round-{int(round):04d}"
+        return folder_of(self.root, int(round))
 
     def _begun(self) -> list[int]:
-        if not self.root.is_dir():
-            return []
-        found = (re.fullmatch(r"round-(\d{4,})", path.name) for path in self.root.iterdir() if path.is_dir())
-        numbers = sorted(int(match[1]) for match in found if match)
-        return [n for n in numbers if any((self._folder(n) / name).exists() for name in (SETTINGS, MANIFEST))]
+        return begun(self.root)
 
     def _complete(self, round: int) -> bool:
         path = self._folder(round) / MANIFEST
@@ -357,38 +397,3 @@ class PseudoLabelStore:
         if not (self._folder(round) / MANIFEST).exists():
             state = "which is not complete" if round in self._begun() else "which is not there"
             raise ValueError(f"`round`: expected a complete round, got {round}, {state}")
-
-
-def _begin(folder: Path, asked: dict[str, Any], overwrite: bool) -> None:
-    """Write the settings, unless there are some."""
-    path, manifest = folder / SETTINGS, folder / MANIFEST
-    if overwrite and folder.exists():
-        manifest.unlink(missing_ok=True)  # first: what is half removed is not complete
-        shutil.rmtree(folder)
-    data = _files.to_json(asked)
-    try:
-        _files.read_json(path)
-        return
-    except FileNotFoundError:
-        fresh = not any((folder / name).exists() for name in (_files.JOURNAL, IMAGES, MANIFEST))
-    except OSError:
-        fresh = False
-    if not fresh:
-        # The settings are lost, but a manifest tells whether these are the same.
-        known = _files.read_json(manifest)["files"][SETTINGS][1] if manifest.exists() else None
-        if known != _files.digest(data):
-            raise OSError(f"{path}: missing or damaged file; overwrite=True begins the round anew")
-        path.unlink(missing_ok=True)
-    _files.write(path, data, folder, sync=True, replace=False)
-
-
-def _checked_palette(palette: Sequence[Sequence[int]], num_classes: int) -> Colours:
-    colours = [tuple(int(value) for value in colour) for colour in palette]
-    if len(colours) != num_classes:
-        raise ValueError(f"`palette`: expected {num_classes} colours, got {len(colours)}")
-    out = []
-    for colour in colours:
-        if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
-            raise ValueError(f"`palette`: expected three values of 0 to 255 a colour, got {colour}")
-        out.append((colour[0], colour[1], colour[2]))
-    return tuple(out)

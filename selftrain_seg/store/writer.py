@@ -22,6 +22,7 @@ from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.store import _files
 from selftrain_seg.store._encode import KINDS, HostBatch, check_batch, to_host
 from selftrain_seg.store._files import Record
+from selftrain_seg.store._lock import Lock, RoundLocks
 from selftrain_seg.store._manifest import manifest_of, several
 from selftrain_seg.store._names import file_of
 from selftrain_seg.store._png import encode_grey, encode_indexed, full_palette
@@ -38,16 +39,18 @@ class RoundWriter:
 
     Each file is written under another name first and then put into place; a line with its checksum follows in the
     journal of the process. What a killed process leaves is therefore either whole and listed, or written again.
-    Only :meth:`finish` makes the round a complete one.
+    Only :meth:`finish` makes the round a complete one, and from then on no writer that is still open changes it.
 
-    A writer can be pickled and forked: copies in other processes, such as workers of a DataLoader, write files and
-    journals of their own.
+    A round has one open writer a rank. It holds a lock, which :meth:`close` lets go, and so does the end of its
+    process, however it ends. A writer can be pickled and forked: copies in other processes, such as workers of a
+    DataLoader, need no lock of their own, and write files and journals of their own.
 
     Args:
         folder: of the round.
         settings: what it was begun with.
         threads: that encode images while the caller goes on; 0 for none.
         progress: show a bar while the files of an earlier attempt are checked, if tqdm is installed.
+        lock: that this writer holds until it is closed.
 
     State / distributed:
         Opening and :meth:`finish` are collectives of the default process group, if there is one: every rank
@@ -74,9 +77,13 @@ class RoundWriter:
     _waiting: deque[Future[None]]
     _pool: ThreadPoolExecutor | None
 
-    def __init__(self, folder: Path, settings: RoundSettings, *, threads: int, progress: bool = False) -> None:
+    def __init__(
+        self, folder: Path, settings: RoundSettings, *, threads: int, progress: bool = False, lock: Lock | None = None
+    ) -> None:
         self.settings = settings
         self._folder = folder
+        self._lock_of_rank = lock
+        self._begun = _state_of(folder)
         self._threads = threads
         self._palette = full_palette(settings.palette, settings.ignore_index)
         self._names = frozenset(settings.names)
@@ -117,7 +124,7 @@ class RoundWriter:
                 ``confidence`` is negative, infinite or NaN; ``pixel_weight`` is outside [0, 1]; an entry of ``soft``
                 is negative, or a pixel's sum neither 1 nor 0 to within 0.01; other fields are there than in the
                 images before.
-            RuntimeError: the writer is closed.
+            RuntimeError: the writer is closed; another one has finished the round, begun it anew or deleted it.
             OSError: a file cannot be written.
         """
         if self._closed:
@@ -159,6 +166,9 @@ class RoundWriter:
     def finish(self) -> StoredRound:
         """Complete the round: write the list of its images and, last of all, its manifest.
 
+        Before the manifest, all files are synchronised with the disk, by ``threads`` at a time: what a complete round
+        says it holds is there even after a loss of power. That takes some tenths of a millisecond a file.
+
         Returns:
             The round, ready to be read.
 
@@ -170,6 +180,7 @@ class RoundWriter:
             OSError: a file cannot be written.
         """
         together(self.close)
+        together(self._synchronise)
         together(self._complete, first_only=True)
         return StoredRound(self._folder)
 
@@ -192,6 +203,8 @@ class RoundWriter:
             if self._journal is not None:
                 os.close(self._journal)
                 self._journal = None
+            if self._lock_of_rank is not None:
+                self._lock_of_rank.release()
 
     def __enter__(self) -> RoundWriter:
         return self
@@ -206,11 +219,12 @@ class RoundWriter:
                 self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_pool", "_lock", "_waiting", "_journal", "_process")
+        own = ("_pool", "_lock", "_locks", "_lock_of_rank", "_waiting", "_journal", "_process")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._lock_of_rank = None
         self._open()
 
     def _open(self) -> None:
@@ -218,6 +232,7 @@ class RoundWriter:
         self._process = os.getpid()
         self._closed = False
         self._lock = threading.Lock()
+        self._locks = RoundLocks(self._folder)
         self._journal = None
         self._waiting = deque()
         self._pool = ThreadPoolExecutor(self._threads, "pseudo-labels") if self._threads else None
@@ -234,23 +249,36 @@ class RoundWriter:
                     found = np.asarray(torch.bincount(torch.from_numpy(batch.maps[kind][place].ravel()), minlength=256))
                     found[self.settings.ignore_index] = 0
                     counts[kind] = [int(count) for count in found[: self.settings.num_classes]]
-            files = {}
+            contents = {}
             for kind in ("labels", *kinds):
                 values = batch.maps[kind][place]
                 if kind in ("confidence", "pixel_weight"):
-                    data = encode_grey(values[0])
+                    contents[kind] = encode_grey(values[0])
                 else:
-                    data = encode_indexed(
+                    contents[kind] = encode_indexed(
                         values.reshape(-1, values.shape[-1]), None if kind == "soft" else self._palette
                     )
-                _files.write(self._folder / file_of(kind, name), data, self._folder)
-                files[kind] = (len(data), _files.digest(data))
             height, width = batch.maps["labels"].shape[-2:]
             dropped = None if batch.dropped is None else (int(batch.dropped[place, 0]), int(batch.dropped[place, 1]))
-            self._note(Record(name, (height, width), counts["labels"], counts.get("predicted"), dropped, files))
+            files = {kind: (len(data), _files.digest(data)) for kind, data in contents.items()}
+            record = Record(name, (height, width), counts["labels"], counts.get("predicted"), dropped, files)
+            with self._locks.change.shared():
+                self._check_unfinished()
+                for kind, data in contents.items():
+                    _files.write(self._folder / file_of(kind, name), data, self._folder)
+                self._note(record)
         except BaseException:
             self._done.discard(name)
             raise
+
+    def _check_unfinished(self) -> None:
+        """Once there is a manifest nobody writes: what it promises must not change."""
+        if (self._folder / _files.MANIFEST).exists():
+            raise RuntimeError(f"round {self.settings.round} was finished by another writer; this one writes no more")
+        if _state_of(self._folder) != self._begun:
+            raise RuntimeError(
+                f"round {self.settings.round} was begun anew or deleted while this writer was open; it writes no more"
+            )
 
     def _note(self, record: Record) -> None:
         line = record.line()
@@ -289,7 +317,22 @@ class RoundWriter:
         if self._stale_manifest or self._done != self._names:
             (self._folder / _files.MANIFEST).unlink(missing_ok=True)
 
+    def _synchronise(self) -> None:
+        """Every rank all files: what its own machine has not written out yet, of its workers too."""
+        if (self._folder / _files.MANIFEST).exists():
+            return
+        kinds = ("labels", *self.settings.keep)
+        paths = [self._folder / file_of(kind, name) for name in self.settings.names for kind in kinds]
+        folders = {parent for path in paths for parent in path.relative_to(self._folder).parents}
+        paths += [self._folder / folder for folder in sorted(folders, reverse=True)]
+        for _ in _files.mapped(_files.sync_to_disk, paths, len(paths), max(4, self._threads), False, ""):
+            pass
+
     def _complete(self) -> None:
+        with self._locks.change.exclusive():  # of what is being written now, every image is whole or not begun
+            self._complete_alone()
+
+    def _complete_alone(self) -> None:
         manifest = self._folder / _files.MANIFEST
         if not manifest.exists():
             records = self._chosen()
@@ -326,3 +369,12 @@ class RoundWriter:
                     f" {', '.join(first.files)} in {first.name!r} and {', '.join(record.files)} in {record.name!r}"
                 )
         return chosen
+
+
+def _state_of(folder: Path) -> tuple[int, int, int] | None:
+    """Of the settings' file: another one means that the round was begun anew."""
+    try:
+        state = (folder / _files.SETTINGS).stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import copy
+import functools
+import types
+import warnings
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +31,79 @@ def unwrap(module: nn.Module) -> nn.Module:
             module = module.get_submodule("_orig_mod")
         else:
             return module
+
+
+# Where a module keeps the functions that run before, after and around it.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """Copy a network without what its user hung on it: functions are not copied, and would serve two networks.
+
+    Hooks that are methods of the network's modules, and torch's own (``weight_norm``, ``spectral_norm``, pruning), are
+    part of it and are copied. Other hooks are left out, with a warning that names them. A ``forward`` that was replaced
+    on a module is refused where it would go on calling the student.
+    """
+    modules = dict(network.named_modules())
+    ids = {id(module) for module in modules.values()}
+    for name, module in modules.items():
+        check_forward(name or "student", module)
+    memo: dict[int, Any] = {}
+    left_out: list[str] = []
+    for module in modules.values():
+        for kind in _HOOKS:
+            memo[id(getattr(module, kind))] = OrderedDict()
+    copy_ = copy.deepcopy(network, memo)
+    for name, module in modules.items():
+        for kind in _HOOKS:
+            for key, hook in getattr(module, kind).items():
+                if type(hook).__module__.startswith("torch.") or (_owner(hook) in ids and not _refers(hook)):
+                    getattr(memo[id(module)], kind)[key] = copy.deepcopy(hook, memo)
+                else:
+                    left_out.append(f"{name or 'student'} ({getattr(hook, '__name__', type(hook).__name__)})")
+    if left_out:
+        warnings.warn(
+            f"the teacher leaves out {len(left_out)} hooks of the student, which would store its outputs over the"
+            f" student's: {', '.join(left_out[:5])}{', …' if len(left_out) > 5 else ''}. If the network's output"
+            " depends on them, make them methods of its modules",
+            stacklevel=3,
+        )
+    return copy_
+
+
+def check_forward(name: str, module: nn.Module) -> None:
+    """Refuse a ``forward`` on the instance that a copy would share: a function, or one that holds a module."""
+    forward = vars(module).get("forward")
+    if forward is None or "_orig_mod" in module._modules or isinstance(module, torch.jit.ScriptModule):
+        return
+    if isinstance(forward, types.FunctionType) or _refers(forward):
+        raise ValueError(
+            f"`student`: expected modules with their own forward, got {name} with one that was put on it and that a"
+            " copy would share with the student; make the teacher outside of `drop_blocks` and before the student's"
+            " forward is replaced"
+        )
+
+
+def _owner(function: Any) -> int:
+    return id(function.__self__) if isinstance(function, types.MethodType) else -1
+
+
+def _refers(function: Any) -> bool:
+    """Whether a function holds a module, or a method of one, in a place that is not copied with it."""
+    if isinstance(function, functools.partial):
+        return _refers(function.func)
+    if isinstance(function, types.MethodType):
+        return _refers(function.__func__)
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            held = cell.cell_contents
+        except ValueError:  # not yet bound
+            continue
+        if isinstance(held, (nn.Module, functools.partial)) or isinstance(getattr(held, "__self__", None), nn.Module):
+            return True
+        if isinstance(held, types.FunctionType) and held is not function and _refers(held):
+            return True
+    return False
 
 
 def check_module(value: Any, name: str) -> None:
@@ -87,25 +164,42 @@ def reshard(module: nn.Module) -> None:
             part.reshard()
 
 
-def average_(targets: Sequence[Tensor], sources: Sequence[Tensor], momentum: float) -> None:
+class Group(NamedTuple):
+    """Targets of one device and dtype, and their sources, of one device and dtype too."""
+
+    targets: list[Tensor]
+    sources: list[Tensor]
+    alike: bool  # whether the sources have the targets' device and dtype
+
+
+def grouped(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> list[Group]:
+    """Sort pairs into groups for ``average_``."""
+    groups: dict[Any, Group] = {}
+    for target, source in zip(targets, sources, strict=True):
+        kind = target.device, target.dtype, source.device, source.dtype
+        if kind not in groups:
+            groups[kind] = Group([], [], kind[:2] == kind[2:])
+        groups[kind].targets.append(_local(target))
+        groups[kind].sources.append(_local(source))
+    return list(groups.values())
+
+
+def average_(groups: Iterable[Group], momentum: float) -> None:
     """``target ← momentum · target + (1 - momentum) · source``, in a few calls for all tensors.
 
-    The tensors of a call share device and dtype; sources are converted to their target's. Momentum 0 copies.
+    Sources are converted to their targets' device and dtype. Momentum 0 copies.
     """
     average = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call]
-    groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
-    for target, source in zip(targets, sources, strict=True):
-        own, other = groups[target.device, target.dtype, source.device, source.dtype]
-        own.append(_local(target))
-        other.append(_local(source))
-    for (device, dtype, *other_kind), (own, other) in groups.items():
+    for own, other, alike in groups:
         if momentum == 0.0:
             torch._foreach_copy_(own, other)
-        elif [device, dtype] == other_kind:
+        elif alike:
             average(own, other, 0)
         else:
             for part in parts(len(own)):
-                average(own[part], [tensor.to(device, dtype) for tensor in other[part]], 0)
+                converted = [torch.empty_like(tensor) for tensor in own[part]]
+                torch._foreach_copy_(converted, other[part])
+                average(own[part], converted, 0)
 
 
 def parts(count: int) -> Iterator[slice]:

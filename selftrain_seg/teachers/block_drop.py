@@ -50,6 +50,8 @@ def drop_blocks(
         >>> torch.equal(dropped, net[0](x))
         True
     """
+    if isinstance(blocks, nn.Module) and not hasattr(blocks, "__iter__"):
+        raise TypeError(f"`blocks`: expected several modules, got one {type(blocks).__name__}")
     chosen = list(blocks)
     for index, block in enumerate(chosen):
         if not isinstance(block, nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +12,11 @@ from selftrain_seg import _checks
 from selftrain_seg.distributed.reduce import rank_and_ranks
 from selftrain_seg.outputs import find
 from selftrain_seg.teachers import _weights
+from selftrain_seg.teachers._plan import Plan, Steps
 
 __all__ = ["MeanTeacher"]
 
 _HALF = (torch.float16, torch.bfloat16)
-# Layers that do nothing but drop while training; those of other packages by name.
-_DROPPING = (nn.modules.dropout._DropoutNd, nn.MultiheadAttention)
-_DROPPING_NAMES = frozenset({"StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d"})
 
 
 class MeanTeacher(nn.Module):
@@ -34,15 +31,17 @@ class MeanTeacher(nn.Module):
     ``fully_shard(teacher.model)``.
 
     Args:
-        student: the network to copy; its wrappers are left out. It is not changed.
+        student: the network to copy; its wrappers are left out, and its hooks but those that are methods of its modules
+            or torch's own (a warning names them). It is not changed.
         momentum: d, in [0, 1]. Mean teachers: 0.99 to 0.9999.
         warmup: whether d grows from 0 as above.
         buffers: what happens to floating-point buffers (BatchNorm's running statistics): "copy" takes the
-            student's, "average" averages them like weights, "keep" leaves the teacher's own. Integer buffers are
-            always copied.
-        train_mode: whether the teacher's layers work as in training, so that BatchNorm uses the batch's statistics.
-            By default it is in evaluation mode. Either way ``.train()`` and ``.eval()`` do not change it.
-        dropout: whether dropout and stochastic depth stay on in train mode.
+            student's, "average" averages them like weights; either copies integer buffers. "keep" leaves all of the
+            teacher's own, and the student's may have other names and shapes.
+        train_mode: whether BatchNorm, and other layers with running statistics, use the batch's as in training. All
+            else is in evaluation mode, unless ``dropout``. Either way ``.train()`` and ``.eval()`` do not change it.
+        dropout: whether in train mode all layers work as in training, so that what drops stays on: dropout, stochastic
+            depth, attention.
         sync_buffers: whether the student's floating-point buffers are averaged over ranks first. ``update`` is then
             a collective: all ranks must call it. Wanted where all ranks update and BatchNorm, without SyncBatchNorm,
             sees another batch on each; else their teachers have other buffers. Without it ``update`` sends nothing.
@@ -60,7 +59,11 @@ class MeanTeacher(nn.Module):
 
     Raises:
         TypeError: ``student`` is no ``torch.nn.Module``; ``momentum`` is no number.
-        ValueError: ``momentum`` or ``buffers`` is out of range; the student cannot be copied.
+        ValueError: ``momentum`` or ``buffers`` is out of range; the student cannot be copied, or a module's ``forward``
+            was replaced by a function, as inside ``drop_blocks``.
+
+    Warns:
+        UserWarning: hooks of the student are left out.
 
     References:
         Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, arXiv:1703.01780.
@@ -100,7 +103,7 @@ class MeanTeacher(nn.Module):
         self.momentum, self.warmup, self.buffer_rule = float(momentum), bool(warmup), buffers
         self.train_mode, self.dropout, self.sync_buffers = bool(train_mode), bool(dropout), bool(sync_buffers)
         try:
-            model = copy.deepcopy(_weights.unwrap(student))
+            model = _weights.copied(_weights.unwrap(student))
         except (AssertionError, RuntimeError, TypeError) as error:
             raise ValueError(
                 "`student`: expected a network that can be deep-copied (make the teacher before the student is "
@@ -116,6 +119,7 @@ class MeanTeacher(nn.Module):
         parameter = next(self.model.parameters(), torch.empty(0))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=parameter.device))
         self._steps = 0  # the same number on the host, which so never waits for the device
+        self._plan = Plan()
         self.register_load_state_dict_pre_hook(_weights.rename_keys)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_match_shadow)  # type: ignore[no-untyped-call]
         self.train(self.training)
@@ -159,9 +163,22 @@ class MeanTeacher(nn.Module):
         """
         _weights.check_module(student, "student")
         student = _weights.unwrap(student)
+        synced = self.sync_buffers and self.buffer_rule != "keep" and rank_and_ranks()[1] > 1
+        steps = None if synced else self._plan.find(student, self.buffer_rule)
+        if steps is None:
+            steps = self._steps_for(student, synced)
+        _weights.average_(steps.averaged, self.next_momentum)
+        _weights.average_(steps.copied, 0.0)
+        self.step += 1
+        self._steps += 1
+
+    def _steps_for(self, student: nn.Module, synced: bool) -> Steps:
+        """Pair the tensors by name. What will still be true at the next update is remembered."""
         _weights.reshard(student)
         _weights.reshard(self.model)
         own, other = _weights.by_name(self.model), _weights.by_name(student)
+        if self.buffer_rule == "keep":
+            own, other = own._replace(buffers={}), other._replace(buffers={})
         _weights.check_pairs("parameters", own.parameters, other.parameters)
         _weights.check_pairs("buffers", own.buffers, other.buffers)
         targets, sources = {**own.parameters, **own.buffers}, {**other.parameters, **other.buffers}
@@ -174,19 +191,21 @@ class MeanTeacher(nn.Module):
             )
 
         floats = [name for name, tensor in own.buffers.items() if tensor.is_floating_point()]
-        if self.buffer_rule != "keep" and self.sync_buffers and rank_and_ranks()[1] > 1:
+        if synced:
             sources.update(zip(floats, _weights.mean_over_ranks([sources[name] for name in floats]), strict=True))
         not_copied = {*averaged, *(floats if self.buffer_rule == "keep" else ())}
         copied = [name for name in targets if name not in not_copied]
-        _weights.average_(
-            [self.shadow[name] if name in self.shadow else targets[name] for name in averaged],
-            [sources[name] for name in averaged],
-            self.next_momentum,
+        shadows = [self.shadow[name] if name in self.shadow else targets[name] for name in averaged]
+        steps = Steps(
+            _weights.grouped(shadows, [sources[name] for name in averaged]),
+            [
+                *_weights.grouped([targets[name] for name in shadowed], [self.shadow[name] for name in shadowed]),
+                *_weights.grouped([targets[name] for name in copied], [sources[name] for name in copied]),
+            ],
         )
-        _weights.average_([targets[name] for name in shadowed], [self.shadow[name] for name in shadowed], 0.0)
-        _weights.average_([targets[name] for name in copied], [sources[name] for name in copied], 0.0)
-        self.step += 1
-        self._steps += 1
+        if not synced:
+            self._plan.keep(student, self, self.buffer_rule, steps)
+        return steps
 
     def restart(self) -> None:
         """Start the warm-up again: the next update copies the student."""
@@ -203,10 +222,10 @@ class MeanTeacher(nn.Module):
             The teacher itself.
         """
         super().train(mode)
-        self.model.train(self.train_mode)
-        for module in self.model.modules() if self.train_mode and not self.dropout else ():
-            if isinstance(module, _DROPPING) or type(module).__name__ in _DROPPING_NAMES:
-                module.eval()
+        self.model.train(self.train_mode and self.dropout)
+        for module in self.model.modules() if self.train_mode else ():
+            if "running_mean" in module._buffers:
+                module.training = True
         return self
 
     def _averaged(self, own: _weights.Tensors) -> dict[str, Tensor]:

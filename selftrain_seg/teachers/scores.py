@@ -6,11 +6,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from selftrain_seg import _checks
-from selftrain_seg.confidence import top_confidence
+from selftrain_seg import _checks, ops
 from selftrain_seg.ops.random import uniform_integers
+from selftrain_seg.ops.sampling import directions, distinct
 
 __all__ = ["entropy_score", "soft_neighbourhood_density"]
 
@@ -66,11 +65,10 @@ def soft_neighbourhood_density(
     if pixels == 0:
         return logits.new_zeros((), dtype=torch.float32)
     chosen = _distinct(pixels, min(samples, pixels), logits.device, generator)
-    image, place = chosen // (height * width), chosen % (height * width)
-    features = logits.detach()[image, :, place // width, place % width].float().softmax(dim=1)
-    features = F.normalize(features, dim=1).double()  # which autocast leaves alone
-    similar = F.log_softmax(temperature * features @ features.T, dim=1)
-    return -(similar.exp() * similar).sum(dim=1).mean().float()
+    vectors = directions(logits, chosen)  # float64, which autocast leaves alone
+    similar = torch.addmm(vectors.new_empty(()), vectors, vectors.T, beta=0, alpha=temperature)  # beta: not added
+    total: Tensor = torch.special.entr(similar.softmax(dim=1)).sum(dtype=torch.float32)
+    return total / len(chosen)
 
 
 def entropy_score(logits: Tensor) -> Tensor:
@@ -96,11 +94,11 @@ def entropy_score(logits: Tensor) -> Tensor:
         >>> entropy_score(torch.tensor([0.5, 0.5]).log().reshape(1, 2, 1, 1))
         tensor(0.)
     """
-    log_confidence = top_confidence(logits).log_confidence
-    term = log_confidence.exp() * log_confidence * (2 / math.log(2))
-    usable = log_confidence > -torch.inf  # False for NaN
-    total = torch.where(usable, 1 + term, 0.0).sum(dtype=torch.float64)
-    return (total / usable.sum().clamp(min=1)).float()
+    _checks.check_logits(logits)
+    score = ops.read(logits.detach()).score
+    usable = (score == score).sum()  # not NaN
+    uncertain = torch.special.entr(score.sigmoid()).nansum(dtype=torch.float64)  # -m log m
+    return (torch.sub(usable, uncertain, alpha=2 / math.log(2)) / usable.clamp(min=1)).float()
 
 
 def _distinct(population: int, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
@@ -108,8 +106,4 @@ def _distinct(population: int, count: int, device: torch.device, generator: torc
     if population <= max(_FEW_PIXELS, 4 * count):
         return torch.randperm(population, generator=generator, device=device)[:count]
     # The first different ones of more draws than needed: too few differ in fewer than one case in 10^100.
-    draws = uniform_integers(1, 2 * count, device, generator)[0] % population
-    values, order = draws.sort(stable=True)
-    repeated = torch.zeros_like(draws, dtype=torch.bool)
-    repeated[order] = F.pad(values[1:] == values[:-1], (1, 0))
-    return draws[repeated.to(torch.uint8).argsort(stable=True)[:count]]
+    return distinct(uniform_integers(1, 2 * count, device, generator)[0], population, count)

@@ -28,8 +28,8 @@ def parameter_distance(teacher: nn.Module, student: nn.Module) -> Tensor:
         student: another, wrapped or not.
 
     Returns:
-        () float64 on the student's device, without gradient; 0 if there are no parameters. Of networks that FSDP2
-        has sharded, the whole networks' (a collective).
+        () float64 on the student's device, without gradient; 0 if there are no parameters, NaN where a weight is.
+        Of networks that FSDP2 has sharded, the whole networks' (a collective).
 
     Raises:
         TypeError: one is no ``torch.nn.Module``.
@@ -67,7 +67,7 @@ def parameter_distance(teacher: nn.Module, student: nn.Module) -> Tensor:
             sizes += torch._foreach_norm(sources)
         apart, size = torch.stack(distances), torch.stack(sizes)
         apart, size = _weights.whole(apart.double().norm()), _weights.whole(size.double().norm())
-    return torch.where(apart > 0, apart / size, 0.0)
+    return torch.where(apart == 0, 0.0, apart / size)
 
 
 class Agreement(NamedTuple):

@@ -1,4 +1,4 @@
-"""Scale, crop and flip of a whole batch, forth and back, by indices computed in integers."""
+"""Scale, crop, flips and quarter turns of a whole batch, forth and back, by indices computed in integers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ _MODES = ("bilinear", "nearest")
 class ViewParameters(NamedTuple):
     """What was done to each image of a batch to make its views; drawn by ``WeakStrongViews``.
 
-    The geometry (the first five fields) is: resize the image to ``scaled``, cut a window of ``size`` at
-    ``corner``, which may stick out of the scaled image at the bottom and on the right, mirror the window where
-    ``flipped``. The rest makes the strong view from the weak one, in the order of the fields.
+    The geometry (the first seven fields) is: resize the image to ``scaled``, cut a window at ``corner``, which may
+    stick out of the scaled image at the bottom and on the right, mirror it left to right where ``flipped`` and top to
+    bottom where ``vertically_flipped``, and last turn it counterclockwise by ``quarter_turns``. After the turn it has
+    the ``size`` (h, w) of the view: so of an image that is turned by one or three quarters the window is (w, h), and
+    any size will do. The rest makes the strong view from the weak one, in the order of the fields.
 
     Attributes:
         image_size: (H, W) of the images, two ints.
@@ -27,6 +29,8 @@ class ViewParameters(NamedTuple):
         scaled: (B, 2) int64, height and width of the scaled image, at least 1.
         corner: (B, 2) int64, (top, left) of the window in the scaled image.
         flipped: (B,) bool, whether the window is mirrored left to right.
+        vertically_flipped: (B,) bool, whether it is mirrored top to bottom.
+        quarter_turns: (B,) int64, how often it is turned by 90° counterclockwise, as ``torch.rot90`` turns; modulo 4.
         jitter: (B, 4) float32, factors of brightness, contrast and saturation, and the hue's shift in turns;
             (1, 1, 1, 0) leaves the colours as they are.
         grey: (B,) bool, whether the colours are taken out.
@@ -39,6 +43,8 @@ class ViewParameters(NamedTuple):
     scaled: Tensor
     corner: Tensor
     flipped: Tensor
+    vertically_flipped: Tensor
+    quarter_turns: Tensor
     jitter: Tensor
     grey: Tensor
     blur_sigma_px: Tensor
@@ -51,8 +57,9 @@ def replay(tensor: Tensor, parameters: ViewParameters, *, mode: str | None = Non
     This is the function that makes the weak view of the images, so what it returns lies pixel on pixel over it.
     With pixel centres at half-integers, row i of the view shows the row ``(top + i + 1/2) · H / H_scaled`` of
     the image: ``nearest`` takes the row that contains this place, ``bilinear`` mixes the two whose centres
-    enclose it (at the border, repeats the last). Columns likewise, from the right where flipped. Places are computed
-    in integers and are exact; where a place is the centre of a pixel its value is copied bit for bit, infinities
+    enclose it (at the border, repeats the last). Columns likewise, from the right where flipped. Flips and quarter
+    turns only move pixels (bilinear: to within rounding, as the order of its sums turns, too). Places are computed in
+    integers and are exact; where a place is the centre of a pixel its value is copied bit for bit, infinities
     included. No antialiasing below scale 1. No host synchronisation.
 
     Args:
@@ -62,7 +69,7 @@ def replay(tensor: Tensor, parameters: ViewParameters, *, mode: str | None = Non
         mode: ``"bilinear"`` (floating point only, computed in float32 or float64) or ``"nearest"``; None for
             bilinear in floating-point tensors and nearest in all others.
         fill: value where the view lies outside the image. None stands for 255, the ignore label, in integer
-            tensors of rank 3 (label maps) and for 0 in all others.
+            tensors (B, H, W) and (B, 1, H, W) (label maps) and for 0 in all others.
 
     Returns:
         (B, …, h, w), dtype and device of ``tensor``, a copy. Channels_last stays channels_last.
@@ -83,14 +90,21 @@ def replay(tensor: Tensor, parameters: ViewParameters, *, mode: str | None = Non
                  [255, 255, 255]]])
     """
     mode, value = _check_arguments(tensor, parameters, "image_size", mode, fill)
-    column = torch.arange(parameters.size[1], device=tensor.device)
-    column = torch.where(parameters.flipped[:, None], parameters.size[1] - 1 - column, column)
-    row = torch.arange(parameters.size[0], device=tensor.device)
+    turned, backwards = _position(parameters)
+    strides = (parameters.image_size[1], 1)
     axes = []
-    for dim, index in enumerate((row, column)):
-        length, scaled = parameters.image_size[dim], parameters.scaled[:, dim, None]
-        place = 2 * (index + parameters.corner[:, dim, None]) + 1  # the pixel's centre, in half pixels
-        axes.append(_Axis(place * length, 2 * scaled, length - 1))
+    for axis, size in enumerate(parameters.size):  # of the view; where turned, the image's other dimension lies there
+        length, stride = (
+            torch.where(turned, pair[1 - axis], pair[axis])[:, None] for pair in (parameters.image_size, strides)
+        )
+        scaled, corner = (
+            torch.where(turned, pair[:, 1 - axis], pair[:, axis])[:, None]
+            for pair in (parameters.scaled, parameters.corner)
+        )
+        index = torch.arange(size, device=tensor.device)
+        index = torch.where(backwards[axis][:, None], size - 1 - index, index)
+        place = 2 * (index + corner) + 1  # the pixel's centre, in half pixels
+        axes.append(_Axis(place * length, 2 * scaled, length - 1, stride))
     return _sample(tensor, axes[0], axes[1], mode, value)[0]
 
 
@@ -135,13 +149,28 @@ def replay_inverse(
                  [False,  True]]]))
     """
     mode, value = _check_arguments(tensor, parameters, "size", mode, fill)
+    turned, backwards = _position(parameters)
+    strides = (parameters.size[1], 1)
     axes = []
-    for dim, (length, size) in enumerate(zip(parameters.image_size, parameters.size, strict=True)):
+    for dim, length in enumerate(parameters.image_size):  # of the image; where turned, the view's other axis lies there
+        size, stride, mirrored = (
+            torch.where(turned, pair[1 - dim], pair[dim])[:, None] for pair in (parameters.size, strides, backwards)
+        )
         scaled, corner = parameters.scaled[:, dim, None], parameters.corner[:, dim, None]
         place = 2 * torch.arange(length, device=tensor.device) + 1
-        axes.append(_Axis(place * scaled, 2 * length, (scaled - corner).clamp(max=size) - 1, corner))
-    restored, valid = _sample(tensor, axes[0], axes[1], mode, value, mirrored=parameters.flipped)
-    return restored, valid
+        last = torch.minimum(scaled - corner, size) - 1
+        axes.append(_Axis(place * scaled, 2 * length, last, stride, corner, torch.where(mirrored, size - 1, -1)))
+    return _sample(tensor, axes[0], axes[1], mode, value)
+
+
+def _position(parameters: ViewParameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """(B,) whether rows of the view are columns of the window; for each axis of the view, whether it runs backwards."""
+    turns = parameters.quarter_turns % 4
+    turned = turns % 2 == 1
+    flips = (parameters.vertically_flipped, parameters.flipped)
+    down = ((turns == 1) | (turns == 2)) ^ torch.where(turned, flips[1], flips[0])
+    across = (turns >= 2) ^ torch.where(turned, flips[0], flips[1])
+    return turned, (down, across)
 
 
 class _Axis(NamedTuple):
@@ -152,8 +181,16 @@ class _Axis(NamedTuple):
 
     numerator: Tensor  # (B, n)
     denominator: Tensor | int  # (B, 1), even
-    last: Tensor | int  # (B, 1): the input's last pixel
+    last: Tensor  # (B, 1): the input's last pixel
+    stride: Tensor  # (B, 1): from one pixel to the next, in the flattened input
     first: Tensor | int = 0  # (B, 1)
+    mirror: Tensor | None = None  # (B, 1): the pixel that is counted as the first from the end, -1 for none
+
+    def flat(self, index: Tensor) -> Tensor:
+        """(B, n): where pixels are in the flattened input, as far as this dimension tells."""
+        if self.mirror is not None:
+            index = torch.where(self.mirror < 0, index, self.mirror - index)
+        return index * self.stride
 
     def nearest(self) -> tuple[Tensor, Tensor]:
         """(index, inside), both (B, n): the pixel that contains the place, and whether there is one."""
@@ -171,22 +208,15 @@ class _Axis(NamedTuple):
         return self._clamp(low), self._clamp(low + 1), weight
 
     def _clamp(self, index: Tensor) -> Tensor:
-        if isinstance(self.last, int):
-            return index.clamp(0, self.last)
         return torch.minimum(index, self.last).clamp(min=0)
 
 
-def _sample(
-    tensor: Tensor, rows: _Axis, columns: _Axis, mode: str, fill: float, mirrored: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The tensor at the places of two axes, and (B, n, m) bool, where these are inside; ``mirrored``: (B,)."""
-    width = tensor.shape[-1]
+def _sample(tensor: Tensor, rows: _Axis, columns: _Axis, mode: str, fill: float) -> tuple[Tensor, Tensor]:
+    """The tensor at the places of two axes, and (B, n, m) bool, where these are inside."""
     flat = tensor.flatten(-2)
 
     def pixels(row: Tensor, column: Tensor) -> Tensor:
-        if mirrored is not None:
-            column = torch.where(mirrored[:, None], width - 1 - column, column)
-        index = row[:, :, None] * width + column[:, None, :]
+        index = rows.flat(row)[:, :, None] + columns.flat(column)[:, None, :]
         places = _over(index.flatten(1), flat).expand(*flat.shape[:-1], -1)
         return flat.gather(-1, places).view(*tensor.shape[:-2], *index.shape[1:])
 

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from selftrain_seg import _checks
+from selftrain_seg.ops.precision import as_given
 from selftrain_seg.ops.random import check_generator, uniform_integers
 from selftrain_seg.views._arguments import check_range
 from selftrain_seg.views.geometry import ViewParameters, replay
@@ -18,6 +19,8 @@ __all__ = ["StrongSettings", "Views", "WeakStrongViews"]
 
 # Height over width of what is cut out, drawn between these with a uniform logarithm.
 _LEAST_ASPECT, _GREATEST_ASPECT = 0.3, 1 / 0.3
+# How far outside [0, 1] images may be, as bfloat16 rounds.
+_ROUNDING = 2**-8
 # Of scales, half widths of factors and blurs: beyond any use, and far from overflow.
 _MOST = 100.0
 
@@ -51,8 +54,8 @@ class Views(NamedTuple):
     """What ``WeakStrongViews`` returns.
 
     Attributes:
-        weak: (B, 3, h, w), dtype of the images: scaled, cropped, flipped.
-        strong: (B, 3, h, w): the weak view, jittered, greyed, blurred and with a box cut out.
+        weak: (B, D, h, w), dtype of the images: scaled, cropped, flipped, turned.
+        strong: (B, D, h, w): the weak view, jittered, greyed, blurred and with a box cut out.
         parameters: what was drawn, for ``replay``; ``parameters.cut_out`` tells which pixels of the strong view
             show nothing of the image.
     """
@@ -67,10 +70,15 @@ class WeakStrongViews(nn.Module):
 
     Weak: scale by a factor s uniform in ``scale`` (both sides rounded to whole pixels), a uniform window of
     ``size``, padded at the bottom and on the right where the scaled image is smaller, mirrored with probability
-    ``flip_chance``. Strong, on top of the weak view, each with its own chance: colour jitter (brightness,
+    ``flip_chance``. Images without an up and a down (from above, of tissue) can also be mirrored top to bottom and
+    turned. Strong, on top of the weak view, each with its own chance: colour jitter (brightness,
     contrast, saturation, hue), grey, Gaussian blur, a box cut out. The labels of the same view come from
     ``replay(labels, parameters)``. A second strong view of the same weak view, as UniMatch has, is
     ``views.strong(weak, views.draw(images))``.
+
+    Colours are those of three channels, RGB in [0, 1]. Jitter would clip other values, of normalised images, say, to
+    [0, 1]: inside ``value_checks()`` that is an error. Images of another number of channels (grey, infrared) are
+    neither jittered nor greyed, and may have any values; so may three channels with ``jitter_chance=0``.
 
     Differs from UniMatch: s multiplies the image's size, there the length of the longer side is a uniform
     integer; the four kinds of jitter keep the order above, which torchvision shuffles; UniMatch mixes other images
@@ -80,9 +88,12 @@ class WeakStrongViews(nn.Module):
     Args:
         size: (h, w) of the views in pixels.
         scale: (low, high), above 0 and at most 100; UniMatch: (0.5, 2.0).
-        flip_chance: probability of mirroring, in [0, 1].
+        flip_chance: probability of mirroring left to right, in [0, 1].
+        vertical_flip_chance: probability of mirroring top to bottom, in [0, 1].
+        quarter_turns: whether each view is turned by 0, 1, 2 or 3 quarters, all equally likely. ``size`` need not be
+            square: a view (h, w) that is turned by one or three shows a window (w, h) of the image.
         strong: the settings of the strong view.
-        fill: value of the pixels outside the image and of those cut out.
+        fill: value of the pixels outside the image and of those cut out; in [0, 1] where colours are jittered.
 
     State / distributed:
         None. Give every rank a generator with another seed.
@@ -115,6 +126,8 @@ class WeakStrongViews(nn.Module):
         *,
         scale: tuple[float, float] = (0.5, 2.0),
         flip_chance: float = 0.5,
+        vertical_flip_chance: float = 0.0,
+        quarter_turns: bool = False,
         strong: StrongSettings = StrongSettings(),  # noqa: B008, a constant
         fill: float = 0.0,
     ) -> None:
@@ -122,14 +135,19 @@ class WeakStrongViews(nn.Module):
         self.size = _checks.check_size(size)
         self.scale = check_range(scale, "scale", _MOST, open_low=True)
         _checks.check_real(flip_chance, "flip_chance", 0.0, 1.0)
+        _checks.check_real(vertical_flip_chance, "vertical_flip_chance", 0.0, 1.0)
+        if not isinstance(quarter_turns, bool):
+            raise TypeError(f"`quarter_turns`: expected a bool, got {type(quarter_turns).__name__}")
         _checks.check_real(fill, "fill", -math.inf, math.inf)
         _check_settings(strong)
         self.flip_chance, self.settings, self.fill = float(flip_chance), strong, float(fill)
+        self.vertical_flip_chance, self.quarter_turns = float(vertical_flip_chance), quarter_turns
 
     def extra_repr(self) -> str:  # noqa: D102
         return (
-            f"size={self.size}, scale={self.scale}, flip_chance={self.flip_chance}, strong={self.settings}, "
-            f"fill={self.fill}"
+            f"size={self.size}, scale={self.scale}, flip_chance={self.flip_chance}, "
+            f"vertical_flip_chance={self.vertical_flip_chance}, quarter_turns={self.quarter_turns}, "
+            f"strong={self.settings}, fill={self.fill}"
         )
 
     def forward(
@@ -142,7 +160,8 @@ class WeakStrongViews(nn.Module):
         """Make the two views.
 
         Args:
-            images: (B, 3, H, W), RGB in [0, 1], any floating-point dtype; normalise after. Not changed.
+            images: (B, D, H, W), any floating-point dtype; of three channels, RGB in [0, 1]: normalise after. 8-bit
+                images are divided by 255 before. Not changed.
             parameters: from an earlier call or :meth:`draw`, to make the same views again; None draws new ones.
             generator: source of the random numbers, on the device of ``images``; None for torch's default one.
 
@@ -151,10 +170,13 @@ class WeakStrongViews(nn.Module):
 
         Raises:
             TypeError: ``images`` is no floating-point tensor, or ``parameters`` are no ViewParameters.
-            ValueError: ``images`` is not (B, 3, H, W) with H and W of at least 1, ``parameters`` are of another batch,
-                image size or device, or the generator is on another device.
+            ValueError: ``images`` is not (B, D, H, W) with D, H and W of at least 1, ``parameters`` are of another
+                batch, image size or device, or the generator is on another device. Inside ``value_checks()``: three
+                channels are not in [0, 1] and may be jittered.
         """
         _check_images(images, "images")
+        if self.settings.jitter_chance > 0:
+            _check_values(images, "images")
         if parameters is None:
             parameters = self.draw(images, generator=generator)
         weak = replay(images, parameters, mode="bilinear", fill=self.fill)
@@ -165,7 +187,7 @@ class WeakStrongViews(nn.Module):
         """Draw parameters for a batch, without making the views. No host synchronisation.
 
         Args:
-            images: (B, 3, H, W); only its shape and device count.
+            images: (B, D, H, W); only its shape and device count.
             generator: source of the random numbers, on the device of ``images``; None for torch's default one.
 
         Returns:
@@ -173,7 +195,7 @@ class WeakStrongViews(nn.Module):
 
         Raises:
             TypeError: ``images`` is no floating-point tensor.
-            ValueError: ``images`` is not (B, 3, H, W) with H and W of at least 1, or the generator is on another
+            ValueError: ``images`` is not (B, D, H, W) with D, H and W of at least 1, or the generator is on another
                 device.
         """
         _check_images(images, "images")
@@ -186,7 +208,13 @@ class WeakStrongViews(nn.Module):
         scale = _between(shares[:, 0], *self.scale)
         scaled = torch.stack([scale * height, scale * width], 1).round().long().clamp(min=1)
         view = torch.stack([torch.full_like(scaled[:, 0], side) for side in self.size], 1)
-        corner = draws[:, 1:3] % ((scaled - view).clamp(min=0) + 1)
+        upside_down, turns = torch.zeros_like(shares[:, 3], dtype=torch.bool), torch.zeros_like(draws[:, 0])
+        if self.vertical_flip_chance or self.quarter_turns:  # apart, so that all else is drawn as without
+            more = uniform_integers(batch, 2, images.device, generator)
+            upside_down = (more[:, 0] >> 38).float() / 2**24 < self.vertical_flip_chance
+            turns = more[:, 1] % 4 if self.quarter_turns else turns
+        window = torch.where((turns % 2 == 1)[:, None], view.flip(1), view)
+        corner = draws[:, 1:3] % ((scaled - window).clamp(min=0) + 1)
 
         jitter = [
             _between(shares[:, 5 + k], max(0.0, 1 - half), 1 + half) for k, half in enumerate(settings.jitter[:3])
@@ -212,6 +240,8 @@ class WeakStrongViews(nn.Module):
             scaled=scaled,
             corner=corner,
             flipped=shares[:, 3] < self.flip_chance,
+            vertically_flipped=upside_down,
+            quarter_turns=turns,
             jitter=torch.where(jittered[:, None], torch.stack(jitter, 1), torch.stack(neutral, 1)),
             grey=shares[:, 9] < settings.grey_chance,
             blur_sigma_px=torch.where(shares[:, 10] < settings.blur_chance, sigma, 0.0),
@@ -224,16 +254,17 @@ class WeakStrongViews(nn.Module):
         Images that the parameters leave alone come out bit for bit. Half precision is computed in float32.
 
         Args:
-            weak: (B, 3, h, w), RGB in [0, 1], floating point. Not changed.
+            weak: (B, D, h, w), floating point; of three channels, RGB in [0, 1]. Not changed.
             parameters: the jitter, greys, blurs and boxes; the geometry does not count here. Their blur must
-                not be wider than this object's settings allow.
+                not be wider than this object's settings allow. Jitter and grey are for three channels only.
 
         Returns:
-            (B, 3, h, w), in the dtype and memory format of ``weak``.
+            (B, D, h, w), in the dtype and memory format of ``weak``.
 
         Raises:
             TypeError: ``weak`` is no floating-point tensor, or ``parameters`` are no ViewParameters.
-            ValueError: ``weak`` is not (B, 3, h, w) with the B, h and w of ``parameters``, or on another device.
+            ValueError: ``weak`` is not (B, D, h, w) with the B, h and w of ``parameters``, or on another device. Inside
+                ``value_checks()``: an image of three channels that is jittered is not in [0, 1]; a blur is too wide.
         """
         _check_images(weak, "weak")
         if not isinstance(parameters, ViewParameters):
@@ -241,22 +272,22 @@ class WeakStrongViews(nn.Module):
         _checks.check_map(parameters.cut_out, weak, "parameters.cut_out")
         if weak.shape[0] == 0:
             return weak.clone()
-        from kornia import color, enhance, filters  # slow to import
+        from kornia import filters  # slow to import
 
         strong = weak.to(torch.promote_types(weak.dtype, torch.float32))
-        brightness, contrast, saturation, hue = parameters.jitter.to(strong.dtype).unbind(1)
-        jittered = enhance.adjust_brightness_accumulative(strong, brightness)
-        jittered = enhance.adjust_contrast_with_mean_subtraction(jittered, contrast)
-        jittered = enhance.adjust_saturation_with_gray_subtraction(jittered, saturation)
-        jittered = enhance.adjust_hue(jittered, hue * (2 * math.pi))
-        changed = ((brightness != 1) | (contrast != 1) | (saturation != 1) | (hue != 0))[:, None, None, None]
-        strong = torch.where(changed, jittered, strong)
-        strong = torch.where(parameters.grey[:, None, None, None], color.rgb_to_grayscale(strong), strong)
-
+        if strong.shape[1] == 3:
+            strong = _recoloured(strong, parameters)
         sigma = parameters.blur_sigma_px.to(strong.dtype)
-        side = 2 * math.ceil(3 * self.settings.blur_sigma_px[1]) + 1
-        some = torch.where(sigma > 0, sigma, 1.0)[:, None].expand(-1, 2)
-        blurred = filters.gaussian_blur2d(strong, (side, side), some, border_type="replicate")
+        most = self.settings.blur_sigma_px[1]
+        if _checks._value_checks and bool((sigma > most + _ROUNDING).any()):
+            raise ValueError(
+                f"`parameters.blur_sigma_px`: expected at most {most:g}, for which this object's window is made, got"
+                f" {float(sigma.max()):g}; a wider blur would be cut off"
+            )
+        # Not `gaussian_blur2d`: since kornia 0.9 that looks at every sigma, and the host waits for the GPU.
+        line = _gaussian(torch.where(sigma > 0, sigma, 1.0), math.ceil(3 * self.settings.blur_sigma_px[1]))
+        with as_given(strong):
+            blurred = filters.filter2d_separable(strong, line, line, border_type="replicate")
         strong = torch.where((sigma > 0)[:, None, None, None], blurred, strong)
 
         strong = torch.where(parameters.cut_out[:, None], self.fill, strong).to(weak.dtype)
@@ -265,14 +296,50 @@ class WeakStrongViews(nn.Module):
         return strong.contiguous()
 
 
+def _recoloured(images: Tensor, parameters: ViewParameters) -> Tensor:
+    from kornia import color, enhance  # slow to import
+
+    brightness, contrast, saturation, hue = parameters.jitter.to(images.dtype).unbind(1)
+    changed = (brightness != 1) | (contrast != 1) | (saturation != 1) | (hue != 0)
+    _check_values(images, "weak", changed)
+    jittered = enhance.adjust_brightness_accumulative(images, brightness)
+    jittered = enhance.adjust_contrast_with_mean_subtraction(jittered, contrast)
+    jittered = enhance.adjust_saturation_with_gray_subtraction(jittered, saturation)
+    jittered = enhance.adjust_hue(jittered, hue * (2 * math.pi))
+    images = torch.where(changed[:, None, None, None], jittered, images)
+    return torch.where(parameters.grey[:, None, None, None], color.rgb_to_grayscale(images), images)
+
+
+def _gaussian(sigma: Tensor, radius: int) -> Tensor:
+    """(B, 2 · radius + 1): for each sigma (B,), above 0, the weights of a blur, which add up to 1."""
+    steps = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
+    return (steps / sigma[:, None]).square().mul(-0.5).softmax(1)
+
+
 def _between(share: Tensor, low: float, high: float) -> Tensor:
     return low + (high - low) * share
 
 
 def _check_images(images: Any, name: str) -> None:
-    _checks.check_images(images, name)
-    if images.shape[1] != 3 or 0 in images.shape[-2:]:
-        raise ValueError(f"`{name}`: expected (B, 3, H, W) with at least one pixel, got {tuple(images.shape)}")
+    _checks.check_tensor(images, name)
+    if not images.is_floating_point():
+        raise TypeError(f"`{name}`: expected a floating-point dtype, got {images.dtype}; divide 8-bit images by 255")
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        raise ValueError(f"`{name}`: expected (B, D, H, W) with at least one pixel, got {tuple(images.shape)}")
+
+
+def _check_values(images: Tensor, name: str, where: Tensor | None = None) -> None:
+    """RGB in [0, 1] (NaN is not), but for rounding, of the images (B,) ``where``; only inside ``value_checks()``."""
+    if not _checks._value_checks or images.shape[1] != 3:
+        return
+    wrong = ~((images >= -_ROUNDING) & (images <= 1 + _ROUNDING))
+    if where is not None:
+        wrong = wrong & where[:, None, None, None]
+    if bool(wrong.any()):
+        raise ValueError(
+            f"`{name}`: expected RGB in [0, 1], to which jitter clips, got {float(images[wrong][0]):g}; divide 8-bit"
+            " images by 255, and normalise after the views (or set `jitter_chance=0`)"
+        )
 
 
 def _check_settings(settings: Any) -> None:

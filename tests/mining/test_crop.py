@@ -26,7 +26,7 @@ def test_crop_by_loops(data):
     corners = torch.randint(-3, 9, (batch, 2), generator=generator(1))
     out = crop(tensor, corners, size)
     assert out.dtype == dtype
-    fill = 255 if not middle and dtype in (torch.uint8, torch.int64) else 0
+    fill = 255 if middle in ([], [1]) and dtype in (torch.uint8, torch.int64) else 0
     readable = tensor.float() if dtype == torch.bfloat16 else tensor
     expected = torch.from_numpy(crop_by_loops(readable.numpy(), corners.tolist(), size, fill)).to(dtype)
     assert torch.equal(out, expected)
@@ -54,7 +54,9 @@ def test_fill():
     assert last(integers) == 255
     assert last(integers.float()) == 0
     assert last(integers.bool()) is False
-    assert last(integers[:, None]) == 0  # an image in uint8, not a label map
+    for maps in (integers, integers.long()):  # labels (B, 1, H, W) were padded with class 0
+        assert last(maps[:, None]) == 255
+    assert last(integers[:, None].expand(-1, 3, -1, -1)) == 0  # an image in uint8, not a label map
     assert last(integers, fill=7) == 7
     assert last(integers.bool(), fill=1) is True
     assert last(integers.float(), fill=0.5) == 0.5

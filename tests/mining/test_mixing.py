@@ -207,7 +207,12 @@ def test_edges(mix):
     assert not ignored.pasted.any()
     single = mix(images, torch.ones_like(labels))
     assert (single.labels == 1).all()
-    alone = mix(images[:1], labels[:1])  # with itself
+    if mix in (class_mix, cut_mix):  # with itself: nothing would change, and nobody would notice
+        with pytest.raises(
+            ValueError, match="`source`: expected another batch to paste from, as this one has a single"
+        ):
+            mix(images[:1], labels[:1])
+    alone = mix(images[:1], labels[:1], source=(images[1:2], labels[1:2]))
     assert alone.images.shape == (1, 3, 7, 9)
     assert mix(torch.zeros(2, 0, 4, 4), labels[:2, :4, :4]).images.shape == (2, 0, 4, 4)
     assert mix(torch.rand(2, 1, 1, 1), torch.ones(2, 1, 1).byte()).labels.tolist() == [[[1]], [[1]]]

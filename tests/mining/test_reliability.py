@@ -178,18 +178,27 @@ def test_filter(dtype):
     for b, image in enumerate(indices.tolist()):
         for label, kept in zip(labels[b].flatten().tolist(), out[b].flatten().tolist(), strict=True):
             assert kept == (label if label < CLASSES and bank.candidates[image, label] else 255)
-    other = ReliabilityBank(IMAGES, CLASSES, ignore_index=1)
+    other = ReliabilityBank(IMAGES, CLASSES, ignore_index=CLASSES)
     other.candidates.fill_(True)
-    assert torch.equal(other.filter(labels, indices) == 1, (labels == 1) | (labels >= CLASSES))
+    assert torch.equal(other.filter(labels, indices) == CLASSES, labels >= CLASSES)
     assert bank.filter(labels[:0], indices[:0]).shape == (0, 4, 9)
 
 
-def test_ignore_index_is_no_class():
-    bank = ReliabilityBank(1, 3, ignore_index=1)
-    labels = torch.tensor([[[0, 1, 1, 2]]])
-    bank.update(torch.tensor([0]), labels, torch.ones(1, 1, 4), previous=labels)
-    assert bank.iou.tolist() == [[1.0, 0.0, 1.0]]
-    assert bank.confidence.tolist() == [[1.0, 0.0, 1.0]]
+def test_the_first_of_an_image_counts_inside_a_batch():
+    """The second one's values were taken, though the text said otherwise."""
+    shots = [snapshot(seed) for seed in range(3)]
+    for size in (SIZE, None):
+        bank, once = ReliabilityBank(IMAGES, CLASSES, size), ReliabilityBank(IMAGES, CLASSES, size)
+        for step, (labels, confidence) in enumerate(shots):
+            more = {"previous": shots[step - 1][0]} if step and size is None else {}
+            twice = torch.tensor([4, 2, 4, 4, 0, 2])
+            rows = torch.tensor([4, 2, 7, 8, 0, 1])  # what is said of the repeated ones is another image's
+            bank.update(twice, labels[rows], confidence[rows], **{name: value[rows] for name, value in more.items()})
+            feed(once, labels, confidence, torch.tensor([4, 2, 0]), **more)
+            for target in (bank, once):
+                target.refresh(step)
+        for name, value in once.state_dict().items():
+            assert torch.equal(bank.state_dict()[name], value), name
 
 
 def test_due():
@@ -284,8 +293,12 @@ def run(rank, port, folder):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
     bank = ReliabilityBank(IMAGES, CLASSES, SIZE)
+    holder = torch.nn.Linear(2, 1)
+    holder.bank = bank
+    wrapped = torch.nn.parallel.DistributedDataParallel(holder)
     for seed in range(3):
         feed(bank, *snapshot(seed), torch.tensor([0, 2, 4, 6, 8] if rank == 0 else [1, 3, 5, 7, 0]))
+        wrapped(torch.ones(1, 2))  # would overwrite buffers with those of rank 0
         bank.refresh(seed)
     index = ClassIndex(torch.ones(IMAGES, CLASSES, dtype=torch.long), torch.full((IMAGES,), CLASSES))
     order = list(ClassBalancedSampler(index, candidates=bank.candidates, num_samples=40))
@@ -329,14 +342,14 @@ def test_bad_arguments():
     fails(ValueError, "`num_images`", 0, 2)
     fails(TypeError, "`num_classes`", 2, None)
     fails(ValueError, "`num_classes`", 2, 0)
-    fails(ValueError, "`num_classes`: expected at most 255 to be kept, got 256", 2, 256, (1, 1))
+    fails(ValueError, "`num_classes`: expected at most 255 to be kept, got 256", 2, 256, (1, 1), ignore_index=-1)
     fails(ValueError, r"`size`: expected \(height, width\), got 5", 2, 2, 5)
     fails(ValueError, r"`size\[0\]`", 2, 2, (0, 1))
     fails(TypeError, r"`size\[1\]`", 2, 2, (1, 1.5))
     fails(TypeError, "`every_steps`", 2, 2, every_steps=0.5)
     fails(ValueError, "`every_steps`", 2, 2, every_steps=0)
     fails(TypeError, "`ignore_index`", 2, 2, ignore_index=None)
-    assert ReliabilityBank(2, 256).num_classes == 256
+    assert ReliabilityBank(2, 256, ignore_index=-1).num_classes == 256
     assert "num_images=2, num_classes=3, size=(4, 5)" in repr(ReliabilityBank(2, 3, (4, 5)))
 
 
@@ -363,13 +376,19 @@ def test_bad_updates():
     fails(ValueError, r"`previous`: expected \(B, H, W\)", indices, labels, previous=labels[:, 1:])
     fails(ValueError, "`confidence`: expected device cpu", indices, labels, confidence.to("meta"))
     fails(ValueError, "`previous`: expected device cpu", indices, labels, previous=labels.to("meta"))
-    with value_checks():
-        fails(ValueError, r"`indices`: expected values in \[0, 9\), got 9", torch.tensor([0, 9]), labels)
-        fails(ValueError, r"`indices`: expected values in \[0, 9\), got -1", torch.tensor([0, -1]), labels)
+    for wrong in (9, -1):  # -1 was the last image
+        with value_checks(wrong == 9):
+            fails(ValueError, rf"`indices`: expected values in \[0, 9\), got {wrong}", torch.tensor([0, wrong]), labels)
     with pytest.raises(ValueError, match="`previous`: expected None, as this bank keeps the labels itself"):
         ReliabilityBank(IMAGES, CLASSES, SIZE).update(indices, labels, previous=labels)
     with pytest.raises(TypeError, match="`step`"):
         bank.refresh(1.5)
     with pytest.raises(ValueError, match="`step`"):
         bank.refresh(-1)
+    ahead = ReliabilityBank(IMAGES, CLASSES)
+    ahead.refresh(5000)
+    with pytest.raises(ValueError, match="`step`: expected at least 5000, that of the last snapshot, got 10"):
+        ahead.refresh(10)
+    ahead.reset()
+    ahead.refresh(10)
     assert not bank.fresh.any()

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from selftrain_seg.datasets import SyntheticStreets
 from selftrain_seg.mining import ClassBalancedSampler, ClassIndex, RareClassSampler
+from selftrain_seg.mining import index as mining_index
 from selftrain_seg.mining._order import Randomness
 from tests.oracles import mixing as oracle
 
@@ -51,8 +52,6 @@ def test_counts_by_loops():
     assert index.class_counts.tolist() == index.counts.sum(0).tolist()
     assert (len(index), index.num_classes) == (7, 5)
     assert "7 images, 5 classes" in repr(index)
-    inner = ClassIndex.from_masks(masks(), 5, ignore_index=2)
-    assert inner.counts.tolist() == [oracle.count_by_loops(mask.tolist(), 5, 2) for mask in masks()]
 
 
 def test_any_iterable_of_any_masks():
@@ -80,24 +79,72 @@ def test_contains_is_a_share_of_the_image():
     assert index.contains(0.011).tolist() == [[True, False, False], [True, False, False]]
 
 
-def test_cache(tmp_path):
+def test_cache(tmp_path, monkeypatch):
     path = tmp_path / "new" / "index.pt"
     first = ClassIndex.from_masks(masks(), 5, cache=path)
     assert [file.name for file in path.parent.iterdir()] == ["index.pt"]  # no temporary file is left
-    read = ClassIndex.from_masks((1 / 0 for _ in range(9)), 5, cache=path)  # the masks are not touched
-    assert torch.equal(read.counts, first.counts)
-    assert torch.equal(read.pixels, first.pixels)
-    assert torch.equal(ClassIndex.from_masks(masks(), 5, cache=path).counts, first.counts)
+    with monkeypatch.context() as patch:
+        patch.setattr(mining_index, "_count", None)  # nothing is counted again
+        for kind in (masks(), tuple(masks()), [mask.numpy() for mask in masks()], DataLoader(masks(), batch_size=2)):
+            read = ClassIndex.from_masks(kind, 5, cache=path)
+            assert torch.equal(read.counts, first.counts)
+            assert torch.equal(read.pixels, first.pixels)
     for change, found in (
         ({"num_classes": 6}, "num_classes 6, got 5"),
-        ({"ignore_index": 7}, "ignore_index 7, got 255"),
+        ({"ignore_index": -1}, "ignore_index -1, got 255"),
     ):
         with pytest.raises(ValueError, match=f"`cache`: expected an index with {found}"):
             ClassIndex.from_masks(masks(), **{"num_classes": 5, "cache": path, **change})
-    for wrong in (masks(8), DataLoader(masks(3), batch_size=2)):
-        with pytest.raises(ValueError, match=r"`cache`: expected an index of \d masks, got 7"):
-            ClassIndex.from_masks(wrong, 5, cache=path)
-    ClassIndex.from_masks(DataLoader(masks(7), batch_size=2), 5, cache=path)
+    for number in (8, 3):
+        assert len(ClassIndex.from_masks(masks(number), 5, cache=path)) == number
+
+
+def test_a_cache_knows_a_changed_mask(tmp_path):
+    path, maps = tmp_path / "index.pt", masks()
+    ClassIndex.from_masks(maps, 5, cache=path)
+    maps[3] = maps[3].clone()
+    maps[3][2, 2] = (maps[3][2, 2] + 1) % 5
+    assert torch.equal(ClassIndex.from_masks(maps, 5, cache=path).counts, ClassIndex.from_masks(maps, 5).counts)
+    swapped = [maps[1], maps[0], *maps[2:]]
+    assert torch.equal(ClassIndex.from_masks(swapped, 5, cache=path).counts, ClassIndex.from_masks(swapped, 5).counts)
+
+
+def test_a_cache_of_files_knows_a_changed_file(tmp_path):
+    files = [tmp_path / "a" / f"{number}.png" for number in range(4)]
+    files[0].parent.mkdir()
+    for number, file in enumerate(files):
+        Image.fromarray(np.full((4, 6), number, np.uint8)).save(file)
+
+    def read(where=files):
+        opened = (Image.open(file) for file in where)
+        return ClassIndex.from_masks(opened, 5, cache=tmp_path / "index", files=where).counts.argmax(1).tolist()
+
+    assert read() == [0, 1, 2, 3]
+    Image.fromarray(np.full((4, 6), 4, np.uint8)).save(files[1])  # as many bytes as before
+    assert read() == [0, 4, 2, 3]
+    before = (tmp_path / "index").read_bytes()
+    moved = files[0].parent.rename(tmp_path / "b")  # a folder may move
+    assert read([moved / file.name for file in files]) == [0, 4, 2, 3]
+    assert (tmp_path / "index").read_bytes() == before
+    with pytest.raises(FileNotFoundError, match=r"0.png"):
+        read()
+    for unknown in ((mask for mask in masks()), Samples(), DataLoader(Samples())):
+        with pytest.raises(ValueError, match="`files`: expected the files that the masks are read from, since this "):
+            ClassIndex.from_masks(unknown, 5, cache=tmp_path / "other")
+
+
+@pytest.mark.parametrize("shape", [(8, 10, 3), (8, 10, 4)])
+def test_an_image_in_colours_is_no_mask(shape):
+    """(H, W, 3) was taken for H label maps three pixels wide."""
+    pixels = np.zeros(shape, np.uint8)
+    for image in (pixels, torch.from_numpy(pixels), Image.fromarray(pixels)):
+        with pytest.raises(ValueError, match=r"`masks`: .*got \(8, 10, \d\), which looks like \(H, W, channels\)"):
+            ClassIndex.from_masks([image], 5)
+
+
+def test_an_image_of_two_bands_is_no_mask():
+    with pytest.raises(ValueError, match=r"`masks`: .*got \(4, 6, 2\), which looks like \(H, W, channels\)"):
+        ClassIndex.from_masks([Image.new("LA", (6, 4))], 5)
 
 
 def test_a_crash_leaves_no_cache(tmp_path, monkeypatch):
@@ -258,21 +305,80 @@ def test_epochs_and_seeds(kind):
     first = list(sampler)
     assert len(first) == len(sampler) == 60
     assert all(type(image) is int for image in first)
-    assert list(sampler) == first  # without set_epoch every epoch is the same, as in a DistributedSampler
+    second, third = list(sampler), list(sampler)  # epochs follow one another
+    assert first != second != third != first
     sampler.set_epoch(1)
-    assert list(sampler) != first
+    assert list(sampler) == second
+    assert list(sampler) == third
     sampler.set_epoch(0)
     assert list(sampler) == first
     assert list(kind(index, seed=1)) != first
     state = torch.random.get_rng_state()
     list(sampler)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_a_plain_loop_shows_every_image(kind):
+    """Twenty epochs of a thousand equal images: 611 were seen when each epoch had the order of the first."""
+    sampler = kind(ClassIndex(torch.ones(1000, 1, dtype=torch.long), torch.ones(1000, dtype=torch.long)))
+    loader = DataLoader(range(1000), batch_size=50, sampler=sampler)
+    seen = {int(image) for _ in range(20) for batch in loader for image in batch}
+    assert len(seen) == 1000
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_iterators_do_not_disturb_each_other(kind, workers):
+    index = random_index()
+    sampler, first, second = kind(index), list(kind(index)), None
+    loaders = [DataLoader(Samples(), batch_size=6, sampler=sampler, num_workers=workers) for _ in range(2)]
+    pairs = list(zip(*loaders, strict=True))
+    assert [torch.cat(column).tolist() for column in zip(*pairs, strict=True)] == [first, first]
+    sampler.set_epoch(0)
+    got = []
+    for image in sampler:
+        got.append(image)
+        if len(got) == 10:
+            assert list(sampler) == first
+        if len(got) == 20:
+            assert sampler.state_dict()["consumed"] == 20  # of the one that goes on
+        if len(got) == 30:
+            second = list(sampler)  # of the next epoch, since one iteration of this one has ended
+            break
+    assert got == first[:30]
+    assert second not in (None, first)
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_an_iterator_of_an_epoch_that_is_over_says_so(kind):
+    index = random_index()
+    sampler, first = kind(index), list(kind(index))
     iterator = iter(sampler)
-    next(iterator)
-    newer = iter(sampler)  # starts again, and ends the old one
-    assert next(newer) == first[0]
-    assert list(iterator) == []
-    assert list(newer) == first[1:]
+    assert next(iterator) == first[0]
+    sampler.set_epoch(3)
+    with pytest.raises(RuntimeError, match="an epoch that is over"):
+        next(iterator)
+    drawn = iter(sampler)
+    next(drawn)
+    list(sampler)  # all images of the epoch are drawn
+    sampler.set_epoch(4)
+    assert len(list(drawn)) == 59
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_a_loop_that_always_breaks_off_is_told(kind, recwarn):
+    sampler = kind(random_index())
+    for _ in range(2):
+        next(iter(sampler))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"begun for the third time.*set_epoch\(1\)"):
+        next(iter(sampler))
+    recwarn.clear()
+    for epoch in range(5):
+        sampler.set_epoch(epoch)
+        next(iter(sampler))
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
@@ -301,7 +407,7 @@ def test_in_a_data_loader(kind, workers):
     index = random_index()
     only = torch.zeros(60, 6, dtype=torch.bool)
     only[7, 0] = True
-    sampler = kind(index, min_share=0.0)
+    sampler, other = kind(index, min_share=0.0), kind(index, min_share=0.0)
     loader = DataLoader(Samples(), batch_size=2, sampler=sampler, num_workers=workers, persistent_workers=workers > 0)
     assert torch.cat(list(loader)).tolist() == list(kind(index, min_share=0.0))
     drawn = []
@@ -314,7 +420,8 @@ def test_in_a_data_loader(kind, workers):
     assert (torch.stack(drawn[5 + ahead :]) == 7).all()
     assert (torch.cat(list(loader)) == 7).all()  # and the next epoch, with the same workers
     sampler.update()
-    assert torch.cat(list(loader)).tolist() == list(kind(index, min_share=0.0))
+    other.set_epoch(3)
+    assert torch.cat(list(loader)).tolist() == list(other)
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
@@ -326,6 +433,7 @@ def test_update_with_another_index(kind):
     again = kind(other)
     assert set(sampler) == set(again)
     sampler.set_epoch(0)
+    again.set_epoch(0)
     if kind is RareClassSampler:
         assert list(sampler) == list(again)
         assert torch.equal(sampler.class_probabilities, again.class_probabilities)
@@ -401,7 +509,12 @@ def test_resume_twice_and_after_the_end():
     list(iterator)
     ended = ClassBalancedSampler(index)
     ended.load_state_dict(sampler.state_dict())
-    assert list(ended) == whole  # nothing was left of that epoch: a whole one
+    following = ClassBalancedSampler(index)
+    following.set_epoch(1)
+    assert list(ended) == list(following)  # nothing was left of that epoch: the next one
+    ended.load_state_dict(sampler.state_dict(consumed=60))
+    ended.set_epoch(0)  # asked for by name
+    assert list(ended) == whole
 
 
 def test_bad_states():
@@ -417,6 +530,15 @@ def test_bad_states():
     with pytest.raises(ValueError, match="`state`: expected that of a sampler with the same index"):
         other.load_state_dict(narrow.state_dict())
     assert list(other) == list(ClassBalancedSampler(random_index(seed=4)))  # it stays as it was
+    with pytest.raises(ValueError, match=r"`state`: expected that of a sampler with .*sub_epoch': 7.*got one with"):
+        ClassBalancedSampler(index, sub_epoch=7).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"`state`: expected that of a sampler with .*RareClassSampler.*got one with"):
+        RareClassSampler(index).load_state_dict(state)
+    swapped = ClassIndex(index.counts.flip(0), index.pixels)  # as many images of each class, but others
+    with pytest.raises(ValueError, match="`state`: expected that of a sampler with the same index"):
+        ClassBalancedSampler(swapped).load_state_dict(state)
+    with pytest.raises(ValueError, match="`state`: expected that of a sampler, got one without candidates, con"):
+        sampler.load_state_dict({"epoch": 3, "seed": 0})
     with pytest.raises(ValueError, match=r"`consumed`: expected at most the 0 images drawn, got 1"):
         sampler.state_dict(consumed=1)
     with pytest.raises(ValueError, match="`consumed`: expected at least 0"):
@@ -436,9 +558,12 @@ def test_bad_masks():
     fails(TypeError, "`num_classes`: expected an int", [], 2.0)
     fails(ValueError, "`num_classes`: expected at least 1", [], 0)
     fails(TypeError, "`ignore_index`", [], 2, ignore_index="255")
+    fails(ValueError, r"`ignore_index`: expected a value outside \[0, 2\)", [], 2, ignore_index=1)
+    fails(ValueError, r"`ignore_index`: expected a value outside \[0, 300\).*got 255", [], 300)
     fails(TypeError, "`masks`: expected an integer dtype", [torch.zeros(2, 2)], 2)
     fails(ValueError, r"`masks`: expected \(H, W\) or \(B, H, W\) with pixels, got \(3,\)", [torch.zeros(3).int()], 2)
     fails(ValueError, r"`masks`: .* got \(0, 4\)", [torch.zeros(0, 4).int()], 2)
+    fails(TypeError, "`masks`: expected label maps, got the path 'a.png'; open it", [Path("a.png")], 2)
 
 
 def test_bad_index():
@@ -460,6 +585,27 @@ def test_bad_index():
         ClassIndex(counts, pixels).contains("0.1")
     with pytest.raises(ValueError, match="`min_share`"):
         ClassIndex(counts, pixels).contains(1.1)
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_ranks_that_do_not_know_theirs(kind, monkeypatch):
+    """All processes of torchrun drew the images of rank 0 where the sampler was made before the process group."""
+    index = random_index()
+    with pytest.raises(ValueError, match="`rank`: expected it with 2 processes that have no process group"):
+        kind(index, num_replicas=2)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="`rank`: expected it with 4 processes that have no process group"):
+        kind(index)
+    assert kind(index, num_replicas=1).rank == kind(index, rank=0).rank == 0
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert kind(index).num_replicas == 1
+
+
+def test_a_tiny_temperature_draws_the_rarest_class():
+    index = random_index(12)
+    probabilities = RareClassSampler(index, temperature=1e-320).class_probabilities
+    rarest = torch.where(index.class_counts > 0, index.class_counts, 10**9).argmin()
+    assert torch.equal(probabilities, torch.nn.functional.one_hot(rarest, 6).double())
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
@@ -488,7 +634,7 @@ def test_bad_arguments(kind):
     fails(TypeError, "`rank`", rank=0.0)
     fails(ValueError, "`rank`: expected at most 0, got 1", rank=1)
     fails(ValueError, "`rank`: expected at least 0", rank=-1)
-    fails(TypeError, "`num_replicas`", num_replicas="2")
+    fails(TypeError, "`num_replicas`", num_replicas="2", rank=0)
     fails(ValueError, "`num_replicas`", num_replicas=0)
     if kind is ClassBalancedSampler:
         fails(TypeError, "`sub_epoch`", sub_epoch=1.5)

@@ -185,3 +185,22 @@ def test_bad_samples():
         transform(PLACES, tv_tensors.Mask(MASK), tv_tensors.Mask(MASK))
     with pytest.raises(ValueError, match=r"expected one mask \(H, W\) or \(1, H, W\), got \[\(2, 4, 5\)\]"):
         transform(PLACES, tv_tensors.Mask(MASK.expand(2, -1, -1)))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "dtype", "name"),
+    [
+        ({"fill": 0.5}, torch.uint8, "fill"),  # became 0
+        ({"fill": 300}, torch.uint8, "fill"),
+        ({"ignore_index": -100}, torch.uint8, "ignore_index"),
+        ({"ignore_index": 255}, torch.int8, "ignore_index"),
+    ],
+)
+def test_padding_that_the_dtype_cannot_hold(keywords, dtype, name):
+    transform = SmallClassCrop(torch.tensor([1]), (3, 3), **keywords)
+    image, mask = torch.zeros(3, 2, 2, dtype=torch.uint8), torch.zeros(2, 2, dtype=dtype)
+    with pytest.raises(ValueError, match=f"`{name}`: expected a value that torch.u?int8 can hold, got "):
+        transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
+    transform(
+        tv_tensors.Image(image[:, :1].repeat(1, 3, 2)), tv_tensors.Mask(mask[:1].repeat(3, 2))
+    )  # nothing is padded

@@ -6,9 +6,9 @@ import numpy as np
 
 
 def rare_by_loops(counts, k):
-    left = list(range(len(counts)))
+    left = [c for c in range(len(counts)) if counts[c] > 0]
     out = []
-    for _ in range(k):
+    while left and len(out) < k:
         best = left[0]
         for c in left:
             if counts[c] < counts[best]:

@@ -30,13 +30,20 @@ def taps(place, first, last):
     return weights.items()
 
 
-def view_by_loops(array, size, scaled, corner, flipped, mode, fill):
-    """(…, h, w) of one image (…, H, W)."""
+def view_by_loops(array, size, scaled, corner, flipped, upside_down, turns, mode, fill):
+    """(…, h, w) of one image (…, H, W): the window as it is cut, flipped by NumPy, and turned by it."""
+    window = window_by_loops(array, size[::-1] if turns % 2 else size, scaled, corner, mode, fill)
+    window = window[..., ::-1] if flipped else window
+    window = window[..., ::-1, :] if upside_down else window
+    return np.rot90(window, turns, axes=(-2, -1))
+
+
+def window_by_loops(array, size, scaled, corner, mode, fill):
     lengths = array.shape[-2:]
     out = np.full((*array.shape[:-2], *size), fill, dtype=np.float64 if mode == "bilinear" else array.dtype)
     for i in range(size[0]):
         for j in range(size[1]):
-            y, x = corner[0] + i, corner[1] + (size[1] - 1 - j if flipped else j)
+            y, x = corner[0] + i, corner[1] + j
             if 0 <= y < scaled[0] and 0 <= x < scaled[1]:
                 place = [
                     (at + Fraction(1, 2)) * Fraction(n, s) for at, n, s in zip((y, x), lengths, scaled, strict=True)
@@ -45,10 +52,12 @@ def view_by_loops(array, size, scaled, corner, flipped, mode, fill):
     return out
 
 
-def inverse_by_loops(array, image_size, scaled, corner, flipped, mode, fill):
+def inverse_by_loops(array, image_size, scaled, corner, flipped, upside_down, turns, mode, fill):
     """(…, H, W), (H, W) bool of one view (…, h, w)."""
-    size = array.shape[-2:]
+    array = np.rot90(array, -turns, axes=(-2, -1))
+    array = array[..., ::-1, :] if upside_down else array
     unflipped = array[..., ::-1] if flipped else array
+    size = array.shape[-2:]
     out = np.full((*array.shape[:-2], *image_size), fill, dtype=np.float64 if mode == "bilinear" else array.dtype)
     valid = np.zeros(image_size, dtype=bool)
     last = [min(size[d], scaled[d] - corner[d]) - 1 for d in (0, 1)]

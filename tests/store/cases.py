@@ -10,6 +10,7 @@ import torch
 
 from selftrain_seg import PseudoLabels
 from selftrain_seg.store import PseudoLabelStore
+from selftrain_seg.store._lock import LOCKS
 
 CLASSES = 5
 NAMES = [f"town_{i % 3}/image {i}" for i in range(12)]
@@ -46,6 +47,6 @@ def write_all(root: Path, number: int = 0, names: list[str] = NAMES, batch: int 
 
 
 def tree(root: Path) -> dict[str, str]:
-    """Every file under a folder, hidden ones too, and a digest of its bytes."""
-    files = (path for path in Path(root).rglob("*") if path.is_file())
+    """Every file under a folder, hidden ones too but for (empty) locks, and a digest of its bytes."""
+    files = (path for path in Path(root).rglob("*") if path.is_file() and path.parent.name != LOCKS)
     return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

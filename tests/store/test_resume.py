@@ -232,6 +232,7 @@ def test_other_settings_are_refused(tmp_path):
     writer = write()  # but for `meta`, which stays that of the first attempt
     assert len(writer.missing()) == 9
     assert writer.settings.meta == {}
+    writer.close()
     writer = write(thresholds=other, overwrite=True)
     assert len(writer.missing()) == 12
     assert torch.equal(open_store(tmp_path).settings(0).thresholds, other)
@@ -267,7 +268,7 @@ def test_what_is_half_removed_is_not_complete(tmp_path, monkeypatch):
     def failing(*args, **options):
         raise OSError("killed")
 
-    monkeypatch.setattr("selftrain_seg.store.store.shutil.rmtree", failing)
+    monkeypatch.setattr("selftrain_seg.store._folder.shutil.rmtree", failing)
     with pytest.raises(OSError, match="killed"):
         open_store(tmp_path).write(0, NAMES, overwrite=True)
     assert open_store(tmp_path).rounds() == []
@@ -318,6 +319,8 @@ def test_two_ranks_with_workers(tmp_path, quiet):
         assert result["names"] == tuple(NAMES)
         assert result["again"] == []
         assert 2 in result["interrupted"]
+        assert result["pruned"] == []
+        assert result["left"] == ([0], [])
     assert results[0]["other thresholds"] == ("RuntimeError", "rank 1 failed; its own message says why")
     assert results[1]["other thresholds"][0] == "ValueError"
     assert results[0]["bad name"] == ("RuntimeError", "rank 1 failed; its own message says why")

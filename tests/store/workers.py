@@ -36,7 +36,7 @@ def by_loader(writer, names, context):
 def half(index: int, root: str) -> None:
     """One of two processes that know nothing of each other."""
     torch.set_num_threads(1)
-    with open_store(Path(root)).write(0, NAMES, thresholds=THRESHOLDS, portion=0.2) as writer:
+    with open_store(Path(root)).write(0, NAMES, thresholds=THRESHOLDS, portion=0.2, rank=index) as writer:
         for name in NAMES[index::2]:
             writer.add([name], pseudo(name))
 
@@ -73,6 +73,9 @@ def rank(index: int, port: int, root: str) -> None:
     except RuntimeError as error:
         result["incomplete"] = str(error)
     result["interrupted"] = store.interrupted()
+    result["pruned"] = store.prune(keep=1)
+    store.delete(2)
+    result["left"] = (store.rounds(), store.interrupted())
     torch.save(result, Path(root) / f"rank{index}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -166,3 +166,11 @@ def test_a_block_is_skipped_once():
             pass
         assert torch.equal(through(blocks, x), x)  # the outer one still holds
     assert not torch.equal(through(blocks, x), x)
+
+
+def test_one_module_is_not_several():
+    with (
+        pytest.raises(TypeError, match="`blocks`: expected several modules, got one Linear"),
+        drop_blocks(nn.Linear(2, 2)),
+    ):
+        pass

@@ -1,11 +1,14 @@
 import math
+import types
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
-from selftrain_seg.teachers import MeanTeacher
+from selftrain_seg.teachers import MeanTeacher, drop_blocks
 from tests.helpers import never_waits
 from tests.oracles import teachers as oracle
 from tests.teachers.nets import Net, assert_same, images, shake, snapshot
@@ -52,10 +55,10 @@ def test_law(warmup, momentum, buffers):
     momenta = oracle.momenta_by_loops(5, momentum, warmup)
     checked = set()
     for name, tensor in teacher.model.state_dict().items():
-        if name in INTEGERS or (name in FLOATS and buffers == "copy"):
-            expected = states[-1][name].double().flatten().tolist()
-        elif name in FLOATS and buffers == "keep":
+        if name in (*INTEGERS, *FLOATS) and buffers == "keep":
             expected = states[0][name].double().flatten().tolist()
+        elif name in INTEGERS or (name in FLOATS and buffers == "copy"):
+            expected = states[-1][name].double().flatten().tolist()
         else:
             expected = by_loops(states, name, momenta)
         np.testing.assert_allclose(tensor.double().flatten().numpy(), expected, rtol=2e-6, err_msg=name)
@@ -243,6 +246,95 @@ def test_another_network_is_refused_and_nothing_happens(change, message):
         teacher.update(student)
     assert_same(snapshot(teacher), before)
     assert teacher.next_momentum == 0.0
+
+
+@pytest.mark.parametrize("change", [torch.zeros(5), torch.zeros(5, dtype=torch.int64), None])
+def test_kept_buffers_need_not_be_the_students(change):
+    """Caches of position or relative indices, say, change their shape with the size of the images."""
+    student = Net()
+    student.register_buffer("cache", torch.ones(2))
+    teacher = MeanTeacher(student, buffers="keep")
+    del student.cache
+    if change is not None:
+        student.register_buffer("cache", change)
+    student.register_buffer("another", torch.ones(3))
+    shake(student, 0)
+    teacher.update(student)
+    assert torch.equal(teacher.model.first.weight, student.first.weight)
+    assert torch.equal(teacher.model.cache, torch.ones(2))
+    with pytest.raises(ValueError, match=r"`student`: expected .*(missing|shape)"):
+        MeanTeacher(Net()).update(student)
+
+
+class Recorder(nn.Module):
+    """Hooks of its own: a method, which belongs to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = Net(), []
+        self.net.first.register_forward_hook(self.record)
+
+    def record(self, module, inputs, output):
+        self.seen.append(output.detach())
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_the_teacher_does_not_store_over_the_students_hooks():
+    student, features = Net(), {}
+    student.norm.register_forward_hook(lambda *parts: features.update(norm=parts[2]))
+    student.head.register_forward_pre_hook(lambda *parts: features.update(head=parts[1]))
+    student.head.register_full_backward_hook(lambda *parts: features.update(gradient=parts[2]))
+    with pytest.warns(UserWarning, match=r"leaves out 3 hooks of the student.*norm \(<lambda>\), head"):
+        teacher = MeanTeacher(student)
+    shake(student, 0)
+    student(images())
+    before = dict(features)
+    teacher(images(1))
+    assert before.keys() == {"norm", "head"} == features.keys()
+    assert all(features[name] is value for name, value in before.items())
+
+
+def test_hooks_that_are_part_of_the_network_are_copied(recwarn):
+    student = Recorder()
+    teacher = MeanTeacher(student)
+    teacher(images())
+    assert (len(student.seen), len(teacher.model.seen)) == (0, 1)
+    for wrap in (
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        lambda m: prune.l1_unstructured(m, "weight", 2),
+    ):
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # weight_norm is an old way
+            student = nn.Sequential(wrap(nn.Conv2d(3, 2, 1))).eval()
+        teacher = MeanTeacher(student)
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.mul_(1.5)
+        teacher.update(student)
+        assert torch.equal(teacher(images()), student(images()))
+    assert not recwarn.list
+
+
+def test_a_forward_that_would_be_shared_is_refused():
+    student = nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1)), nn.Conv2d(3, 2, 1))
+    with drop_blocks(student[:1], chance=1.0), pytest.raises(ValueError, match=r"`student`: .*got 0 with one that was"):
+        MeanTeacher(student)
+    original = student[1].forward
+    student[1].forward = lambda x: 2 * original(x)  # would call the student's layer for ever
+    with pytest.raises(ValueError, match=r"`student`: .*got 1 with one that was put on it"):
+        MeanTeacher(student)
+    student[1].forward = types.MethodType(lambda self, x: 2 * original(x), student[1])
+    with pytest.raises(ValueError, match=r"`student`: .*got 1 with one that was put on it"):
+        MeanTeacher(student)
+    student[1].forward = types.MethodType(lambda self, x: 2 * nn.Conv2d.forward(self, x), student[1])
+    teacher = MeanTeacher(student)
+    expected = student(images())
+    with torch.no_grad():
+        student[1].weight.zero_()
+    assert torch.equal(teacher(images()), expected)
 
 
 @pytest.mark.parametrize(

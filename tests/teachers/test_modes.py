@@ -10,10 +10,6 @@ from selftrain_seg.teachers import MeanTeacher
 from tests.teachers.nets import Net, images, snapshot
 
 
-class DropPath(nn.Dropout):
-    """As other packages call theirs; no subclass of torch's base class there."""
-
-
 class Attention(nn.Module):
     def __init__(self):
         super().__init__()
@@ -33,8 +29,8 @@ def modes(teacher):
 @pytest.mark.parametrize("dropout", [False, True])
 def test_modes_are_fixed(train_mode, dropout):
     teacher = MeanTeacher(Net().train(), train_mode=train_mode, dropout=dropout)
-    expected = {name: train_mode for name, _ in teacher.model.named_modules()}
-    expected["dropout"] = train_mode and dropout
+    expected = {name: train_mode and dropout for name, _ in teacher.model.named_modules()}
+    expected["norm"] = train_mode
     parent = nn.Module()
     parent.teacher = teacher
     for change in (lambda: None, parent.train, parent.eval, teacher.train, teacher.eval, lambda: teacher.train(False)):
@@ -81,14 +77,39 @@ def test_all_kinds_of_dropping_layers_are_off():
     assert not torch.equal(teacher(x), teacher(x))
 
 
-def test_layers_of_other_packages_by_name():
-    class Path(nn.Module):
-        def forward(self, x):
-            return x * (torch.rand_like(x) > 0.5) if self.training else x
+class Path(nn.Module):
+    """As DropPath of timm and transformers, under any name; and as attention does it."""
 
-    Path.__name__ = "DropPath"
-    teacher = MeanTeacher(nn.Sequential(Path()), train_mode=True)
-    assert torch.equal(teacher(images()), images())
+    def forward(self, x):
+        x = x * (torch.rand_like(x) > 0.5) if self.training else x
+        return nn.functional.dropout(x, 0.5, training=self.training)
+
+
+@pytest.mark.parametrize("layer", [Path(), nn.AlphaDropout(0.5), nn.FeatureAlphaDropout(0.5), nn.RReLU()])
+def test_whatever_drops_is_off(layer):
+    teacher = MeanTeacher(nn.Sequential(layer, nn.BatchNorm2d(3)), train_mode=True)
+    assert torch.equal(teacher(images()), teacher(images()))
+    assert modes(teacher) == {"": False, "0": False, "1": True}
+
+
+def test_a_transformer_of_timm_drops_nothing():
+    timm = pytest.importorskip("timm")
+    student = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=2, depth=2, drop_path_rate=0.9)
+    for block in student.blocks:
+        block.attn.attn_drop = nn.Dropout(0.9)
+    teacher = MeanTeacher(student, train_mode=True)
+    batch = images(size=(32, 32))
+    assert torch.equal(teacher(batch), teacher(batch))
+    noisy = MeanTeacher(student, train_mode=True, dropout=True)
+    assert not torch.equal(noisy(batch), noisy(batch))
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm2d(3), nn.SyncBatchNorm(3), nn.InstanceNorm2d(3, track_running_stats=True)]
+)
+def test_layers_with_running_statistics_use_the_batch(norm):
+    teacher = MeanTeacher(nn.Sequential(norm), train_mode=True)
+    assert modes(teacher) == {"": False, "0": True}
 
 
 def test_dicts_of_torchvision():

@@ -54,6 +54,10 @@ def test_distance_edges():
     other = copy.deepcopy(counted)
     other.table.data.fill_(7)
     assert parameter_distance(other, counted).item() == 0.0  # integers are no weights
+    broken = copy.deepcopy(student)
+    broken.head.bias.data[0] = math.nan
+    assert math.isnan(parameter_distance(broken, student).item())  # it said 0: the same network
+    assert math.isnan(parameter_distance(student, broken).item())
     before = snapshot(student)
     parameter_distance(student, student)
     assert_same(snapshot(student), before)

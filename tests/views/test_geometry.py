@@ -12,7 +12,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def parameters_of(image_size, size, scaled, corner, flipped):
+def parameters_of(image_size, size, scaled, corner, flipped, upside_down=None, turns=None):
     """Parameters with this geometry and nothing done to the colours."""
     batch = len(scaled)
     return ViewParameters(
@@ -21,6 +21,8 @@ def parameters_of(image_size, size, scaled, corner, flipped):
         scaled=torch.tensor(scaled).reshape(batch, 2),
         corner=torch.tensor(corner).reshape(batch, 2),
         flipped=torch.tensor(flipped, dtype=torch.bool),
+        vertically_flipped=torch.tensor(upside_down or [False] * batch, dtype=torch.bool),
+        quarter_turns=torch.tensor(turns or [0] * batch),
         jitter=torch.tensor([1.0, 1.0, 1.0, 0.0]).expand(batch, -1),
         grey=torch.zeros(batch, dtype=torch.bool),
         blur_sigma_px=torch.zeros(batch),
@@ -33,16 +35,19 @@ def geometries(draw, least=1, most=40, batch=3):
     """Parameters for images up to 9×9, ``least`` and ``most`` in tenths of the scale."""
     sides = st.integers(1, 9)
     image_size, size = (draw(sides), draw(sides)), (draw(sides), draw(sides))
-    scaled, corner = [], []
+    scaled, corner, turns = [], [], []
     for _ in range(batch):
         tall = [draw(st.integers(-(-n * least // 10), max(1, n * most // 10))) for n in image_size]
         scaled.append(tall)
-        corner.append([draw(st.integers(0, max(0, s - n))) for s, n in zip(tall, size, strict=True)])
-    return parameters_of(image_size, size, scaled, corner, [draw(st.booleans()) for _ in range(batch)])
+        turns.append(draw(st.integers(0, 3)))
+        window = size[::-1] if turns[-1] % 2 else size
+        corner.append([draw(st.integers(0, max(0, s - n))) for s, n in zip(tall, window, strict=True)])
+    flips = [[draw(st.booleans()) for _ in range(batch)] for _ in range(2)]
+    return parameters_of(image_size, size, scaled, corner, *flips, turns)
 
 
 def of_image(parameters, b):
-    return tuple(part[b].tolist() for part in (parameters.scaled, parameters.corner, parameters.flipped))
+    return tuple(part[b].tolist() for part in parameters[2:7])
 
 
 def identity(image_size, batch=2):
@@ -138,6 +143,29 @@ def test_identity_is_bit_for_bit(dtype, mode):
     out = replay(tensor, mirrored, mode=mode)
     assert torch.equal(out[0].view(bits), tensor[0].flip(-1).view(bits))
     assert torch.equal(replay_inverse(out, mirrored, mode=mode)[0].view(bits), tensor.view(bits))
+    for turns in range(4):  # the eight positions, each of an image in one batch, of views that are not square
+        size = (9, 7) if turns % 2 else (7, 9)
+        flips = [[True, False], [False, True]]
+        moved = parameters_of((7, 9), size, [(7, 9)] * 2, [[0, 0]] * 2, *flips, [turns] * 2)
+        out = replay(tensor, moved, mode=mode)
+        expected = torch.stack([tensor[0].flip(-1), tensor[1].flip(-2)]).rot90(turns, (-2, -1))
+        assert torch.equal(out.view(bits), expected.contiguous().view(bits))
+        restored, valid = replay_inverse(out, moved, mode=mode)
+        assert torch.equal(restored.view(bits), tensor.view(bits))
+        assert valid.all()
+
+
+def test_a_turned_view_that_is_not_square_by_hand():
+    # A view of 2 rows and 3 columns, turned once counterclockwise: a window of 3 rows and 2 columns, whose last column
+    # becomes the first row. At corner (1, 0) of the image it sticks out by one row.
+    labels = torch.tensor([[[1, 2], [3, 4], [5, 6]]])
+    parameters = parameters_of((3, 2), (2, 3), [[3, 2]], [[1, 0]], [False], [False], [1])
+    view = replay(labels, parameters)
+    assert view.tolist() == [[[4, 6, 255], [3, 5, 255]]]
+    restored, valid = replay_inverse(view, parameters)
+    assert restored.tolist() == [[[255, 255], [3, 4], [5, 6]]]
+    assert valid.tolist() == [[[False, False], [True, True], [True, True]]]
+    assert torch.equal(replay(labels, parameters._replace(quarter_turns=torch.tensor([-3]))), view)
 
 
 def test_beyond_the_outermost_centres_the_border_is_repeated_bit_for_bit():
@@ -252,7 +280,8 @@ def test_fill():
     assert last(integers) == 255
     assert last(integers.float()) == 0
     assert last(integers.bool()) is False
-    assert last(integers[:, None]) == 0  # an image in uint8, not a label map
+    assert last(integers.long()[:, None]) == last(integers[:, None]) == 255  # label maps (B, 1, H, W)
+    assert last(integers[:, None].expand(-1, 3, -1, -1)) == 0  # an image in uint8, not a label map
     assert last(integers, fill=7) == 7
     assert last(integers.float(), fill=0.5) == 0.5
     assert last(integers.float(), fill=-float("inf")) == -float("inf")
@@ -271,6 +300,9 @@ def test_every_field_counts():
         {"scaled": parameters.scaled + 1},
         {"corner": parameters.corner + 1},
         {"flipped": ~parameters.flipped},
+        {"vertically_flipped": ~parameters.vertically_flipped},
+        {"quarter_turns": parameters.quarter_turns + 1},
+        {"quarter_turns": parameters.quarter_turns + 2},
         {"size": (9, 7)},
     ):
         other = replay(tensor, parameters._replace(**change))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from selftrain_seg import value_checks
 from selftrain_seg.views import StrongSettings, WeakStrongViews, replay, replay_inverse
 from tests.helpers import never_waits
 from tests.oracles.views import strong_by_loops
@@ -107,6 +108,87 @@ def test_weak_parameters_follow_the_law():
         jittered = parameters.corner[:, dim] + torch.rand(4000, generator=generator(9))
         assert uniform(jittered / (free[:, dim] + 1), 0.0, 1.0)
     assert abs(stats.pearsonr(parameters.corner[:, 0] / free[:, 0], parameters.corner[:, 1] / free[:, 1])[0]) < 0.06
+
+
+def test_flips_and_turns_follow_the_law_and_change_nothing_else():
+    views = WeakStrongViews((10, 30), vertical_flip_chance=0.3, quarter_turns=True)
+    parameters, without = drawn(views, size=(200, 3000)), drawn(WeakStrongViews((10, 30)), size=(200, 3000))
+    assert share(parameters.vertically_flipped, 0.3)
+    assert stats.chisquare(torch.bincount(parameters.quarter_turns, minlength=4).numpy()).pvalue > 1e-3
+    assert not without.vertically_flipped.any()
+    assert not without.quarter_turns.any()
+    for name in ("scaled", "flipped", "jitter", "grey", "blur_sigma_px", "cut_out"):
+        assert torch.equal(getattr(parameters, name), getattr(without, name)), name
+    turned = parameters.quarter_turns % 2 == 1
+    window = torch.where(turned[:, None], torch.tensor([30, 10]), torch.tensor([10, 30]))
+    free = parameters.scaled - window
+    assert (parameters.corner <= free).all()  # a turned window lies inside, too
+    for dim in (0, 1):
+        jittered = parameters.corner[:, dim] + torch.rand(4000, generator=generator(9))
+        assert uniform(jittered / (free[:, dim] + 1), 0.0, 1.0)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (11, 18)])
+def test_turned_views_of_images_and_labels_fit_to_the_pixel_and_go_back(size):
+    views = WeakStrongViews(
+        size, scale=(1.0, 1.0), vertical_flip_chance=0.5, quarter_turns=True, strong=NEVER, fill=255
+    )
+    labels = torch.randint(0, 19, (40, 24, 31), generator=generator())
+    images = labels[:, None].expand(-1, 3, -1, -1).float()
+    weak, strong, parameters = views(images, generator=generator(1))
+    assert len(set(zip(*(part.tolist() for part in parameters[4:7]), strict=True))) > 10  # of sixteen
+    view = replay(labels, parameters)
+    assert torch.equal(weak[:, 0].long(), view)
+    assert torch.equal(strong, weak)
+    restored, valid = replay_inverse(view, parameters)
+    assert torch.equal(restored[valid], labels[valid])
+    assert (valid.flatten(1).sum(1) == size[0] * size[1]).all()
+
+
+def test_values_that_jitter_would_clip_are_refused():
+    """Normalised and 8-bit images were clipped, and every strong view was of three colours."""
+    images = pictures()
+    for wrong in ((images - 0.45) / 0.22, images * 255, images.masked_fill(images > 0.999 * images.max(), math.nan)):
+        views = WeakStrongViews((12, 12))
+        views(wrong)  # a look at values would make the host wait
+        with (
+            value_checks(),
+            pytest.raises(ValueError, match=r"`images`: expected RGB in \[0, 1\], to which jitter clips"),
+        ):
+            views(wrong)
+        parameters = WeakStrongViews((24, 31), strong=EACH["jitter"]).draw(wrong)
+        with value_checks(), pytest.raises(ValueError, match=r"`weak`: expected RGB in \[0, 1\]"):
+            views.strong(wrong, parameters)
+    with value_checks():
+        for fine in (images, images.bfloat16(), images[:0], images.round()):
+            WeakStrongViews((12, 12))(fine)
+        wrong = (images - 0.45) / 0.22
+        _, strong, _ = WeakStrongViews((12, 12), scale=(1, 1), strong=EACH["blur"])(wrong)
+        assert strong.min() < -0.5  # nothing is clipped where nothing is jittered
+        with pytest.raises(ValueError, match=r"`weak`: expected RGB in \[0, 1\], to which jitter clips, got -9"):
+            WeakStrongViews((90, 90), strong=EACH["jitter"], fill=-9.0)(images)
+
+
+def test_a_blur_wider_than_the_window_is_refused():
+    views, images = WeakStrongViews((24, 31), strong=EACH["blur"]), pictures()
+    wide = views.draw(images)._replace(blur_sigma_px=torch.full((3,), 50.0))
+    with value_checks(), pytest.raises(ValueError, match=r"`parameters.blur_sigma_px`: expected at most 2, .*got 50"):
+        views.strong(images, wide)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_other_channels_than_three_keep_their_colours(channels):
+    images = torch.randn(3, channels, 24, 31, generator=generator())
+    views = WeakStrongViews((12, 14), strong=ALWAYS._replace(cut_out_chance=0.0, blur_chance=0.0))
+    with value_checks():
+        weak, strong, _ = views(images, generator=generator(1))
+    assert weak.shape == (3, channels, 12, 14)
+    assert torch.equal(strong, weak)
+    _, strong, parameters = WeakStrongViews((12, 14), strong=ALWAYS)(images, generator=generator(1))
+    three = images[:, :1].expand(-1, 3, -1, -1)
+    plain = parameters._replace(jitter=torch.tensor([1.0, 1.0, 1.0, 0.0]).expand(3, -1), grey=torch.zeros(3).bool())
+    expected = WeakStrongViews((12, 14), strong=ALWAYS)(three, parameters=plain).strong  # blurred and cut out
+    assert torch.equal(strong[:, :1], expected[:, :1])
 
 
 def test_small_images_are_padded_at_the_bottom_and_on_the_right():
@@ -208,6 +290,16 @@ def test_blur_of_one_point():
     line /= line.sum()
     expected = np.outer(line, line)
     np.testing.assert_allclose(views.strong(weak, parameters)[0, 0].numpy(), expected, atol=1e-12)
+
+
+def test_autocast_changes_nothing():
+    images, views = pictures(), WeakStrongViews((16, 18), strong=ALWAYS)
+    parameters = views.draw(images, generator=generator())
+    expected = views(images, parameters=parameters)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = views(images, parameters=parameters)
+    assert torch.equal(made.weak, expected.weak)
+    assert torch.equal(made.strong, expected.strong)
 
 
 def test_each_part_is_its_own():
@@ -344,7 +436,13 @@ def test_generator_reproduces_and_leaves_the_global_state_alone():
 def test_every_argument_counts():
     images = pictures()
     usual = WeakStrongViews((20, 20))(images, generator=generator())
-    for change in ({"scale": (1.0, 1.5)}, {"flip_chance": 1.0}, {"fill": 0.5}):
+    for change in (
+        {"scale": (1.0, 1.5)},
+        {"flip_chance": 1.0},
+        {"fill": 0.5},
+        {"vertical_flip_chance": 1.0},
+        {"quarter_turns": True},
+    ):
         other = WeakStrongViews((20, 20), **change)(images, generator=generator())
         assert not torch.equal(other.weak, usual.weak), change
     for field, value in {
@@ -415,6 +513,8 @@ def test_bad_settings():
     fails(TypeError, r"`scale\[1\]`: expected a number, got str", scale=(1.0, "2"))
     fails(ValueError, r"`flip_chance`: expected a value in \[0.0, 1.0\], got 1.1", flip_chance=1.1)
     fails(TypeError, "`fill`: expected a number, got str", fill="0")
+    fails(ValueError, "`vertical_flip_chance`: expected a value", vertical_flip_chance=1.5)
+    fails(TypeError, "`quarter_turns`: expected a bool, got int", quarter_turns=1)
     fails(ValueError, "`fill`: expected a value", fill=math.nan)
     fails(TypeError, "`strong`: expected StrongSettings, got tuple", strong=tuple(StrongSettings()))
 
@@ -438,14 +538,14 @@ def test_bad_images():
     views, images = WeakStrongViews((4, 4)), pictures()
     parameters = views.draw(images)
     for call in (views, views.draw, lambda weak: views.strong(weak, parameters)):
-        with pytest.raises(TypeError, match=r"expected a floating-point dtype, got torch.uint8"):
+        with pytest.raises(TypeError, match=r"expected a floating-point dtype, got torch.uint8; divide 8-bit"):
             call(images.byte())
         with pytest.raises(TypeError, match=r"expected a torch.Tensor, got list"):
             call([images])
-        with pytest.raises(ValueError, match=r"expected \(B, C, H, W\)"):
+        with pytest.raises(ValueError, match=r"expected \(B, D, H, W\)"):
             call(images[0])
-        for shape in ((2, 1, 4, 4), (2, 3, 0, 4)):
-            with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\) with at least one pixel, got"):
+        for shape in ((2, 0, 4, 4), (2, 3, 0, 4)):
+            with pytest.raises(ValueError, match=r"expected \(B, D, H, W\) with at least one pixel, got"):
                 call(torch.zeros(shape))
     for call in (views, views.draw):
         with pytest.raises(ValueError, match="`generator`: expected device meta, got cpu"):

@@ -1,0 +1,115 @@
+"""Launches of the kernels for maps: one function for each operator, named as it is; see ``launch``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selftrain_seg.ops.triton import maps
+
+_PIXELS = 128  # a program, of one warp, so that its loops end without waiting for others
+_CHUNK, _PARTS = 2048, 1024
+_GROUP = 8  # numbers that a program compares with all others at a time
+_FEW_PIXELS = 32
+_BLOCK = 512  # places of an axis at a time
+_MOST_DRAWS = 1024
+
+Plain = Callable[..., Any]
+
+
+def connected_components(plain: Plain, mask: Tensor) -> Tensor:
+    """Three launches."""
+    batch, height, width = mask.shape
+    if height * width >= 2**31:  # whose numbers need 64 bits
+        out: Tensor = plain(mask)
+        return out
+    mask, sizes = mask.contiguous(), (height, width, _PIXELS)
+    parents = torch.empty(mask.shape, dtype=torch.int32, device=mask.device)
+    roots = torch.empty(mask.shape, dtype=torch.int64, device=mask.device)
+    programs = batch * height * -(-width // _PIXELS)
+    _launch(maps.start_kernel, programs, mask, parents, *sizes, num_warps=1)
+    _launch(maps.unite_kernel, programs, mask, parents, *sizes, num_warps=1)
+    _launch(maps.root_kernel, programs, parents, roots, *sizes, num_warps=1)
+    return roots
+
+
+def mine(_: Plain, labels: Tensor, ranked: Tensor, draws: Tensor, __: Any, *rest: Any) -> Tensor:
+    """Two launches. Stored counts would not save one: the labels are read but once."""
+    height, width, limit = rest
+    labels, ranked, draws = labels.contiguous(), ranked.contiguous(), draws.contiguous()
+    (batch, columns), pixels = ranked.shape, labels[:1].numel()
+    parts = -(-pixels // _CHUNK)
+    counts = torch.empty((batch, columns, parts), dtype=torch.int32, device=labels.device)
+    corners = torch.empty((batch, 2), dtype=torch.int64, device=labels.device)
+    numbers = max(0, labels.shape[1] - height), max(0, labels.shape[2] - width), height // 2, width // 2, limit
+    _launch(maps.tally_kernel, batch * parts, labels, ranked, counts, pixels, parts, columns, _CHUNK)
+    _launch(
+        maps.mine_kernel, batch, labels, ranked, counts, draws, corners,
+        pixels, labels.shape[2], parts, columns, draws.stride(0), *numbers, _CHUNK, _PARTS,
+    )  # fmt: skip
+    return corners
+
+
+def draw_classes(_: Plain, labels: Tensor, keys: Tensor, ignore_index: int, up: bool) -> Tensor:
+    """Three launches, and one to clear what they write to."""
+    labels, keys = labels.contiguous(), keys.contiguous()
+    (batch, values), pixels = keys.shape, labels[:1].numel()
+    parts = -(-pixels // _CHUNK)
+    present = torch.zeros(keys.shape, dtype=torch.int8, device=keys.device)
+    drawn = torch.empty_like(present)
+    among = torch.empty(labels.shape, dtype=torch.bool, device=keys.device)
+    _launch(maps.present_kernel, batch * parts, labels, present, pixels, parts, values, _CHUNK)
+    _launch(maps.half_kernel, batch, present, keys, drawn, ignore_index, int(up), values, _GROUP, num_warps=8)
+    _launch(maps.among_kernel, batch * parts, labels, drawn, among, pixels, parts, values, _CHUNK)
+    return among
+
+
+def distinct(plain: Plain, draws: Tensor, population: int, count: int) -> Tensor:
+    """One launch."""
+    if len(draws) > _MOST_DRAWS:
+        out: Tensor = plain(draws, population, count)
+        return out
+    draws = draws.contiguous()
+    chosen, room = draws.new_empty(count), max(_GROUP, 1 << (len(draws) - 1).bit_length())
+    _launch(maps.distinct_kernel, 1, draws, chosen, population, len(draws), count, room, _GROUP, num_warps=8)
+    return chosen
+
+
+def directions(__: Plain, logits: Tensor, chosen: Tensor) -> Tensor:
+    """One launch."""
+    _, classes, height, width = logits.shape
+    chosen = chosen.contiguous()
+    found = torch.empty((len(chosen), classes), dtype=torch.float64, device=logits.device)
+    sizes = height * width, len(chosen), width, *logits.stride()
+    _launch(
+        maps.direction_kernel,
+        -(-len(chosen) // _FEW_PIXELS),
+        logits,
+        chosen,
+        found,
+        *sizes,
+        classes,
+        _FEW_PIXELS,
+        num_warps=1,
+    )
+    return found
+
+
+def fit(_: Plain, rows: Tensor, columns: Tensor, factor: Tensor, chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One launch."""
+    (batch, height), width = rows.shape, columns.shape[1]
+    where = torch.empty((batch, 3, height + width), dtype=torch.int64, device=rows.device)
+    inside = torch.empty((batch, height + width), dtype=torch.bool, device=rows.device)
+    share = torch.empty((batch, height + width), dtype=torch.float64, device=rows.device)
+    given = (tensor.contiguous() for tensor in (rows, columns, factor, chance))
+    _launch(maps.fit_kernel, batch, *given, where, inside, share, height, width, _BLOCK)
+    return where, inside, share
+
+
+def _launch(kernel: Any, programs: int, first: Tensor, *arguments: Any, **options: Any) -> None:
+    if programs:
+        with torch.cuda.device(first.get_device()):  # -1, the CPU, changes nothing
+            kernel[(programs,)](first, *arguments, **options)
