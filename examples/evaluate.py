@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,16 +97,20 @@ def by_masks(args: Namespace) -> tuple[Pairs, int, LabelMap]:
     if held.classes != classes.classes:
         found, asked = ", ".join(held.classes), ", ".join(classes.classes)
         raise SystemExit(f"{written}: has classes {found}; --classes has {asked}")
-    if folder.resolve() == args.masks.resolve():
-        raise SystemExit(f"{folder}: the predictions and the true masks are the same folder")
-    files = {path.relative_to(folder).with_suffix("").as_posix(): path.resolve() for path in folder.rglob("*.*")}
-    truth_settings = {"mask_suffix": args.mask_suffix, "names": args.names, "unpaired": unpaired(args)}
     try:
-        # Only masks are read: what stands here for their images is never opened.
-        predicted = SegmentationFolder(folder, folder, label_map=held, names=args.names, pair=files.__getitem__)
-        truth = SegmentationFolder(folder, args.masks, label_map=classes, **truth_settings)
+        names = SegmentationFolder(folder, names=args.names).names
+        with tempfile.TemporaryDirectory() as empty:
+            # Only masks are read, of both: what stands for their images is never opened.
+            for name in names:
+                stand_in = Path(empty, f"{name}.png")
+                stand_in.parent.mkdir(parents=True, exist_ok=True)
+                stand_in.touch()
+            predicted = SegmentationFolder(empty, folder, label_map=held)
+            suffix = {"mask_suffix": args.mask_suffix, "unpaired": unpaired(args)}
+            truth = SegmentationFolder(empty, args.masks, label_map=classes, **suffix)
     except (OSError, ValueError) as error:
-        raise SystemExit(f"{args.predictions}, {args.masks}: {error}") from None
+        ways = "here --mask-suffix, --names, and --partial, which leaves out what has no mask"
+        raise SystemExit(f"{args.predictions}, {args.masks}: {error}; {ways}") from None
     without = [path for path, why in truth.left_out if args.masks in path.parents and args.names is None]
     if without and not args.partial:
         raise SystemExit(

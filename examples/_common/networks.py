@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -223,12 +224,15 @@ class DeepLabV2(nn.Module):
         for convolution in self.classifier:
             nn.init.normal_(convolution.weight, std=0.01)
         self.register_buffer("converted", torch.tensor(False))
-        self.register_load_state_dict_post_hook(lambda module, _: module.follow())
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images (B, 3, H, W) to logits at an eighth of the resolution."""
         features = self.backbone(images)
         return torch.stack([convolution(features) for convolution in self.classifier]).sum(dim=0)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.follow()
 
     def follow(self) -> None:
         """Make the layers what ``converted`` says."""

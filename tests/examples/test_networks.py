@@ -1,5 +1,6 @@
 """Networks of the trainers by every kind of name, and weights from files of every kind."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -38,6 +39,13 @@ def predict(net, channels=3, size=(45, 70)):
 @pytest.mark.parametrize("size", [(45, 70), (33, 64), (64, 96)])
 def test_any_size(name, size):
     assert predict(build(name, from_scratch=True), size=size).shape == (2, 5, *size)
+
+
+@pytest.mark.parametrize("name", ["small-unet", SMALL])
+def test_compiles_whole(name):
+    net = build(name, from_scratch=True)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(predict(compiled), predict(net), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("channels", [1, 4, 7])
@@ -311,6 +319,7 @@ def test_published_deeplabv2(deeplab, style, tmp_path):
         else:
             torch.testing.assert_close(found, converted_from_caffe(net, images))
             assert not torch.allclose(found, as_torchvision, atol=1e-2 * as_torchvision.abs().max().item())
+        assert torch.equal(copy.deepcopy(net)(images), found)
         torch.save(net.state_dict(), tmp_path / "model.pt")  # a run keeps what the network is
         torch.testing.assert_close(build("deeplabv2_resnet101", init=tmp_path)(images), found)
 

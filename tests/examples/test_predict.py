@@ -205,6 +205,8 @@ def test_what_is_not_said_and_nowhere_written(world, weights, trained, tmp_path)
     assert "head.0.weight is (16, 24, 1, 1), expected (84, 24, 1, 1)" in said
     assert "no such run or file of weights" in fails("predict.py", out, tmp_path / "nothing", images)
     assert "expected images" in fails("predict.py", out, trained, trained / "checkpoints")
+    own = ["--network", "small-unet", "--classes", world / "fundus" / "classes.csv", "--ids"]
+    assert "--ids: background, vessel, disc have no id, only colours" in fails("predict.py", out, weights, images, *own)
     assert "--overlap 1.0: expected a share" in fails("predict.py", out, trained, images, "--overlap", 1)
     assert not out.exists()
 
@@ -325,9 +327,12 @@ def test_masks_that_do_not_go_together(pair):
     assert "d.png: " in fails("evaluate.py", folder / "out", folder / "made", *options)
     (folder / "made" / "d.png").unlink()
     (folder / "true" / "a.png").unlink()
-    assert "1 of 2 images have no mask: a;" in fails("evaluate.py", folder / "out", folder / "made", *options)
+    said = fails("evaluate.py", folder / "out", folder / "made", *options)
+    assert "1 of 2 images have no mask: a;" in said
+    assert "--partial, which leaves out what has no mask" in said
     assert "--classes" in fails("evaluate.py", folder / "out", folder / "made", "--masks", folder / "true")
-    assert "same folder" in fails("evaluate.py", folder / "out", folder / "true", *options)
+    run("evaluate.py", folder / "out", folder / "true", *options)  # a mask is as good as itself
+    assert evaluated(folder / "out")["mIoU"] == 100
     assert "no such folder, run or file" in fails("evaluate.py", folder / "out", folder / "nowhere", *options)
 
 
