@@ -76,11 +76,15 @@ def parser(description: str | None, *, small: dict[str, Any], papers: dict[str, 
     presets.add_argument("--labelled", type=int, default=106, help="voc: one image in so many is labelled")
 
     own = made.add_argument_group("--data folders")
-    for domain, what in (("source", "to learn from"), ("target", "to adapt to"), ("val", "of the target, to measure")):
-        own.add_argument(f"--{domain}-images", type=Path, help=f"folder of the images {what}")
-        masks = {"source": "their masks", "target": "masks, if there are: for precision only", "val": "their masks"}
-        own.add_argument(f"--{domain}-masks", type=Path, help=masks[domain])
-        own.add_argument(f"--{domain}-names", help="which of them: a pattern, or a file of names; all by default")
+    own.add_argument("--source-images", type=Path, help="folder of the images to learn from")
+    own.add_argument("--source-masks", type=Path, help="their masks")
+    own.add_argument("--source-names", help="which of them: a pattern, or a file of names (default: all)")
+    own.add_argument("--target-images", type=Path, help="folder of the images to adapt to")
+    own.add_argument("--target-masks", type=Path, help="their masks, if there are: precision is measured by them")
+    own.add_argument("--target-names", help="which of them")
+    own.add_argument("--val-images", type=Path, help="folder of target images to measure on")
+    own.add_argument("--val-masks", type=Path, help="their masks")
+    own.add_argument("--val-names", help="which of them")
     own.add_argument("--classes", type=Path, help="what the masks hold: .json or .csv, see LabelMap.load")
     own.add_argument("--mask-suffix", default="", help="what a mask is called more than its image, _mask say")
     own.add_argument("--channels", type=int, default=3, help="of the images; 3 repeats grey and leaves opacity out")

@@ -6,6 +6,7 @@ import importlib
 import json
 import multiprocessing
 import pickle
+import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -357,3 +358,62 @@ def test_numbers_that_cannot_be(common, changes, message):
     check(Namespace(**sound))
     with pytest.raises(SystemExit, match=message):
         check(Namespace(**{**sound, **changes}))
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """Folder of a small run, and options for others like it."""
+    out = tmp_path_factory.mktemp("edges")
+    run("source_only.py", out / "source", "--smoke", "--images", 4, 3, 2, "--steps", 2, "--root", out / "streets")
+    return out / "source", ["--smoke", "--images", 4, 3, 2, "--batch", 2, "--root", out / "streets"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["cbst.py", "crst.py", "dst_cbc.py", "iast.py"])
+def test_no_rounds_give_the_score_of_what_was_given(script, begun, tmp_path):
+    source, options = begun
+    more = ["--warmup-steps", 0] if script == "iast.py" else []
+    output = run(script, tmp_path, *options, *more, "--init", source / "model.pt", "--rounds", 0)
+    before = json.loads((tmp_path / "rounds" / "round-0000.json").read_text(encoding="utf-8"))["iou"]
+    found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert list(found["iou"].values()) == pytest.approx(before)
+    assert f"before training: mIoU {found['mIoU']:.1f}" in output
+    assert not (tmp_path / "pseudo-labels").exists()
+
+
+@pytest.mark.slow
+def test_weights_however_they_were_saved(begun, tmp_path):
+    """A state dict, one inside a checkpoint, one of a wrapped network; a pickled network is refused, not run."""
+    source, options = begun
+    weights = torch.load(source / "model.pt", weights_only=True)
+    torch.save(
+        {"state_dict": {f"module._orig_mod.{name}": tensor for name, tensor in weights.items()}}, tmp_path / "a.pt"
+    )
+    torch.save(nn.Conv2d(3, 13, 1), tmp_path / "b.pt")
+    run("source_only.py", tmp_path / "out", *options, "--steps", 0, "--init", tmp_path / "a.pt")
+    after = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in weights.items())
+    for wrong in (["--init", tmp_path / "b.pt"], ["--network", "small-unett"]):
+        with pytest.raises(AssertionError, match=wrong[0]) as caught:
+            run("source_only.py", tmp_path / "wrong", *options, "--steps", 0, *wrong)
+        assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_its_first_checkpoint_uses_the_finished_round(begun, tmp_path):
+    source, options = begun
+    words = [*options, "--init", source / "model.pt", "--rounds", 1, "--steps", 2]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run("cbst.py", whole, *words)
+    shutil.copytree(whole, killed)
+    shutil.rmtree(killed / "checkpoints")
+    (killed / "result.json").unlink()
+    labels = {path: path.stat().st_mtime_ns for path in killed.rglob("pseudo-labels/**/*")}
+    # As if labelled on a machine that rounds otherwise: estimated again, the thresholds would not be these.
+    output = run("cbst.py", killed, *words, "--threads", 2)
+    assert "goes on after step" not in output
+    assert {path: path.stat().st_mtime_ns for path in killed.rglob("pseudo-labels/**/*")} == labels
+    assert (killed / "result.json").exists()
