@@ -14,11 +14,11 @@ from argparse import BooleanOptionalAction
 
 import torch
 from _common import arguments
-from _common.evaluation import evaluate, line, prepare, report
+from _common.evaluation import evaluate, line, prepare, report, score_before
 from _common.folders import Data, open_data, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
-from _common.rounds import gather, note_round, open_store, thresholds_of, write_labels
+from _common.rounds import finished, gather, note_round, open_store, small_class_crop, thresholds_of, write_labels
 from _common.run import Run
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -26,7 +26,6 @@ from tqdm import tqdm
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.confidence import SpatialPrior
 from selftrain_seg.losses import cross_entropy
-from selftrain_seg.mining import SmallClassCrop, classes_below, rare_classes
 from selftrain_seg.selectors import select_hard, select_reweighted
 from selftrain_seg.store import PseudoLabelStore, StoredRound
 from selftrain_seg.thresholds import ClassBalancedThreshold, GlobalThreshold, PortionSchedule, source_subset
@@ -35,7 +34,10 @@ from selftrain_seg.thresholds import ClassBalancedThreshold, GlobalThreshold, Po
 def label_target(
     net: nn.Module, data: Data, run: Run, store: PseudoLabelStore, round: int, prior: Tensor | None
 ) -> StoredRound:
-    """Thresholds from one pass over the target images, labels from another."""
+    """Thresholds from one pass over the target images, labels from another; or what an earlier attempt finished."""
+    stored = finished(store, round)
+    if stored is not None:
+        return stored
     args = run.args
     portion = PortionSchedule(*args.portion)(round)
     estimator = GlobalThreshold if args.policy == "global" else ClassBalancedThreshold
@@ -65,14 +67,18 @@ def spatial_prior(data: Data, run: Run) -> Tensor:
     prior = SpatialPrior(data.label_map.num_classes, (height, width), sigma_px=run.args.prior_sigma).to(run.device)
     masks = data.source.masks()
     for index in tqdm(range(run.rank, len(masks), run.world), "spatial prior", leave=False, disable=None):
-        prior.update(masks[index][None].to(run.device))
+        try:
+            prior.update(masks[index][None].to(run.device))
+        except ValueError as error:
+            needs = "--spatial-prior needs images of one scene and one size, which --resize gives"
+            raise SystemExit(f"{needs}: {data.source.names[index]}: {error}") from None
     return prior.compute()
 
 
 def main() -> None:
     parser = arguments.parser(
         __doc__,
-        streets={
+        small={
             "steps": 120,
             "rounds": 3,
             "lr": 2e-3,
@@ -85,7 +91,7 @@ def main() -> None:
             "batch": 2,
             "lr": 5e-5,
             "optimizer": "sgd",
-            "crop": [500, 500],
+            "largest_crop": [500, 500],
             "frozen_bn": True,
             "mine": True,
             "lr_decay": 0.5**0.5,
@@ -101,10 +107,6 @@ def main() -> None:
     parser.add_argument("--lr-decay", type=float, default=1.0, help="factor of the learning rate from round to round")
     parser.add_argument("--mine", action=BooleanOptionalAction, default=False, help="crop around small classes")
     args = parser.parse_args()
-    if args.mine and args.crop is None:
-        parser.error("--mine crops around small classes: say how large with --crop")
-    if args.spatial_prior and args.data == "voc":
-        parser.error("--spatial-prior needs images of one scene and size, not VOC's")
     run = Run(args)
     data = open_data(args, run)
     torch.manual_seed(args.seed)
@@ -112,6 +114,7 @@ def main() -> None:
     student = run.wrap(net)
     store = open_store(run, data)
     prior = spatial_prior(data, run) if args.spatial_prior else None
+    score = score_before(net, data, run)
 
     for round in range(args.rounds):
         stage = f"round{round + 1}"
@@ -119,10 +122,7 @@ def main() -> None:
             stored = store.round(round)
         else:
             stored = label_target(prepare(net, data, run), data, run, store, round, prior)
-        crop = None
-        if args.mine:
-            counts = stored.predicted.sum(0)
-            crop = SmallClassCrop(classes_below(counts), args.crop, fallback=rare_classes(counts))
+        crop = small_class_crop(stored, args.crop) if args.mine else None
         order = None
         if args.source_portion is not None:
             share = PortionSchedule(*args.source_portion)(round)
@@ -144,12 +144,12 @@ def main() -> None:
                     losses.append(run.mean(total, (labels != IGNORE_INDEX).sum()))
                 run.learn(losses[0] + losses[1], optimizer, schedule)
             run.scalars(round * args.steps + step, source_loss=losses[0], target_loss=losses[1])
-        iou = evaluate(prepare(net, data, run), data, run, f"round {round + 1}")
-        run.say(f"round {round + 1}: {line(iou, data)}")
-        note_round(run, data, round + 1, iou=iou, stored=stored)
+        score = evaluate(prepare(net, data, run), data, run, round + 1)
+        run.say(f"round {round + 1}: {line(score, data)}")
+        note_round(run, data, round + 1, score=score, stored=stored)
         net.train()
 
-    run.finish(net, report(iou, data))
+    run.finish(net, report(score, data))
 
 
 if __name__ == "__main__":

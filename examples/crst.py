@@ -16,17 +16,25 @@ from argparse import BooleanOptionalAction
 
 import torch
 from _common import arguments
-from _common.evaluation import evaluate, line, prepare, report
+from _common.evaluation import evaluate, line, prepare, report, score_before
 from _common.folders import Data, open_data, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
-from _common.rounds import Labelled, gather, note_round, open_store, thresholds_of, write_labels
+from _common.rounds import (
+    Labelled,
+    finished,
+    gather,
+    note_round,
+    open_store,
+    small_class_crop,
+    thresholds_of,
+    write_labels,
+)
 from _common.run import Run
 from torch import Tensor, nn
 
 from selftrain_seg import IGNORE_INDEX, PseudoLabels
 from selftrain_seg.losses import cross_entropy, mrent_loss, mrkld_loss, mrl2_loss
-from selftrain_seg.mining import SmallClassCrop, classes_below, rare_classes
 from selftrain_seg.selectors import select_reweighted, select_soft
 from selftrain_seg.store import PseudoLabelStore, StoredRound, expand_soft
 from selftrain_seg.thresholds import ClassBalancedThreshold, PortionSchedule, source_subset
@@ -36,7 +44,10 @@ ALPHAS = {"mrkld": 0.1, "mrent": 0.1, "mrl2": 0.1, "lrent": 0.25}
 
 
 def label_target(net: nn.Module, data: Data, run: Run, store: PseudoLabelStore, round: int) -> StoredRound:
-    """Thresholds from one pass over the target images; labels, hard or soft, from another."""
+    """Thresholds from one pass over the target images; labels, hard or soft, from another; or an earlier attempt's."""
+    stored = finished(store, round)
+    if stored is not None:
+        return stored
     args = run.args
     portion = PortionSchedule(*args.portion)(round)
     kc = ClassBalancedThreshold(data.label_map.num_classes, portion).to(run.device)
@@ -58,13 +69,13 @@ def label_target(net: nn.Module, data: Data, run: Run, store: PseudoLabelStore, 
 def main() -> None:
     parser = arguments.parser(
         __doc__,
-        streets={"steps": 120, "rounds": 3, "lr": 2e-3, "reestimate_bn": 1, "portion": [0.3, 0.1, 0.5]},
+        small={"steps": 120, "rounds": 3, "lr": 2e-3, "reestimate_bn": 1, "portion": [0.3, 0.1, 0.5]},
         papers={
             "steps": 5000,
             "batch": 2,
             "lr": 5e-5,
             "optimizer": "sgd",
-            "crop": [500, 500],
+            "largest_crop": [500, 500],
             "frozen_bn": True,
             "mine": True,
             "source_portion": [0.03, 0.0025, 0.06],
@@ -78,8 +89,6 @@ def main() -> None:
     parser.add_argument("--source-portion", type=float, nargs=3, help="start, step, stop of source images in use")
     parser.add_argument("--mine", action=BooleanOptionalAction, default=False, help="crop around small classes")
     args = parser.parse_args()
-    if args.mine and args.crop is None:
-        parser.error("--mine crops around small classes: say how large with --crop")
     args.alpha = ALPHAS[args.regularizer] if args.alpha is None else args.alpha
     soft_labels = args.regularizer == "lrent"
     run = Run(args)
@@ -90,6 +99,7 @@ def main() -> None:
     student = run.wrap(net)
     store = open_store(run, data, keep=("soft",) if soft_labels else ())
     regularized_loss = LOSSES.get(args.regularizer, mrkld_loss)
+    score = score_before(net, data, run)
 
     for round in range(args.rounds):
         stage = f"round{round + 1}"
@@ -97,10 +107,7 @@ def main() -> None:
             stored = store.round(round)
         else:
             stored = label_target(prepare(net, data, run), data, run, store, round)
-        crop = None
-        if args.mine:
-            counts = stored.predicted.sum(0)
-            crop = SmallClassCrop(classes_below(counts), args.crop, fallback=rare_classes(counts))
+        crop = small_class_crop(stored, args.crop) if args.mine else None
         order = None
         if args.source_portion is not None:
             share = PortionSchedule(*args.source_portion)(round)
@@ -128,12 +135,12 @@ def main() -> None:
                     target_loss = run.mean(total, (target_labels != IGNORE_INDEX).sum())
                 run.learn(source_loss + target_loss, optimizer, schedule)
             run.scalars(round * args.steps + step, source_loss=source_loss, target_loss=target_loss)
-        iou = evaluate(prepare(net, data, run), data, run, f"round {round + 1}")
-        run.say(f"round {round + 1}: {line(iou, data)}")
-        note_round(run, data, round + 1, iou=iou, stored=stored)
+        score = evaluate(prepare(net, data, run), data, run, round + 1)
+        run.say(f"round {round + 1}: {line(score, data)}")
+        note_round(run, data, round + 1, score=score, stored=stored)
         net.train()
 
-    run.finish(net, report(iou, data))
+    run.finish(net, report(score, data))
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 from _common import arguments
 from _common.data import save_atomically
-from _common.evaluation import evaluate, line, prepare, report
+from _common.evaluation import evaluate, line, prepare, report, score_before
 from _common.folders import Data, open_data, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
-from _common.rounds import Labelled, gather, note_round, open_store, thresholds_of, write_labels
+from _common.rounds import Labelled, finished, gather, note_round, open_store, thresholds_of, write_labels
 from _common.run import Run
 from torch import Tensor, nn
 
@@ -35,7 +35,10 @@ from selftrain_seg.thresholds import DST_CBC_PORTIONS, ClassBalancedThreshold, P
 
 
 def label_others(net: nn.Module, data: Data, run: Run, store: PseudoLabelStore, round: int) -> StoredRound:
-    """Thresholds from one pass over the images without labels, labels from another."""
+    """Thresholds from one pass over the images without labels, labels from another; or an earlier attempt's."""
+    stored = finished(store, round)
+    if stored is not None:
+        return stored
     portion, stride = PortionSchedule(*run.args.portion)(round), run.args.stride
     kc = ClassBalancedThreshold(data.label_map.num_classes, portion, rank="first_out", stride=stride).to(run.device)
 
@@ -59,7 +62,7 @@ def label_others(net: nn.Module, data: Data, run: Run, store: PseudoLabelStore, 
 def main() -> None:
     parser = arguments.parser(
         __doc__,
-        streets={
+        small={
             "steps": 72,
             "lr": 2e-3,
             "reestimate_bn": 1,
@@ -68,7 +71,14 @@ def main() -> None:
             "gamma_agree": 1.0,
             "gamma_disagree": 1.0,
         },
-        papers={"steps": 5000, "batch": 4, "lr": 2.5e-4, "optimizer": "sgd", "crop": [321, 321], "frozen_bn": True},
+        papers={
+            "steps": 5000,
+            "batch": 4,
+            "lr": 2.5e-4,
+            "optimizer": "sgd",
+            "largest_crop": [321, 321],
+            "frozen_bn": True,
+        },
     )
     parser.add_argument("--mutual", action="store_true", help="two students label for each other")
     parser.add_argument("--second-init", type=Path, help="weights the second student starts from")
@@ -90,6 +100,8 @@ def main() -> None:
         nets.append(build(second, num_classes).to(run.device))
         stores.append(open_store(run, data, "pseudo-labels-second", keep=("confidence",)))
     students = [run.wrap(net) for net in nets]
+    names = ["", "second"][: len(nets)]
+    scores = [score_before(net, data, run, group=name) for net, name in zip(nets, names, strict=True)]
 
     for round in range(args.rounds):
         stages = [f"round{round + 1}", f"second-round{round + 1}"][: len(nets)]
@@ -132,18 +144,17 @@ def main() -> None:
                     run.learn(loss, optimizer, schedule)
                 name = "loss" if net is nets[0] else "second_loss"
                 run.scalars(round * args.steps + step, **{name: loss})
-        names = ["", "second"][: len(nets)]
-        ious = [
-            evaluate(prepare(net, data, run), data, run, f"round {round + 1} {name}".strip())
+        scores = [
+            evaluate(prepare(net, data, run), data, run, round + 1, group=name)
             for net, name in zip(nets, names, strict=True)
         ]
-        run.say(f"round {round + 1}: {'; second: '.join(line(iou, data) for iou in ious)}")
-        for iou, stored, name in zip(ious, made, names, strict=True):
-            note_round(run, data, round + 1, iou=iou, stored=stored, group=name)
+        run.say(f"round {round + 1}: {'; second: '.join(line(score, data) for score in scores)}")
+        for score, stored, name in zip(scores, made, names, strict=True):
+            note_round(run, data, round + 1, score=score, stored=stored, group=name)
 
-    results = report(ious[0], data)
+    results = report(scores[0], data)
     if args.mutual:
-        results["second"] = report(ious[1], data)
+        results["second"] = report(scores[1], data)
         if run.main:
             save_atomically(nets[1].cpu().state_dict(), run.out / "second.pt")
     run.finish(nets[0], results)

@@ -17,18 +17,19 @@ labels, and before the first comparison the selected pixels' mean confidence cou
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from _common import arguments
-from _common.evaluation import evaluate, line, prepare, report
-from _common.folders import Data, open_data
+from _common.evaluation import evaluate, line, prepare, report, score_before
+from _common.folders import Data, open_data, relit
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
 from _common.rounds import note_round, open_store, write_labels
 from _common.run import Run
 from torch import Tensor, nn
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 from tqdm import tqdm
 
@@ -70,13 +71,20 @@ def reliable_labels(snapshot: StoredRound, bank: ReliabilityBank, places: dict[s
     return bank.filter(snapshot.labels(name)[None], torch.tensor([places[name]]))[0]
 
 
-def whole_image(size: list[int] | None) -> Callable[[Any, Any], tuple[Tensor, Any]]:
-    """Transform (image, labels) or (image, name) into tensors, of the given size if any."""
-    return functools.partial(_resized, v2.Identity() if size is None else v2.Resize(size, antialias=True))
+def whole_image(size: Sequence[int], resize: Sequence[int] | None = None) -> Callable[[Any, Any], tuple[Tensor, Any]]:
+    """Transform (image, labels) or (image, name) into tensors of one size.
+
+    Args:
+        size: images of other sizes are cut or padded to it.
+        resize: in place of that, all are resized to this.
+    """
+    fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE_INDEX}
+    cut = v2.RandomCrop(tuple(size), pad_if_needed=True, fill=fill)
+    return functools.partial(_moved, cut if resize is None else v2.Resize(tuple(resize), antialias=True))
 
 
-def _resized(resize: Callable[..., Any], image: Tensor, labels: Any) -> tuple[Tensor, Any]:
-    image, labels = resize(image, labels)
+def _moved(move: Callable[..., Any], image: Tensor, labels: Any) -> tuple[Tensor, Any]:
+    image, labels = move(image, tv_tensors.Mask(labels) if isinstance(labels, Tensor) else labels)
     return image.as_subclass(Tensor), labels.as_subclass(Tensor) if isinstance(labels, Tensor) else labels
 
 
@@ -96,6 +104,7 @@ def draw_batches(data: Data, run: Run, bank: ReliabilityBank) -> tuple[Batches, 
     places = {name: place for place, name in enumerate(data.target.names)}
     donors = data.target_with(functools.partial(reliable_labels, snapshot, bank, places))
     index = ClassIndex(snapshot.counts, snapshot.pixels)
+    transform = whole_image(args.tile or data.target[0][0].shape[-2:], args.train_resize)
     batches = []
     for name, dataset in (("target", data.target), ("donors", donors)):
         sampler = ClassBalancedSampler(
@@ -106,7 +115,7 @@ def draw_batches(data: Data, run: Run, bank: ReliabilityBank) -> tuple[Batches, 
             rank=0,  # the order of all ranks; Batches shares it among them
             num_replicas=1,
         )
-        batches.append(Batches(dataset, run, f"{name} {number}", whole_image(args.resize), list(sampler)))
+        batches.append(Batches(dataset, run, f"{name} {number}", transform, list(sampler)))
     tail = torch.zeros(index.num_classes, dtype=torch.bool)
     tail[classes_below(index.class_counts, share=args.tail_share)] = True
     return batches[0], batches[1], tail.to(run.device)
@@ -115,7 +124,7 @@ def draw_batches(data: Data, run: Run, bank: ReliabilityBank) -> tuple[Batches, 
 def main() -> None:
     parser = arguments.parser(
         __doc__,
-        streets={
+        small={
             "steps": 360,
             "lr": 5e-4,
             "reestimate_bn": 1,
@@ -131,14 +140,14 @@ def main() -> None:
             "batch": 4,
             "lr": 2.5e-4,
             "optimizer": "sgd",
-            "resize": [512, 1024],
-            "crop": [512, 1024],
+            "train_resize": [512, 1024],
+            "largest_crop": [512, 1024],
             "frozen_bn": True,
             "scales": [0.75],
             "checkpoint_every": 500,
         },
     )
-    parser.add_argument("--resize", type=int, nargs=2, help="height and width images get first (default: none)")
+    parser.add_argument("--train-resize", type=int, nargs=2, help="size of images in training only (default: none)")
     parser.add_argument("--decay-steps", type=int, help="at which the learning rate would be 0 (default: --steps)")
     parser.add_argument("--refresh", type=int, default=3000, help="steps between snapshots (TCR)")
     parser.add_argument("--view-scale", type=float, nargs=2, default=[0.75, 1.75], help="of the student's views")
@@ -160,15 +169,17 @@ def main() -> None:
     torch.manual_seed(args.seed)
     net = build(args, len(classes)).to(run.device)
     student = run.wrap(net)
+    score_before(net, data, run)
 
     teacher = DynamicTeacher(net, momentum=args.momentum, score=args.score, train_mode=not args.frozen_bn)
     selector = RunningConfidenceSelector(len(classes), upper=args.upper).to(run.device)
     bank = ReliabilityBank(len(data.target), len(classes), every_steps=args.refresh)
     views = WeakStrongViews(
-        args.crop or args.resize or data.target[0][0].shape[-2:],
+        args.crop,
         scale=args.view_scale,
         strong=StrongSettings(jitter=tuple(args.jitter), blur_sigma_px=(0.1, 1.0), cut_out_chance=0.0),
     )
+    coloured = data.target[0][0].shape[0] == 3  # of other channels, none is a colour
     optimizer, schedule = optimizer_of(args, net, args.decay_steps or args.steps)
     student.train()
     state = {"net": net, "teacher": teacher, "selector": selector, "bank": bank}
@@ -185,13 +196,14 @@ def main() -> None:
             pseudo = selector(teacher_logits)
 
             # What belongs to the whole image, carried into the student's view of it.
-            weak, _, parameters = views(images)
+            parameters = views.draw(images[:, :1].expand(-1, 3, -1, -1))  # whatever the channels are
+            weak = replay(images, parameters)
             labels = replay(pseudo.labels, parameters)
             probs = replay(teacher_logits.float().softmax(dim=1), parameters, fill=1.0)
 
             # Regions of small classes, the more often the less the teacher sees of them.
             donor_images, donor_labels = donors[step * args.accumulate + part]
-            drawn = views.draw(donor_images.float())
+            drawn = views.draw(donor_images[:, :1].expand(-1, 3, -1, -1).float())
             source = (replay(as_floats(donor_images), drawn), replay(donor_labels, drawn))
             wanted = torch.where(tail, 1 - selector.running_confidence, 0.0)
             pasted = torch.zeros_like(labels, dtype=torch.bool)
@@ -203,7 +215,8 @@ def main() -> None:
             probs = probs.masked_fill(pasted[:, None], 1.0)  # there the teacher saw something else
 
             with run.forward(student):
-                logits = student(views.strong(weak, parameters))
+                strong = views.strong(weak, parameters) if coloured else relit(weak, args.jitter[0])
+                logits = student(strong)
                 # Divided by all pixels, as published: the fewer have labels, the less these count.
                 loss = positive = cross_entropy(logits, labels, normalize="all")
                 if args.negative:
@@ -219,9 +232,11 @@ def main() -> None:
             teacher_updates=float(teacher.teacher.step),
         )
 
-    iou = evaluate(prepare(net, data, run), data, run)
-    run.say(f"DT-ST, {int(teacher.teacher.step)} updates of the teacher: {line(iou, data)}")
-    run.finish(net, report(iou, data))
+    last = int(bank.snapshots) + 1
+    score = evaluate(prepare(net, data, run), data, run, last)
+    note_round(run, data, last, score=score)
+    run.say(f"DT-ST, {int(teacher.teacher.step)} updates of the teacher: {line(score, data)}")
+    run.finish(net, report(score, data))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from itertools import pairwise
 
 import torch
 from _common import arguments
-from _common.evaluation import evaluate, line, prepare, report
+from _common.evaluation import evaluate, line, predict, prepare, report, score_before
 from _common.folders import Data, open_data, training_transform
 from _common.loading import Batches, as_floats, in_order
 from _common.networks import build, optimizer_of
@@ -29,6 +29,7 @@ from _common.run import Run
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.losses import cross_entropy, region_guided_loss
@@ -99,6 +100,13 @@ def warm_up(net: nn.Module, student: nn.Module, data: Data, run: Run) -> None:
         run.scalars(step, warmup_source_loss=source_loss, fooling=fooling, judging=judging)
 
 
+def check_one_size(data: Data) -> None:
+    """Two images at once are of one size; found out before the warm-up, not after it."""
+    sizes = {tuple(data.target[place][0].shape[-2:]) for place in tqdm(range(len(data.target)), "sizes", leave=False)}
+    if len(sizes) > 1:
+        raise SystemExit(f"--per batch needs target images of one size, and there are {len(sizes)}: --resize")
+
+
 @torch.no_grad()
 def label_target(
     net: nn.Module, data: Data, run: Run, store: PseudoLabelStore, round: int, selector: InstanceAdaptiveSelector
@@ -112,7 +120,7 @@ def label_target(
     calls = math.ceil(math.ceil(len(names) / run.world) / size)  # the ranks add up their thresholds in each
     with store.write(round, names, portion=selector.portion) as writer:
         for images, some in in_order(data.target, run, range(run.rank, len(names), run.world), size=size):
-            writer.add(some, selector(net(images)))
+            writer.add(some, selector(predict(net, images, run)))
             calls -= 1
         for _ in range(calls):  # no image is left for this rank
             selector(torch.zeros(0, selector.num_classes, 1, 1, device=run.device))
@@ -124,7 +132,7 @@ def label_target(
 def main() -> None:
     parser = arguments.parser(
         __doc__,
-        streets={
+        small={
             "steps": 120,
             "lr": 2e-3,
             "reestimate_bn": 1,
@@ -138,7 +146,7 @@ def main() -> None:
             "steps": 3000,
             "batch": 2,
             "lr": 3e-5,
-            "crop": [512, 1024],
+            "largest_crop": [512, 1024],
             "frozen_bn": True,
             "warmup_steps": 6000,
         },
@@ -168,11 +176,14 @@ def main() -> None:
     net = build(args, data.label_map.num_classes).to(run.device)
     student = run.wrap(net)
     store = open_store(run, data)
+    if args.per == "batch":
+        check_one_size(data)
+    score = score_before(net, data, run)
     if args.warmup_steps:
         warm_up(net, student, data, run)
-    iou = evaluate(prepare(net, data, run), data, run, "before")
-    run.say(f"before the rounds: {line(iou, data)}")
-    note_round(run, data, 0, iou=iou)
+        score = evaluate(prepare(net, data, run), data, run, 0)
+        run.say(f"after the warm-up: {line(score, data)}")
+        note_round(run, data, 0, score=score)
 
     thresholds = {}
     for round in range(args.rounds):
@@ -199,12 +210,12 @@ def main() -> None:
                     target_loss = region_guided(run, student(as_floats(target_images)), labels)
                 run.learn(args.source_weight * source_loss + target_loss, optimizer, schedule)
             run.scalars(round * args.steps + step, source_loss=source_loss, target_loss=target_loss)
-        iou = evaluate(prepare(net, data, run), data, run, f"round {round + 1}")
-        run.say(f"{stage}: {line(iou, data)}")
-        note_round(run, data, round + 1, iou=iou, stored=stored, thresholds=selector.thresholds)
+        score = evaluate(prepare(net, data, run), data, run, round + 1)
+        run.say(f"{stage}: {line(score, data)}")
+        note_round(run, data, round + 1, score=score, stored=stored, thresholds=selector.thresholds)
         thresholds[stage] = dict(zip(data.label_map.classes, selector.thresholds.tolist(), strict=True))
 
-    run.finish(net, {**report(iou, data), "thresholds": thresholds})
+    run.finish(net, {**report(score, data), "thresholds": thresholds})
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import torch
 from _common import arguments
-from _common.evaluation import evaluate, line, prepare, report
-from _common.folders import open_data, training_transform
+from _common.evaluation import evaluate, line, prepare, report, score_before, visible
+from _common.folders import open_data, relit, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
+from _common.rounds import note_round
 from _common.run import Run
 from kornia.augmentation import AugmentationSequential, ColorJiggle, RandomGaussianBlur
 
@@ -34,7 +35,7 @@ from selftrain_seg.visualize import mixing_sheet, record_picture
 def main() -> None:
     parser = arguments.parser(
         __doc__,
-        streets={
+        small={
             "steps": 360,
             "batch": 4,
             "lr": 2e-3,
@@ -43,7 +44,14 @@ def main() -> None:
             "turn": 60,
             "paste_from": "target",
         },
-        papers={"steps": 40000, "batch": 2, "lr": 2.5e-4, "optimizer": "sgd", "crop": [512, 512], "threshold": 0.968},
+        papers={
+            "steps": 40000,
+            "batch": 2,
+            "lr": 2.5e-4,
+            "optimizer": "sgd",
+            "largest_crop": [512, 512],
+            "threshold": 0.968,
+        },
     )
     parser.add_argument("--teacher", choices=("mean", "dual", "dynamic"), default="mean")
     parser.add_argument(
@@ -61,6 +69,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     net = build(args, data.label_map.num_classes).to(run.device)
     student = run.wrap(net)
+    score_before(net, data, run)
 
     # In train mode BatchNorm sees the batch: the running statistics would be a mixture of both domains.
     settings = {"momentum": args.momentum, "train_mode": not args.frozen_bn}
@@ -78,6 +87,7 @@ def main() -> None:
     strong = AugmentationSequential(
         ColorJiggle(0.3, 0.3, 0.3, 0.05, p=1.0), RandomGaussianBlur((3, 3), (0.1, 1.0), p=0.3), data_keys=["input"]
     )
+    recolour = strong if data.target[0][0].shape[0] == 3 else relit  # of other channels, none is a colour
     agreement = AgreementStatistics(data.label_map.num_classes).to(run.device)
     student.train()
     state = {"net": net, "teacher": teacher, "optimizer": optimizer, "schedule": schedule}
@@ -100,7 +110,7 @@ def main() -> None:
                 # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
                 total = cross_entropy(student(source_images), source_labels, reduction="sum")
                 source_loss = run.mean(total, (source_labels != IGNORE_INDEX).sum())
-                logits = student(as_floats(strong(mixed.images)))
+                logits = student(as_floats(recolour(mixed.images)))
                 # Divided by all pixels, as published: the fewer have labels, the less these count.
                 target_loss = cross_entropy(logits, mixed.labels, pixel_weight=mixed.pixel_weight, normalize="all")
             loss = source_loss + target_loss
@@ -113,12 +123,14 @@ def main() -> None:
             run.scalars(step, loss=loss, agreement=agreement.compute().share, weight=pseudo.pixel_weight.mean())
             agreement.reset()
         if run.main and step + 1 == args.steps:
-            sheet = mixing_sheet(target_images, pseudo.labels, mixed, data.label_map.palette)
+            shown = mixed._replace(images=visible(mixed.images))
+            sheet = mixing_sheet(visible(target_images), pseudo.labels, shown, data.label_map.palette)
             record_picture(run.out, "mixing", sheet)
 
-    iou = evaluate(prepare(net, data, run), data, run)
-    run.say(f"{args.teacher} teacher: {line(iou, data)}")
-    run.finish(net, report(iou, data))
+    score = evaluate(prepare(net, data, run), data, run, 1)
+    run.say(f"{args.teacher} teacher: {line(score, data)}")
+    note_round(run, data, 1, score=score)
+    run.finish(net, report(score, data))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from _common.data import as_floats, batches, draw, save_atomically, streets
+from _common.data import as_floats, batches, code_digest, draw, save_atomically, streets
 from _common.model import SmallUNet
 from _common.report import LOSS_EVERY, note_round, print_round, print_table, write_picture, write_results
 from _common.train import evaluate, jitter, predict, reestimate_batchnorm, train_source
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from tqdm import trange
 
-import selftrain_seg
 from selftrain_seg.confidence import top_confidence
 from selftrain_seg.datasets import SyntheticStreets
 from selftrain_seg.losses import cross_entropy, mrkld_loss
@@ -31,6 +30,7 @@ from selftrain_seg.selectors import SelectionStatistics, SelectionSummary, selec
 from selftrain_seg.thresholds import ClassBalancedThreshold, GlobalThreshold, linear_portion
 from selftrain_seg.visualize import confidence_map, image_sheet, record_picture, record_round, report
 
+CODE = code_digest(Path(__file__))  # what is kept for later runs was made by this very code
 CLASSES = SyntheticStreets.classes
 CONTROLS = {
     "source": "control: more source steps",
@@ -94,7 +94,7 @@ def adapt(
 
     Changes ``net``; returns the per-class IoU after each round.
     """
-    settings = [selftrain_seg.__version__, args.source_steps, args.steps, args.images, args.mine, args.threads]
+    settings = [CODE, args.source_steps, args.steps, args.images, args.mine, args.threads]
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
     history = []
     for round in range(args.rounds):
@@ -167,7 +167,7 @@ def run_name(args: argparse.Namespace, method: str, seed: int) -> str:
 
 def run(args: argparse.Namespace, seed: int, results: dict[str, list[Tensor]]) -> None:
     """One seed: source training, BatchNorm re-estimation, adaptation, and with --compare the controls."""
-    device, cache = torch.device(args.device), args.out / f"cache-{selftrain_seg.__version__}"
+    device, cache = torch.device(args.device), args.out / f"cache-{CODE}"
     splits = [("source", "train"), ("target", "train"), ("target", "val")]
     source, target, val = (
         streets(domain, split, length, seed, cache, device)

@@ -17,7 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from _common.data import code_digest, save_json
+
 HERE = Path(__file__).parent
+CODE = code_digest(*sorted(HERE.glob("*.py")))  # numbers of other code do not belong into one table
 
 # name -> (script, its options); {source} is the model trained on the source domain.
 SOURCE = "source only"
@@ -57,13 +60,16 @@ def command(name: str, source: str) -> str:
 def run(name: str, seed: int, out: Path, *options: str) -> dict[str, Any]:
     """Run one row with one seed, unless its result is there; returns ``result.json``."""
     folder = out / f"seed{seed}" / _slug(name)
-    result = folder / "result.json"
+    result, made_by = folder / "result.json", folder / "made-by.json"
+    made = {"row": ROWS[name], "options": list(options), "code": CODE}
+    if made_by.exists() and json.loads(made_by.read_text(encoding="utf-8")) != made:
+        raise SystemExit(f"{folder}: made by another command or by other code; remove it, or choose another --out")
     if not result.exists():
         source = out / f"seed{seed}" / _slug(SOURCE) / "model.pt"
         words = shlex.split(ROWS[name].format(source=shlex.quote(str(source))))
         words = [sys.executable, str(HERE / words[0]), *words[1:], "--seed", str(seed), "--out", str(folder)]
         words += ["--root", str(out / f"seed{seed}" / "streets"), *options]
-        folder.mkdir(parents=True, exist_ok=True)
+        save_json(made, made_by)
         with open(folder / "log.txt", "w", encoding="utf-8") as log:
             done = subprocess.run(  # noqa: S603
                 words, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -83,6 +89,12 @@ def spread(values: list[float]) -> str:
     """Mean ± sample standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
+
+
+def _mean(values: list[float | None]) -> str:
+    """Of those that are there: a class that never occurs has no IoU."""
+    there = [value for value in values if value is not None]
+    return f"{statistics.mean(there):.0f}" if there else "–"
 
 
 def write(results: dict[str, list[dict[str, Any]]], seeds: list[int], path: Path) -> None:
@@ -118,8 +130,8 @@ def write(results: dict[str, list[dict[str, Any]]], seeds: list[int], path: Path
         "|---" * (len(classes) + 1) + "|",
     ]
     for name, found in results.items():
-        means = (statistics.mean(one["iou"][label] for one in found) for label in classes)
-        lines.append(f"| {name} | {' | '.join(f'{mean:.0f}' for mean in means)} |")
+        cells = [_mean([one["iou"][label] for one in found]) for label in classes]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "The commands, each with `--seed` and `--out`:", "", "```text"]
     lines += [f"{name:<26}{command(name, 'MODEL')}" for name in results]
     lines += ["```", ""]

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import torch
 from _common import arguments
-from _common.evaluation import evaluate, line, prepare, report
+from _common.evaluation import evaluate, line, prepare, report, score_before
 from _common.folders import open_data, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
+from _common.rounds import note_round
 from _common.run import Run
 
 from selftrain_seg import IGNORE_INDEX
@@ -22,8 +23,15 @@ from selftrain_seg.losses import cross_entropy
 def main() -> None:
     parser = arguments.parser(
         __doc__,
-        streets={"steps": 1000, "batch": 8, "lr": 4e-3},
-        papers={"steps": 80000, "batch": 4, "lr": 2.5e-4, "optimizer": "sgd", "crop": [512, 1024], "frozen_bn": True},
+        small={"steps": 1000, "batch": 8, "lr": 4e-3},
+        papers={
+            "steps": 80000,
+            "batch": 4,
+            "lr": 2.5e-4,
+            "optimizer": "sgd",
+            "largest_crop": [512, 1024],
+            "frozen_bn": True,
+        },
     )
     parser.add_argument("--domain", choices=("source", "target"), default="source", help="target: the upper bound")
     args = parser.parse_args()
@@ -32,6 +40,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     net = build(args, data.label_map.num_classes).to(run.device)
     student = run.wrap(net)
+    score_before(net, data, run)
 
     optimizer, schedule = optimizer_of(args, net, args.steps)
     labelled = data.source if args.domain == "source" else data.target_with(True)
@@ -46,9 +55,11 @@ def main() -> None:
             run.learn(loss, optimizer, schedule)
         run.scalars(step, loss=loss)
 
-    iou = evaluate(prepare(net, data, run), data, run)
-    run.say(f"trained on {args.domain}: {line(iou, data)}")
-    run.finish(net, report(iou, data))
+    score = evaluate(prepare(net, data, run), data, run, 1)
+    trained = f"trained on {args.domain}" if args.steps else "not trained"
+    run.say(f"{trained}; on the target: {line(score, data)}")
+    note_round(run, data, 1, score=score)
+    run.finish(net, report(score, data))
 
 
 if __name__ == "__main__":

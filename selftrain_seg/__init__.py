@@ -8,6 +8,7 @@ import importlib
 from types import ModuleType
 
 from selftrain_seg._checks import value_checks
+from selftrain_seg.outputs import as_logits, pad_to_multiple
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __version__ = "0.2.0.dev0"
@@ -15,7 +16,7 @@ __version__ = "0.2.0.dev0"
 _STAGES = ("confidence", "thresholds", "selectors", "losses")
 _SUBPACKAGES = (*_STAGES, "datasets", "distributed", "mining", "store", "teachers", "views", "visualize")
 
-__all__ = ["IGNORE_INDEX", "PseudoLabels", "__version__", "value_checks", *_SUBPACKAGES]
+__all__ = ["IGNORE_INDEX", "PseudoLabels", "__version__", "as_logits", "pad_to_multiple", "value_checks", *_SUBPACKAGES]
 
 
 def __getattr__(name: str) -> ModuleType:

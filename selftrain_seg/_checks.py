@@ -60,15 +60,24 @@ def check_tensor(value: Any, name: str) -> None:
         raise TypeError(f"`{name}`: expected a torch.Tensor, got {type(value).__name__}")
 
 
+def check_images(images: Any, name: str = "images") -> None:
+    """(B, C, H, W), floating point, any number of channels."""
+    check_tensor(images, name)
+    if images.ndim != 4:
+        raise ValueError(f"`{name}`: expected (B, C, H, W), got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise TypeError(f"`{name}`: expected a floating-point dtype, got {images.dtype}")
+
+
 def check_logits(logits: Any, num_classes: int | None = None, name: str = "logits") -> None:
-    """(B, C, H, W), floating point, C == num_classes where that is given."""
-    check_tensor(logits, name)
-    if logits.ndim != 4:
-        raise ValueError(f"`{name}`: expected (B, C, H, W), got {tuple(logits.shape)}")
-    if not logits.is_floating_point():
-        raise TypeError(f"`{name}`: expected a floating-point dtype, got {logits.dtype}")
-    if logits.shape[1] == 0:
-        raise ValueError(f"`{name}`: expected at least one class, got {tuple(logits.shape)}")
+    """(B, C, H, W), floating point, C == num_classes where that is given, and at least 2."""
+    check_images(logits, name)
+    if logits.shape[1] < 2:  # the softmax of one channel is 1 everywhere: every loss is 0, every pixel certain
+        sigmoid = "; `selftrain_seg.as_logits(output, binary=True)` makes two classes of the one channel of a sigmoid"
+        raise ValueError(
+            f"`{name}`: expected at least two classes on dimension 1, got {logits.shape[1]} in {tuple(logits.shape)}"
+            f"{sigmoid if logits.shape[1] == 1 else ''}"
+        )
     if num_classes is not None and logits.shape[1] != num_classes:
         raise ValueError(
             f"`{name}`: expected {num_classes} classes on dimension 1, got {logits.shape[1]} in {tuple(logits.shape)}"
@@ -121,6 +130,11 @@ def check_label_maps(labels: Any, name: str = "labels") -> None:
 def check_labels(labels: Any, logits: Tensor, ignore_index: int, name: str = "labels") -> None:
     """(B, H, W) integer labels that go with ``logits``; inside ``value_checks()`` their values too."""
     check_integer(labels, name)
+    if labels.ndim == 3 and labels.shape[0] == logits.shape[0] and labels.shape[1:] != logits.shape[2:]:
+        raise ValueError(
+            f"`{name}`: expected (B, H, W) = {(logits.shape[0], *logits.shape[2:])}, got {tuple(labels.shape)}; "
+            f"`selftrain_seg.as_logits(output, size={name})` brings logits to the size of labels"
+        )
     check_map(labels, logits, name)
     check_label_values(labels, logits.shape[1], ignore_index, name)
 

@@ -17,7 +17,7 @@ SUBPACKAGES = sorted(selftrain_seg._SUBPACKAGES)
 
 # Data flows one way. A stage may import the stages before it; all may stand on the ground floor.
 STAGES = ("confidence", "thresholds", "selectors", "losses")
-GROUND_FLOOR = ("ops", "types", "_state", "_checks")
+GROUND_FLOOR = ("ops", "types", "_state", "_checks", "outputs")
 SIDE_ROOMS = ("mining", "teachers", "views", "datasets", "store", "visualize", "distributed")
 SHARED = (*GROUND_FLOOR, "distributed")
 
@@ -67,8 +67,8 @@ def may_import(room):
     if room in SIDE_ROOMS:
         return {*SHARED, *STAGES, *SIDE_ROOMS} - {"selectors", "losses"}
     if room == "__init__":
-        return {"_checks", "types"}
-    return {"_checks", "types"}  # _checks and types themselves
+        return {"_checks", "types", "outputs"}
+    return {"_checks", "types"}  # outputs, _checks and types themselves
 
 
 def forbidden_imports(room, tree):
@@ -110,6 +110,8 @@ def test_imports_flow_one_way(file):
         ("_state", "from selftrain_seg.distributed import all_reduce_sum", []),
         ("_state", "from selftrain_seg import ops", ["ops"]),
         ("_checks", "from selftrain_seg.distributed import all_reduce_sum", ["distributed"]),
+        ("outputs", "from selftrain_seg import _checks, ops", ["ops"]),
+        ("teachers", "from selftrain_seg.outputs import as_logits", []),
         ("confidence", "from selftrain_seg import ops", []),
         ("losses", "from selftrain_seg.selectors import select_hard\nimport torch", []),
         ("mining", "from selftrain_seg import _checks\nfrom selftrain_seg.thresholds import x", []),
@@ -179,7 +181,8 @@ def public_objects():
             if inspect.isfunction(value) or inspect.isclass(value):
                 yield pytest.param(value, id=f"{name}.{public}")
     yield pytest.param(selftrain_seg.value_checks, id="value_checks")
-    yield pytest.param(selftrain_seg.PseudoLabels, id="PseudoLabels")
+    for name in ("PseudoLabels", "as_logits", "pad_to_multiple"):
+        yield pytest.param(getattr(selftrain_seg, name), id=name)
 
 
 PUBLIC = list(public_objects())

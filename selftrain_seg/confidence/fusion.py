@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from selftrain_seg import _checks
+from selftrain_seg.outputs import find
 
 __all__ = ["fuse_views"]
 
 
 def fuse_views(
-    model: Callable[[Tensor], Tensor],
+    model: Callable[[Tensor], Any],
     images: Tensor,
     *,
     scales: Sequence[float] = (1.0,),
@@ -28,9 +30,10 @@ def fuse_views(
     ``p.log()``.
 
     Args:
-        model: maps images (B, 3, h, w) to logits (B, C, h', w'), of any resolution. Used as it is: put it into
-            ``eval()`` mode before.
-        images: (B, 3, H, W), floating point.
+        model: maps images (B, 3, h, w) to logits (B, C, h', w') of any resolution, or to what
+            ``selftrain_seg.as_logits`` finds them in. Used as it is: put it into ``eval()`` mode before. A network
+            that takes certain sizes only needs ``selftrain_seg.pad_to_multiple``.
+        images: (B, 3, H, W), floating point; any number of channels that the model takes.
         scales: factors of height and width, above 0; sizes are rounded. IAST: (0.9, 1.0, 1.2) among others.
         flip: whether each scale is also seen mirrored left to right.
         align_corners: how images and logits are resized bilinearly, as in ``torch.nn.functional.interpolate``.
@@ -40,9 +43,9 @@ def fuse_views(
         (B, C, H, W) float32 probabilities that sum to 1; no gradient.
 
     Raises:
-        TypeError: ``images`` is no floating-point tensor, a scale no number, or ``model`` returns no tensor.
+        TypeError: ``images`` is no floating-point tensor, a scale no number, or ``model`` returns no logits.
         ValueError: ``images`` is not (B, 3, H, W) in rank, ``scales`` is empty or not above 0, or ``model``
-            returns no (B, C, h, w) of the same B.
+            returns no (B, C, h, w) of the same B, one class only, or several tensors.
 
     References:
         Test-time fusion of CRST (Zou et al., ICCV 2019) and IAST (Mei et al., ECCV 2020).
@@ -53,7 +56,7 @@ def fuse_views(
         >>> fuse_views(model, torch.rand(1, 3, 33, 65), scales=(0.5, 1.0)).shape
         torch.Size([1, 2, 33, 65])
     """
-    _checks.check_logits(images, name="images")
+    _checks.check_images(images)
     if not scales:
         raise ValueError("`scales`: expected at least one, got none")
     for scale in scales:
@@ -65,7 +68,7 @@ def fuse_views(
         view = images.detach() if list(size) == view_size else _resize(images.detach(), view_size, align_corners)
         for mirrored in (False, True) if flip else (False,):
             with torch.no_grad():
-                logits = model(view.flip(-1) if mirrored else view)
+                logits = find(model(view.flip(-1) if mirrored else view))
             _checks.check_logits(logits, name="model(images)")
             if logits.shape[0] != images.shape[0]:
                 raise ValueError(f"`model(images)`: expected a batch of {images.shape[0]}, got {logits.shape[0]}")

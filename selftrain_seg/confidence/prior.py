@@ -23,7 +23,7 @@ class SpatialPrior(Stateful):
     the ``prior`` argument of thresholds and selectors.
 
     Args:
-        num_classes: C.
+        num_classes: C, at least 2.
         size: (H, W) the maps are counted at.
         sigma_px: standard deviation of the Gaussian, in pixels of ``size``, at least 0; 0 does not smooth.
         kernel_px: odd side of the Gaussian's window; by default an odd number of about 6 sigma. The paper
@@ -66,7 +66,7 @@ class SpatialPrior(Stateful):
         ignore_index: int = IGNORE_INDEX,
     ) -> None:
         super().__init__()
-        _checks.check_count(num_classes, "num_classes")
+        _checks.check_count(num_classes, "num_classes", 2)
         _checks.check_ignore_index(ignore_index, num_classes)
         height, width = size
         _checks.check_count(height, "size")

@@ -24,7 +24,7 @@ class FlexMatchSelector(Stateful):
     which does not scale to pixels.
 
     Args:
-        num_classes: C.
+        num_classes: C, at least 2.
         threshold: τ in [0, 1]. FlexMatch: 0.95.
         momentum: λ in [0, 1].
         ignore_index: label of the pixels that are not selected; outside [0, C).
@@ -65,7 +65,7 @@ class FlexMatchSelector(Stateful):
         ignore_index: int = IGNORE_INDEX,
     ) -> None:
         super().__init__()
-        _checks.check_count(num_classes, "num_classes")
+        _checks.check_count(num_classes, "num_classes", 2)
         _checks.check_ignore_index(ignore_index, num_classes)
         _checks.check_real(threshold, "threshold", 0.0, 1.0)
         _checks.check_real(momentum, "momentum", 0.0, 1.0)

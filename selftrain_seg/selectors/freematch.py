@@ -21,7 +21,7 @@ class FreeMatchSelector(Stateful):
     where ``m ≥ τ · p̃_ŷ / max_c p̃_c``, else ``ignore_index``. All start at 1/C.
 
     Args:
-        num_classes: C.
+        num_classes: C, at least 2.
         momentum: λ in [0, 1]. FreeMatch: 0.999.
         ignore_index: label of the pixels that are not selected; outside [0, C).
 
@@ -58,7 +58,7 @@ class FreeMatchSelector(Stateful):
 
     def __init__(self, num_classes: int, *, momentum: float = 0.999, ignore_index: int = IGNORE_INDEX) -> None:
         super().__init__()
-        _checks.check_count(num_classes, "num_classes")
+        _checks.check_count(num_classes, "num_classes", 2)
         _checks.check_ignore_index(ignore_index, num_classes)
         _checks.check_real(momentum, "momentum", 0.0, 1.0)
         self.num_classes, self.momentum, self.ignore_index = num_classes, momentum, ignore_index

@@ -29,7 +29,7 @@ class InstanceAdaptiveSelector(Stateful):
     is kept. A class absent from an image keeps its θ.
 
     Args:
-        num_classes: C.
+        num_classes: C, at least 2.
         portion: α, in [0, 1]; share kept at θ = 1. IAST: 0.2, then 0.25 and 0.3 over its rounds. It may be set
             between calls.
         momentum: β, in [0, 1], weight of the old θ. IAST: 0.9.
@@ -78,7 +78,7 @@ class InstanceAdaptiveSelector(Stateful):
         ignore_index: int = IGNORE_INDEX,
     ) -> None:
         super().__init__()
-        _checks.check_count(num_classes, "num_classes")
+        _checks.check_count(num_classes, "num_classes", 2)
         _checks.check_ignore_index(ignore_index, num_classes)
         _checks.check_real(portion, "portion", 0.0, 1.0)
         _checks.check_real(momentum, "momentum", 0.0, 1.0)

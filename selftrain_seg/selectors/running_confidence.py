@@ -25,7 +25,7 @@ class RunningConfidenceSelector(Stateful):
     pixels predicted as c; ``y = ŷ`` where ``m > t_ŷ``, else ``ignore_index``.
 
     Args:
-        num_classes: C.
+        num_classes: C, at least 2.
         upper: in [0, 1], share of the peak a frequent class must reach. DT-ST: 0.8; SAC: 0.75.
         lower: in [0, 1], least threshold. Both: 0.2.
         beta: above 0, the frequency at which the discount sets in, and r before the first batch. Both: 1e-3.
@@ -73,7 +73,7 @@ class RunningConfidenceSelector(Stateful):
         ignore_index: int = IGNORE_INDEX,
     ) -> None:
         super().__init__()
-        _checks.check_count(num_classes, "num_classes")
+        _checks.check_count(num_classes, "num_classes", 2)
         _checks.check_ignore_index(ignore_index, num_classes)
         _checks.check_real(upper, "upper", 0.0, 1.0)
         _checks.check_real(lower, "lower", 0.0, 1.0)

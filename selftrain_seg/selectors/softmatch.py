@@ -23,7 +23,7 @@ class SoftMatchSelector(Stateful):
     the label is still argmax p.
 
     Args:
-        num_classes: C.
+        num_classes: C, at least 2.
         momentum: λ in [0, 1]. SoftMatch: 0.999.
         sigmas: n, above 0, the truncation. SoftMatch: 2.
         align: whether confidences are uniformly aligned. It takes a second pass over the logits.
@@ -68,7 +68,7 @@ class SoftMatchSelector(Stateful):
         ignore_index: int = IGNORE_INDEX,
     ) -> None:
         super().__init__()
-        _checks.check_count(num_classes, "num_classes")
+        _checks.check_count(num_classes, "num_classes", 2)
         _checks.check_ignore_index(ignore_index, num_classes)
         _checks.check_real(momentum, "momentum", 0.0, 1.0)
         _checks.check_real(sigmas, "sigmas", 0.0, float("inf"), open_low=True)

@@ -36,7 +36,7 @@ class SelectionStatistics(Stateful):
     host does not wait for the device.
 
     Args:
-        num_classes: C.
+        num_classes: C, at least 2.
         ignore_index: label of pixels not selected, in pseudo-labels and ground truth; outside [0, C).
 
     Attributes:
@@ -66,7 +66,7 @@ class SelectionStatistics(Stateful):
 
     def __init__(self, num_classes: int, *, ignore_index: int = IGNORE_INDEX) -> None:
         super().__init__()
-        _checks.check_count(num_classes, "num_classes")
+        _checks.check_count(num_classes, "num_classes", 2)
         _checks.check_ignore_index(ignore_index, num_classes)
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.add_state("counts", torch.zeros(4, num_classes, dtype=torch.int64), over_ranks="sum")

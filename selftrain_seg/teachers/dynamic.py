@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from selftrain_seg import _checks
 from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg.outputs import find
 from selftrain_seg.teachers import _weights
-from selftrain_seg.teachers._output import evaluating, logits_of
+from selftrain_seg.teachers._evaluating import evaluating
 from selftrain_seg.teachers.mean import MeanTeacher
 from selftrain_seg.teachers.scores import entropy_score, soft_neighbourhood_density
 
@@ -182,7 +183,7 @@ class DynamicTeacher(nn.Module):
         return decision.updated
 
     def _measure(self, network: nn.Module, images: Tensor, seed: int) -> Tensor:
-        logits = logits_of(network(images))
+        logits = find(network(images))
         if self.score == "entropy":
             return entropy_score(logits)
         generator = torch.Generator(logits.device).manual_seed(seed)

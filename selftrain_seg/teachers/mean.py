@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from selftrain_seg import _checks
 from selftrain_seg.distributed.reduce import rank_and_ranks
+from selftrain_seg.outputs import find
 from selftrain_seg.teachers import _weights
-from selftrain_seg.teachers._output import logits_of
 from selftrain_seg.teachers._plan import Plan, Steps
 
 __all__ = ["MeanTeacher"]
@@ -140,13 +140,14 @@ class MeanTeacher(nn.Module):
             images: (B, 3, H, W), as the student takes them.
 
         Returns:
-            The network's output if that is a tensor, else its ``out`` (dicts of torchvision), its ``logits``
-            (transformers) or its first element (tuples).
+            The logits (B, C, h, w) that ``selftrain_seg.as_logits`` finds in the network's output, at the network's
+            resolution.
 
         Raises:
-            TypeError: the network returns nothing of these.
+            TypeError: there are none.
+            ValueError: there are several, and it is not said which.
         """
-        return logits_of(self.model(images))
+        return find(self.model(images))
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:

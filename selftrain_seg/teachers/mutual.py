@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from selftrain_seg.outputs import find
 from selftrain_seg.teachers import _weights
-from selftrain_seg.teachers._output import evaluating, logits_of
+from selftrain_seg.teachers._evaluating import evaluating
 from selftrain_seg.types import PseudoLabels
 
 __all__ = ["MutualLabels", "mutual_labels"]
@@ -76,5 +77,5 @@ def mutual_labels(
     for student, own_select in zip((first, second), selects, strict=True):
         network = _weights.unwrap(student)
         with evaluating(network):
-            made.append(own_select(logits_of(network(images))))
+            made.append(own_select(find(network(images))))
     return MutualLabels(for_first=made[1], for_second=made[0])

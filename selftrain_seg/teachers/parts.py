@@ -3,45 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.teachers._output import logits_of
+from selftrain_seg.outputs import find, resized
 
 __all__ = ["predict_in_parts"]
 
 
 @torch.no_grad()
 def predict_in_parts(
-    model: Callable[[Tensor], Tensor],
+    model: Callable[[Tensor], Any],
     images: Tensor,
     *,
     images_at_once: int | None = None,
     window: tuple[int, int] | None = None,
     stride: tuple[int, int] | None = None,
+    taper: bool = False,
 ) -> Tensor:
     """Predict a batch in chunks of images, windows of each, or both.
 
     Chunks change nothing but the memory needed (unless BatchNorm uses the batch's statistics). Windows cover the
-    image, the last of a row or column shifted back inside; where they overlap their logits are averaged.
+    image, the last of a row or column shifted back inside; where they overlap their logits are averaged, with
+    ``taper`` by weights that fall towards a window's border, where a network sees least around a pixel.
 
     Args:
-        model: maps images (b, 3, h, w) to logits (b, C, h, w): a teacher, or any network in evaluation mode.
+        model: maps images (b, 3, h, w) to logits of any resolution, or to what ``selftrain_seg.as_logits`` finds
+            them in: a teacher, or any network in evaluation mode.
         images: (B, 3, H, W).
         images_at_once: images in a chunk; None for all.
         window: (h, w) in pixels; None for whole images. Cut to the image where that is smaller.
         stride: (down, right) from one window to the next, in pixels; None for ``window``, without overlap.
+        taper: weigh by the distance to the window's border, which grows linearly up to the overlap: no seams.
 
     Returns:
-        (B, C, H, W) logits in the model's dtype (at least float32 with windows), without gradient. Without windows
-        whatever resolution the model returns.
+        (B, C, H, W) logits of the images' size, in the model's dtype (at least float32 with windows), without
+        gradient. A model's lower resolution is enlarged, in each window by itself.
 
     Raises:
         TypeError: ``images`` is no floating-point tensor, a number is no int, or the model returns no logits.
-        ValueError: ``images`` is not (B, 3, H, W) in rank or B is 0; a number is below 1; ``stride`` is given without
-            ``window``, or exceeds it; with windows the model's output is not of their size.
+        ValueError: ``images`` is not (B, 3, H, W) in rank or B is 0; a number is below 1; ``stride`` or ``taper`` is
+            given without ``window``, or ``stride`` exceeds it; the model returns another number of images, or several
+            tensors.
 
     Example:
         >>> import torch
@@ -51,7 +57,7 @@ def predict_in_parts(
         >>> torch.allclose(parts, model(images))
         True
     """
-    _checks.check_logits(images, name="images")
+    _checks.check_images(images)
     if images.shape[0] == 0:
         raise ValueError(f"`images`: expected at least one, got {tuple(images.shape)}")
     if images_at_once is not None:
@@ -65,34 +71,49 @@ def predict_in_parts(
             raise ValueError(f"`stride`: expected at most `window` = {size}, got {step}")
     elif stride is not None:
         raise ValueError("`stride`: expected None without `window`")
+    elif taper:
+        raise ValueError("`taper`: expected False without `window`")
     count = images_at_once or images.shape[0]
     chunks = [images[start : start + count].detach() for start in range(0, images.shape[0], count)]
     if size is None:
-        return torch.cat([logits_of(model(chunk)) for chunk in chunks])
-    return torch.cat([_by_windows(model, chunk, size, step) for chunk in chunks])
+        return torch.cat([_predict(model, chunk) for chunk in chunks])
+    return torch.cat([_by_windows(model, chunk, size, step, taper) for chunk in chunks])
+
+
+def _predict(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+    logits = find(model(images))
+    _checks.check_images(logits, "model(images)")
+    logits = resized(logits, images)
+    if logits.shape[0] != images.shape[0]:
+        raise ValueError(f"`model(images)`: expected a batch of {images.shape[0]}, got {tuple(logits.shape)}")
+    return logits
 
 
 def _by_windows(
-    model: Callable[[Tensor], Tensor], images: Tensor, size: tuple[int, int], step: tuple[int, int]
+    model: Callable[[Tensor], Any], images: Tensor, size: tuple[int, int], step: tuple[int, int], taper: bool
 ) -> Tensor:
     height, width = images.shape[-2:]
     h, w = min(size[0], height), min(size[1], width)
+    weight = torch.ones(h, w, device=images.device)
+    if taper:
+        weight = weight * _ramp(h, size[0] - step[0], weight)[:, None] * _ramp(w, size[1] - step[1], weight)
     total = images.new_zeros(())  # until the number of classes is known
     times = torch.zeros(height, width, device=images.device)
     for top in _starts(height, h, step[0]):
         for left in _starts(width, w, step[1]):
-            logits = logits_of(model(images[..., top : top + h, left : left + w]))
-            if logits.shape[0] != images.shape[0] or tuple(logits.shape[-2:]) != (h, w):
-                raise ValueError(
-                    f"`model(images)`: expected ({images.shape[0]}, C, {h}, {w}) for windows of that size, "
-                    f"got {tuple(logits.shape)}"
-                )
+            logits = _predict(model, images[..., top : top + h, left : left + w])
             if total.ndim == 0:
                 dtype = torch.promote_types(logits.dtype, torch.float32)
                 total = logits.new_zeros(images.shape[0], logits.shape[1], height, width, dtype=dtype)
-            total[..., top : top + h, left : left + w] += logits
-            times[top : top + h, left : left + w] += 1
+            total[..., top : top + h, left : left + w] += logits * weight if taper else logits
+            times[top : top + h, left : left + w] += weight
     return total / times
+
+
+def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
+    """1, 2, 3, ... from both ends, at most ``overlap`` + 1."""
+    places = torch.arange(1, length + 1, dtype=like.dtype, device=like.device)
+    return torch.minimum(places, places.flip(0)).clamp(max=overlap + 1)
 
 
 def _starts(length: int, window: int, step: int) -> list[int]:

@@ -88,7 +88,7 @@ class AgreementStatistics(Stateful):
     """Count on how many pixels teacher and student say the same.
 
     Args:
-        num_classes: C.
+        num_classes: C, at least 2.
 
     Attributes:
         both: (C,) int64, pixels that both label c.
@@ -119,7 +119,7 @@ class AgreementStatistics(Stateful):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        _checks.check_count(num_classes, "num_classes")
+        _checks.check_count(num_classes, "num_classes", 2)
         self.num_classes = num_classes
         for name in ("both", "teacher", "student"):
             self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), over_ranks="sum")

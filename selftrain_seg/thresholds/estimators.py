@@ -44,7 +44,7 @@ class _Threshold(Stateful):
         prior: Tensor | None = None,
     ) -> None:
         super().__init__()
-        _checks.check_count(num_classes, "num_classes")
+        _checks.check_count(num_classes, "num_classes", 2)
         _checks.check_choice(pool, "pool", ("predicted", "all"))
         _checks.check_choice(rank, "rank", tuple(_SMALL_DEFAULT))
         small = _SMALL_DEFAULT[rank] if small is None else small
@@ -265,7 +265,7 @@ class ClassBalancedThreshold(_Threshold):
     not grow with images; ``exact=True`` keeps all values, for tests and small sets.
 
     Args:
-        num_classes: C.
+        num_classes: C, at least 2.
         portion: share of pixels to select, in (0, 1], or a (C,) tensor of shares. CBST, CRST: 0.2 at first.
         pool: ``"predicted"``: the pool of class c is the pixels predicted as c, with confidence ``max_c p_c``;
             ``"all"``: p_c at all pixels (CRST's kc from probabilities).
@@ -317,7 +317,7 @@ class GlobalThreshold(_Threshold):
     arguments (``portion`` is a number), methods, rank rules and reduction over ranks.
 
     Args:
-        num_classes: C.
+        num_classes: C, at least 2.
         portion: share of all pixels to select, in (0, 1].
         pool: ``"predicted"`` or ``"all"``, see ``ClassBalancedThreshold``.
         rank: ``"last_in"`` or ``"first_out"``.

@@ -52,6 +52,14 @@ def test_every_argument_changes_the_result(model):
         assert not torch.allclose(fuse_views(model, images, **options), base)
 
 
+def test_outputs_of_all_kinds(model):
+    images = torch.rand(2, 1, 33, 47)  # of one channel
+    grey = nn.Sequential(nn.Conv2d(1, 3, 1), model)
+    base = fuse_views(grey, images, scales=(0.5, 1.0))
+    for wrap in (lambda z: {"out": z}, lambda z: [z], lambda z: (z.mean(), z)):
+        assert torch.equal(fuse_views(lambda x, wrap=wrap: wrap(grey(x)), images, scales=(0.5, 1.0)), base)
+
+
 def test_mode_gradients_and_dtype(model):
     images = torch.rand(1, 3, 8, 8, requires_grad=True)
     model.train()
@@ -75,8 +83,10 @@ def test_errors(model):
         fuse_views(model, images, scales=(1.0, 0.0))
     with pytest.raises(TypeError, match="`scales`"):
         fuse_views(model, images, scales=("1",))
-    with pytest.raises(TypeError, match=r"`model\(images\)`: expected a torch.Tensor, got dict"):
-        fuse_views(lambda x: {"out": x}, images)
+    with pytest.raises(TypeError, match=r"`model\(images\)`: expected logits, .* got dict with 'aux'"):
+        fuse_views(lambda x: {"aux": x}, images)
+    with pytest.raises(ValueError, match=r"`model\(images\)`: expected at least two classes .*binary=True"):
+        fuse_views(lambda x: x[:, :1], images)
     with pytest.raises(ValueError, match=r"`model\(images\)`: expected a batch of 1, got 2"):
         fuse_views(lambda x: torch.zeros(2, 3, 8, 8), images)
     with pytest.raises(ValueError, match=r"`model\(images\)`"):

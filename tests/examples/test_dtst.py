@@ -52,7 +52,7 @@ def assert_equal(one, other, place):
 
 
 def test_options(start, tmp_path):
-    options = ["--accumulate", 2, "--amp", "bf16", "--score", "entropy", "--resize", 32, 64, "--crop", 48, 80]
+    options = ["--accumulate", 2, "--amp", "bf16", "--score", "entropy", "--train-resize", 32, 64, "--crop", 48, 80]
     options += ["--pastes", 2, "--view-scale", 0.5, 2.0, "--negative", 0, "--decay-steps", 10, "--workers", 1]
     output = run("dtst.py", tmp_path, *start, "--smoke", *options)
     assert "round 1: StoredRound(0, 12 images" in output

@@ -37,7 +37,7 @@ def files(out):
 
 def test_options(root, tmp_path):
     options = [*SETTINGS, "--root", root, "--images", 8, 20, 4, "--per", "batch", "--accumulate", 2, "--amp", "bf16"]
-    assert "before the rounds: mIoU" in run("iast.py", tmp_path, *options, "--warmup-steps", 0)
+    assert "before training: mIoU" in run("iast.py", tmp_path, *options, "--warmup-steps", 0)
     assert not list(tmp_path.glob("checkpoints/warmup*"))
     assert [round.settings.portion for round in stored(tmp_path)] == [0.5, 0.55]
     assert 0 <= json.loads((tmp_path / "result.json").read_text())["mIoU"] <= 100

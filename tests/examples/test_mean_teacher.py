@@ -19,7 +19,8 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("source")
     out, root = folder / "out", folder / "streets"
     output = run("source_only.py", out, "--smoke", "--steps", 21, "--root", root)
-    assert re.search(r"trained on source: mIoU \d+\.\d, rare \d+\.\d", output)
+    expected = r"before training: mIoU .*trained on source; on the target: mIoU \d+\.\d, rare \d+\.\d"
+    assert re.search(expected, output, re.DOTALL)
     return out / "model.pt", root
 
 
@@ -46,7 +47,9 @@ def test_board_shows_numbers_and_label_maps(source):
 def test_batchnorm_alone(source, tmp_path):
     model, root = source
     options = ["--smoke", "--root", root, "--init", model, "--steps", 0]
-    run("source_only.py", tmp_path / "as-is", *options)
+    output = run("source_only.py", tmp_path / "as-is", *options)
+    assert "not trained; on the target: mIoU" in output
+    assert "trained on source" not in output
     run("source_only.py", tmp_path / "bn", *options, "--reestimate-bn", 1)
     as_is, bn = (torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("as-is", "bn"))
     trained = torch.load(model, weights_only=True)
@@ -104,12 +107,12 @@ def test_other_settings_are_refused(source, tmp_path):
 def test_what_cannot_work_is_said(source, tmp_path):
     model, root = source
     options = ["--smoke", "--root", root, "--init", model]
-    with pytest.raises(AssertionError, match="not the weights of --network lraspp_mobilenet_v3_large for 13 classes"):
+    with pytest.raises(AssertionError, match="not the weights of this --network and these classes"):
         run("source_only.py", tmp_path, *options, "--network", "lraspp_mobilenet_v3_large")
     with pytest.raises(AssertionError, match=r"nowhere\.pt: no such file"):
         run("source_only.py", tmp_path, *options, "--init", tmp_path / "nowhere.pt")
-    with pytest.raises(AssertionError, match="--mine crops around small classes: say how large with --crop"):
-        run("cbst.py", tmp_path, *options, "--mine")
+    with pytest.raises(AssertionError, match=r"--steps -1: expected at least 0"):
+        run("source_only.py", tmp_path, *options, "--steps", -1)
 
 
 def test_nothing_is_removed_that_was_not_drawn(tmp_path):
@@ -121,6 +124,23 @@ def test_nothing_is_removed_that_was_not_drawn(tmp_path):
     assert kept.exists()
 
 
-def test_unknown_data_is_said(tmp_path):
+def test_data_that_is_not_there_is_said(source, tmp_path):
+    _, root = source
+    gta5 = ["--data", "gta5", "--network", "small-unet", "--source-root", root / "source"]
     with pytest.raises(AssertionError, match="say where the data is with --root"):
         run("mean_teacher.py", tmp_path, "--data", "gta5")
+    with pytest.raises(AssertionError, match=r"--data gta5: .*expected a folder .*leftImg8bit") as caught:
+        run("mean_teacher.py", tmp_path, *gta5, "--root", tmp_path)
+    assert "Traceback" not in str(caught.value)
+    (tmp_path / "train-only" / "leftImg8bit").mkdir(parents=True)
+    (tmp_path / "train-only" / "leftImg8bit" / "train").symlink_to(root / "target" / "leftImg8bit" / "train")
+    (tmp_path / "train-only" / "gtFine").symlink_to(root / "target" / "gtFine")
+    with pytest.raises(AssertionError, match=r"--data gta5: .*expected a folder .*val"):
+        run("mean_teacher.py", tmp_path, *gta5, "--root", tmp_path / "train-only")
+
+
+def test_a_benchmark_that_other_code_drew_is_refused(tmp_path):
+    run("source_only.py", tmp_path / "out", "--smoke", "--steps", 0, "--root", tmp_path / "streets")
+    (tmp_path / "streets" / "complete").write_text("00000000", encoding="utf-8")
+    with pytest.raises(AssertionError, match="drawn by other code than this version's"):
+        run("source_only.py", tmp_path / "other", "--smoke", "--root", tmp_path / "streets")

@@ -1,12 +1,13 @@
 """The quickstart itself, run as a stranger runs it, with a setting small enough for a test."""
 
 import re
+import shutil
 
 import pytest
 import torch
 from PIL import Image
 
-from tests.examples.trainers import run, run_and_kill, run_as_people_do
+from tests.examples.trainers import EXAMPLES, run, run_and_kill, run_as_people_do
 
 SMALL = ["--images", 16, 16, 8, "--source-steps", 4, "--steps", 6, "--rounds", 2]
 
@@ -52,3 +53,20 @@ def test_killed_and_restarted_gives_the_same_numbers(tmp_path):
             assert torch.equal(value, got[name]["net"][parameter]), parameter
     last = "target validation, IoU in %"
     assert whole[whole.index(last) :].splitlines()[:5] == resumed[resumed.index(last) :].splitlines()[:5]
+
+
+@pytest.mark.slow
+def test_changed_code_is_run_again(tmp_path):
+    """What is kept for later runs was made by the very code that reads it."""
+    copied = tmp_path / "examples"
+    shutil.copytree(EXAMPLES, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    first = run(copied / "quickstart.py", tmp_path / "out", *SMALL)
+    script = copied / "quickstart.py"
+    text = script.read_text(encoding="utf-8")
+    assert "lr=2e-3" in text
+    script.write_text(text.replace("lr=2e-3", "lr=3e-2"), encoding="utf-8")
+    other = run(script, tmp_path / "out", *SMALL)
+    assert "(from " not in other
+    last = "target validation, IoU in %"
+    assert first[first.index(last) :] != other[other.index(last) :]
+    assert "(from " in run(script, tmp_path / "out", *SMALL)

@@ -139,7 +139,7 @@ def test_statistics_do_not_depend_on_what_was_drawn_before(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     from _common.evaluation import prepare
 
-    args = Namespace(reestimate_bn=1, seed=0, data="gta5", batch=2, workers=0)
+    args = Namespace(reestimate_bn=1, seed=0, data="gta5", batch=2, workers=0, tile=None)
     run = Namespace(args=args, device=torch.device("cpu"))
     # Three images in twos would leave one, of which no statistics of one value a channel can be taken.
     data = Namespace(target=[(torch.rand(3, 8, 8), str(number)) for number in range(3)])

@@ -37,3 +37,8 @@ def test_table(tmp_path):
     again = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=60, check=True)
     assert "seed 0" in first.stdout
     assert "seed" not in again.stdout.replace("written", "")
+    # Numbers of another command or of other code do not get into the table.
+    other = [word for word in words if word != "--smoke"]
+    refused = subprocess.run(other, env=environment(), capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 1
+    assert "made by another command or by other code; remove it" in refused.stderr

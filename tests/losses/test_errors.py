@@ -34,7 +34,9 @@ def test_logits(case):
         case.function(logits[0], *rest, **case.settings)
     with pytest.raises(TypeError, match=r"`logits`: expected a floating-point dtype, got torch.int64"):
         case.function(logits.long(), *rest, **case.settings)
-    with pytest.raises(ValueError, match=r"`logits`: expected at least one class, got \(2, 0, 3, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"`logits`: expected at least two classes on dimension 1, got 0 in \(2, 0, 3, 5\)"
+    ):
         case.function(logits[:, :0], *rest, **case.settings)
 
 
@@ -51,6 +53,8 @@ def test_target(case):
     if case.target is make_labels:
         with pytest.raises(ValueError, match=rf"`{name}`: expected \(B, H, W\) = \(2, 3, 5\), got \(2, 3, 4\)"):
             case.function(logits, target[..., 1:], *rest, **case.settings)
+        with pytest.raises(ValueError, match=rf"got \(2, 6, 10\); `selftrain_seg.as_logits\(output, size={name}\)`"):
+            case.function(logits, torch.zeros(2, 6, 10, dtype=target.dtype), *rest, **case.settings)
         with pytest.raises(TypeError, match=f"`{name}`: expected an integer dtype, got torch.bool"):
             case.function(logits, target == 0, *rest, **case.settings)
     elif target.ndim == 4:

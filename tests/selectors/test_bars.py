@@ -74,14 +74,11 @@ def test_slack_is_some_roundings_and_no_more():
 
 
 def test_soft_selects_above_its_bar_and_not_at_it():
-    """With one class p = kc = 1 and the regularised cost ties with that of the zero vector, exactly."""
-    alone, one = torch.zeros(1, 1, 1, 1), torch.ones(1)
-    assert select_soft(alone, one).labels.item() == 255
-    assert (select_soft(alone, one).soft == 0).all()
-    assert select_reweighted(alone, one).labels.item() == select_hard(alone, one).labels.item() == 0
-    certain = two_classes(200.0)  # the other class is 0 in float32: again Σ (p / kc)^(1/α) = 1
-    assert select_soft(certain, torch.ones(2)).labels.item() == 255
-    assert select_reweighted(certain, torch.ones(2)).labels.item() == 0
+    """The other class is 0 in float32, p = kc = 1: the regularised cost ties with that of the zero vector, exactly."""
+    certain, ones = two_classes(200.0), torch.ones(2)  # Σ (p / kc)^(1/α) = 1
+    assert select_soft(certain, ones).labels.item() == 255
+    assert (select_soft(certain, ones).soft == 0).all()
+    assert select_reweighted(certain, ones).labels.item() == select_hard(certain, ones).labels.item() == 0
     # At kc = p of the winner the other class adds what is needed, however little that is.
     assert select_soft(torch.tensor([3.0, 1.0]).log().reshape(1, 2, 1, 1), torch.tensor([0.75, 1.0])).labels.item() == 0
 

@@ -70,7 +70,10 @@ def test_empty_batch_one_class_all_nan(per, training):
     assert selector(torch.zeros(2, 3, 0, 5)).labels.shape == (2, 0, 5)
     assert (selector(torch.full((2, 3, 4, 4), float("nan"))).labels == 255).all()
     assert (selector.thresholds == 0.9).all()
-    assert (InstanceAdaptiveSelector(1, per=per)(torch.zeros(1, 1, 2, 2)).labels == 0).all()
+    with pytest.raises(ValueError, match="`num_classes`: expected at least 2, got 1"):
+        InstanceAdaptiveSelector(1, per=per)
+    with pytest.raises(ValueError, match=r"`logits`: expected at least two classes .* got 1 .*binary=True"):
+        selector(torch.zeros(1, 1, 2, 2))
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "strided", "transposed"])

@@ -142,7 +142,8 @@ def test_detached_unmutated_empty_and_single_class(select):
     assert not any(t.requires_grad for t in result if t is not None)
     assert torch.equal(logits, before)
     assert select(torch.zeros(0, 5, 3, 3), KC).labels.shape == (0, 3, 3)
-    assert (select(torch.zeros(1, 1, 2, 2), torch.tensor([0.9])).labels == 0).all()
+    with pytest.raises(ValueError, match=r"`logits`: expected at least two classes .* got 1 .*binary=True"):
+        select(torch.zeros(1, 1, 2, 2), torch.tensor([0.9]))
 
 
 @SELECTORS

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from selftrain_seg.teachers import MeanTeacher, predict_in_parts
 from tests.oracles.teachers import windows_by_loops
@@ -29,18 +30,20 @@ def test_windows_by_loops(data):
     sides = st.integers(1, 11)
     batch, height, width, h, w = (data.draw(sides, name) for name in ("batch", "height", "width", "h", "w"))
     stride = (data.draw(st.integers(1, h)), data.draw(st.integers(1, w))) if data.draw(st.booleans()) else None
-    at_once = data.draw(st.none() | sides)
+    at_once, taper = data.draw(st.none() | sides), data.draw(st.booleans())
     x = images(batch=batch, size=(height, width))
-    out = predict_in_parts(places, x, images_at_once=at_once, window=(h, w), stride=stride)
+    out = predict_in_parts(places, x, images_at_once=at_once, window=(h, w), stride=stride, taper=taper)
     down, right = stride or (h, w)
     total, times = np.zeros((batch, 2, height, width)), np.zeros((height, width))
     for top, bottom in windows_by_loops(height, h, down):
         for left, end in windows_by_loops(width, w, right):
             for i in range(top, bottom):
                 for j in range(left, end):
-                    times[i, j] += 1
-                    total[:, 0, i, j] += 100 * x[:, 0, i, j].numpy()
-                    total[:, 1, i, j] += (i - top) + 17 * (j - left)
+                    above, beside = min(i - top, bottom - 1 - i), min(j - left, end - 1 - j)
+                    weight = (1 + min(above, h - down)) * (1 + min(beside, w - right)) if taper else 1
+                    times[i, j] += weight
+                    total[:, 0, i, j] += weight * 100 * x[:, 0, i, j].numpy()
+                    total[:, 1, i, j] += weight * ((i - top) + 17 * (j - left))
     assert times.min() >= 1
     np.testing.assert_allclose(out.numpy(), total / times, rtol=1e-5)
 
@@ -100,11 +103,17 @@ def test_dtypes(dtype, whole, windows):
 
 def test_outputs_of_all_kinds_and_other_resolutions():
     model = pointwise()
-    for wrap in (lambda z: {"out": z}, lambda z: (z, z)):
+    for wrap in (lambda z: {"out": z}, lambda z: (z.mean(), z)):
         out = predict_in_parts(lambda x, wrap=wrap: wrap(model(x)), images(), window=(4, 4))
         torch.testing.assert_close(out, model(images()).detach())
-    small = predict_in_parts(lambda x: model(x)[..., ::2, ::2], images(batch=3), images_at_once=2)
-    assert small.shape == (3, 2, 3, 4)
+    x = images(batch=3)
+    coarse = predict_in_parts(lambda x: model(x)[..., ::2, ::2], x, images_at_once=2)
+    torch.testing.assert_close(coarse, F.interpolate(model(x)[..., ::2, ::2].detach(), (6, 8), mode="bilinear"))
+    windows = predict_in_parts(lambda x: model(x)[..., ::2, ::2], x, window=(3, 8))
+    expected = [F.interpolate(model(part)[..., ::2, ::2].detach(), (3, 8), mode="bilinear") for part in x.split(3, 2)]
+    torch.testing.assert_close(windows, torch.cat(expected, dim=2))
+    one = predict_in_parts(lambda x: model(x)[:, :1], x, window=(4, 4))  # of a sigmoid: logits, too
+    torch.testing.assert_close(one, model(x)[:, :1].detach())
 
 
 def test_nothing_is_changed():
@@ -132,6 +141,7 @@ def test_nothing_is_changed():
         (images(), {"window": (4, 4), "stride": (5, 1)}, ValueError, r"`stride`: expected at most `window` = \(4, 4\)"),
         (images(), {"window": (4, 4), "stride": (1, 5)}, ValueError, r"`stride`: expected at most `window` = \(4, 4\)"),
         (images(), {"stride": (1, 1)}, ValueError, "`stride`: expected None without `window`"),
+        (images(), {"taper": True}, ValueError, "`taper`: expected False without `window`"),
     ],
 )
 def test_raises(x, keywords, error, message):
@@ -139,12 +149,18 @@ def test_raises(x, keywords, error, message):
         predict_in_parts(pointwise(), x, **keywords)
 
 
+@pytest.mark.parametrize("window", [None, (4, 4)])
 @pytest.mark.parametrize(
-    "model", [lambda x: x[..., ::2, :], lambda x: x[..., :-1], lambda x: x[:1]], ids=["rows", "columns", "images"]
+    ("model", "message"),
+    [
+        (lambda x: x[:1], r"`model\(images\)`: expected a batch of 2, got \(1, 3, "),
+        (lambda x: x[0], r"`model\(images\)`: expected \(B, C, H, W\), got \(3, "),
+        (lambda x: [x, x], r"`model\(images\)`: expected one tensor \(B, C, h, w\), got a list with 2 "),
+    ],
 )
-def test_outputs_of_another_size_are_refused_with_windows(model):
-    with pytest.raises(ValueError, match=r"`model\(images\)`: expected \(2, C, 4, 4\) for windows of that size, got"):
-        predict_in_parts(model, images(), window=(4, 4))
+def test_outputs_that_do_not_fit(model, message, window):
+    with pytest.raises(ValueError, match=message):
+        predict_in_parts(model, images(), window=window)
 
 
 @pytest.mark.parametrize("window", [None, (4, 4)])

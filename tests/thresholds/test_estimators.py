@@ -181,10 +181,12 @@ def test_empty_batch_counts_as_an_update_of_nothing():
     assert ClassBalancedThreshold(3, 0.2, small="all").merge(kc) is None
 
 
-def test_one_class_selects_all_of_it():
-    logits = torch.randn(1, 1, 4, 4)
-    kc = estimate(ClassBalancedThreshold, logits, 0.5)
-    assert (select_hard(logits, kc.compute()).labels == 0).all()
+@BOTH
+def test_one_class_is_refused(estimator):
+    with pytest.raises(ValueError, match="`num_classes`: expected at least 2, got 1"):
+        estimator(1, 0.5)
+    with pytest.raises(ValueError, match=r"`logits`: expected at least two classes .* got 1 .*binary=True"):
+        estimator(2, 0.5).update(torch.randn(1, 1, 4, 4))
 
 
 def test_every_option_changes_the_result():

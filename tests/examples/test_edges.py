@@ -1,0 +1,419 @@
+"""What once ended a run, or was silent: each a small thing that a user does."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import pickle
+import shutil
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from selftrain_seg import PseudoLabels
+from selftrain_seg.store import PseudoLabelStore
+from tests.examples.trainers import EXAMPLES, run
+
+
+@pytest.fixture
+def common(monkeypatch):
+    """Lets a test import what the examples share."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+
+def bare_run(tmp_path, **changes):
+    """What the functions under test read of a run."""
+    settings = {"reestimate_bn": 1, "seed": 0, "data": "folders", "batch": 4, "workers": 0, "tile": None}
+    settings |= {"scales": [1.0], "flip": False, "network": "own", "overlap": 0.25, **changes}
+    args = Namespace(**settings)
+    return Namespace(
+        args=args,
+        device=torch.device("cpu"),
+        out=tmp_path,
+        rank=0,
+        world=1,
+        main=True,
+        picture=lambda *_: None,
+        say=lambda _: None,
+        average_buffers=lambda _: None,
+        resumed=lambda: False,
+    )
+
+
+class Images(list):
+    """(image, name) pairs that know their names."""
+
+    @property
+    def names(self):
+        return [name for _, name in self]
+
+
+def target_of(*sizes):
+    generator = torch.Generator().manual_seed(0)
+    return Images((torch.rand(3, *size, generator=generator), str(place)) for place, size in enumerate(sizes))
+
+
+def pooled(classes=4):
+    """A network with BatchNorm after pooling, as DeepLabV3 has."""
+    return nn.Sequential(nn.Conv2d(3, classes, 1), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(classes))
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batches"),
+    [
+        ([(8, 8)], [1]),  # looped for ever
+        ([(8, 8)] * 5, [5]),
+        ([(8, 8), (6, 10), (8, 8)], [2, 1]),  # could not be put together
+        ([(9, 7)] * 6, [4, 2]),
+        ([(9, 7)] * 7, [4, 3]),
+        ([(9, 7)] * 9, [4, 5]),
+    ],
+)
+def test_statistics_of_any_number_and_sizes_of_images(common, monkeypatch, tmp_path, sizes, batches):
+    from _common import evaluation
+
+    monkeypatch.setattr(evaluation, "_PIXELS_AT_ONCE", 0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    seen = []
+    net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    evaluation.prepare(net, Namespace(target=target_of(*sizes)), bare_run(tmp_path))
+    assert seen == batches
+
+
+def test_statistics_of_tiles_cover_the_image(common, tmp_path):
+    from _common.evaluation import _tiles
+
+    image = torch.arange(7 * 9).view(1, 1, 7, 9)
+    parts = list(_tiles(image, [4, 4]))
+    assert {part.shape for part in parts} == {(1, 1, 4, 4)}
+    assert {int(value) for part in parts for value in part.flatten()} == set(range(63))
+    assert [part.shape for part in _tiles(image, [8, 4])] == [(1, 1, 7, 4)] * 3
+
+
+def test_one_value_a_channel_is_refused_before_training(common, tmp_path):
+    from _common.evaluation import score_before
+
+    with pytest.raises(SystemExit, match=r"one image at a time .*--batch.*--frozen-bn or --reestimate-bn 0"):
+        score_before(pooled(), Namespace(target=target_of((8, 8))), bare_run(tmp_path))
+
+
+def test_first_score_leaves_the_network_and_the_generator_as_they_are(common, tmp_path):
+    from _common.evaluation import score_before
+
+    from selftrain_seg.datasets import LabelMap
+
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Dropout(0.5))
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    state = torch.get_rng_state()
+    data = Namespace(target=target_of((8, 8), (9, 7)), val=None, label_map=LabelMap.binary(), subsets={})
+    score = score_before(net, data, bare_run(tmp_path))
+    assert score.iou is None
+    assert 0 < score.seen["entropy"] < 1
+    assert net.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    json.loads((tmp_path / "rounds" / "round-0000.json").read_text())
+
+
+def test_validation_images_of_several_sizes_give_the_iou_of_all(common, tmp_path):
+    from _common.evaluation import evaluate
+
+    from selftrain_seg.datasets import LabelMap
+
+    generator = torch.Generator().manual_seed(0)
+    val = []
+    for size in ((8, 8), (8, 8), (5, 11), (8, 8), (3, 2)):
+        image = torch.rand(3, *size, generator=generator)
+        val.append((image, (image[0] > 0.5).long()))
+    net = nn.Conv2d(3, 2, 1)
+    with torch.no_grad():
+        net.weight.zero_()
+        net.bias.zero_()
+        net.weight[1, 0] = 1.0
+        net.bias[0] = 0.3
+    pairs = [(torch.where(image[0] > 0.3, 1, 0), labels) for image, labels in val]
+    expected = [
+        100
+        * sum(int(((p == c) & (t == c)).sum()) for p, t in pairs)
+        / sum(int(((p == c) | (t == c)).sum()) for p, t in pairs)
+        for c in (0, 1)
+    ]
+    data = Namespace(val=val, label_map=LabelMap.binary(), subsets={"mIoU": (0, 1)})
+    for changes in ({}, {"tile": [4, 4]}):
+        iou = evaluate(net.eval(), data, bare_run(tmp_path, **changes), 1).iou
+        assert iou.tolist() == pytest.approx(expected)
+
+
+def test_small_unet_takes_odd_sizes_and_any_channels(common):
+    from _common.model import SmallUNet
+
+    torch.manual_seed(0)
+    net = SmallUNet(5, channels=4).eval()
+    assert net(torch.rand(1, 4, 33, 50)).shape == (1, 5, 33, 50)
+    image = torch.rand(1, 4, 32, 48)
+    grown = nn.functional.pad(image, (0, 0, 0, 0))
+    assert torch.equal(net(image), net(grown))
+
+
+# JSON
+
+
+def test_json_has_no_nan(common, tmp_path):
+    from _common.data import save_json
+
+    path = tmp_path / "new" / "result.json"
+    save_json({"iou": {"road": float("nan"), "sky": 1.5}, "list": (float("inf"), 2, None, "x")}, path)
+    text = path.read_text(encoding="utf-8")
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found == {"iou": {"road": None, "sky": 1.5}, "list": ["inf", 2, None, "x"]}
+    assert [file.name for file in path.parent.iterdir()] == ["result.json"]
+
+
+# Random numbers
+
+
+def test_loading_leaves_the_generators_of_gpus_alone(common, monkeypatch):
+    from _common.loading import _Seeded
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded"))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: pytest.fail("set"))
+    items = _Seeded([(torch.zeros(1), "a")], lambda image, name: (torch.rand(3), name))
+    state = torch.get_rng_state()
+    first, again, other = items[0, 7][0], items[0, 7][0], items[0, 8][0]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+# Rounds
+
+
+def finished_round(folder, names=("a", "b")):
+    store = PseudoLabelStore(folder, 3, keep=("predicted",))
+    thresholds = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    with store.write(0, names, thresholds=thresholds) as writer:
+        labels = torch.tensor([[[0, 255], [1, 0]]] * len(names))
+        predicted = torch.tensor([[[0, 1], [1, 0]]] * len(names))
+        writer.add(list(names), PseudoLabels(labels, torch.ones(labels.shape), predicted=predicted))
+        writer.finish()
+    return store, thresholds
+
+
+def test_a_finished_round_is_used_as_it_is(common, tmp_path, monkeypatch):
+    """Killed between the last label and the first checkpoint: nothing is estimated again, whatever the machine."""
+    import cbst
+    import crst
+    import dst_cbc
+
+    store, _ = finished_round(tmp_path)
+    for trainer, label in ((cbst, "label_target"), (crst, "label_target"), (dst_cbc, "label_others")):
+        more = {"prior": None} if trainer is cbst else {}
+        monkeypatch.setattr(trainer, "gather", lambda *_: pytest.fail("estimated again"))
+        monkeypatch.setattr(trainer, "write_labels", lambda *_, **__: pytest.fail("written again"))
+        found = getattr(trainer, label)(None, None, None, store, 0, **more)
+        assert found.names == ("a", "b")
+
+
+def test_a_damaged_round_is_mended_with_its_own_thresholds(common, tmp_path):
+    from _common.rounds import finished, thresholds_of
+
+    store, thresholds = finished_round(tmp_path)
+    assert finished(store, 1) is None
+    next(tmp_path.glob("round-0000/labels/a.png")).unlink()
+    assert finished(store, 0) is None
+    kept = thresholds_of(store, 0, bare_run(tmp_path), lambda: pytest.fail("estimated again"))
+    assert torch.equal(kept, thresholds)
+
+
+def test_classes_that_are_never_predicted_are_not_mined(common, tmp_path):
+    from _common.rounds import small_class_crop
+
+    store = PseudoLabelStore(tmp_path, 6)
+    predicted = torch.tensor([[[0] * 40, [0] * 38 + [1, 1], [3] * 39 + [5]]])
+    with store.write(0, ["a"]) as writer:
+        writer.add(["a"], PseudoLabels(predicted, torch.ones(predicted.shape), predicted=predicted))
+        stored = writer.finish()
+    crop = small_class_crop(stored, (2, 2))
+    small, rarest = (row.nonzero()[:, 0].tolist() for row in crop.mined)
+    assert small == []
+    assert rarest == [1, 3, 5]
+
+
+# Workers
+
+
+@pytest.mark.parametrize("start", ["spawn", "forkserver"])
+def test_loaders_work_however_their_processes_start(common, tmp_path, start):
+    """macOS, Windows and Python 3.14 do not fork: everything that a worker needs must be picklable."""
+    from _common.folders import Part, training_transform
+    from _common.loading import _collate, _Seeded
+
+    from selftrain_seg.datasets import GTA5, SyntheticStreets
+    from selftrain_seg.mining import SmallClassCrop
+
+    root = SyntheticStreets(length=2).export(tmp_path, "gta5")
+    transform = training_transform((32, 32), crop=SmallClassCrop(torch.tensor([1]), (32, 32)))
+    dataset = _Seeded(Part(GTA5(root), resize=(48, 64)), transform)
+    context = multiprocessing.get_context(start)
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_sampler=[[(0, 1), (1, 2)]], num_workers=1, multiprocessing_context=context
+    )
+    ((images, labels),) = list(loader)
+    assert images.shape == (2, 3, 32, 32)
+    assert labels.shape == (2, 32, 32)
+    assert pickle.loads(pickle.dumps(_collate)) is _collate  # noqa: S301
+
+
+# Runs a trainer, each of whose loaders hands its data set over as to a process that is not forked.
+HANDS_OVER = """
+import pickle, runpy, sys
+import torch.utils.data
+
+class Loader(torch.utils.data.DataLoader):
+    def __init__(self, dataset, **settings):
+        dataset, collate = pickle.loads(pickle.dumps((dataset, settings.get("collate_fn"))))
+        print("handed over", flush=True)
+        super().__init__(dataset, **settings)
+
+torch.utils.data.DataLoader = Loader
+sys.path.insert(0, {folder!r})
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["cbst.py --mine", "dst_cbc.py --mutual", "crst.py --regularizer lrent", "dtst.py"])
+def test_what_a_trainer_gives_to_its_workers_is_picklable(script, tmp_path_factory, tmp_path):
+    shared = tmp_path_factory.getbasetemp() / "picklable"
+    if not shared.exists():
+        run("source_only.py", shared, "--smoke", "--root", shared / "streets")
+    name, *more = script.split()
+    wrapper = tmp_path / name
+    wrapper.write_text(HANDS_OVER.format(folder=str(EXAMPLES), script=str(EXAMPLES / name)), encoding="utf-8")
+    more += [] if name == "dtst.py" else ["--rounds", 1]
+    options = ["--smoke", "--steps", 1, "--root", shared / "streets", "--init", shared / "model.pt"]
+    assert "handed over" in run(wrapper, tmp_path / "out", *options, *more)
+
+
+# Arguments
+
+
+def parsed(monkeypatch, script, *words):
+    """The arguments as a script would have them, without its run."""
+    module = importlib.import_module(Path(script).stem)
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(args):
+        seen.append(args)
+        raise Stop
+
+    monkeypatch.setattr(module, "Run", stop)
+    monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
+    with pytest.raises(Stop):
+        module.main()
+    return seen[0]
+
+
+def test_defaults_belong_to_the_network_not_to_the_data(common, monkeypatch):
+    streets = parsed(monkeypatch, "cbst.py")
+    assert (streets.network, streets.optimizer, streets.frozen_bn) == ("small-unet", "adamw", False)
+    own = parsed(monkeypatch, "cbst.py", "--data", "gta5", "--network", "small-unet")
+    changed = {name for name, value in vars(own).items() if vars(streets)[name] != value}
+    assert changed == {"data"}
+    paper = parsed(monkeypatch, "cbst.py", "--data", "gta5")
+    assert (paper.network, paper.optimizer, paper.frozen_bn, paper.lr) == ("deeplabv2_resnet101", "sgd", True, 5e-5)
+    assert parsed(monkeypatch, "cbst.py", "--network=deeplabv2_resnet101").optimizer == "sgd"
+    scratch = parsed(monkeypatch, "cbst.py", "--data", "folders", "--from-scratch")
+    assert (scratch.frozen_bn, scratch.optimizer) == (False, "sgd")
+    assert parsed(monkeypatch, "cbst.py", "--data", "folders", "--network", "mine:net").frozen_bn is False
+    assert parsed(monkeypatch, "cbst.py", "--from-scratch", "--network", "mine:net", "--init", "x").frozen_bn is True
+    assert parsed(monkeypatch, "cbst.py", "--data", "folders", "--from-scratch", "--frozen-bn").frozen_bn is True
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": 0}, "--batch 0: expected at least 1"),
+        ({"rounds": -1}, "--rounds -1: expected at least 0"),
+        ({"checkpoint_every": 0}, "--checkpoint-every 0: expected at least 1"),
+        ({"crop": [0, 5]}, r"--crop \[0, 5\]: expected a height and a width"),
+        ({"overlap": 1.0}, "--overlap 1.0: expected a share"),
+    ],
+)
+def test_numbers_that_cannot_be(common, changes, message):
+    from _common.arguments import check
+
+    sound = {"steps": 1, "batch": 1, "crop": None, "largest_crop": [1, 1], "tile": None, "resize": None, "overlap": 0.2}
+    check(Namespace(**sound))
+    with pytest.raises(SystemExit, match=message):
+        check(Namespace(**{**sound, **changes}))
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """Folder of a small run, and options for others like it."""
+    out = tmp_path_factory.mktemp("edges")
+    run("source_only.py", out / "source", "--smoke", "--images", 4, 3, 2, "--steps", 2, "--root", out / "streets")
+    return out / "source", ["--smoke", "--images", 4, 3, 2, "--batch", 2, "--root", out / "streets"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["cbst.py", "crst.py", "dst_cbc.py", "iast.py"])
+def test_no_rounds_give_the_score_of_what_was_given(script, begun, tmp_path):
+    source, options = begun
+    more = ["--warmup-steps", 0] if script == "iast.py" else []
+    output = run(script, tmp_path, *options, *more, "--init", source / "model.pt", "--rounds", 0)
+    before = json.loads((tmp_path / "rounds" / "round-0000.json").read_text(encoding="utf-8"))["iou"]
+    found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert list(found["iou"].values()) == pytest.approx(before)
+    assert f"before training: mIoU {found['mIoU']:.1f}" in output
+    assert not (tmp_path / "pseudo-labels").exists()
+
+
+@pytest.mark.slow
+def test_weights_however_they_were_saved(begun, tmp_path):
+    """A state dict, one inside a checkpoint, one of a wrapped network; a pickled network is refused, not run."""
+    source, options = begun
+    weights = torch.load(source / "model.pt", weights_only=True)
+    torch.save(
+        {"state_dict": {f"module._orig_mod.{name}": tensor for name, tensor in weights.items()}}, tmp_path / "a.pt"
+    )
+    torch.save(nn.Conv2d(3, 13, 1), tmp_path / "b.pt")
+    run("source_only.py", tmp_path / "out", *options, "--steps", 0, "--init", tmp_path / "a.pt")
+    after = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in weights.items())
+    for wrong in (["--init", tmp_path / "b.pt"], ["--network", "small-unett"]):
+        with pytest.raises(AssertionError, match=wrong[0]) as caught:
+            run("source_only.py", tmp_path / "wrong", *options, "--steps", 0, *wrong)
+        assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_its_first_checkpoint_uses_the_finished_round(begun, tmp_path):
+    source, options = begun
+    words = [*options, "--init", source / "model.pt", "--rounds", 1, "--steps", 2]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run("cbst.py", whole, *words)
+    shutil.copytree(whole, killed)
+    shutil.rmtree(killed / "checkpoints")
+    (killed / "result.json").unlink()
+    labels = {path: path.stat().st_mtime_ns for path in killed.rglob("pseudo-labels/**/*")}
+    # As if labelled on a machine that rounds otherwise: estimated again, the thresholds would not be these.
+    output = run("cbst.py", killed, *words, "--threads", 2)
+    assert "goes on after step" not in output
+    assert {path: path.stat().st_mtime_ns for path in killed.rglob("pseudo-labels/**/*")} == labels
+    assert (killed / "result.json").exists()
