@@ -134,6 +134,11 @@ class SegmentationFolder(_Folder):
             left_out += strangers if names is None else []
             own = {*paired.values()}
             found = {name: path for name, path in found.items() if path not in own}  # masks of a `pair` among images
+            if not found:
+                raise ValueError(
+                    f"`pair`: expected paths of masks, got those of the images: {some(sorted(map(str, own)))}; masks"
+                    " that lie among the images need names of their own"
+                )
             without = [name for name in found if name not in paired]
             if without and (unpaired == "error" or not paired):
                 what = f"{without[0]}{mask_suffix}" if pair is None else os.fspath(pair(without[0]))

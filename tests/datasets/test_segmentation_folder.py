@@ -100,6 +100,11 @@ class TestPairing:
         by_function = SegmentationFolder(*folders, label_map=MAP, pair=lambda name: f"{name}_gt.PNG")
         assert [labels.tolist() for _, labels in by_function] == [EXPECTED] * 2
 
+    def test_images_are_not_their_own_masks(self, tmp_path):
+        put(tmp_path, "a.png", IDS)
+        with pytest.raises(ValueError, match=r"`pair`: expected paths of masks, got those of the images: .*a\.png"):
+            SegmentationFolder(tmp_path, tmp_path, label_map=MAP, pair=lambda name: f"{name}.png")
+
     def test_masks_among_the_images(self, tmp_path):
         put(tmp_path, "a/x.jpg")
         put(tmp_path, "a/x_mask.png", IDS)
