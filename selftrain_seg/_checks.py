@@ -184,11 +184,11 @@ def check_class_maps(value: Any, logits: Tensor, name: str) -> None:
 
 
 def thresholds_for(thresholds: Any, logits: Tensor) -> Tensor:
-    """(C,) floating-point thresholds on the device of ``logits``; a number in [0, 1] is that of every class."""
+    """(C,) floating-point thresholds on the device of ``logits``; or, for a number in [0, 1], () on the host."""
     if not isinstance(thresholds, Tensor):
         check_real(thresholds, "thresholds", 0.0, 1.0)
         # A product and not `full`, for which torch.compile would compile anew at every value.
-        return logits.new_ones(logits.shape[1], dtype=torch.float64).mul(float(thresholds))
+        return torch.ones((), dtype=torch.float64, device="cpu").mul(float(thresholds))
     if tuple(thresholds.shape) != (logits.shape[1],):
         raise ValueError(f"`thresholds`: expected (C,) = ({logits.shape[1]},), got {tuple(thresholds.shape)}")
     if not thresholds.is_floating_point():

@@ -58,7 +58,7 @@ def top_confidence(logits: Tensor, *, prior: Tensor | None = None) -> TopConfide
     """
     _checks.check_logits(logits)
     _checks.check_prior(prior, logits)
-    labels, score, _ = ops.read(logits, prior=prior)
+    labels, score = ops.read(logits, prior=prior)
     log_confidence = torch.nn.functional.logsigmoid(score)
     if prior is not None:  # scores are relative to the most that a class can reach
         log_confidence = log_confidence + ops.prior_peaks(prior.detach()).log()[labels]

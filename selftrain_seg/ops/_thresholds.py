@@ -13,6 +13,11 @@ SLACK = 8 * torch.finfo(torch.float32).eps
 LARGE = 1e4
 
 
+def there(number: Tensor, logits: Tensor) -> Tensor:
+    """What is () is a number on the host: on the device of ``logits``, as (1,)."""
+    return number if number.ndim else logits.new_full((1,), float(number), dtype=torch.float64)
+
+
 def score_bar(thresholds: Tensor, peaks: Tensor | None) -> Tensor:
     """(C,) float32 thresholds on the scale of ``pixel_scores``; ``peaks`` those of the prior, if there is one."""
     return _bar(_relative(thresholds, peaks)).float()

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from selftrain_seg.ops._blocks import fill, new_map, on_cpu
+from selftrain_seg.ops._blocks import fill, new_map
 from selftrain_seg.ops._library import operator
 from selftrain_seg.ops.reading import class_scores, each_image, pixel_scores, prior_peaks
 
@@ -50,21 +50,16 @@ def dyadic(low: float, bin_width: float) -> bool:
     return math.frexp(bin_width)[0] == 0.5 and (low / bin_width).is_integer()
 
 
-def add_at(counts: Tensor, index: Tensor) -> None:
-    """Add 1 to ``counts.flatten()`` at every index below its size."""
-    size, index = counts.numel(), index.flatten()
-    if on_cpu(index):
-        added = torch.bincount(index, minlength=size + 1)
-    else:  # bincount makes the host wait for the device
-        added = torch.zeros(size + 1, dtype=torch.int64, device=index.device)
-        added.scatter_add_(0, index.long(), torch.ones_like(index, dtype=torch.int64))
-    counts += added[:size].view_as(counts)
+def tally(index: Tensor, size: int) -> Tensor:
+    """How often each number below ``size`` is in ``index``, where there are no others but ``size``: (size,) int64."""
+    # Not `bincount`, which makes the host wait for the device, nor `scatter_add`, which is ten times slower on a CPU.
+    one = torch.ones((), dtype=torch.int64, device=index.device).expand(index.numel())
+    return one.new_zeros(size + 1).index_add(0, index.flatten(), one)[:size]
 
 
 def class_counts(labels: Tensor, which: Tensor, num_classes: int) -> Tensor:
     """How many pixels of ``which`` (bool) have each label: (C,) int64, without waiting for the device."""
-    counts = torch.zeros(num_classes, dtype=torch.int64, device=labels.device)
-    return counts.scatter_add(0, labels.flatten(), which.flatten().long())
+    return tally(torch.where(which, labels, num_classes), num_classes)
 
 
 def _plain(
@@ -91,7 +86,7 @@ def _plain(
         return (bin_index(part.score, part.labels, size, low, bin_width),)
 
     fill((index,), block, logits, valid, maps)
-    add_at(counts, index)
+    counts += tally(index, counts.numel()).view_as(counts)
 
 
 def _fake(*_: object) -> None:

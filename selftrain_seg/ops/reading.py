@@ -15,17 +15,16 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from selftrain_seg.ops._blocks import blocks, cut, new_map
+from selftrain_seg.ops._blocks import fill, new_map
 from selftrain_seg.ops._library import operator
 from selftrain_seg.ops._winner import exponential, winner
 
 
 class Reading(NamedTuple):
-    """Label and score of every pixel, and the batch's sums; no gradient."""
+    """Label and score of every pixel; no gradient."""
 
     labels: Tensor  # (B, H, W) int64
     score: Tensor  # (B, H, W) float32, NaN where the pixel must not be used
-    class_sums: Tensor  # (C,) float64, Σ p_c over usable pixels, if asked for; else empty
 
 
 def confidence_of(score: Tensor) -> Tensor:
@@ -38,17 +37,9 @@ def usable(score: Tensor) -> Tensor:
     return ~score.isnan()
 
 
-def read(
-    logits: Tensor,
-    *,
-    valid: Tensor | None = None,
-    prior: Tensor | None = None,
-    offset: Tensor | None = None,
-    class_sums: bool = False,
-) -> Reading:
-    """Read a checked batch of logits (B, C, H, W) once, with a value (C,) added to each class's if there is one."""
-    prior = None if prior is None else prior.detach()
-    return Reading(*_read(logits.detach(), valid, prior, offset, class_sums))
+def read(logits: Tensor, *, valid: Tensor | None = None, prior: Tensor | None = None) -> Reading:
+    """Read a checked batch of logits (B, C, H, W) once."""
+    return Reading(*_read(logits.detach(), valid, None if prior is None else prior.detach()))
 
 
 class Scores(NamedTuple):
@@ -114,36 +105,19 @@ def _others(logits: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tenso
     return labels, gaps, others, rest if valid is None else rest.masked_fill_(~valid, torch.nan)
 
 
-def _plain(
-    logits: Tensor, valid: Tensor | None, prior: Tensor | None, offset: Tensor | None, class_sums: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    labels, score, sums = _fake(logits, valid, prior, offset, class_sums)
-    sums.zero_()
+def _plain(logits: Tensor, valid: Tensor | None, prior: Tensor | None) -> tuple[Tensor, ...]:
+    outputs = _fake(logits)
     peaks, maps = (None, None) if prior is None else (prior_peaks(prior), each_image(prior, logits))
-    for block in blocks(logits):
-        z = logits[block[0], :, block[1]]
-        z = z if offset is None else z.float() + rearrange(offset, "c -> c 1 1")
-        part = pixel_scores(z, cut(valid, block), cut(maps, block), peaks)
-        labels[block], score[block] = part.labels, part.score
-        if class_sums:
-            # p_c = exp(z_c - max z) / (1 + s), and 1 / (1 + s) for the winner, whatever the prior.
-            part = part if maps is None else pixel_scores(z, cut(valid, block))
-            scale = part.log_norm.neg().exp_().nan_to_num_(nan=0.0)
-            shares = torch.where(scale.unsqueeze(1) > 0, part.others * scale.unsqueeze(1), 0.0)
-            sums += shares.sum(dim=(0, 2, 3)).double()
-            sums.scatter_add_(0, part.labels.flatten(), scale.flatten().double())
-    return labels, score, sums
+    fill(outputs, lambda z, v, q: pixel_scores(z, v, q, peaks)[:2], logits, valid, maps)
+    return outputs
 
 
-def _fake(
-    logits: Tensor, valid: Tensor | None, prior: Tensor | None, offset: Tensor | None, class_sums: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    sums = logits.new_empty(logits.shape[1] if class_sums else 0, dtype=torch.float64)
-    return new_map(logits, torch.int64), new_map(logits, torch.float32), sums
+def _fake(logits: Tensor, *_: object) -> tuple[Tensor, ...]:
+    return new_map(logits, torch.int64), new_map(logits, torch.float32)
 
 
 _read = operator(
-    "read(Tensor logits, Tensor? valid, Tensor? prior, Tensor? offset, bool class_sums) -> (Tensor, Tensor, Tensor)",
+    "read(Tensor logits, Tensor? valid, Tensor? prior) -> (Tensor, Tensor)",
     _plain,
     _fake,
     kernel=True,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from selftrain_seg.ops._blocks import fill, new_map
 from selftrain_seg.ops._library import operator
-from selftrain_seg.ops._thresholds import log_gain, score_bar
+from selftrain_seg.ops._thresholds import log_gain, score_bar, there
 from selftrain_seg.ops._winner import winner
 from selftrain_seg.ops.reading import Scores, confidence_of, each_image, pixel_scores, prior_peaks
 
@@ -25,7 +25,7 @@ def select(
     """Labels (B, H, W) int64, the predicted classes likewise, and confidences float32, of a checked batch.
 
     The winner is labelled where its score reaches its threshold, or, ``reweighted``, the class that exceeds its own
-    threshold most.
+    threshold most. ``thresholds`` are (C,), or () on the host, one for all classes.
     """
     prior = None if prior is None else prior.detach()
     found: tuple[Tensor, Tensor, Tensor] = _select(
@@ -45,6 +45,7 @@ def _plain(
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs = _fake(logits, thresholds, reweighted, valid, prior, ignore_index)
     peaks, maps = (None, None) if prior is None else (prior_peaks(prior), each_image(prior, logits))
+    thresholds = there(thresholds, logits).expand(logits.shape[1])
     bar = (log_gain if reweighted else score_bar)(thresholds, peaks)
     gain = rearrange(bar, "c -> c 1 1")
 
@@ -71,4 +72,5 @@ _select = operator(
     _plain,
     _fake,
     kernel=True,
+    reads_host=True,
 )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from selftrain_seg.ops._blocks import blocks, cut, new_map, on_cpu
 from selftrain_seg.ops._library import operator
-from selftrain_seg.ops._thresholds import log_gain
+from selftrain_seg.ops._thresholds import log_gain, there
 from selftrain_seg.ops._winner import exponential, winner
 from selftrain_seg.ops.reading import each_image, pixel_scores, prior_peaks
 from selftrain_seg.ops.selection import weighted_confidence
@@ -25,7 +25,8 @@ def soften(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Labels, predicted classes and confidences as ``select``, and soft labels (B, C, H, W) float32.
 
-    ``y_c ∝ (p_c / kc_c)^(1/alpha)`` where ``logsumexp_c(log(p_c / kc_c) / alpha) > 0``, else 0; ``alpha`` is ().
+    ``y_c ∝ (p_c / kc_c)^(1/alpha)`` where ``logsumexp_c(log(p_c / kc_c) / alpha) > 0``, else 0; ``alpha`` is (1,).
+    ``thresholds`` and ``alpha`` may be () on the host, which does not send them anywhere.
     """
     prior = None if prior is None else prior.detach()
     found: tuple[Tensor, Tensor, Tensor, Tensor] = _soften(
@@ -40,7 +41,8 @@ def _plain(
     outputs = _fake(logits, thresholds, alpha, valid, prior, ignore_index)
     labels, predicted, confidence, soft = outputs
     peaks, maps = (None, None) if prior is None else (prior_peaks(prior), each_image(prior, logits))
-    sharpness = alpha.double().reciprocal()
+    sharpness = there(alpha, logits).double().reciprocal()
+    thresholds = there(thresholds, logits).expand(logits.shape[1])
     added = rearrange((log_gain(thresholds, peaks).double() * sharpness).float(), "c -> c 1 1")
     sharpness = sharpness.float()
     for block in blocks(logits):
@@ -72,4 +74,5 @@ _soften = operator(
     _plain,
     _fake,
     kernel=True,
+    reads_host=True,
 )

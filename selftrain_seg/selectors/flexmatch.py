@@ -8,7 +8,7 @@ from torch import Tensor
 from selftrain_seg import _checks, ops
 from selftrain_seg._state import Stateful
 from selftrain_seg.distributed import all_reduce_sum
-from selftrain_seg.selectors._decide import decide, moving_average, read
+from selftrain_seg.selectors._decide import label, observe
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["FlexMatchSelector"]
@@ -30,7 +30,7 @@ class FlexMatchSelector(Stateful):
         ignore_index: label of the pixels that are not selected; outside [0, C).
 
     Attributes:
-        running_shares: (C,) float64, σ.
+        running: (C + 1,) float64, all of the state: σ, and the share of pixels not sure of anything.
 
     State / distributed:
         In ``eval()`` mode it stays as it is. Counts are added over ranks by one all-reduce a call, so σ
@@ -54,7 +54,7 @@ class FlexMatchSelector(Stateful):
         tensor([0.9000, 0.3000], dtype=torch.float64)
     """
 
-    running_shares: Tensor
+    running: Tensor
 
     def __init__(
         self,
@@ -71,7 +71,9 @@ class FlexMatchSelector(Stateful):
         _checks.check_real(momentum, "momentum", 0.0, 1.0)
         self.num_classes, self.threshold = num_classes, threshold
         self.momentum, self.ignore_index = momentum, ignore_index
-        self.add_state("running_shares", torch.zeros(num_classes, dtype=torch.float64))
+        start = torch.zeros(num_classes + 1, dtype=torch.float64)
+        start[-1] = 1.0
+        self.add_state("running", start)
 
     def extra_repr(self) -> str:  # noqa: D102
         return (
@@ -80,12 +82,16 @@ class FlexMatchSelector(Stateful):
         )
 
     @property
+    def running_shares(self) -> Tensor:
+        """(C,) float64: σ."""
+        return self.running[:-1]
+
+    @property
     def thresholds(self) -> Tensor:
         """(C,) float64: each class's present threshold T."""
-        unused = 1.0 - self.running_shares.sum()
-        # The larger of the two is at least 1 / (C + 1), so nothing divides by zero.
-        status = self.running_shares / torch.maximum(self.running_shares.max(), unused)
-        return self.threshold * status / (2.0 - status)
+        # τ β / (2 - β), times the largest over itself: at least 1 / (C + 1), so nothing divides by zero.
+        largest = self.running.max()
+        return self.running_shares / torch.sub(largest, self.running_shares, alpha=0.5) * (0.5 * self.threshold)
 
     @torch.no_grad()
     def forward(self, logits: Tensor, *, valid: Tensor | None = None) -> PseudoLabels:
@@ -104,13 +110,8 @@ class FlexMatchSelector(Stateful):
             ValueError: ``logits`` is not (B, C, H, W), has another number of classes, or lies on another device than
                 the state.
         """
-        batch = read(self, logits, valid)
-        confidence, usable = ops.confidence_of(batch.score), ops.usable(batch.score)
+        batch = observe(self, logits, valid, counts=self.training, floor=self.threshold)
         if self.training:
-            sure = (confidence >= self.threshold) & usable
-            counts = ops.class_counts(batch.labels, sure, self.num_classes)
-            sums = all_reduce_sum(torch.cat([counts, usable.sum().view(1)])).double()
-            shares = sums[:-1] / sums[-1].clamp(min=1)
-            self.running_shares.copy_(moving_average(self.running_shares, shares, self.momentum, sums[-1]))
-        keep = confidence >= self.thresholds.float()[batch.labels]
-        return decide(batch, keep, self.ignore_index, confidence=confidence)
+            sums = all_reduce_sum(batch.sums)
+            ops.follow(self.running, sums[:-1], sums[-1], self.momentum)
+        return label(batch, self.thresholds, self.ignore_index)

@@ -8,7 +8,7 @@ from torch import Tensor
 from selftrain_seg import _checks, ops
 from selftrain_seg._state import Stateful
 from selftrain_seg.distributed import all_reduce_sum
-from selftrain_seg.selectors._decide import decide, moving_average, read
+from selftrain_seg.selectors._decide import label, observe
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["FreeMatchSelector"]
@@ -26,10 +26,7 @@ class FreeMatchSelector(Stateful):
         ignore_index: label of the pixels that are not selected; outside [0, C).
 
     Attributes:
-        global_threshold: () float64, τ.
-        running_probs: (C,) float64, p̃.
-        running_histogram: (C,) float64, average share of pixels predicted as each class, h of
-            ``selftrain_seg.losses.fairness_loss``.
+        running: (2 C + 1,) float64, all of the state: τ, p̃ and h.
 
     State / distributed:
         In ``eval()`` mode all stay as they are. Sums over the batch are added over ranks by one
@@ -52,9 +49,7 @@ class FreeMatchSelector(Stateful):
         tensor([0.7667, 0.3286], dtype=torch.float64)
     """
 
-    global_threshold: Tensor
-    running_probs: Tensor
-    running_histogram: Tensor
+    running: Tensor
 
     def __init__(self, num_classes: int, *, momentum: float = 0.999, ignore_index: int = IGNORE_INDEX) -> None:
         super().__init__()
@@ -62,13 +57,25 @@ class FreeMatchSelector(Stateful):
         _checks.check_ignore_index(ignore_index, num_classes)
         _checks.check_real(momentum, "momentum", 0.0, 1.0)
         self.num_classes, self.momentum, self.ignore_index = num_classes, momentum, ignore_index
-        start = torch.full((num_classes,), 1.0 / num_classes, dtype=torch.float64)
-        self.add_state("global_threshold", start[0])
-        self.add_state("running_probs", start)
-        self.add_state("running_histogram", start)
+        self.add_state("running", torch.full((2 * num_classes + 1,), 1.0 / num_classes, dtype=torch.float64))
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"num_classes={self.num_classes}, momentum={self.momentum}, ignore_index={self.ignore_index}"
+
+    @property
+    def global_threshold(self) -> Tensor:
+        """() float64: τ."""
+        return self.running[0]
+
+    @property
+    def running_probs(self) -> Tensor:
+        """(C,) float64: p̃."""
+        return self.running[1 : self.num_classes + 1]
+
+    @property
+    def running_histogram(self) -> Tensor:
+        """(C,) float64: average share of pixels predicted as each class, h of ``losses.fairness_loss``."""
+        return self.running[self.num_classes + 1 :]
 
     @property
     def thresholds(self) -> Tensor:
@@ -92,22 +99,9 @@ class FreeMatchSelector(Stateful):
             ValueError: ``logits`` is not (B, C, H, W), has another number of classes, or lies on another device than
                 the state.
         """
-        batch = read(self, logits, valid, class_sums=self.training)
-        confidence = ops.confidence_of(batch.score)
+        wanted = dict.fromkeys(("moments", "probs", "counts"), self.training)
+        batch = observe(self, logits, valid, **wanted)
         if self.training:
-            histogram = ops.class_counts(batch.labels, ops.usable(batch.score), self.num_classes).double()
-            total = confidence.sum(dtype=torch.float64).view(1)
-            self._update(torch.cat([batch.class_sums, histogram, total]))
-        keep = confidence >= self.thresholds.float()[batch.labels]
-        return decide(batch, keep, self.ignore_index, confidence=confidence)
-
-    def _update(self, sums: Tensor) -> None:
-        sums = all_reduce_sum(sums)
-        count = sums[self.num_classes : -1].sum()
-        means = sums / count.clamp(min=1)
-        for buffer, mean in (
-            (self.running_probs, means[: self.num_classes]),
-            (self.running_histogram, means[self.num_classes : -1]),
-            (self.global_threshold, means[-1]),
-        ):
-            buffer.copy_(moving_average(buffer, mean, self.momentum, count))
+            sums = all_reduce_sum(batch.sums)  # Σ m², then those of τ, p̃ and h, then two numbers of pixels
+            ops.follow(self.running, sums[1:-2], sums[-1], self.momentum)
+        return label(batch, self.thresholds, self.ignore_index)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from selftrain_seg import _checks, ops
 from selftrain_seg._state import Stateful
 from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.distributed.reduce import rank_and_ranks
-from selftrain_seg.selectors._decide import decide, read
+from selftrain_seg.selectors._decide import label, observe
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["InstanceAdaptiveSelector"]
-
-_CAP = 0.999
-_BITS = 30  # enough for the bits of a float32 from 0 to 1
 
 
 class InstanceAdaptiveSelector(Stateful):
@@ -24,7 +20,7 @@ class InstanceAdaptiveSelector(Stateful):
 
     For each image in turn and each class c in it: over the confidences of the pixels predicted as c *and* θ_c
     itself, ``ψ_c`` is the quantile at ``1 - α θ_c^γ``, linearly interpolated, with α the ``portion``;
-    ``θ_c ← β θ_c + (1 - β) ψ_c``, with β the ``momentum``, at most 0.999. Then ``y = ŷ`` if ``m ≥ θ_ŷ``, else
+    ``θ_c ← β θ_c + (1 - β) ψ_c``, with β the ``momentum``, and 0.999 in place of 1. Then ``y = ŷ`` if ``m ≥ θ_ŷ``, else
     ``ignore_index``, with the θ just updated. The higher a class's threshold, the larger the share of its pixels that
     is kept. A class absent from an image keeps its θ.
 
@@ -112,58 +108,16 @@ class InstanceAdaptiveSelector(Stateful):
             ValueError: ``logits`` is not (B, C, H, W), has another number of classes, or lies on another device than
                 the state.
         """
-        batch = read(self, logits, valid)
-        confidence = ops.confidence_of(batch.score)
+        batch = observe(self, logits, valid)
+        bars = self.thresholds
         if self.training:
-            theta = self._update(batch.labels, confidence, ops.usable(batch.score))
-        else:
-            theta = self.thresholds.expand(logits.shape[0], -1)  # `len` would fix the size in exported programs
-        bar = theta.float().gather(1, batch.labels.flatten(1)).view_as(confidence)
-        return decide(batch, confidence >= bar, self.ignore_index, confidence=confidence)
-
-    def _update(self, labels: Tensor, confidence: Tensor, usable: Tensor) -> Tensor:
-        """Move θ through the images; return the θ each image is labelled with, (B, C) float64."""
-        images, rows = len(labels), self.num_classes + 1  # one more row for unusable pixels
-        group = torch.where(usable, labels, self.num_classes)
-        steps = min(images, 1) if labels.numel() else 0
-        if self.per == "image":
-            steps, offset = (images if labels.numel() else 0), torch.arange(images, device=labels.device)
-            group = group + rows * rearrange(offset, "b -> b 1 1")
-        # One sort of integers, which is a radix sort, puts the confidences of each class of each image side by
-        # side in ascending order: the bits of floats from 0 to 1 are in the order of their values.
-        keys = rearrange((group << _BITS) | confidence.view(torch.int32), "b h w -> (b h w)").sort().values
-        edges = torch.arange(steps * rows + 1, device=labels.device) << _BITS
-        edge = torch.searchsorted(keys, edges)
-        starts, sizes = (rearrange(x, "(s r) -> s r", r=rows)[:, :-1] for x in (edge[:-1], edge.diff()))
-        groups = rearrange(edges[:-1], "(s r) -> s r", r=rows)[:, :-1]
-        theta, history = self.thresholds.clone(), []
-        for group, start, size in zip(groups, starts, sizes, strict=True):  # each θ depends on the one before
-            theta = self._step(theta, keys, group, start, size)
-            history.append(theta)
-        self._keep_in_step(theta, images)
-        if not history:
-            return theta.expand(images, -1)
-        return torch.stack(history).expand(images, -1)
-
-    def _step(self, theta: Tensor, keys: Tensor, group: Tensor, start: Tensor, size: Tensor) -> Tensor:
-        """Move θ by one image, given where each class's sorted confidences start in ``keys`` and their number."""
-        # A float32 lies below θ exactly if it lies below the least float32 that is not below θ.
-        nearest = theta.float()
-        least = torch.where(nearest.double() < theta, torch.nextafter(nearest, nearest + 1), nearest)
-        own = torch.searchsorted(keys, group | least.view(torch.int32)) - start  # θ's place among the confidences
-        place = (1.0 - self.portion * theta**self.gamma).clamp(0.0, 1.0) * size
-
-        def element(index: Tensor) -> Tensor:
-            """The index-th smallest of the class's confidences and θ_c."""
-            at = start + torch.where(index > own, index - 1, index)
-            bits = keys[at.clamp(max=len(keys) - 1)] & ((1 << _BITS) - 1)
-            return torch.where(index == own, theta, bits.int().view(torch.float32).double())
-
-        low = place.floor().long()
-        below, above = element(low), element(torch.minimum(low + 1, size))
-        psi = below + (above - below) * (place - low)
-        moved = (self.momentum * theta + (1.0 - self.momentum) * psi).clamp(max=_CAP)
-        return torch.where(size > 0, moved, theta)
+            moved = ops.adapt(
+                batch.labels, batch.confidence, bars,
+                portion=self.portion, momentum=self.momentum, gamma=self.gamma, by_image=self.per == "image",
+            )  # fmt: skip
+            bars = moved[1:]
+            self._keep_in_step(moved[-1], logits.shape[0])
+        return label(batch, bars, self.ignore_index)
 
     def _keep_in_step(self, theta: Tensor, images: int) -> None:
         if rank_and_ranks()[1] > 1:

@@ -8,12 +8,10 @@ from torch import Tensor
 from selftrain_seg import _checks, ops
 from selftrain_seg._state import Stateful
 from selftrain_seg.distributed import all_reduce_sum
-from selftrain_seg.selectors._decide import decide, read
+from selftrain_seg.selectors._decide import label, observe
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["RunningConfidenceSelector"]
-
-_SEEN = 1e-8
 
 
 class RunningConfidenceSelector(Stateful):
@@ -107,24 +105,10 @@ class RunningConfidenceSelector(Stateful):
             ValueError: ``logits`` is not (B, C, H, W), has another number of classes, or lies on another device than
                 the state.
         """
-        batch = read(self, logits, valid, class_sums=self.training)
-        confidence = ops.confidence_of(batch.score)
-        if self.training:
-            self._update(batch.class_sums, ops.usable(batch.score).sum())
-        flat = batch.labels.flatten(1)
-        peak = torch.zeros(logits.shape[0], self.num_classes, device=logits.device)
-        peak.scatter_reduce_(1, flat, confidence.flatten(1), "amax")
-        known = -torch.expm1(-self.running_confidence / self.beta)
-        bar = (self.upper * peak * known.float()).clamp(min=self.lower)
-        keep = confidence > bar.gather(1, flat).view_as(confidence)
-        return decide(batch, keep, self.ignore_index, confidence=confidence)
-
-    def _update(self, sums: Tensor, count: Tensor) -> None:
-        total = all_reduce_sum(torch.cat([sums, count.to(sums.dtype).view(1)]))
-        mean = total[:-1] / total[-1].clamp(min=1)
-        first = ~self.seen & (mean > _SEEN)
-        before = torch.where(first, mean, self.running_confidence)
-        moved = self.momentum * before + (1.0 - self.momentum) * mean
-        any_pixel = total[-1] > 0
-        self.running_confidence.copy_(torch.where(any_pixel, moved, self.running_confidence))
-        self.seen.logical_or_(first)
+        batch = observe(self, logits, valid, probs=self.training, peaks=True)
+        sums = all_reduce_sum(batch.sums) if self.training else None
+        bars = ops.discount(
+            batch.peaks, self.running_confidence, self.seen, sums,
+            upper=self.upper, lower=self.lower, beta=self.beta, momentum=self.momentum,
+        )  # fmt: skip
+        return label(batch, bars, self.ignore_index, strict=True)

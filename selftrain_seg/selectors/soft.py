@@ -60,11 +60,11 @@ def select_soft(
     thresholds = _checks.thresholds_for(thresholds, logits)
     if isinstance(alpha, Tensor):
         _checks.check_scalar(alpha, "alpha")
-        alpha = alpha.to(logits.device)
+        alpha = alpha.to(logits.device).reshape(1)
     else:
         _checks.check_real(alpha, "alpha", 1e-6, float("inf"))
         # A product and not `full`, for which torch.compile would compile anew at every value.
-        alpha = torch.ones((), dtype=torch.float64, device=logits.device).mul(float(alpha))
+        alpha = torch.ones((), dtype=torch.float64, device="cpu").mul(float(alpha))
     labels, predicted, confidence, soft = ops.soften(
         logits, thresholds, alpha, valid=valid, prior=prior, ignore_index=ignore_index
     )

@@ -8,7 +8,7 @@ from torch import Tensor
 from selftrain_seg import _checks, ops
 from selftrain_seg._state import Stateful
 from selftrain_seg.distributed import all_reduce_sum
-from selftrain_seg.selectors._decide import decide, moving_average, read
+from selftrain_seg.selectors._decide import observe
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["SoftMatchSelector"]
@@ -30,8 +30,7 @@ class SoftMatchSelector(Stateful):
         ignore_index: label of the unusable pixels; outside [0, C).
 
     Attributes:
-        mean: () float64, μ.
-        variance: () float64, σ², of the population.
+        running: (2,) float64, σ², that of the population, and μ.
         running_probs: (C,) float64, p̃; moves only with ``align``.
 
     State / distributed:
@@ -54,8 +53,7 @@ class SoftMatchSelector(Stateful):
         tensor([[[1.0000, 0.6065]]])
     """
 
-    mean: Tensor
-    variance: Tensor
+    running: Tensor
     running_probs: Tensor
 
     def __init__(
@@ -74,8 +72,7 @@ class SoftMatchSelector(Stateful):
         _checks.check_real(sigmas, "sigmas", 0.0, float("inf"), open_low=True)
         self.num_classes, self.momentum, self.sigmas = num_classes, momentum, sigmas
         self.align, self.ignore_index = bool(align), ignore_index
-        self.add_state("mean", torch.tensor(1.0 / num_classes, dtype=torch.float64))
-        self.add_state("variance", torch.tensor(1.0, dtype=torch.float64))
+        self.add_state("running", torch.tensor([1.0, 1.0 / num_classes], dtype=torch.float64))
         self.add_state("running_probs", torch.full((num_classes,), 1.0 / num_classes, dtype=torch.float64))
 
     def extra_repr(self) -> str:  # noqa: D102
@@ -83,6 +80,16 @@ class SoftMatchSelector(Stateful):
             f"num_classes={self.num_classes}, momentum={self.momentum}, sigmas={self.sigmas}, align={self.align}, "
             f"ignore_index={self.ignore_index}"
         )
+
+    @property
+    def mean(self) -> Tensor:
+        """() float64: μ."""
+        return self.running[1]
+
+    @property
+    def variance(self) -> Tensor:
+        """() float64: σ²."""
+        return self.running[0]
 
     @torch.no_grad()
     def forward(self, logits: Tensor, *, valid: Tensor | None = None) -> PseudoLabels:
@@ -101,32 +108,19 @@ class SoftMatchSelector(Stateful):
             ValueError: ``logits`` is not (B, C, H, W), has another number of classes, or lies on another device than
                 the state.
         """
-        batch = read(self, logits, valid, class_sums=self.align and self.training)
-        own, usable = ops.confidence_of(batch.score), ops.usable(batch.score)
-        aligned = self._aligned(logits, batch) if self.align else own
+        own = observe(self, logits, valid, probs=self.align and self.training, moments=self.training and not self.align)
+        aligned = self._aligned(logits, valid, own.sums) if self.align else own
         if self.training:
-            self._update(aligned, usable)
-        below = (aligned - self.mean.float()).clamp(max=0.0)
-        # A variance of exactly 0 (all pixels alike) leaves weight 1 at the mean and 0 below it.
-        spread = (2.0 * self.variance).clamp(min=1e-30).float()
-        weight = torch.exp(-((below * self.sigmas) ** 2) / spread) * usable
-        return decide(batch, usable, self.ignore_index, confidence=own, pixel_weight=weight)
+            sums = all_reduce_sum(aligned.sums)
+            ops.follow(self.running, sums[:2], sums[2], self.momentum, variance=True)
+        labels, weight = ops.weigh(
+            own.labels, own.confidence, aligned.confidence, self.running,
+            sigmas=self.sigmas, ignore_index=self.ignore_index,
+        )  # fmt: skip
+        return PseudoLabels(labels, own.confidence, pixel_weight=weight, predicted=own.labels)
 
-    def _aligned(self, logits: Tensor, batch: ops.Reading) -> Tensor:
+    def _aligned(self, logits: Tensor, valid: Tensor | None, sums: Tensor) -> ops.Observation:
         if self.training:
-            count = ops.usable(batch.score).sum(dtype=torch.float64).view(1)
-            sums = all_reduce_sum(torch.cat([batch.class_sums, count]))
-            mean = sums[:-1] / sums[-1].clamp(min=1)
-            self.running_probs.copy_(moving_average(self.running_probs, mean, self.momentum, sums[-1]))
-        # p_c / p̃_c, renormalised, is the softmax of the logits less log p̃.
-        offset = -self.running_probs.clamp(min=1e-30).log().float()
-        return ops.confidence_of(ops.read(logits, offset=offset).score)
-
-    def _update(self, confidence: Tensor, usable: Tensor) -> None:
-        m = torch.where(usable, confidence, 0.0).double()
-        sums = torch.stack([usable.sum(dtype=torch.float64), m.sum(), (m * m).sum()])
-        count, total, squares = all_reduce_sum(sums)
-        mean = total / count.clamp(min=1)
-        variance = (squares / count.clamp(min=1) - mean * mean).clamp(min=0.0)
-        self.mean.copy_(moving_average(self.mean, mean, self.momentum, count))
-        self.variance.copy_(moving_average(self.variance, variance, self.momentum, count))
+            sums = all_reduce_sum(sums)
+            ops.follow(self.running_probs, sums[:-1], sums[-1], self.momentum)
+        return ops.observe(logits, valid=valid, relative_to=self.running_probs, moments=self.training)

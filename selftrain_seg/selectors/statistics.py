@@ -7,9 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from selftrain_seg import _checks
+from selftrain_seg import _checks, ops
 from selftrain_seg._state import Stateful
-from selftrain_seg.ops.counts import add_at
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["SelectionStatistics", "SelectionSummary"]
@@ -93,21 +92,11 @@ class SelectionStatistics(Stateful):
                 raise ValueError(f"`target`: expected {tuple(pseudo.labels.shape)}, got {tuple(target.shape)}")
             _checks.check_device(target, pseudo.labels, "target")
         self.check_home(pseudo.labels, "pseudo.labels")
-        labels, none = pseudo.labels, self.num_classes
-        predicted = torch.where((pseudo.confidence > 0) & (pseudo.predicted < none), pseudo.predicted, none)
-        selected = (labels >= 0) & (labels < none) & (labels != self.ignore_index)
-        labels = torch.where(selected, labels, none)
-        truth = torch.zeros_like(labels)  # 0 unknown, 1 another class, 2 the label is right
-        if target is not None:
-            known = selected & (target >= 0) & (target < none) & (target != self.ignore_index)
-            truth = torch.where(known, 1 + (target == labels).long(), 0)
-        size = none + 1  # one more for what is not to be counted
-        table = torch.zeros(size, size, 3, dtype=torch.int64, device=labels.device)
-        add_at(table, (predicted * size + labels) * 3 + truth)
-        by_label = table.sum(0)[:-1]
-        self.counts += torch.stack([table.sum((1, 2))[:-1], by_label.sum(1), by_label[:, 1:].sum(1), by_label[:, 2]])
-        sums = torch.zeros(size, dtype=torch.float64, device=labels.device)
-        self.confidence_sums += sums.scatter_add_(0, labels.flatten(), pseudo.confidence.flatten().double())[:-1]
+        table = ops.tabulate(
+            pseudo.predicted, pseudo.labels, pseudo.confidence, target, self.num_classes, self.ignore_index
+        )
+        self.counts += table[:-1].long()
+        self.confidence_sums += table[-1]
 
     def compute(self) -> SelectionSummary:
         """Return shares, mean confidences and precisions over all ranks.

@@ -17,8 +17,6 @@ from selftrain_seg.thresholds.sketch import ConfidenceSketch
 __all__ = ["ClassBalancedThreshold", "GlobalThreshold"]
 
 _SMALL_DEFAULT = {"last_in": "none", "first_out": "all"}
-# A portion is a decimal that binary rounds: 0.29 of 100 pixels is 29, though 0.29 * 100 is 28.999999999999996.
-_ROUNDING = 1.0 + 2.0**-50
 
 
 class _Threshold(Stateful):
@@ -194,6 +192,9 @@ class _Threshold(Stateful):
     def compute(self, portion: float | Tensor | None = None) -> Tensor:
         """Return the thresholds for a portion; any number of portions can be asked of the same pass.
 
+        The host waits for the device, to learn whether anything was counted: it is for the time between two passes over
+        the data, and for no CUDA graph.
+
         Args:
             portion: a number in (0, 1], or (C,) one a class; by default the one given at construction.
 
@@ -212,18 +213,19 @@ class _Threshold(Stateful):
         flat = all_reduce_sum(torch.cat([counts.flatten(), self.updates.view(1)]))  # one all-reduce for both
         if not bool(flat[-1] > 0):
             raise ValueError("`compute`: expected at least one call of update before, got none")
-        counts = flat[:-1].view_as(counts)
+        return self._thresholds(flat[:-1].view_as(counts), wanted)
+
+    def _thresholds(self, counts: Tensor, portion: float | Tensor) -> Tensor:
         if self._pooled:
             counts = counts.sum(dim=0, keepdim=True)
-        size = counts.sum(dim=1)
-        share = wanted.to(size.device) if isinstance(wanted, Tensor) else wanted
-        taken = (size.double() * share * _ROUNDING).floor().long()
-        k = taken if self.rank == "last_in" else taken + 1
-        k = k.minimum(size)
-        score = self._exact_kth_largest(k, size) if self.exact else self.sketch._kth_largest(counts, k)
+        portion = portion.to(counts.device) if isinstance(portion, Tensor) else portion
+        score, taken = self.sketch.ranked(counts, portion, self.rank)
+        if self.exact:
+            size = counts.sum(dim=1)
+            score = self._exact_kth_largest((taken.long() + (self.rank == "first_out")).minimum(size), size)
         peaks = self._peaks()
         nothing = 0.0 if self.small == "all" else 1.0 if peaks is None else torch.inf
-        thresholds = torch.where(taken > 0, _probability_not_above(score), nothing).expand(self.num_classes)
+        thresholds = torch.where(taken > 0, _probability_below(score), nothing).expand(self.num_classes)
         if peaks is not None:
             thresholds = torch.where(thresholds.isfinite(), thresholds * peaks.double(), thresholds)
         return thresholds.clone()
@@ -245,11 +247,10 @@ def _shape_of(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
-def _probability_not_above(log_odds: Tensor) -> Tensor:
-    """Sigmoid in float64, rounded down: the pixel that defines a threshold must pass it."""
+def _probability_below(log_odds: Tensor) -> Tensor:
+    """Sigmoid in float64, the next smaller one: the pixel that defines a threshold must pass it, however it rounds."""
     probability = torch.sigmoid(log_odds)
-    below = torch.nextafter(probability, torch.zeros_like(probability))
-    return torch.where(torch.logit(probability) > log_odds, below, probability)
+    return torch.nextafter(probability, torch.zeros_like(probability))
 
 
 class ClassBalancedThreshold(_Threshold):

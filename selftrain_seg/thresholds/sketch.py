@@ -5,16 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from selftrain_seg import _checks
+from selftrain_seg import _checks, ops
 from selftrain_seg._state import Stateful
 from selftrain_seg.distributed import all_reduce_sum
-from selftrain_seg.ops.counts import add_at, bin_index
+from selftrain_seg.ops.counts import bin_index, tally
 
 __all__ = ["ConfidenceSketch"]
-
-# A bin that holds more than this share of its class is not interpolated in: so many values in 0.007 of log-odds
-# are ties (one saturated value, bf16's coarse steps), and a threshold inside them would split nothing.
-_TIE_SHARE = 1 / 256
 
 
 class ConfidenceSketch(Stateful):
@@ -102,7 +98,8 @@ class ConfidenceSketch(Stateful):
         _checks.check_device(classes, scores, "classes")
         self.check_home(scores, "scores")
         size = (self.num_classes, self.bins)
-        add_at(self.counts, bin_index(scores, classes, size, self.low, self.bin_width))
+        index = bin_index(scores, classes, size, self.low, self.bin_width)
+        self.counts += tally(index, self.counts.numel()).view_as(self.counts)
 
     def merge(self, other: ConfidenceSketch) -> None:
         """Add the counts of another sketch, as if its data had been seen here.
@@ -126,25 +123,11 @@ class ConfidenceSketch(Stateful):
         """Return the counts summed over all ranks, (C, K) int64."""
         return self.reduced("counts")[0].clone()
 
-    def _kth_largest(self, counts: Tensor, k: Tensor) -> Tensor:
-        """Estimate the k-th largest score (R,) float64 of each row of counts (R, K); NaN for an empty row.
-
-        Where values spread over a bin the estimate is interpolated in it, so that as many scores lie at or above
-        it as were asked for. Where a bin holds more than 1/256 of its row the values are taken for ties: then
-        the estimate is the bin's edge that leaves the number closest to k, never one that leaves none.
-        """
-        from_top = counts.flip(1).cumsum(1)  # scores at or above each bin, highest bin first
-        size = from_top[:, -1:]
-        k = k.to(counts.device).unsqueeze(1).clamp(min=1).minimum(size)
-        place = torch.searchsorted(from_top, k).clamp(max=self.bins - 1)
-        inside = counts.flip(1).gather(1, place)
-        above = from_top.gather(1, place) - inside
-        share = (k - above).double() / inside.clamp(min=1)  # of the bin, counted from its upper edge
-        tied = inside.double() > size * _TIE_SHARE
-        nearest_edge = ((share >= 0.5) | (above == 0)).double()
-        from_high = place.double() + torch.where(tied, nearest_edge, share)
-        score = self.low + (self.bins - from_high) * self.bin_width
-        return torch.where(size > 0, score, torch.nan).squeeze(1)
+    def ranked(self, counts: Tensor, share: float | Tensor, rule: str) -> Tensor:
+        """Scores of rows of counts, see ``ops.ranked``."""
+        if not isinstance(share, Tensor):
+            share = torch.ones((), dtype=torch.float64, device="cpu").mul(share)
+        return ops.ranked(counts, share, rule=rule, low=self.low, bin_width=self.bin_width)
 
     def quantile(self, q: float) -> Tensor:
         """Return the score below which the share q of each class lies.
@@ -160,8 +143,7 @@ class ConfidenceSketch(Stateful):
             ValueError: ``q`` is outside [0, 1].
         """
         _checks.check_real(q, "q", 0.0, 1.0)
-        counts = self.total()
-        return self._kth_largest(counts, counts.sum(dim=1) - (q * counts.sum(dim=1)).floor().long())
+        return self.ranked(self.total(), float(q), "from_below")[0]
 
     def cdf(self, scores: Tensor) -> Tensor:
         """Return the share of each class's scores at or below given ones.

@@ -32,6 +32,7 @@ def run(*command, **environment):
     ("file", "skipped"),
     [
         ("ops/test_triton.py", ", 1 skipped"),  # it needs a GPU's memory
+        ("ops/test_triton_state.py", ""),
         ("ops/test_triton_memory.py", ""),
         ("ops/test_triton_maps.py", ""),
         ("selectors/test_bars.py", ""),  # thresholds at equality, with the kernels
@@ -68,11 +69,12 @@ def test_the_dispatcher_has_the_kernels():
     code = """if True:
         import torch
         import selftrain_seg.mining, selftrain_seg.ops, selftrain_seg.teachers
-        names = "read select soften count weighted_loss weighted_loss_backward negative_loss".split()
+        names = "read observe select soften decide weigh follow discount adapt tabulate ranked count".split()
+        names += "weighted_loss weighted_loss_backward negative_loss".split()
         names += "connected_components mine draw_classes distinct directions fit".split()
         print([torch._C._dispatch_has_kernel_for_dispatch_key(f"selftrain_seg::{name}", "CUDA") for name in names])
     """
-    with_kernels, without = ["True"] * 13, ["False"] * 13
+    with_kernels, without = ["True"] * 21, ["False"] * 21
     assert run("-c", code, SELFTRAIN_SEG_KERNELS="").strip() == f"[{', '.join(with_kernels)}]"
     assert run("-c", code, SELFTRAIN_SEG_KERNELS="0").strip() == f"[{', '.join(without)}]"
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import strategies as st
 
 from selftrain_seg import losses, ops
-from selftrain_seg.ops import counts, fairness, loss, mutual, negative, reading, selection, soft_labels
+from selftrain_seg.ops import counts, fairness, loss, mutual, negative, observing, reading, selection, soft_labels
 from selftrain_seg.ops._thresholds import LARGE, log_gain
 from selftrain_seg.selectors import FreeMatchSelector, select_hard, select_reweighted, select_soft
 from selftrain_seg.thresholds import ClassBalancedThreshold
@@ -35,7 +35,7 @@ LOW, WIDTH, BINS = -84.0, 1 / 128, 16384
 def launched(monkeypatch):
     """The kernels that a test has launched, by name; a test without any would compare the plain path with itself."""
     pytest.importorskip("triton")
-    from selftrain_seg.ops.triton import launch
+    from selftrain_seg.ops.triton import launch, launch_state
 
     names, real = [], launch._launch
 
@@ -44,6 +44,12 @@ def launched(monkeypatch):
         return real(kernel, *args, **kwargs)
 
     monkeypatch.setattr(launch, "_launch", note)
+
+    def note_one(kernel, *args, real=launch_state._launch_one, **kwargs):
+        names.append(kernel.fn.__name__ if hasattr(kernel, "fn") else kernel.__name__)
+        return real(kernel, *args, **kwargs)
+
+    monkeypatch.setattr(launch_state, "_launch_one", note_one)
     yield names
     assert names
 
@@ -59,22 +65,28 @@ def some_valid(logits, seed=7):
     return (torch.rand((logits.shape[0], *logits.shape[2:]), generator=generator) < 0.8).to(DEVICE)
 
 
-def compare_readings(logits, valid=None, offset=None):
-    for class_sums in (False, True):
-        arguments = (logits, valid, None, offset, class_sums)
-        mine, expected = reading._read(*arguments), reading._plain(*arguments)
-        usable = ~expected[1].isnan()
+def compare_readings(logits, valid=None, relative_to=None):
+    mine, expected = reading._read(logits, valid, None), reading._plain(logits, valid, None)
+    usable = ~expected[1].isnan()
+    assert [part.dtype for part in mine] == [part.dtype for part in expected]
+    assert torch.equal(mine[0][usable], expected[0][usable])
+    assert bool(((mine[0] >= 0) & (mine[0] < logits.shape[1])).all())
+    # Above 87 the sum of the others is subnormal, which a GPU's logarithm takes for 0.
+    mine_score, score = (part[1].clamp(max=87.5) for part in (mine, expected))
+    torch.testing.assert_close(mine_score, score, rtol=2e-6, atol=4e-6, equal_nan=True)
+    for which in ([False] * 4, [True] * 4, [True, False, False, False], [False, False, True, True]):
+        # A floor that no confidence is near.
+        arguments = (logits, valid, relative_to, which, 0.4000123)
+        mine, expected = observing._observe(*arguments), observing._plain(*arguments)
         assert [part.dtype for part in mine] == [part.dtype for part in expected]
+        usable = expected[1] > 0
         assert torch.equal(mine[0][usable], expected[0][usable])
-        assert bool(((mine[0] >= 0) & (mine[0] < logits.shape[1])).all())
-        # Above 87 the sum of the others is subnormal, which a GPU's logarithm takes for 0.
-        mine_score, score = (part[1].clamp(max=87.5) for part in (mine, expected))
-        torch.testing.assert_close(mine_score, score, rtol=2e-6, atol=4e-6, equal_nan=True)
-        torch.testing.assert_close(mine[2], expected[2], rtol=2e-5, atol=1e-4)
+        for at in (1, 2, 3):
+            torch.testing.assert_close(mine[at], expected[at], rtol=2e-5, atol=1e-4 if at == 2 else 1e-7)
 
 
 def score_and_slack(logits, valid=None):
-    score = reading._plain(logits, valid, None, None, False)[1]
+    score = reading._plain(logits, valid, None)[1]
     return score, TOLERANCE * (1 + score.abs().nan_to_num(posinf=0.0))
 
 
@@ -87,11 +99,12 @@ def compare_counts(logits, valid=None):
             count(logits, each, valid, None, None, False, LOW, WIDTH)
     assert torch.equal(found[0].sum(dim=1), found[1].sum(dim=1))
     score, slack = score_and_slack(logits, valid)
-    labels = reading._plain(logits, valid, None, None, False)[0]
+    labels = reading._plain(logits, valid, None)[0]
     from_top = []
     for bound in (score - slack, score + slack):
         within = torch.zeros_like(found[0])
-        counts.add_at(within, counts.bin_index(bound, labels, (logits.shape[1], BINS), LOW, WIDTH))
+        index = counts.bin_index(bound, labels, (logits.shape[1], BINS), LOW, WIDTH)
+        within += counts.tally(index, within.numel()).view_as(within)
         from_top.append(2 * within.flip(1).cumsum(1))
     mine = found[0].flip(1).cumsum(1)
     assert bool(((from_top[0] <= mine) & (mine <= from_top[1])).all())
@@ -109,7 +122,7 @@ def compare_selected(mine, expected, sure):
 def compare_selections(logits, thresholds, valid=None, ignore_index=255):
     score, slack = score_and_slack(logits, valid)
     thresholds = thresholds.to(DEVICE)
-    bar = torch.logit(thresholds.double().clamp(max=1.0))[reading._plain(logits, valid, None, None, False)[0]]
+    bar = torch.logit(thresholds.double().clamp(max=1.0))[reading._plain(logits, valid, None)[0]]
     sure = ~((score - bar).abs() <= 3 * slack)
     arguments = (logits, thresholds, False, valid, None, ignore_index)
     compare_selected(selection._select(*arguments), selection._plain(*arguments), sure)
@@ -121,7 +134,7 @@ def compare_selections(logits, thresholds, valid=None, ignore_index=255):
     sure = ~((value - log_norm).abs() <= slack)
     arguments = (logits, thresholds, True, valid, None, ignore_index)
     compare_selected(selection._select(*arguments), selection._plain(*arguments), sure & clear)
-    alpha = torch.tensor(0.25, dtype=torch.float64, device=DEVICE)
+    alpha = torch.tensor([0.25], dtype=torch.float64, device=DEVICE)
     arguments = (logits, thresholds, alpha, valid, None, ignore_index)
     mine, expected = soft_labels._soften(*arguments), soft_labels._plain(*arguments)
     sure = ~(((4 * weighted).logsumexp(1) - 4 * log_norm).abs() <= 4 * slack)
@@ -188,16 +201,17 @@ def test_views(name):
         compare_loss(logits, target, "entropy", (1.0, 0.3, 0.7))
 
 
-def test_offset_is_added_to_each_class():
-    logits, offset = random_logits(2, 5, 3, 9).to(DEVICE), torch.linspace(-2, 2, 5, device=DEVICE)
-    compare_readings(logits, offset=offset)
-    assert not torch.equal(reading._read(logits, None, None, offset, False)[0], logits.argmax(1))
+def test_relative_to_what_is_usual():
+    logits, usual = random_logits(2, 5, 3, 9).to(DEVICE), torch.tensor([0.9, 0.1, 1e-40, 0.3, 0.0], dtype=torch.float64)
+    compare_readings(logits, relative_to=usual.to(DEVICE))
+    usual[2:] = 0.3
+    assert not torch.equal(ops.observe(logits, relative_to=usual.to(DEVICE)).labels, logits.argmax(1))
 
 
 @pytest.mark.parametrize("alpha", [1e-6, 0.03, 1.0, 40.0])
 def test_sharpness(alpha):
     logits, thresholds = random_logits(1, 19, 3, 41).to(DEVICE), torch.full((19,), 0.4, device=DEVICE)
-    arguments = (logits, thresholds, torch.tensor(alpha, device=DEVICE), None, None, 255)
+    arguments = (logits, thresholds, torch.tensor([alpha], device=DEVICE), None, None, 255)
     mine, expected = soft_labels._soften(*arguments), soft_labels._plain(*arguments)
     assert torch.equal(mine[0], expected[0])
     torch.testing.assert_close(mine[3], expected[3], rtol=1e-4, atol=1e-7)
@@ -227,7 +241,7 @@ def test_first_of_equals_wins(classes):
     arguments = (logits, torch.full((classes,), 0.05, device=DEVICE), True, None, None, 255)
     for mine, expected in zip(selection._select(*arguments), selection._plain(*arguments), strict=True):
         torch.testing.assert_close(mine, expected, rtol=4e-6, atol=1e-7)
-    assert not reading._read(torch.zeros_like(logits), None, None, None, False)[0].any()
+    assert not reading._read(torch.zeros_like(logits), None, None)[0].any()
 
 
 @pytest.mark.parametrize("margin", [0.0, 60.0, 80.0, 87.0, 95.0, 1000.0])
@@ -557,7 +571,7 @@ def test_compiled_functions_launch_the_same_kernels(launched):
     value_, chosen_ = torch.compile(step, fullgraph=True, backend="aot_eager")(logits, labels)
     (gradient_,) = torch.autograd.grad(value_, logits)
     assert launched == eager
-    assert len(launched) == 6
+    assert len(launched) == 8
     assert torch.equal(estimator.sketch.counts, 2 * counted)
     assert all(map(torch.equal, chosen, chosen_))
     torch.testing.assert_close((value_, gradient_), (value, gradient), rtol=0, atol=0)

@@ -128,14 +128,16 @@ def test_own_memory_only(name, classes, dtype, guarded):
     shape = (logits.shape[0], *logits.shape[2:])
     valid = guarded.among(torch.arange(shape[1] * shape[2]).view(shape) % 3 > 0, True)
     per_class = guarded.among(torch.linspace(0.1, 1.0, classes, dtype=torch.float64), torch.nan)
-    offset = guarded.among(torch.linspace(-1.0, 1.0, classes), torch.nan)
-    alpha = guarded.among(torch.tensor(0.25, dtype=torch.float64), torch.nan)
+    alpha = guarded.among(torch.tensor([0.25], dtype=torch.float64), torch.nan)
     # Nothing here is NaN but what is not valid, so any other NaN in a result came from outside.
-    for arguments in ((valid, None, None, False), (None, None, offset, True)):
-        labels, score, sums = launch.read(None, logits, *arguments)
-        assert torch.equal(score.isnan(), ~valid if arguments[0] is not None else torch.zeros_like(valid))
-    torch.testing.assert_close(sums.sum(), torch.tensor(float(labels.numel()), dtype=torch.float64).to(DEVICE))
-    predicted = launch.read(None, logits, None, None, None, False)[0]
+    for there in (valid, None):
+        predicted, score = launch.read(None, logits, there, None)
+        assert torch.equal(score.isnan(), ~valid if there is not None else torch.zeros_like(valid))
+    labels, confidence, sums, peaks = launch.observe(None, logits, valid, per_class, [False, True, True, True], 0.5)
+    number = valid.sum().double()
+    torch.testing.assert_close(torch.stack([sums[:classes].sum(), sums[classes:-1].sum(), sums[-1]]), number.expand(3))
+    assert torch.equal(confidence > 0, valid)
+    assert torch.equal(peaks.amax(1), confidence.amax((1, 2)))
     for select in (
         lambda: launch.select(None, logits, per_class, False, valid, None, -1),
         lambda: launch.select(None, logits, per_class, True, valid, None, -1),
@@ -194,7 +196,7 @@ def compare(mine, expected):
 def test_the_guards_themselves(guarded):
     if INTERPRETED:
         with pytest.raises(Exception, match="an address outside"):
-            launch.read(None, torch.zeros(1, 2, 3, 4), None, None, None, False)
+            launch.read(None, torch.zeros(1, 2, 3, 4), None, None)
     guarded.allocated.clear()
     values = guarded.empty((2, 3), dtype=torch.float32, device=DEVICE)
     with pytest.raises(AssertionError, match="not all written"):
@@ -221,7 +223,7 @@ def test_offsets_beyond_2_to_the_31(axis, guarded):
         pytest.skip("no address space for it")
     logits = guarded.own(memory.as_strided(shape, strides).copy_(random_logits(*shape)))
     dense = guarded.own(logits.contiguous())
-    for mine, expected in zip(*(launch.read(None, z, None, None, None, False) for z in (logits, dense)), strict=True):
+    for mine, expected in zip(*(launch.read(None, z, None, None) for z in (logits, dense)), strict=True):
         assert torch.equal(mine, expected)
     none, one = (None,) * 5, guarded.own(torch.ones(()))
     for target in (guarded.own(make_labels(shape)), logits):

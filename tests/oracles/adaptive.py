@@ -19,7 +19,8 @@ def instance_adaptive(logits, theta, *, portion, momentum, gamma, per="image"):
             ]
             if values:
                 psi = np.quantile([*values, theta[c]], 1 - portion * theta[c] ** gamma)
-                theta[c] = min(momentum * theta[c] + (1 - momentum) * psi, 0.999)
+                moved = momentum * theta[c] + (1 - momentum) * psi
+                theta[c] = 0.999 if moved >= 1 else moved
         for b in group:
             for i in np.ndindex(*labels.shape[1:]):
                 if m[b][i] > 0 and m[b][i] >= theta[labels[b][i]]:

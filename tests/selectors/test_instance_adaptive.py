@@ -46,11 +46,17 @@ def test_quantile_is_numpys_to_the_last_element():
             np.testing.assert_allclose(selector.thresholds.numpy(), theta, rtol=1e-6)
 
 
-def test_saturated_confidences_stay_below_the_cap():
+def test_a_threshold_of_1_becomes_0999_and_one_between_stays():
     selector = InstanceAdaptiveSelector(2, momentum=0.0)
     result = selector(torch.tensor([80.0, -80.0]).reshape(1, 2, 1, 1).expand(2, 2, 5, 5))
     assert selector.thresholds[0] == 0.999
     assert (result.labels == 0).all()
+    selector.reset()
+    result = selector(torch.tensor([8.0, 0.0]).reshape(1, 2, 1, 1).expand(1, 2, 5, 5))
+    assert selector.thresholds[0].item() == pytest.approx(torch.tensor(8.0).sigmoid().item())
+    assert (result.labels == 0).all()
+    below = torch.tensor([7.5, 0.0]).reshape(1, 2, 1, 1)  # above 0.999, yet not sure enough
+    assert selector.eval()(below).labels.item() == 255
 
 
 def test_eval_mode_keeps_theta_and_labels_all_images_alike():
@@ -124,8 +130,8 @@ def test_gpu_equals_cpu():
     logits = random_logits(3, 5, 33, 65)
     cpu, gpu = InstanceAdaptiveSelector(5), InstanceAdaptiveSelector(5).cuda()
     labels = cpu(logits).labels
-    assert (gpu(logits.cuda()).labels.cpu() == labels).float().mean() > 0.999
-    torch.testing.assert_close(gpu.thresholds.cpu(), cpu.thresholds, rtol=1e-6, atol=0)
+    assert (gpu(logits.cuda()).labels.cpu() == labels).float().mean() > 0.99
+    torch.testing.assert_close(gpu.thresholds.cpu(), cpu.thresholds, rtol=0, atol=1e-3)  # which `ops.adapt` promises
 
 
 def test_errors():

@@ -29,6 +29,7 @@ except ImportError:  # then nothing here is ever called, but the file can be imp
 
 __all__ = [
     "add_up",
+    "double",
     "finish",
     "first",
     "jit",
@@ -157,14 +158,12 @@ def finish(top, rest):
 
 
 @jit
-def read_pixels(start, offset, stride_c, inside, C: tl.constexpr, CHUNK: tl.constexpr):
+def read_pixels(start, stride_c, inside, C: tl.constexpr, CHUNK: tl.constexpr):
     """Walk through the classes once: largest logit, its class, sum of the others' exponentials."""
     top, label, rest = nothing_yet(tl.zeros(inside.shape, tl.float32))
     for begin in range(0, C, CHUNK):
         for c in tl.static_range(CHUNK):
             z = read_next(start, begin + c, stride_c, inside, C, CHUNK)
-            if offset is not None:
-                z += tl.load(offset + begin + c, mask=begin + c < C, other=0.0)
             top, label, rest = step(z, begin + c, top, label, rest)
     return top, label, finish(top, rest)
 
@@ -181,3 +180,9 @@ def log1p(x):
     """log(1 + x) for x >= -1, to a few roundings also where 1 + x rounds to 1."""
     u = 1.0 + x
     return tl.where(u == 1.0, x, tl.log(u) * (x / (u - 1.0)))
+
+
+@jit
+def double(bits):
+    """The float64 of which a number from the host is the bits: a plain number would come as a float32."""
+    return tl.cast(bits, tl.int64).to(tl.float64, bitcast=True)

@@ -14,11 +14,23 @@ from torch import Tensor
 
 from selftrain_seg.ops._thresholds import LARGE, SLACK
 from selftrain_seg.ops.counts import dyadic
+from selftrain_seg.ops.observing import LEAST, sum_sizes
 from selftrain_seg.ops.triton import fairness, mutual, negative, reading
 from selftrain_seg.ops.triton import loss as losses
+from selftrain_seg.ops.triton.launch_state import (  # noqa: F401, where the dispatcher looks for them
+    adapt,
+    bits,
+    decide,
+    discount,
+    follow,
+    ranked,
+    tabulate,
+    weigh,
+)
 
 _PIXELS = 256  # a program
 _FEW_PIXELS = 128  # where a program adds up over its pixels class by class, in one warp
+_OBSERVED_PIXELS = 64  # where it keeps labels besides
 _UNROLLED, _CHUNK = 64, 8  # up to so many classes are one chunk, more are taken so many at a time
 _GROUP = 32  # pixels whose counts are added up before they go to memory
 _MANY = 2048  # programs whose sums are added up at a time
@@ -30,17 +42,38 @@ Plain = Callable[..., Any]
 
 
 def read(plain: Plain, logits: Tensor, *rest: Any) -> Any:
-    """Two maps, and the class sums in float64, in one launch or two."""
-    valid, prior, offset, class_sums = rest
+    """One launch."""
+    valid, prior = rest
     if not _fits(logits) or prior is not None:
         return plain(logits, *rest)
-    labels, score = _map(logits, torch.int64), _map(logits, torch.float32)
-    plan = _plan(logits, pixels=_FEW_PIXELS if class_sums else _PIXELS)
-    partial = _new(logits, (plan.programs, logits.shape[1])) if class_sums else None
-    tensors = (_contiguous(valid), _contiguous(offset), labels, score, partial)
-    _launch(reading.read_kernel, logits, tensors, plan, num_warps=1 if class_sums else 4)
-    sums = _new(logits, (0,), torch.float64) if partial is None else partial.sum(0, dtype=torch.float64)
-    return labels, score, sums
+    maps = _map(logits, torch.int64), _map(logits, torch.float32)
+    _launch(reading.read_kernel, logits, (_contiguous(valid), *maps), _plan(logits))
+    return maps
+
+
+def observe(plain: Plain, logits: Tensor, *rest: Any) -> Any:
+    """One launch, and one for the sums and one for the peaks."""
+    valid, relative_to, which, floor = rest
+    if not _fits(logits):
+        return plain(logits, *rest)
+    maps, num_classes = (_map(logits, torch.int64), _map(logits, torch.float32)), logits.shape[1]
+    size, few = sum(sum_sizes(logits, which)), any(which)
+    plan = _plan(logits, pixels=_OBSERVED_PIXELS if few else _PIXELS)
+    partial = _new(logits, (plan.programs, size), torch.float64) if size else None
+    peaks = _new(logits, (plan.programs, num_classes)) if which[3] else None
+    _launch(
+        reading.observe_kernel, logits, (_contiguous(valid), _contiguous(relative_to), *maps, partial, peaks), plan,
+        (floor,), LEAST=LEAST, SIZE=size, **dict(zip(("MOMENTS", "PROBS", "COUNTS"), which, strict=False)),
+        num_warps=1 if few else 4,
+    )  # fmt: skip
+    sums = _new(logits, (0,), torch.float64) if partial is None else partial.sum(0)
+    if peaks is None:
+        peaks = _new(logits, (0, 0))
+    elif plan.programs:
+        peaks = peaks.view(len(logits), -1, num_classes).amax(1)
+    else:
+        peaks = torch.zeros(logits.shape[:2], device=logits.device)
+    return *maps, sums, peaks
 
 
 def count(plain: Plain, logits: Tensor, counts: Tensor, *rest: Any) -> Any:
@@ -59,12 +92,11 @@ def select(plain: Plain, logits: Tensor, thresholds: Tensor, *rest: Any) -> Any:
     reweighted, valid, prior, ignore_index = rest
     if not _fits(logits) or prior is not None:
         return plain(logits, thresholds, *rest)
-    maps = _selected(logits)
-    tensors, plan = (_contiguous(valid), thresholds.contiguous(), *maps), _plan(logits)
-    if reweighted:
-        _launch(reading.reweighted_kernel, logits, tensors, plan, (ignore_index,), SLACK=SLACK, LARGE=LARGE)
-    else:
-        _launch(reading.hard_kernel, logits, tensors, plan, (ignore_index,), SLACK=SLACK)
+    maps, (by_class, level) = _selected(logits), _thresholds(thresholds)
+    tensors, numbers = (_contiguous(valid), by_class, *maps), (level, ignore_index)
+    _launch(
+        reading.select_kernel, logits, tensors, _plan(logits), numbers, SLACK=SLACK, LARGE=LARGE, REWEIGHTED=reweighted
+    )
     return maps
 
 
@@ -74,9 +106,10 @@ def soften(plain: Plain, logits: Tensor, thresholds: Tensor, alpha: Tensor, *res
     if not _fits(logits) or prior is not None:
         return plain(logits, thresholds, alpha, *rest)
     maps, soft = _selected(logits), torch.empty_like(logits, dtype=torch.float32)
-    tensors = (_contiguous(valid), thresholds.contiguous(), alpha, *maps, soft)
-    plan = _plan(logits, soft)
-    _launch(reading.soft_kernel, logits, tensors, plan, (ignore_index,), SLACK=SLACK, LARGE=LARGE)
+    by_class, level = _thresholds(thresholds)
+    there, sharpness = (alpha, 0.0) if alpha.ndim else (None, 1.0 / float(alpha))
+    tensors, numbers = (_contiguous(valid), by_class, there, *maps, soft), (level, sharpness, ignore_index)
+    _launch(reading.soft_kernel, logits, tensors, _plan(logits, soft), numbers, SLACK=SLACK, LARGE=LARGE)
     return *maps, soft
 
 
@@ -220,6 +253,11 @@ def _upstream(grad: Tensor) -> tuple[Tensor, int]:
     """A gradient as the kernels read it, and the step from pixel to pixel: that of a sum is one value for all."""
     same = grad.ndim == 0 or not any(grad.stride())
     return grad if same else grad.contiguous(), int(not same)
+
+
+def _thresholds(thresholds: Tensor) -> tuple[Tensor | None, int]:
+    """Thresholds as a kernel takes them: (C,) in memory, or the bits of a number that is on the host."""
+    return (thresholds.contiguous(), 0) if thresholds.ndim else (None, bits(float(thresholds)))
 
 
 def _fits(logits: Tensor) -> bool:

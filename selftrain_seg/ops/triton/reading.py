@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 from selftrain_seg.ops.triton._walk import (
+    double,
+    finish,
     first,
     jit,
     log1p,
@@ -35,27 +37,88 @@ def _store_prediction(predicted, confidence, label, rest, at, inside):
 
 @jit
 def read_kernel(
-    logits, valid, offset, labels, score, partial, height, width, stride_b, stride_c, stride_h, stride_w,
+    logits, valid, labels, score, height, width, stride_b, stride_c, stride_h, stride_w,
     C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Labels and scores, and the sums of p_c over the program's pixels."""
+    """Labels and scores."""
     image, row, columns, at, inside = place(height, width, PIXELS)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
-    top, label, rest = read_pixels(start, offset, stride_c, inside, C, CHUNK)
+    _, label, rest = read_pixels(start, stride_c, inside, C, CHUNK)
     rest = _usable(rest, valid, at, inside)
     tl.store(labels + at, label.to(tl.int64), mask=inside)
     tl.store(score + at, score_of(rest), mask=inside)
-    if partial is not None:  # p_c = exp(z_c - max z) / (1 + rest), added up over the program's pixels
-        counts = inside & (rest == rest)
-        scale = tl.where(counts, 1.0 / (1.0 + rest), 0.0)
-        mine = partial + tl.program_id(0).to(tl.int64) * C
-        for begin in range(0, C, CHUNK):
-            for c in tl.static_range(CHUNK):
-                z = read_next(start, begin + c, stride_c, inside, C, CHUNK)
-                if offset is not None:
-                    z += tl.load(offset + begin + c, mask=begin + c < C, other=0.0)
-                share = tl.sum(tl.where(counts, tl.exp(z - top) * scale, 0.0))
-                tl.store(mine + begin + c, share, mask=begin + c < C)
+
+
+@jit
+def _relative(z, relative_to, c, LEAST: tl.constexpr):
+    """The logits of class c, less the logarithm of the probability that its own is divided by, if there is one."""
+    if relative_to is not None:
+        p = tl.load(relative_to + c)
+        z -= _log(tl.where(p > LEAST, p, LEAST))
+    return z
+
+
+@jit
+def observe_kernel(
+    logits, valid, relative_to, labels, confidence, partial, peaks,
+    height, width, stride_b, stride_c, stride_h, stride_w, floor,
+    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, LEAST: tl.constexpr,
+    MOMENTS: tl.constexpr, PROBS: tl.constexpr, COUNTS: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """Labels and confidences, and the sums over the program's pixels, SIZE of them, and their peaks by class."""
+    image, row, columns, at, inside = place(height, width, PIXELS)
+    start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
+    top, label, rest = nothing_yet(tl.zeros(inside.shape, tl.float32))
+    for begin in range(0, C, CHUNK):
+        for c in tl.static_range(CHUNK):
+            z = read_next(start, begin + c, stride_c, inside, C, CHUNK)
+            z = _relative(z, relative_to, tl.minimum(begin + c, C - 1), LEAST)
+            top, label, rest = step(z, begin + c, top, label, rest)
+    rest = _usable(finish(top, rest), valid, at, inside)
+    usable = inside & (rest == rest)
+    m = tl.where(usable, 1.0 / (1.0 + rest), 0.0)
+    tl.store(labels + at, label.to(tl.int64), mask=inside)
+    tl.store(confidence + at, m, mask=inside)
+    program = tl.program_id(0).to(tl.int64)
+    if partial is not None:
+        mine = partial + program * SIZE
+        tl.store(mine + SIZE - 1, tl.sum(usable.to(tl.int32)).to(tl.float64))
+        if MOMENTS:
+            exact = m.to(tl.float64)
+            tl.store(mine, tl.sum(exact * exact))
+            tl.store(mine + 1, tl.sum(exact))
+            mine += 2
+    if PROBS or COUNTS or peaks is not None:
+        sure = usable & (m >= floor)
+        for c in range(C):
+            own = label == c
+            if PROBS:  # p_c = exp(z_c - max z) / (1 + rest), which is m
+                z = _relative(read_class(start, c, stride_c, inside), relative_to, c, LEAST)
+                share = tl.sum(tl.where(usable, tl.exp(z - top) * m, 0.0))
+                tl.store(mine + c, share.to(tl.float64))
+            if COUNTS:
+                tl.store(mine + PROBS * C + c, tl.sum((own & sure).to(tl.int32)).to(tl.float64))
+            if peaks is not None:
+                tl.store(peaks + program * C + c, tl.max(tl.where(own, m, 0.0)))
+        if COUNTS:
+            number = tl.sum((usable & (m < floor)).to(tl.int32))
+            tl.store(mine + PROBS * C + C, number.to(tl.float64))
+
+
+@jit
+def add_keys(counts, key, PIXELS: tl.constexpr, GROUP: tl.constexpr):
+    """Add 1 to the counts at each key, but those below 0.
+
+    Saturated pixels of a class share a bin, and neighbours share a class. So equal keys of a group are added up first,
+    and the first pixel with each key carries the sum: one atomic where there would be up to GROUP.
+    """
+    key = tl.reshape(key, (PIXELS // GROUP, GROUP))
+    same = key[:, :, None] == key[:, None, :]
+    lane = tl.arange(0, GROUP)
+    earlier = lane[None, None, :] < lane[None, :, None]
+    equals = tl.sum(same.to(tl.int32), axis=2)
+    alone = tl.sum((same & earlier).to(tl.int32), axis=2) == 0
+    tl.atomic_add(counts + key, equals.to(counts.dtype.element_ty), mask=alone & (key >= 0), sem="relaxed")
 
 
 @jit
@@ -66,21 +129,13 @@ def count_kernel(
     """Add the bins of the pixels' scores to the counts."""
     image, row, columns, at, inside = place(height, width, PIXELS)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
-    _, label, rest = read_pixels(start, None, stride_c, inside, C, CHUNK)
+    _, label, rest = read_pixels(start, stride_c, inside, C, CHUNK)
     rest = _usable(rest, valid, at, inside)
     counted = inside & (rest == rest)
     bin = tl.floor(score_of(rest) * bins_per_unit) - first_bin
     bin = tl.where(counted, tl.minimum(tl.maximum(bin, 0.0), BINS - 1.0), 0.0)
     key = tl.where(counted, label * BINS + bin.to(tl.int32), -1)
-    # Saturated pixels of a class share a bin, and neighbours share a class. So equal keys of a group are added up
-    # first, and the first pixel with each key carries the sum: one atomic where there would be up to GROUP.
-    key = tl.reshape(key, (PIXELS // GROUP, GROUP))
-    same = key[:, :, None] == key[:, None, :]
-    lane = tl.arange(0, GROUP)
-    earlier = lane[None, None, :] < lane[None, :, None]
-    equals = tl.sum(same.to(tl.int32), axis=2)
-    alone = tl.sum((same & earlier).to(tl.int32), axis=2) == 0
-    tl.atomic_add(counts + key, equals.to(tl.int64), mask=alone & (key >= 0), sem="relaxed")
+    add_keys(counts, key, PIXELS, GROUP)
 
 
 @jit
@@ -110,39 +165,40 @@ def _gain(kc, SLACK: tl.constexpr, LARGE: tl.constexpr):
 
 
 @jit
-def hard_kernel(
-    logits, valid, thresholds, labels, predicted, confidence,
-    height, width, stride_b, stride_c, stride_h, stride_w, ignore_index,
-    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, SLACK: tl.constexpr,
-):  # fmt: skip
-    """The winner, where its score reaches its threshold."""
-    image, row, columns, at, inside = place(height, width, PIXELS)
-    start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
-    _, label, rest = read_pixels(start, None, stride_c, inside, C, CHUNK)
-    rest = _usable(rest, valid, at, inside)
-    keep = score_of(rest) >= _bar(tl.load(thresholds + label).to(tl.float64), SLACK)
-    tl.store(labels + at, tl.where(keep, label, ignore_index).to(tl.int64), mask=inside)
-    _store_prediction(predicted, confidence, label, rest, at, inside)
+def _threshold(thresholds, level, c):
+    """The float64 threshold of class c; the bits of one for all, if there are no others."""
+    return double(level) if thresholds is None else tl.load(thresholds + c).to(tl.float64)
 
 
 @jit
-def reweighted_kernel(
+def select_kernel(
     logits, valid, thresholds, labels, predicted, confidence,
-    height, width, stride_b, stride_c, stride_h, stride_w, ignore_index,
+    height, width, stride_b, stride_c, stride_h, stride_w, level, ignore_index,
     C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, SLACK: tl.constexpr, LARGE: tl.constexpr,
+    REWEIGHTED: tl.constexpr,
 ):  # fmt: skip
-    """The class that exceeds its own threshold most; compared as ``z_c - max z``, so the logits are walked twice."""
+    """The winner, where its score reaches its threshold; or the class that exceeds its own threshold most."""
     image, row, columns, at, inside = place(height, width, PIXELS)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
-    top, label, rest = read_pixels(start, None, stride_c, inside, C, CHUNK)
-    rest = _usable(rest, valid, at, inside)
-    value, best = tl.full(inside.shape, float("-inf"), tl.float32), tl.zeros_like(label)
-    for c in range(C):
-        gain = _gain(tl.load(thresholds + c).to(tl.float64), SLACK, LARGE)
-        own = (read_class(start, c, stride_c, inside) - top) + gain
-        best = tl.where(own > value, c, best)
-        value = tl.where((own > value) | (own != own), own, value)
-    keep = value >= log1p(rest)
+    if REWEIGHTED:
+        # All is compared as z_c - max z, with the largest so far: 20 + 1e-12 would be 20, and -1e9 + 3 be -1e9.
+        top, label, rest = nothing_yet(tl.zeros(inside.shape, tl.float32))
+        best, best_z, best_gain = label, top, tl.zeros_like(top)
+        for begin in range(0, C, CHUNK):
+            for c in tl.static_range(CHUNK):
+                z = read_next(start, begin + c, stride_c, inside, C, CHUNK)
+                gain = _gain(_threshold(thresholds, level, tl.minimum(begin + c, C - 1)), SLACK, LARGE)
+                top, label, rest = step(z, begin + c, top, label, rest)
+                gain += tl.zeros_like(z)
+                better = ((z - top) + gain > (best_z - top) + best_gain) | (gain != gain)  # NaN stays
+                best = tl.where(better, begin + c, best)
+                best_z, best_gain = tl.where(better, z, best_z), tl.where(better, gain, best_gain)
+        rest = _usable(finish(top, rest), valid, at, inside)
+        keep = (best_z - top) + best_gain >= log1p(rest)
+    else:
+        _, label, rest = read_pixels(start, stride_c, inside, C, CHUNK)
+        rest = _usable(rest, valid, at, inside)
+        best, keep = label, score_of(rest) >= _bar(_threshold(thresholds, level, label), SLACK)
     tl.store(labels + at, tl.where(keep, best, ignore_index).to(tl.int64), mask=inside)
     _store_prediction(predicted, confidence, label, rest, at, inside)
 
@@ -150,26 +206,28 @@ def reweighted_kernel(
 @jit
 def soft_kernel(
     logits, valid, thresholds, alpha, labels, predicted, confidence, soft,
-    height, width, stride_b, stride_c, stride_h, stride_w, soft_b, soft_c, soft_h, soft_w, ignore_index,
+    height, width, stride_b, stride_c, stride_h, stride_w, soft_b, soft_c, soft_h, soft_w,
+    level, sharpness, ignore_index,
     C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, SLACK: tl.constexpr, LARGE: tl.constexpr,
 ):  # fmt: skip
     """Walk three times: soft labels need the best first; after the first time the logits come from the cache."""
     image, row, columns, at, inside = place(height, width, PIXELS)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
     target = first(soft, image, row, columns, soft_b, soft_h, soft_w)
-    top, label, rest = read_pixels(start, None, stride_c, inside, C, CHUNK)
+    top, label, rest = read_pixels(start, stride_c, inside, C, CHUNK)
     rest = _usable(rest, valid, at, inside)
-    sharpness = (1.0 / tl.load(alpha).to(tl.float64)).to(tl.float32)
+    if alpha is not None:
+        sharpness = (1.0 / tl.load(alpha).to(tl.float64)).to(tl.float32)
     value, best, others = nothing_yet(tl.zeros(inside.shape, tl.float32))
     for c in range(C):
-        gain = _gain(tl.load(thresholds + c).to(tl.float64), SLACK, LARGE) * sharpness
+        gain = _gain(_threshold(thresholds, level, c), SLACK, LARGE) * sharpness
         own = (read_class(start, c, stride_c, inside) - top) * sharpness + gain
         value, best, others = step(own, c, value, best, others)
     # logsumexp as max + log1p(the others): the others may be 1e-30 and still decide at a saturated pixel.
     keep = value + log1p(others) > log1p(rest) * sharpness
     scale = 1.0 / (1.0 + others)
     for c in range(C):
-        gain = _gain(tl.load(thresholds + c).to(tl.float64), SLACK, LARGE) * sharpness
+        gain = _gain(_threshold(thresholds, level, c), SLACK, LARGE) * sharpness
         own = (read_class(start, c, stride_c, inside) - top) * sharpness + gain
         share = tl.where(keep, tl.exp(own - value) * scale, 0.0)
         tl.store(target + tl.cast(c, tl.int64) * soft_c, share, mask=inside)
