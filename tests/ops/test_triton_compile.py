@@ -96,15 +96,8 @@ LOADS = {
     "negative_backward": lambda classes: 2 * classes,
     "fairness_forward": lambda classes: 2 * classes,  # class sums need the largest first, gradients their mean
 }
-SHARED = (  # by several lanes
-    "forward",
-    "backward",
-    "mutual_forward",
-    "negative_forward",
-    "negative_backward",
-    "fairness_forward",
-    "fairness_backward",
-)
+WIDE = ("forward", "backward", "mutual_forward", "negative_forward", "negative_backward", "fairness_backward")
+SHARED = (*WIDE, "fairness_forward", "read", "select", "soft")  # by several lanes
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled")
@@ -150,6 +143,8 @@ def test_compiles(name, capability, dtype, classes, layout, tmp_path, monkeypatc
         rounds = -(-chunk_of(classes) // lanes_of(short, classes, layout))
         if name == "fairness_backward":  # the mean first; the compiler sees that nothing was stored before class 0
             rounds = 2 * rounds - (classes <= 64)
+        # Two of the soft kernel's loops may have a single turn, and the compiler sees that it is the first one's.
+        rounds -= name == "soft" and rounds == 1
         assert len(loads) == LOADS.get(name, lambda classes: classes)(rounds)
     assert spilled(triton, compiled.asm["cubin"], tmp_path) == 0
 
@@ -175,7 +170,7 @@ def compile_kernel(triton, name, capability, dtype, classes, layout, folder, mon
     homes |= dict.fromkeys(("negative_forward", "negative_backward"), negative)
     homes |= dict.fromkeys(("fairness_forward", "fairness_backward"), fairness)
     kernel = getattr(homes.get(short, reading), f"{short}_kernel")
-    wide = short in SHARED and layout in ("contiguous", "aligned") and 8 <= classes <= 64 and dtype == "bf16"
+    wide = short in WIDE and layout in ("contiguous", "aligned") and 8 <= classes <= 64 and dtype == "bf16"
     observes = name.startswith("observe,")
     few, lanes = observes or short == "fairness_forward", lanes_of(short, classes, layout)
     constants = {

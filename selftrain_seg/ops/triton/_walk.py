@@ -158,13 +158,15 @@ def finish(top, rest):
 
 
 @jit
-def read_pixels(start, stride_c, inside, C: tl.constexpr, CHUNK: tl.constexpr):
+def read_pixels(start, stride_c, inside, lane, C: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr):
     """Walk through the classes once: largest logit, its class, sum of the others' exponentials."""
     top, label, rest = nothing_yet(tl.zeros(inside.shape, tl.float32))
     for begin in range(0, C, CHUNK):
-        for c in tl.static_range(CHUNK):
-            z = read_next(start, begin + c, stride_c, inside, C, CHUNK)
-            top, label, rest = step(z, begin + c, top, label, rest)
+        for each in tl.static_range(0, CHUNK, LANES):
+            c = begin + each + lane
+            z = read_next(start, c, stride_c, inside, C, CHUNK)
+            top, label, rest = step(z, c, top, label, rest)
+    top, label, rest = merge(top, label, rest, LANES, C)
     return top, label, finish(top, rest)
 
 

@@ -58,7 +58,7 @@ def observe(plain: Plain, logits: Tensor, *rest: Any) -> Any:
         return plain(logits, *rest)
     maps, num_classes = (_map(logits, torch.int64), _map(logits, torch.float32)), logits.shape[1]
     size, few = sum(sum_sizes(logits, which)), any(which)
-    plan = _plan(logits, pixels=_OBSERVED_PIXELS if few else _PIXELS)
+    plan = _plan(logits, pixels=_OBSERVED_PIXELS if few else _PIXELS, share=False)
     partial = _new(logits, (plan.programs, size), torch.float64) if size else None
     peaks = _new(logits, (plan.programs, num_classes)) if which[3] else None
     _launch(
@@ -83,7 +83,9 @@ def count(plain: Plain, logits: Tensor, counts: Tensor, *rest: Any) -> Any:
     if not _fits(logits) or prior is not None or every_class or not simple:
         return plain(logits, counts, *rest)
     tensors, numbers = (_contiguous(valid), counts), (low / bin_width, 1.0 / bin_width)
-    _launch(reading.count_kernel, logits, tensors, _plan(logits), numbers, BINS=counts.shape[1], GROUP=_GROUP)
+    _launch(
+        reading.count_kernel, logits, tensors, _plan(logits, share=False), numbers, BINS=counts.shape[1], GROUP=_GROUP
+    )
     return None
 
 
@@ -121,12 +123,12 @@ def weighted_loss(_: Plain, logits: Tensor, labels: Tensor, *rest: Any) -> Any:
     norm, mapped = _new(logits, (2, logits.shape[0], *logits.shape[2:])), normalize == "none"
     kept = _map(logits, torch.float32) if options["REST"] or options["REGULARISER"] in (2, 3) else None
     loss = _map(logits, torch.float32) if mapped else None
-    partial = None if mapped else _new(logits, (6, plan.programs))
     tensors, steps = _weights(weights)
+    has = (options["REGULARISER"] != 0, tensors[1] is not None, options["REST"], tensors[2] is not None)
+    partial = None if mapped else _new(logits, (2 + sum(has), plan.programs))
     factors = [float(number) for number in numbers]  # on the host
     maps = (target, *tensors, loss, norm[0], norm[1], kept, partial)
     _launch(losses.forward_kernel, logits, maps, plan, (ignore_index, *steps, *factors), **options)
-    has = (options["REGULARISER"] != 0, tensors[1] is not None, options["REST"], tensors[2] is not None)
     total, scales = _finish(logits, partial, divisor, factors, normalize, has)
     return total if loss is None else loss, scales, norm, _new(logits, (0,)) if kept is None else kept
 
@@ -143,8 +145,8 @@ def _finish(
 
     ``has`` says whether there are a regulariser, image weights, an entropy of the others, class weights.
     """
-    loss, scales = _new(logits, ()), _new(logits, (3,))
     mapped = partial is None
+    loss, scales = _new(logits, (0,) if mapped else ()), _new(logits, (3,))
     with torch.cuda.device(logits.get_device()):
         losses.finish_kernel[(1,)](
             partial, None if mapped else divisor, None if mapped else loss, scales,
@@ -175,7 +177,7 @@ def mutual_loss(plain: Plain, logits: Tensor, labels: Tensor, confidence: Tensor
     if not _fits(logits):
         return plain(logits, labels, confidence, *rest)
     norm, mapped = _new(logits, (2, logits.shape[0], *logits.shape[2:])), normalize == "none"
-    plan, loss = _plan(logits, share=True), _map(logits, torch.float32) if mapped else None
+    plan, loss = _plan(logits, wide=True), _map(logits, torch.float32) if mapped else None
     chosen, weight = _map(logits, torch.int64), _map(logits, torch.float32)
     partial = None if mapped else _new(logits, (2, plan.programs))
     inputs = (labels.contiguous(), confidence.contiguous(), _contiguous(is_pseudo))
@@ -192,7 +194,7 @@ def negative_loss(plain: Plain, logits: Tensor, probs: Tensor, *rest: Any) -> An
     if not _fits(logits) or not _fits(probs):
         return plain(logits, probs, *rest)
     factor, mapped = float(number), reduction == "none"  # on the host
-    plan, loss = _plan(logits, probs, share=True), _map(logits, torch.float32) if mapped else None
+    plan, loss = _plan(logits, probs, wide=True), _map(logits, torch.float32) if mapped else None
     partial = None if mapped else _new(logits, (2, plan.programs))
     tensors = (probs, _contiguous(weight), loss, partial)
     _launch(negative.negative_forward_kernel, logits, tensors, plan, (_chance(probs), factor))
@@ -207,7 +209,7 @@ def negative_loss_backward(plain: Plain, grad: Tensor, logits: Tensor, probs: Te
     if not _fits(logits) or not _fits(probs):
         return plain(grad, logits, probs, *rest)
     result, (grad, grad_p) = torch.empty_like(logits), _upstream(grad)
-    plan = _plan(logits, probs, result, share=True)
+    plan = _plan(logits, probs, result, wide=True)
     tensors = (probs, _contiguous(weight), scale, result)
     _launch(negative.negative_backward_kernel, logits, tensors, plan, (_chance(probs), grad_p), before=(grad,))
     return result
@@ -219,7 +221,7 @@ def fairness_loss(plain: Plain, logits: Tensor, *rest: Any) -> Any:
     if not _fits(logits):
         return plain(logits, *rest)
     num_classes, norm = logits.shape[1], _map(logits, torch.float32)
-    plan = _plan(logits, pixels=_FEW_PIXELS, share=True)
+    plan = _plan(logits, pixels=_FEW_PIXELS)
     partial = _new(logits, (plan.programs, 2 * num_classes))
     tensors = (_contiguous(mask), norm, partial)
     _launch(fairness.fairness_forward_kernel, logits, tensors, plan, num_warps=1)
@@ -239,7 +241,7 @@ def fairness_loss_backward(plain: Plain, grad: Tensor, logits: Tensor, *rest: An
     if not _fits(logits):
         return plain(grad, logits, *rest)
     result = torch.empty_like(logits)
-    tensors, plan = (_contiguous(mask), slope, norm, result), _plan(logits, result, share=True)
+    tensors, plan = (_contiguous(mask), slope, norm, result), _plan(logits, result, wide=True)
     _launch(fairness.fairness_backward_kernel, logits, tensors, plan, before=(grad,))
     return result
 
@@ -284,8 +286,8 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 def _target(logits: Tensor, target: Tensor, *strided: Tensor) -> tuple[bool, Tensor, _Plan]:
     """Whether labels are soft, the labels as a kernel reads them, and the plan, with their layout if they are."""
     if target.ndim == 4:
-        return True, target, _plan(logits, target, *strided, share=True)
-    return False, target.contiguous(), _plan(logits, logits, *strided, share=True)
+        return True, target, _plan(logits, target, *strided, wide=True)
+    return False, target.contiguous(), _plan(logits, logits, *strided, wide=True)
 
 
 def _options(regulariser: str, which: Sequence[bool], soft: bool) -> dict[str, Any]:
@@ -309,7 +311,16 @@ class _Plan(NamedTuple):
     layout: tuple[int, ...]  # height, width, and for each tensor strides of batch, class, height, width
 
 
-def _plan(logits: Tensor, *strided: Tensor, pixels: int = _PIXELS, share: bool = False) -> _Plan:
+def _plan(logits: Tensor, *strided: Tensor, pixels: int = _PIXELS, share: bool = True, wide: bool = False) -> _Plan:
+    """Cut a batch.
+
+    Args:
+        logits: and other tensors (B, C, H, W) that the kernel reads or writes.
+        strided: the others.
+        pixels: of a program.
+        share: whether lanes may share a pixel.
+        wide: whether a program may take twice the pixels if they have half the bytes.
+    """
     batch, num_classes, height, width = logits.shape
     strides = [tensor.stride() for tensor in (logits, *strided)]
     if width == 1:
@@ -320,14 +331,8 @@ def _plan(logits: Tensor, *strided: Tensor, pixels: int = _PIXELS, share: bool =
     lanes = min(_LANES, 1 << (num_classes.bit_length() - 1)) if side_by_side else 1
     if lanes > 1:
         pixels = pixels // lanes
-    elif (
-        pixels == _PIXELS
-        and share
-        and logits.element_size() == 2
-        and strides[0][3] == 1
-        and _CHUNK <= num_classes <= _UNROLLED
-    ):
-        pixels = 2 * _PIXELS  # as many bytes
+    elif wide and strides[0][3] == 1 and _CHUNK <= num_classes <= _UNROLLED:
+        pixels *= 4 // logits.element_size()
     programs = batch * height * -(-width // pixels)
     return _Plan(programs, pixels, lanes, (height, width, *(s for each in strides for s in each)))
 

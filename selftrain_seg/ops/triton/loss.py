@@ -184,14 +184,18 @@ def forward_kernel(
         mine, programs = partial + tl.program_id(0), tl.num_programs(0)
         tl.store(mine, tl.sum(ce))
         tl.store(mine + programs, tl.sum(valid.to(tl.float32)))
+        mine += 2 * programs  # and then only what there is
         if REGULARISER != 0:
-            tl.store(mine + 2 * programs, tl.sum(reg))
+            tl.store(mine, tl.sum(reg))
+            mine += programs
         if image_weight is not None:
-            tl.store(mine + 3 * programs, tl.sum(regularised.to(tl.float32)))
+            tl.store(mine, tl.sum(regularised.to(tl.float32)))
+            mine += programs
         if REST:
-            tl.store(mine + 4 * programs, tl.sum(rem))
+            tl.store(mine, tl.sum(rem))
+            mine += programs
         if class_weight is not None:
-            tl.store(mine + 5 * programs, tl.sum(tl.where(valid, weight, 0.0)))
+            tl.store(mine, tl.sum(tl.where(valid, weight, 0.0)))
 
 
 @jit
@@ -231,11 +235,11 @@ def finish_kernel(
             if REGULARISED:
                 reg += _load(partial, row, 2, programs)
             if IMAGES:
-                regularised += _load(partial, row, 3, programs)
+                regularised += _load(partial, row, 2 + REGULARISED, programs)
             if REST:
-                rest += _load(partial, row, 4, programs)
+                rest += _load(partial, row, 2 + REGULARISED + IMAGES, programs)
             if CLASSES:
-                own += _load(partial, row, 5, programs)
+                own += _load(partial, row, 2 + REGULARISED + IMAGES + REST, programs)
     one = tl.full((), 1.0, tl.float64)
     size_nll, size_reg, size_rest = one, one, one
     if divisor is not None:

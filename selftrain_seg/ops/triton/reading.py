@@ -5,11 +5,15 @@
 from __future__ import annotations
 
 from selftrain_seg.ops.triton._walk import (
+    add_up,
     double,
     finish,
     first,
     jit,
+    lanes,
+    largest_of,
     log1p,
+    merge,
     nothing_yet,
     place,
     read_class,
@@ -38,12 +42,13 @@ def _store_prediction(predicted, confidence, label, rest, at, inside):
 @jit
 def read_kernel(
     logits, valid, labels, score, height, width, stride_b, stride_c, stride_h, stride_w,
-    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr,
+    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Labels and scores."""
-    image, row, columns, at, inside = place(height, width, PIXELS)
-    start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
-    _, label, rest = read_pixels(start, stride_c, inside, C, CHUNK)
+    image, row, columns, at, inside = place(height, width, PIXELS, LANES)
+    start, lane = first(logits, image, row, columns, stride_b, stride_h, stride_w), lanes(PIXELS, LANES)
+    _, label, rest = read_pixels(start, stride_c, inside, lane, C, CHUNK, LANES)
+    inside = inside & (lane == 0)
     rest = _usable(rest, valid, at, inside)
     tl.store(labels + at, label.to(tl.int64), mask=inside)
     tl.store(score + at, score_of(rest), mask=inside)
@@ -129,7 +134,7 @@ def count_kernel(
     """Add the bins of the pixels' scores to the counts."""
     image, row, columns, at, inside = place(height, width, PIXELS)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
-    _, label, rest = read_pixels(start, stride_c, inside, C, CHUNK)
+    _, label, rest = read_pixels(start, stride_c, inside, lanes(PIXELS, 1), C, CHUNK, 1)
     rest = _usable(rest, valid, at, inside)
     counted = inside & (rest == rest)
     bin = tl.floor(score_of(rest) * bins_per_unit) - first_bin
@@ -171,36 +176,61 @@ def _threshold(thresholds, level, c):
 
 
 @jit
+def _gains(
+    thresholds, level, begin, C: tl.constexpr, PIXELS: tl.constexpr, LANES: tl.constexpr,
+    SLACK: tl.constexpr, LARGE: tl.constexpr,
+):  # fmt: skip
+    """The gains of the classes from ``begin`` on, one for each lane, computed once and not for every pixel."""
+    if LANES == 1:
+        gain = _gain(_threshold(thresholds, level, tl.minimum(begin, C - 1)), SLACK, LARGE)
+        return tl.zeros((PIXELS,), tl.float32) + gain
+    else:
+        c = tl.minimum(begin + tl.arange(0, LANES), C - 1)
+        gain = _gain(_threshold(thresholds, level, c), SLACK, LARGE) + tl.zeros((LANES,), tl.float32)
+        return tl.reshape(tl.broadcast_to(gain[None, :], (PIXELS, LANES)), (PIXELS * LANES,))
+
+
+@jit
 def select_kernel(
     logits, valid, thresholds, labels, predicted, confidence,
     height, width, stride_b, stride_c, stride_h, stride_w, level, ignore_index,
-    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, SLACK: tl.constexpr, LARGE: tl.constexpr,
-    REWEIGHTED: tl.constexpr,
+    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    SLACK: tl.constexpr, LARGE: tl.constexpr, REWEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """The winner, where its score reaches its threshold; or the class that exceeds its own threshold most."""
-    image, row, columns, at, inside = place(height, width, PIXELS)
-    start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
+    image, row, columns, at, inside = place(height, width, PIXELS, LANES)
+    start, lane = first(logits, image, row, columns, stride_b, stride_h, stride_w), lanes(PIXELS, LANES)
     if REWEIGHTED:
         # All is compared as z_c - max z, with the largest so far: 20 + 1e-12 would be 20, and -1e9 + 3 be -1e9.
         top, label, rest = nothing_yet(tl.zeros(inside.shape, tl.float32))
         best, best_z, best_gain = label, top, tl.zeros_like(top)
         for begin in range(0, C, CHUNK):
-            for c in tl.static_range(CHUNK):
-                z = read_next(start, begin + c, stride_c, inside, C, CHUNK)
-                gain = _gain(_threshold(thresholds, level, tl.minimum(begin + c, C - 1)), SLACK, LARGE)
-                top, label, rest = step(z, begin + c, top, label, rest)
-                gain += tl.zeros_like(z)
+            for each in tl.static_range(0, CHUNK, LANES):
+                c = begin + each + lane
+                z = read_next(start, c, stride_c, inside, C, CHUNK)
+                gain = _gains(thresholds, level, begin + each, C, PIXELS, LANES, SLACK, LARGE)
+                top, label, rest = step(z, c, top, label, rest)
                 better = ((z - top) + gain > (best_z - top) + best_gain) | (gain != gain)  # NaN stays
-                best = tl.where(better, begin + c, best)
+                best = tl.where(better, c, best)
                 best_z, best_gain = tl.where(better, z, best_z), tl.where(better, gain, best_gain)
+        top, label, rest = merge(top, label, rest, LANES, C)
+        value = (best_z - top) + best_gain
+        if LANES > 1:
+            # A lane whose logits are all -inf has NaN there, as a lane with a NaN threshold has.
+            spoilt = add_up((best_gain != best_gain).to(tl.int32), LANES) > 0
+            value = tl.where(best_z == float("-inf"), float("-inf"), value)
+            largest = largest_of(value, LANES)
+            best = -largest_of(tl.where(value == largest, -best, -C), LANES)
+            value = tl.where(spoilt, float("nan"), largest)
         rest = _usable(finish(top, rest), valid, at, inside)
-        keep = (best_z - top) + best_gain >= log1p(rest)
+        keep = value >= log1p(rest)
     else:
-        _, label, rest = read_pixels(start, stride_c, inside, C, CHUNK)
+        _, label, rest = read_pixels(start, stride_c, inside, lane, C, CHUNK, LANES)
         rest = _usable(rest, valid, at, inside)
         best, keep = label, score_of(rest) >= _bar(_threshold(thresholds, level, label), SLACK)
-    tl.store(labels + at, tl.where(keep, best, ignore_index).to(tl.int64), mask=inside)
-    _store_prediction(predicted, confidence, label, rest, at, inside)
+    mine = inside & (lane == 0)
+    tl.store(labels + at, tl.where(keep, best, ignore_index).to(tl.int64), mask=mine)
+    _store_prediction(predicted, confidence, label, rest, at, mine)
 
 
 @jit
@@ -208,28 +238,33 @@ def soft_kernel(
     logits, valid, thresholds, alpha, labels, predicted, confidence, soft,
     height, width, stride_b, stride_c, stride_h, stride_w, soft_b, soft_c, soft_h, soft_w,
     level, sharpness, ignore_index,
-    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, SLACK: tl.constexpr, LARGE: tl.constexpr,
+    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    SLACK: tl.constexpr, LARGE: tl.constexpr,
 ):  # fmt: skip
     """Walk three times: soft labels need the best first; after the first time the logits come from the cache."""
-    image, row, columns, at, inside = place(height, width, PIXELS)
-    start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
+    image, row, columns, at, inside = place(height, width, PIXELS, LANES)
+    start, lane = first(logits, image, row, columns, stride_b, stride_h, stride_w), lanes(PIXELS, LANES)
     target = first(soft, image, row, columns, soft_b, soft_h, soft_w)
-    top, label, rest = read_pixels(start, stride_c, inside, C, CHUNK)
+    top, label, rest = read_pixels(start, stride_c, inside, lane, C, CHUNK, LANES)
     rest = _usable(rest, valid, at, inside)
     if alpha is not None:
         sharpness = (1.0 / tl.load(alpha).to(tl.float64)).to(tl.float32)
     value, best, others = nothing_yet(tl.zeros(inside.shape, tl.float32))
-    for c in range(C):
-        gain = _gain(_threshold(thresholds, level, c), SLACK, LARGE) * sharpness
-        own = (read_class(start, c, stride_c, inside) - top) * sharpness + gain
-        value, best, others = step(own, c, value, best, others)
+    for begin in range(0, C, LANES):
+        c = begin + lane
+        gain = _gains(thresholds, level, begin, C, PIXELS, LANES, SLACK, LARGE) * sharpness
+        own = (read_class(start, c, stride_c, inside & (c < C)) - top) * sharpness + gain
+        value, best, others = step(tl.where(c < C, own, float("-inf")), c, value, best, others)
+    value, best, others = merge(value, best, others, LANES, C)
     # logsumexp as max + log1p(the others): the others may be 1e-30 and still decide at a saturated pixel.
     keep = value + log1p(others) > log1p(rest) * sharpness
     scale = 1.0 / (1.0 + others)
-    for c in range(C):
-        gain = _gain(_threshold(thresholds, level, c), SLACK, LARGE) * sharpness
-        own = (read_class(start, c, stride_c, inside) - top) * sharpness + gain
+    for begin in range(0, C, LANES):
+        c = begin + lane
+        gain = _gains(thresholds, level, begin, C, PIXELS, LANES, SLACK, LARGE) * sharpness
+        own = (read_class(start, c, stride_c, inside & (c < C)) - top) * sharpness + gain
         share = tl.where(keep, tl.exp(own - value) * scale, 0.0)
-        tl.store(target + tl.cast(c, tl.int64) * soft_c, share, mask=inside)
-    tl.store(labels + at, tl.where(keep, best, ignore_index).to(tl.int64), mask=inside)
-    _store_prediction(predicted, confidence, label, rest, at, inside)
+        tl.store(target + tl.cast(c, tl.int64) * soft_c, share, mask=inside & (c < C))
+    mine = inside & (lane == 0)
+    tl.store(labels + at, tl.where(keep, best, ignore_index).to(tl.int64), mask=mine)
+    _store_prediction(predicted, confidence, label, rest, at, mine)
