@@ -184,7 +184,7 @@ def _gains(
     if LANES == 1:
         gain = _gain(_threshold(thresholds, level, tl.minimum(begin, C - 1)), SLACK, LARGE)
         return tl.zeros((PIXELS,), tl.float32) + gain
-    else:
+    else:  # noqa: RET505, both branches would be compiled without it
         c = tl.minimum(begin + tl.arange(0, LANES), C - 1)
         gain = _gain(_threshold(thresholds, level, c), SLACK, LARGE) + tl.zeros((LANES,), tl.float32)
         return tl.reshape(tl.broadcast_to(gain[None, :], (PIXELS, LANES)), (PIXELS * LANES,))
