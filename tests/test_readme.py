@@ -45,9 +45,18 @@ def test_pictures_and_links_exist():
             assert (ROOT / target).exists(), target
 
 
+def options(*files: Path) -> set[str]:
+    return {
+        option
+        for file in files
+        for option in re.findall(r"add_argument\(\s*f?\"(--[\w-]+)\"", file.read_text(encoding="utf-8"))
+    }
+
+
 def test_documented_options_exist():
-    example = (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8")
+    exists = options(ROOT / "examples" / "quickstart.py")
     page = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
-    exists = set(re.findall(r"add_argument\(\s*\"(--[\w-]+)\"", example))
-    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README + page)) <= exists
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page)) <= exists
     assert exists <= set(re.findall(r"--[a-z][\w-]*", page))
+    everywhere = options(*(ROOT / "examples").rglob("*.py"))
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) <= everywhere
