@@ -58,11 +58,10 @@ def top_confidence(logits: Tensor, *, prior: Tensor | None = None) -> TopConfide
     """
     _checks.check_logits(logits)
     _checks.check_prior(prior, logits)
-    labels, score = ops.read(logits, prior=prior)
-    log_confidence = torch.nn.functional.logsigmoid(score)
-    if prior is not None:  # scores are relative to the most that a class can reach
-        log_confidence = log_confidence + ops.prior_peaks(prior.detach()).log()[labels]
-    return TopConfidence(labels, log_confidence)
+    if prior is None:
+        return TopConfidence(*ops.read_log_confidence(logits))
+    labels, score = ops.read(logits, prior=prior)  # relative to the most that a class can reach
+    return TopConfidence(labels, torch.nn.functional.logsigmoid(score) + ops.prior_peaks(prior.detach()).log()[labels])
 
 
 def log_odds(log_confidence: Tensor) -> Tensor:

@@ -16,7 +16,16 @@ from selftrain_seg.ops.negative import negative_loss
 from selftrain_seg.ops.observing import Observation, observe
 from selftrain_seg.ops.plain import plain_loss
 from selftrain_seg.ops.ranking import ranked
-from selftrain_seg.ops.reading import Reading, class_scores, confidence_of, pixel_scores, prior_peaks, read, usable
+from selftrain_seg.ops.reading import (
+    Reading,
+    class_scores,
+    confidence_of,
+    pixel_scores,
+    prior_peaks,
+    read,
+    read_log_confidence,
+    usable,
+)
 from selftrain_seg.ops.running import discount, follow
 from selftrain_seg.ops.selection import select
 from selftrain_seg.ops.soft_labels import soften
@@ -42,6 +51,7 @@ __all__ = [
     "prior_peaks",
     "ranked",
     "read",
+    "read_log_confidence",
     "select",
     "soften",
     "tabulate",

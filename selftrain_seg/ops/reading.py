@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional
 
 from selftrain_seg.ops._blocks import fill, new_map
 from selftrain_seg.ops._library import operator
@@ -40,6 +41,12 @@ def usable(score: Tensor) -> Tensor:
 def read(logits: Tensor, *, valid: Tensor | None = None, prior: Tensor | None = None) -> Reading:
     """Read a checked batch of logits (B, C, H, W) once."""
     return Reading(*_read(logits.detach(), valid, None if prior is None else prior.detach()))
+
+
+def read_log_confidence(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels, and ``log max_c p_c``, float32, in place of the score; NaN stays."""
+    labels, found = _read(logits.detach(), None, None, True)
+    return labels, found
 
 
 class Scores(NamedTuple):
@@ -105,10 +112,15 @@ def _others(logits: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tenso
     return labels, gaps, others, rest if valid is None else rest.masked_fill_(~valid, torch.nan)
 
 
-def _plain(logits: Tensor, valid: Tensor | None, prior: Tensor | None) -> tuple[Tensor, ...]:
+def _plain(logits: Tensor, valid: Tensor | None, prior: Tensor | None, log: bool = False) -> tuple[Tensor, ...]:
     outputs = _fake(logits)
     peaks, maps = (None, None) if prior is None else (prior_peaks(prior), each_image(prior, logits))
-    fill(outputs, lambda z, v, q: pixel_scores(z, v, q, peaks)[:2], logits, valid, maps)
+
+    def found(z: Tensor, v: Tensor | None, q: Tensor | None) -> tuple[Tensor, Tensor]:
+        labels, score = pixel_scores(z, v, q, peaks)[:2]
+        return labels, functional.logsigmoid(score) if log else score
+
+    fill(outputs, found, logits, valid, maps)
     return outputs
 
 
@@ -117,7 +129,7 @@ def _fake(logits: Tensor, *_: object) -> tuple[Tensor, ...]:
 
 
 _read = operator(
-    "read(Tensor logits, Tensor? valid, Tensor? prior) -> (Tensor, Tensor)",
+    "read(Tensor logits, Tensor? valid, Tensor? prior, bool log=False) -> (Tensor, Tensor)",
     _plain,
     _fake,
     kernel=True,

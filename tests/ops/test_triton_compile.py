@@ -54,7 +54,8 @@ OBSERVE = {"valid": None, "MOMENTS": False, "PROBS": False, "COUNTS": False, "SI
 OBSERVE |= dict.fromkeys(("partial", "peaks"))
 SUMS = without(OBSERVE, "valid", "partial")
 KERNELS = {
-    "read": {},
+    "read": {"LOG": False},
+    "read, log": {"LOG": True},
     "observe": OBSERVE,
     "observe, freematch": SUMS | {"MOMENTS": True, "PROBS": True, "COUNTS": True, "SIZE": 42},
     "observe, flexmatch": SUMS | {"COUNTS": True, "SIZE": 21},

@@ -42,7 +42,7 @@ def module(kind, *arguments, **options):
 
 
 FUNCTIONS = {
-    "top": (top_confidence, ["read_kernel", "log_sigmoid_forward"]),
+    "top": (top_confidence, ["read_kernel"]),
     "hard": (lambda z: select_hard(z, thresholds()), ["select_kernel"]),
     "hard, number": (lambda z: select_hard(z, 0.9), ["select_kernel"]),
     "reweighted": (lambda z: select_reweighted(z, thresholds()), ["select_kernel"]),

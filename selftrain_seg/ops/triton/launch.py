@@ -43,11 +43,11 @@ Plain = Callable[..., Any]
 
 def read(plain: Plain, logits: Tensor, *rest: Any) -> Any:
     """One launch."""
-    valid, prior = rest
+    valid, prior, *log = rest
     if not _fits(logits) or prior is not None:
         return plain(logits, *rest)
     maps = _map(logits, torch.int64), _map(logits, torch.float32)
-    _launch(reading.read_kernel, logits, (_contiguous(valid), *maps), _plan(logits))
+    _launch(reading.read_kernel, logits, (_contiguous(valid), *maps), _plan(logits), LOG=any(log))
     return maps
 
 

@@ -42,16 +42,19 @@ def _store_prediction(predicted, confidence, label, rest, at, inside):
 @jit
 def read_kernel(
     logits, valid, labels, score, height, width, stride_b, stride_c, stride_h, stride_w,
-    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
+    C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr, LOG: tl.constexpr,
 ):  # fmt: skip
-    """Labels and scores."""
+    """Labels and scores, or log-confidences."""
     image, row, columns, at, inside = place(height, width, PIXELS, LANES)
     start, lane = first(logits, image, row, columns, stride_b, stride_h, stride_w), lanes(PIXELS, LANES)
     _, label, rest = read_pixels(start, stride_c, inside, lane, C, CHUNK, LANES)
     inside = inside & (lane == 0)
     rest = _usable(rest, valid, at, inside)
     tl.store(labels + at, label.to(tl.int64), mask=inside)
-    tl.store(score + at, score_of(rest), mask=inside)
+    if LOG:
+        tl.store(score + at, -log1p(rest), mask=inside)
+    else:
+        tl.store(score + at, score_of(rest), mask=inside)
 
 
 @jit
