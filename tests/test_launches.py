@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 
-from selftrain_seg import losses, mining, teachers, views
+from selftrain_seg import confidence, losses, mining, selectors, teachers, views
 from tests.launches import GPU, HostWaits, launched
 
 B, C, H, W = 2, 19, 128, 256
@@ -50,6 +50,15 @@ def update(dtype=torch.float32):
         teacher = teachers.MeanTeacher(student)
     teacher.update(student)
     return teacher.update, student
+
+
+def network(batch):
+    return torch.empty(len(batch), C, *batch.shape[2:], device=GPU)
+
+
+def view():
+    parameters = views.WeakStrongViews((64, 64))(torch.rand(B, 3, H, W)).parameters
+    return type(parameters)(*(each.to(GPU) if isinstance(each, torch.Tensor) else each for each in parameters))
 
 
 def bank(method):
@@ -115,6 +124,15 @@ TABLE = {
     ),
     "ReliabilityBank.refresh": (57, lambda: (bank("refresh"), 1)),
     "ReliabilityBank.filter": (16, lambda: (bank("filter"), labels(), numbers(B))),
+    "log_odds": (4, lambda: (confidence.log_odds, pixels())),
+    "fuse_views": (8, lambda: (partial(confidence.fuse_views, scales=(1.0,), flip=True), network, images())),
+    "SpatialPrior.update": (33, lambda: (confidence.SpatialPrior(C, (64, 128), sigma_px=4.0).to(GPU).update, labels())),
+    "select_fixed, weighed": (12, lambda: (partial(selectors.select_fixed, weigh_by="image"), logits())),
+    "AgreementStatistics.update": (39, lambda: (teachers.AgreementStatistics(C).to(GPU).update, logits(), logits())),
+    "focal_class_weight": (3, lambda: (losses.focal_class_weight, class_numbers())),
+    "replay": (132, lambda: (views.replay, logits(), view())),
+    "replay, labels": (66, lambda: (views.replay, labels(), view())),
+    "replay_inverse": (154, lambda: (views.replay_inverse, torch.empty(B, C, 64, 64, device=GPU), view())),
     "WeakStrongViews": (345, lambda: (views.WeakStrongViews((64, 64)), images())),
 }
 
