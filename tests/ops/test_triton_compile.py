@@ -101,6 +101,7 @@ WIDE = ("forward", "backward", "mutual_forward", "negative_forward", "negative_b
 SHARED = (*WIDE, "fairness_forward", "read", "select", "soft")  # by several lanes
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled")
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize(
@@ -229,6 +230,7 @@ MAPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled")
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("classes", [2, 19, 150])

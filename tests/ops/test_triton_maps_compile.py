@@ -17,6 +17,7 @@ ONE_WARP = ("start", "unite", "root", "direction")
 KERNELS = (*ONE_WARP, "tally", "mine", "present", "half", "among", "distinct", "fit")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled")
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize(
