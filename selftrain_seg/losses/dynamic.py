@@ -73,7 +73,7 @@ def dynamic_loss(
         logits,
         labels,
         pixel_weight=pixel_weight,
-        exponent=exponent if is_pseudo is None else exponent * is_pseudo,
+        exponent=exponent if is_pseudo is None else torch.where(is_pseudo, exponent, 0),
         normalize=divide_by(normalize, reduction),
         ignore_index=ignore_index,
     )

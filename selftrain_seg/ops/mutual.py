@@ -59,7 +59,7 @@ def _decide(
     pseudo, agree = as_map(is_pseudo, labels), own.labels == labels
     pseudo = labels != ignore_index if pseudo is None else pseudo
     surer = pseudo & ~agree & (confidence_of(own.score) - confidence > SLACK)  # not by rounding only
-    exponent = torch.where(agree, on_agreement, otherwise).to(dtype) * (pseudo & ~surer)
+    exponent = torch.where(pseudo & ~surer, torch.where(agree, on_agreement, otherwise), 0.0).to(dtype)
     if not flip:
         return labels, (~surer).to(dtype), exponent
     weight = torch.where(surer, (1 - confidence.to(dtype)).clamp(min=0) ** otherwise, 1.0)

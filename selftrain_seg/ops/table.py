@@ -16,7 +16,8 @@ def tabulate(
 
     The maps are (B, H, W). A confidence of 0 marks a pixel without a prediction; the sum is over the pixels labelled c.
     """
-    table: Tensor = _tabulate(predicted, labels, confidence, target, num_classes, ignore_index)
+    # As uint8, -1 would be a class.
+    table: Tensor = _tabulate(predicted.long(), labels.long(), confidence, target, num_classes, ignore_index)
     return table
 
 

@@ -105,5 +105,6 @@ def _distinct(population: int, count: int, device: torch.device, generator: torc
     """(count,) different integers in [0, population), every set equally likely."""
     if population <= max(_FEW_PIXELS, 4 * count):
         return torch.randperm(population, generator=generator, device=device)[:count]
-    # The first different ones of more draws than needed: too few differ in fewer than one case in 10^100.
+    # The first different ones of twice as many draws. That too few differ is one case in 10^200 of 100, and rare for a
+    # handful, too; then pixel 0 fills the places that are left.
     return distinct(uniform_integers(1, 2 * count, device, generator)[0], population, count)

@@ -271,7 +271,6 @@ def test_tests_are_run_and_counted(folder, xdist, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_what_hangs_is_stopped_and_what_ended_is_kept(folder, monkeypatch):
     monkeypatch.setattr(run_tests, "with_xdist", lambda: False)
     forever = TESTS + "def test_never_ends(): threading.Event().wait()\ndef test_waits(): pass\n"

@@ -153,7 +153,7 @@ def test_fit(height, width):
         top, left = (int(torch.randint(side, (), generator=generator(image.storage_offset()))) for side in image.shape)
         image[top : top + 3, left : left + 50] = True
     factor = torch.rand(12, generator=generator(1), dtype=torch.float64) * 3 + 0.2
-    factor[:3], factor[3:6] = 1.5, 0.5  # halves
+    factor[:3], factor[3:6], factor[6:9] = 1.5, 0.5, 0.9  # halves, or nearly so: 5 · 0.9
     chance = torch.rand(12, 2, generator=generator(2), dtype=torch.float64)
     given = region.any(2), region.any(1), factor, chance
     found = torch.ops.selftrain_seg.fit(*(tensor.to(DEVICE) for tensor in given))

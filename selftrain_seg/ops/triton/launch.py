@@ -1,7 +1,7 @@
 """Launches of the kernels: one function for each operator, named as it is.
 
-Each takes the operator's plain implementation first, and hands over to it what no kernel does: float64 logits, and
-spatial priors.
+Each takes the operator's plain implementation first, and hands over to it what no kernel does: float64 logits, spatial
+priors, counts of every class, and bins that float32 cannot count.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def fairness_loss_backward(plain: Plain, grad: Tensor, logits: Tensor, *rest: An
 
 def _chance(probs: Tensor) -> float:
     """1/C as the labels' dtype has it, in which torch compares."""
-    return float(torch.tensor(1 / probs.shape[1], dtype=probs.dtype))
+    return float(torch.tensor(1 / probs.shape[1], dtype=probs.dtype, device="cpu"))
 
 
 def _upstream(grad: Tensor) -> tuple[Tensor, int]:

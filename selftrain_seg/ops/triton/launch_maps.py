@@ -112,4 +112,4 @@ def fit(_: Plain, rows: Tensor, columns: Tensor, factor: Tensor, chance: Tensor)
 def _launch(kernel: Any, programs: int, first: Tensor, *arguments: Any, **options: Any) -> None:
     if programs:
         with torch.cuda.device(first.get_device()):  # -1, the CPU, changes nothing
-            kernel[(programs,)](first, *arguments, **options)
+            kernel[(programs,)](first, *arguments, **options, enable_fp_fusion=False)

@@ -192,6 +192,7 @@ def distinct_kernel(draws, chosen, population, draw_count, count, DRAWS: tl.cons
         at = taken + tl.cumsum(new.to(tl.int64), 0) - 1
         tl.store(chosen + at, own, mask=new & (at < count))
         taken += tl.sum(new.to(tl.int64), 0)
+    tl.store(chosen + place, tl.zeros_like(number), mask=(place >= taken) & (place < count))
 
 
 @jit
