@@ -61,7 +61,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|torchvision|numpy|np|nn|kornia|PIL|collections|typing|pathlib|os)(\..*)?"),
     (r"py:class", r"(Tensor|Module|Dataset|Generator|Path|Any|Callable|Iterator|Iterable|Sequence|Mapping|optional)"),
     (r"py:class", r"(matplotlib\..*|Figure)"),
-    (r"py:class", r"selftrain_seg\..*\._\w+"),  # private base classes
+    (r"py:class", r"selftrain_seg\..*\._\w+(\.\w+)?"),  # private base classes, and classes of private modules
     (r"py:class", r"([BCHWK]|(float|int|uint)\d+|bool)"),  # "(C,) int64" said of a property
 ]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from selftrain_seg._state import Stateful
 from selftrain_seg.confidence import SpatialPrior
+from selftrain_seg.mining import ReliabilityBank
 from selftrain_seg.selectors import (
     FlexMatchSelector,
     FreeMatchSelector,
@@ -38,6 +39,12 @@ def _call(module, logits):
     return module(logits)
 
 
+def _bank(module, logits):
+    """Images of the snapshot that have not come yet: a second time would be passed over."""
+    first = int(module.fresh.sum())
+    module.update(torch.arange(first, first + len(logits)), logits.argmax(1), logits.softmax(1).amax(1))
+
+
 def _ramp() -> Tensor:
     return 0.5 + torch.arange(CLASSES * SIZE[0] * SIZE[1]).view(CLASSES, *SIZE) / 100
 
@@ -61,6 +68,7 @@ KINDS = {
     "softmatch": Kind(lambda: SoftMatchSelector(CLASSES, momentum=0.5), _call),
     "softmatch, aligned": Kind(lambda: SoftMatchSelector(CLASSES, momentum=0.5, align=True), _call),
     "instance adaptive": Kind(lambda: InstanceAdaptiveSelector(CLASSES), _call),
+    "bank": Kind(lambda: ReliabilityBank(12, CLASSES), _bank),
     "running confidence": Kind(lambda: RunningConfidenceSelector(CLASSES), _call),
 }
 

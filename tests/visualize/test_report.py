@@ -360,7 +360,7 @@ def test_of_a_trainer_killed_and_finished(tmp_path):
     run_and_kill("dst_cbc.py", out, *options, wait_for="checkpoints/round2-000002-*.pt", seed=0, within=0.1)
     assert not (out / "report.html").exists()
     partial = read(report(out))
-    assert partial.table("IoU, %")[0] == ["IoU, %", "round 1", "second, round 1"]
+    assert partial.table("IoU, %")[0] == ["IoU, %", "before", "round 1", "second, before", "second, round 1"]
     assert {"Pseudo-labels", "Pseudo-labels: second", "Training", "Pictures", "Arguments"} <= set(partial.texts)
 
     output = run("dst_cbc.py", out, *options)
