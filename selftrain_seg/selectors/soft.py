@@ -30,7 +30,8 @@ def select_soft(
         logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
         thresholds: (C,) floating-point probabilities, from ``ClassBalancedThreshold``, or a number in [0, 1] for all
             classes. On any device.
-        alpha: weight of the entropy regulariser, from 1e-6 to 1e30; or a () tensor, whose value is not checked. CRST: 0.25.
+        alpha: weight of the entropy regulariser, from 1e-6 to 1e30; or a () tensor, whose value is not checked.
+            CRST: 0.25.
         prior: (C, H, W) spatial prior; with thresholds that were estimated with the same.
         valid: (B, H, W) bool; pixels where it is False are never selected.
         ignore_index: label, in ``labels``, of the pixels that are not selected.

@@ -130,4 +130,4 @@ for classes, size, dtype, memory_format in (
 states()
 maps()
 assert "fma.rn.f64" not in made["fit_kernel"].asm["ptx"]  # a product is rounded before it is compared, as on a CPU
-print(*sorted(made))
+print(*sorted(made))  # noqa: T201, which test_first_launch.py reads
