@@ -4,7 +4,7 @@ What is evaluated is the folder that ``predict.py`` wrote, a folder of masks, or
 ``hf:FOLDER``, ``module:factory``) with ``--images``. Counts are added over all images before anything is divided. The
 subsets of 16 and 13 classes that SYNTHIA is measured on are given where the classes are Cityscapes'. A pixel for which
 a mask has no class (255) is a miss. ``evaluation.json`` holds all numbers, ``confusion.png`` shows what is taken for
-what.
+what; both are written to ``evaluation`` in the folder of the predictions or of the run.
 
 ``python examples/evaluate.py my/predictions --masks my/masks --classes my/classes.json``
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator
@@ -38,20 +39,49 @@ def main() -> None:
     parser.add_argument("predictions", help="folder of predict.py, folder of masks, or a model")
     parser.add_argument("--masks", type=Path, required=True, help="folder of true masks")
     parser.add_argument("--images", type=Path, help="folder of images, for a model")
-    parser.add_argument("--partial", action="store_true", help="masks without a prediction are left out")
-    parser.add_argument("--out", type=Path, default=Path("evaluation"), help="folder (default: evaluation)")
+    parser.add_argument(
+        "--partial", action="store_true", help="leave out predictions without a mask, masks without a prediction"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder (default: evaluation, in the folder of predictions or the run)"
+    )
     predicting.add_options(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    args.out = args.out or home(args.predictions) / "evaluation"
+    predicting.check_out(args.out)
     pairs, total, classes = by_model(args) if predicting.is_model(args.predictions) else by_masks(args)
     matrix, images, ignored = count(pairs, total, classes.num_classes)
     found = measures(matrix, classes)
     found = {"images": images, "ignored": ignored, "pixels": int(matrix.sum()), **found}
-    args.out.mkdir(parents=True, exist_ok=True)
-    save_json(found, args.out / "evaluation.json")
-    picture(matrix, classes, args.out / "confusion.png")
+    with predicting.writing(args.out):
+        args.out.mkdir(parents=True, exist_ok=True)
+        save_json(found, args.out / "evaluation.json")
+        picture(matrix, classes, args.out / "confusion.png")
     print(table(found))
     print(f"{args.out / 'evaluation.json'}, {args.out / 'confusion.png'}")
+
+
+def home(predictions: str) -> Path:
+    """The folder of masks, or of the run; of a model that has none, where the command was typed."""
+    path = Path(predictions)
+    if path.is_dir():
+        return path
+    return path.parent if (path.parent / "arguments.json").is_file() else Path()
+
+
+def is_picture(path: Path) -> bool:
+    """Tell the picture of an evaluation, which may lie among masks, from a mask."""
+    return path.name == "confusion.png" and path.with_name("evaluation.json").is_file()
+
+
+def in_options(error: Exception) -> str:
+    """What the package says of its arguments, for people who type options."""
+    said = re.split(r"\.? `mask_suffix` or `pair` ", str(error))[0]
+    said = re.sub(r"`(images|masks|names|mask_suffix)`", lambda found: f"--{found[1].replace('_', '-')}", said)
+    if "no mask" in said:
+        said += "; here --mask-suffix, --names, and --partial, which leaves out what has no mask"
+    return said
 
 
 def by_model(args: Namespace) -> tuple[Pairs, int, LabelMap]:
@@ -64,7 +94,7 @@ def by_model(args: Namespace) -> tuple[Pairs, int, LabelMap]:
         data = SegmentationFolder(args.images, args.masks, label_map=classes, mask_suffix=args.mask_suffix, **settings)
         images = predicting.open_images(args.images, Namespace(**{**vars(args), "names": list(data.names)}))
     except (OSError, ValueError) as error:
-        raise SystemExit(str(error)) from None
+        raise SystemExit(f"{args.images}, {args.masks}: {in_options(error)}") from None
     net = predicting.open_network(args, args.predictions, classes)
 
     def pairs() -> Pairs:
@@ -98,7 +128,8 @@ def by_masks(args: Namespace) -> tuple[Pairs, int, LabelMap]:
         found, asked = ", ".join(held.classes), ", ".join(classes.classes)
         raise SystemExit(f"{written}: has classes {found}; --classes has {asked}")
     try:
-        names = SegmentationFolder(folder, names=args.names).names
+        found = SegmentationFolder(folder, names=args.names)
+        names = [name for name in found.names if not is_picture(found._image_path(name))]
         with tempfile.TemporaryDirectory() as empty:
             # Only masks are read, of both: what stands for their images is never opened.
             for name in names:
@@ -106,16 +137,15 @@ def by_masks(args: Namespace) -> tuple[Pairs, int, LabelMap]:
                 stand_in.parent.mkdir(parents=True, exist_ok=True)
                 stand_in.touch()
             predicted = SegmentationFolder(empty, folder, label_map=held)
-            suffix = {"mask_suffix": args.mask_suffix, "unpaired": unpaired(args)}
+            suffix = {"mask_suffix": args.mask_suffix or "", "unpaired": unpaired(args)}
             truth = SegmentationFolder(empty, args.masks, label_map=classes, **suffix)
     except (OSError, ValueError) as error:
-        ways = "here --mask-suffix, --names, and --partial, which leaves out what has no mask"
-        raise SystemExit(f"{args.predictions}, {args.masks}: {error}; {ways}") from None
-    without = [path for path, why in truth.left_out if args.masks in path.parents and args.names is None]
+        raise SystemExit(f"{args.predictions}, {args.masks}: {in_options(error)}") from None
+    strangers = [path for path, why in truth.left_out if args.masks in path.parents and args.names is None]
+    without = [path for path in strangers if not is_picture(path)]
     if without and not args.partial:
-        raise SystemExit(
-            f"{len(without)} masks have no prediction: {', '.join(map(str, without[:5]))}; --partial leaves them out"
-        )
+        what = f"{predicting.counted(len(without), 'mask')} without a prediction"
+        raise SystemExit(f"{what}: {', '.join(map(str, without[:5]))}; --partial leaves out what has none")
     places = {name: place for place, name in enumerate(predicted.names)}
 
     def pairs() -> Pairs:
@@ -146,7 +176,7 @@ def count(pairs: Pairs, total: int, num_classes: int) -> tuple[Tensor, int, int]
         images, ignored = images + 1, ignored + int((true == IGNORE_INDEX).sum())
     counts = matrix.compute().long()[:num_classes] if images else torch.zeros(num_classes, num_classes + 1).long()
     if int(counts.sum()) == 0:
-        raise SystemExit(f"not a single pixel of {images} masks has a class: are the ids others?")
+        raise SystemExit(f"not a single pixel of {predicting.counted(images, 'mask')} has a class: are the ids others?")
     return counts, images, ignored
 
 
@@ -192,7 +222,9 @@ def table(found: dict[str, Any]) -> str:
     means = ", ".join(f"{name} {text(value)}" for name, value in found.items() if name.startswith(("mIoU", "mDice")))
     share = 100 * found["ignored"] / (found["ignored"] + found["pixels"])
     lines.append(f"{means}, accuracy {text(found['accuracy'])}")
-    lines.append(f"{found['images']} images, {share:.1f} % of the pixels without a class in the truth")
+    lines.append(
+        f"{predicting.counted(found['images'], 'image')}, {share:.1f} % of the pixels without a class in the truth"
+    )
     return "\n".join(lines)
 
 

@@ -3,7 +3,8 @@
 The model is the folder of a run (or its ``model.pt``), a file of weights with ``--network``, ``hf:FOLDER`` of
 transformers, or ``module:factory``. What a run was trained with is taken from its folder: network, classes, channels,
 tiles. A mask holds class numbers, or with ``--ids`` the ids that the data's own masks have; ``classes.json`` in the
-folder reads it either way. What is there and whole is not predicted again, so a killed command goes on where it was.
+folder reads it either way. What is there and whole is not predicted again, so a killed command goes on where it was; an
+image that was written anew since is. A folder holds the masks of one folder of images.
 ``evaluate.py`` compares the masks with others.
 
 ``python examples/predict.py runs/cbst my/images --out my/predictions --confidence --overlay``
@@ -53,23 +54,33 @@ def main() -> None:
         raise SystemExit(f"--out {args.out}: lies in the folder of images, and would be taken for images next time")
     images = predicting.open_images(args.images, args)
     kinds = ["masks"] + ["confidence"] * args.confidence + ["overlays"] * args.overlay
-    settings = settings_of(args)
-
-    missing = [place for place in range(len(images)) if not all(whole(args.out, kind, images, place) for kind in kinds)]
+    stamps = {name: stamp(images._image_path(name)) for name in images.names}
+    with predicting.writing(args.out):
+        settings, before = settings_of(args)
+        missing = [
+            place
+            for place, name in enumerate(images.names)
+            if before.get(name) != stamps[name] or not all(whole(args.out, kind, images, place) for kind in kinds)
+        ]
     problems: list[str] = []
     if missing:
+        predicting.check_out(args.out)
         net = predicting.open_network(args, args.model, classes)
-        begin(args, classes, settings)
+        with predicting.writing(args.out):
+            begin(args, classes, settings, before, stamps)
         with tqdm(total=len(images), initial=len(images) - len(missing), unit="image", disable=None) as bar:
             for batch in predicting.read(images, missing, args):
                 problems += [item.problem for item in batch if item.image is None]
-                write(net, [item for item in batch if item.image is not None], args, classes, values, kinds)
+                with predicting.writing(args.out):
+                    write(net, [item for item in batch if item.image is not None], args, classes, values, kinds)
                 bar.update(len(batch))
-    now, before = len(missing) - len(problems), len(images) - len(missing)
-    print(f"{len(images)} images: {now} predicted now, {before} were there")
+    now, kept = len(missing) - len(problems), len(images) - len(missing)
+    were = "was" if kept == 1 else "were"
+    print(f"{predicting.counted(len(images), 'image')}: {now} predicted now, {kept} {were} there")
     print(f"masks, which {args.out / 'classes.json'} reads: {args.out / 'masks'}")
     if problems:
-        raise SystemExit("\n".join([f"{len(problems)} images could not be read:", *problems[:20]]))
+        what = f"{predicting.counted(len(problems), 'image')} could not be read:"
+        raise SystemExit("\n".join([what, *problems[:20]]))
 
 
 def write(net: Any, batch: list[Item], args: Namespace, classes: LabelMap, values: Tensor, kinds: list[str]) -> None:
@@ -157,30 +168,57 @@ def whole(out: Path, kind: str, images: Any, place: int) -> bool:
         return True
 
 
-def settings_of(args: Namespace) -> dict[str, Any]:
-    """What the folder is made with; one that was made otherwise is refused."""
+def stamp(path: Path) -> list[int]:
+    """Tell a file from what it was before: size, and time of the last change in ns."""
+    try:
+        status = path.stat()
+    except OSError:  # reading it will say why
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def settings_of(args: Namespace) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """What the folder is made with, and the stamps of its images; one that was made otherwise is refused."""
     made = {name: value for name, value in vars(args).items() if name not in _MAY_CHANGE}
     made = json.loads(json.dumps({**made, "weights": predicting.fingerprint(args.model)}, default=str))
+    folder, stamps = str(args.images.resolve()), {}
     path = args.out / "predict.json"
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            of, stamps = found["images"], dict(found["stamps"])
+        except (ValueError, TypeError, KeyError):
+            raise SystemExit(f"{path}: damaged, or not of this version: choose another --out") from None
+        if of != folder:
+            raise SystemExit(f"{args.out} was made of the images in {of}, not {folder}: choose another --out")
         changed = [name for name in made if found.get(name) != made[name]]
         if changed:
             what = "; ".join(f"{name} {found.get(name)}, now {made[name]}" for name in changed)
             raise SystemExit(f"{args.out} was made with {what}: choose another --out, or remove the folder")
     elif (args.out / "masks").exists():
         raise SystemExit(f"{args.out}: holds masks of something else: choose another --out")
-    return made
+    return {**made, "images": folder}, stamps
 
 
-def begin(args: Namespace, classes: LabelMap, settings: dict[str, Any]) -> None:
-    """Note what the folder is made with, and what reads its masks."""
+def begin(
+    args: Namespace,
+    classes: LabelMap,
+    settings: dict[str, Any],
+    before: dict[str, list[int]],
+    stamps: dict[str, list[int]],
+) -> None:
+    """Note what the folder is made with, and what reads its masks; remove what was made of images that have changed."""
     args.out.mkdir(parents=True, exist_ok=True)
+    for name, now in stamps.items():
+        if before.get(name) != now:
+            for kind in ENDINGS:  # before the new stamp is noted, as this process may be killed at any moment
+                place_of(args.out, kind, name).unlink(missing_ok=True)
     for half in args.out.rglob(".*.tmp"):
         half.unlink()  # of a process that was killed while it wrote
     numbers = {number: number for number in range(classes.num_classes)}
     (classes if args.ids else LabelMap(numbers, classes.classes, classes.palette)).save(args.out / "classes.json")
-    put_bytes(args.out / "predict.json", (json.dumps(settings, indent=1) + "\n").encode())
+    noted = {**settings, "stamps": dict(sorted({**before, **stamps}.items()))}
+    put_bytes(args.out / "predict.json", (json.dumps(noted, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import json
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +49,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     network.add_argument("--classes", help=f"a file for LabelMap.load, or one of {', '.join(PRESETS)}")
     images = parser.add_argument_group("images")
     images.add_argument("--names", help="which of them: a pattern, or a file of names; all by default")
-    images.add_argument("--mask-suffix", default="", help="what lies among the images and ends so is a mask")
+    suffix = "what a mask's name has more than its image's, _mask say; files named so are not taken for images"
+    images.add_argument("--mask-suffix", help=suffix)
     images.add_argument("--channels", type=int, help="3 repeats grey and leaves opacity out")
     images.add_argument("--white", type=int, help="value of white in images of 16 bits")
     how = parser.add_argument_group("prediction")
@@ -62,6 +64,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--device", default="auto", help="cpu, cuda or cuda:1; a GPU if there is one")
     how.add_argument("--workers", type=int, default=0, help="processes that read images")
     how.add_argument("--threads", type=int, default=1, help="CPU threads; more are slower where cores are busy")
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before anything takes time."""
+    there = next((path for path in (out, *out.parents) if os.path.exists(path)), Path())
+    if not there.is_dir():
+        raise SystemExit(f"--out {out}: expected a folder, {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise SystemExit(f"--out {out}: {there} cannot be written to")
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Say in one line why the folder, or a file in it, could not be read or written."""
+    try:
+        yield
+    except OSError as error:
+        raise SystemExit(f"--out {out}: {error}") from None
+
+
+def counted(number: int, what: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def is_model(what: str) -> bool:
@@ -88,7 +113,7 @@ def complete(args: Namespace, model: str) -> LabelMap:
     args.network = args.network or kept.get("network")
     if args.network is None:
         raise SystemExit(f"{model}: no arguments.json beside it says which network it is: --network, one of {NAMES}")
-    defaults = {"channels": 3, "white": None, "resize": None, "tile": None, "overlap": 0.25}
+    defaults = {"channels": 3, "white": None, "resize": None, "tile": None, "overlap": 0.25, "mask_suffix": ""}
     for name, default in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, kept.get(name, default))

@@ -194,6 +194,74 @@ def test_a_folder_made_otherwise_is_refused(world, trained, tmp_path):
     assert "12 images: 12 predicted now" in said
 
 
+def copied(world, folder, count=3):
+    """A folder of the first images of the aerial target."""
+    folder.mkdir()
+    for number in range(count):
+        shutil.copy2(world / "aerial" / "target" / "images" / f"tile_{number}.tif", folder)
+    return folder
+
+
+def test_another_folder_of_images_is_refused(world, trained, tmp_path):
+    """Its images may have the names of those that the masks were made of."""
+    one, other = copied(world, tmp_path / "one"), copied(world, tmp_path / "other")
+    out = tmp_path / "out"
+    run("predict.py", out, trained, one)
+    before = files(out)
+    said = fails("predict.py", out, trained, other)
+    assert said == f"{out} was made of the images in {one.resolve()}, not {other.resolve()}: choose another --out"
+    assert files(out) == before
+    (tmp_path / "link").symlink_to(one)
+    assert "3 images: 0 predicted now, 3 were there" in run("predict.py", out, trained, tmp_path / "link")
+    (out / "predict.json").write_text("{")
+    assert f"{out / 'predict.json'}: damaged" in fails("predict.py", out, trained, one)
+
+
+def test_an_image_that_was_written_anew_is_predicted_again(world, trained, tmp_path):
+    """With all that was made of it, asked for now or not; others stay as they are."""
+    folder, out = copied(world, tmp_path / "images"), tmp_path / "out"
+    run("predict.py", out, trained, folder, "--confidence")
+    shutil.copy(world / "aerial" / "target" / "images" / "tile_7.tif", folder / "tile_1.tif")
+    times = {number: (out / "masks" / f"tile_{number}.png").stat().st_mtime_ns for number in (0, 2)}
+    # A part of the images, without the one that changed, forgets nothing of the others.
+    said = run("predict.py", out, trained, folder, "--names", "tile_0*")
+    assert "1 image: 0 predicted now, 1 was there" in said
+    assert "3 images: 1 predicted now, 2 were there" in run("predict.py", out, trained, folder)
+    (z,) = [
+        z for name, z in direct(network(trained), SegmentationFolder(folder, channels=4)).items() if name[-1] == "1"
+    ]
+    assert torch.equal(pixels(out / "masks" / "tile_1.png"), z.argmax(0))
+    assert not (out / "confidence" / "tile_1.png").exists()
+    assert times == {number: (out / "masks" / f"tile_{number}.png").stat().st_mtime_ns for number in times}
+    assert "3 images: 0 predicted now, 3 were there" in run("predict.py", out, trained, folder)
+
+
+def test_masks_by_the_suffix_of_the_run_are_no_images(world, trained, tmp_path):
+    folder, suffixed = copied(world, tmp_path / "images"), shutil.copytree(trained, tmp_path / "run")
+    shutil.copy(folder / "tile_0.tif", folder / "tile_0_mask.tif")
+    arguments = json.loads((suffixed / "arguments.json").read_text())
+    (suffixed / "arguments.json").write_text(json.dumps({**arguments, "mask_suffix": "_mask.tif"}))
+    assert "3 images: 3 predicted now" in run("predict.py", tmp_path / "out", suffixed, folder)
+    assert not (tmp_path / "out" / "masks" / "tile_0_mask.png").exists()
+    said = run("predict.py", tmp_path / "all", suffixed, folder, "--mask-suffix", "")
+    assert "4 images: 4 predicted now" in said
+
+
+@pytest.mark.parametrize("script", ["predict.py", "evaluate.py"])
+def test_an_out_that_cannot_be_written_to(script, world, trained, tmp_path):
+    target = world / "aerial" / "target"
+    words = [target / "images"] if script == "predict.py" else ["--images", target / "images", "--masks"]
+    words += [] if script == "predict.py" else [target / "masks"]
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for out in (file, file / "below"):
+        assert fails(script, out, trained, *words) == f"--out {out}: expected a folder, {file} is a file"
+    assert file.read_text() == "mine"
+    if sys.platform == "linux":  # where nobody may write, root neither
+        said = fails(script, "/proc/out", trained, *words)
+        assert said.splitlines()[-1].startswith("--out /proc/out: ")
+
+
 def test_what_is_not_said_and_nowhere_written(world, weights, trained, tmp_path):
     images, out = world / "fundus" / "target" / "images", tmp_path / "out"
     assert "says which network it is: --network, one of small-unet" in fails("predict.py", out, weights, images)
@@ -217,7 +285,7 @@ def test_an_image_that_cannot_be_read(world, trained, tmp_path):
     whole = (folder / "tile_3.tif").read_bytes()
     (folder / "tile_3.tif").write_bytes(whole[: len(whole) // 2])
     said = fails("predict.py", tmp_path / "out", trained, folder, "--batch", 4)
-    assert "1 images could not be read:" in said
+    assert "1 image could not be read:" in said
     assert "tile_3.tif" in said.splitlines()[-1]
     assert len(list((tmp_path / "out" / "masks").glob("*.png"))) == 11
     (folder / "tile_3.tif").write_bytes(whole)
@@ -315,8 +383,8 @@ def test_masks_that_do_not_go_together(pair):
     options = ["--masks", folder / "true", "--classes", folder / "classes.json"]
     (folder / "made" / "d.png").unlink()
     said = fails("evaluate.py", folder / "out", folder / "made", *options)
-    assert "1 masks have no prediction: " in said
-    assert "d.png; --partial leaves them out" in said
+    assert "1 mask without a prediction: " in said
+    assert "d.png; --partial leaves out what has none" in said
     run("evaluate.py", folder / "out", folder / "made", *options, "--partial")
     assert evaluated(folder / "out")["images"] == 2
     Image.fromarray(np.zeros((6, 5), np.uint8)).save(folder / "made" / "d.png")
@@ -334,6 +402,58 @@ def test_masks_that_do_not_go_together(pair):
     run("evaluate.py", folder / "out", folder / "true", *options)  # a mask is as good as itself
     assert evaluated(folder / "out")["mIoU"] == 100
     assert "no such folder, run or file" in fails("evaluate.py", folder / "out", folder / "nowhere", *options)
+
+
+def test_images_without_masks_for_a_model(world, trained, tmp_path):
+    """What is said are options, as people type them."""
+    target, some = world / "aerial" / "target", tmp_path / "masks"
+    some.mkdir()
+    masks = sorted((target / "masks").iterdir())
+    for path in masks[:6]:
+        shutil.copy(path, some)
+    words = [trained, "--images", target / "images", "--masks", some]
+    said = fails("evaluate.py", tmp_path / "out", *words)
+    assert "--masks: 6 of 12 images have no mask: " in said
+    assert said.endswith("; here --mask-suffix, --names, and --partial, which leaves out what has no mask")
+    assert "`" not in said
+    assert "6 images, " in run("evaluate.py", tmp_path / "out", *words, "--partial")
+    assert evaluated(tmp_path / "out")["images"] == 6
+
+
+def without_out(folder, script, *words):
+    """Run a command in a folder without --out."""
+    words = [sys.executable, EXAMPLES / script, *words]
+    done = subprocess.run(
+        list(map(str, words)), cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_numbers_lie_with_what_they_are_of(pair, world, trained, tmp_path):
+    """Their picture is not taken for a mask, whichever side it lies on."""
+    folder, empty = pair[0], tmp_path / "empty"
+    empty.mkdir()
+    options = ["--masks", folder / "true", "--classes", folder / "classes.json"]
+    without_out(empty, "evaluate.py", folder / "made", *options)
+    first = evaluated(folder / "made" / "evaluation")
+    assert (folder / "made" / "evaluation" / "confusion.png").is_file()
+    run("evaluate.py", tmp_path / "again", folder / "made", *options)
+    assert evaluated(tmp_path / "again") == first
+    run("evaluate.py", tmp_path / "same", folder / "made", "--masks", folder / "made", *options[2:])
+    assert evaluated(tmp_path / "same")["images"] == 3
+    target, own = world / "aerial" / "target", shutil.copytree(trained, tmp_path / "run")
+    without_out(empty, "evaluate.py", own / "model.pt", "--masks", target / "masks", "--images", target / "images")
+    assert evaluated(own / "evaluation")["images"] == 12
+    assert not list(empty.iterdir())
+
+
+def test_help_says_what_options_do():
+    words = [sys.executable, str(EXAMPLES / "evaluate.py"), "--help"]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
+    said = " ".join(done.stdout.split())
+    assert "--partial leave out predictions without a mask, masks without a prediction" in said
+    assert "what a mask's name has more than its image's, _mask say; files named so are not taken for images" in said
 
 
 def test_a_model_has_the_numbers_of_its_masks(world, trained, tmp_path):
