@@ -170,6 +170,8 @@ def open_images(folder: Path, args: Namespace) -> SegmentationFolder:
         suffix = os.path.splitext(args.mask_suffix)[0]
         if suffix:
             names = [name for name in images.names if not name.endswith(suffix)]
+            if not names:
+                raise SystemExit(f"{folder}: has nothing but masks by --mask-suffix {args.mask_suffix}")
             images = SegmentationFolder(folder, names=names, channels=args.channels, white=args.white)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from None

@@ -243,6 +243,8 @@ def test_masks_by_the_suffix_of_the_run_are_no_images(world, trained, tmp_path):
     (suffixed / "arguments.json").write_text(json.dumps({**arguments, "mask_suffix": "_mask.tif"}))
     assert "3 images: 3 predicted now" in run("predict.py", tmp_path / "out", suffixed, folder)
     assert not (tmp_path / "out" / "masks" / "tile_0_mask.png").exists()
+    said = fails("predict.py", tmp_path / "none", suffixed, folder, "--names", "*_mask")
+    assert said == f"{folder}: has nothing but masks by --mask-suffix _mask.tif"
     said = run("predict.py", tmp_path / "all", suffixed, folder, "--mask-suffix", "")
     assert "4 images: 4 predicted now" in said
 
