@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,8 @@ def commands(root: Path) -> list[list[str]]:
     """A short training on each world, word by word."""
     worlds = {
         "fundus": """--source-images {}/source/images --source-masks {}/source/masks --target-images {}/target/images
-            --val-images {}/target/images --val-masks {}/target/masks --val-names {}/val.txt --classes {}/classes.csv""",
+            --val-images {}/target/images --val-masks {}/target/masks --val-names {}/val.txt
+            --classes {}/classes.csv""",
         "aerial": """--source-images {}/source/images --source-masks {}/source/masks --target-images {}/target/images
             --target-masks {}/target/masks --classes {}/classes.json --channels 4 --tile 64 64""",
         "streets": """--source-images {}/day/train --source-masks {}/day/train --mask-suffix _mask
@@ -157,6 +159,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     root = write(arguments.folder, size=arguments.size, count=arguments.count, seed=arguments.seed)
-    print("A trainer on each, in seconds, from the root of the repository:")
-    for command in commands(root):
-        print(shlex.join(command))
+    lines = ["A trainer on each, in seconds, from the root of the repository:", *map(shlex.join, commands(root))]
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
