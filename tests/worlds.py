@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +132,25 @@ def save(path: Path, pixels: np.ndarray, palette: bytes | None = None, **options
     image.save(path, **options)
 
 
+def commands(root: Path) -> list[list[str]]:
+    """A short training on each world, word by word."""
+    worlds = {
+        "fundus": """--source-images {}/source/images --source-masks {}/source/masks --target-images {}/target/images
+            --val-images {}/target/images --val-masks {}/target/masks --val-names {}/val.txt
+            --classes {}/classes.csv""",
+        "aerial": """--source-images {}/source/images --source-masks {}/source/masks --target-images {}/target/images
+            --target-masks {}/target/masks --classes {}/classes.json --channels 4 --tile 64 64""",
+        "streets": """--source-images {}/day/train --source-masks {}/day/train --mask-suffix _mask
+            --target-images {}/night/train --val-images {}/night/val --val-masks {}/night/val
+            --classes {}/classes.json""",
+    }
+    start = "python examples/source_only.py --data folders --network small-unet --smoke --out runs"
+    return [
+        [*f"{start}/{world}".split(), *(word.replace("{}", str(root / world)) for word in text.split())]
+        for world, text in worlds.items()
+    ]
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write three made worlds, to try your own data on.")
     parser.add_argument("folder", type=Path)
@@ -137,4 +158,6 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=6, help="images a domain")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    write(arguments.folder, size=arguments.size, count=arguments.count, seed=arguments.seed)
+    root = write(arguments.folder, size=arguments.size, count=arguments.count, seed=arguments.seed)
+    lines = ["A trainer on each, in seconds, from the root of the repository:", *map(shlex.join, commands(root))]
+    sys.stdout.write("".join(f"{line}\n" for line in lines))

@@ -133,10 +133,11 @@ def take(images: Mapping[str, Path], names: Names) -> dict[str, Path]:
     """The images that a file, a glob or a list names."""
     if isinstance(names, str) and not Path(names).is_file() and any(sign in names for sign in "*?["):
         pattern = _plain(names)
+        whole = pattern.lower().endswith(IMAGE_SUFFIXES)  # else "*[!k]" would match x_mask, by the "g" of its .png
         found = {
             name: path
             for name, path in images.items()
-            if fnmatchcase(_plain(name), pattern) or fnmatchcase(_plain(name + path.suffix), pattern)
+            if fnmatchcase(_plain(name + path.suffix if whole else name), pattern)
         }
         if not found:
             raise ValueError(f"`names`: no image is called {names!r}; they are called {some(images)}")

@@ -45,7 +45,8 @@ class SegmentationFolder(_Folder):
         pair: in place of ``mask_suffix``: a function that is given the name of an image and returns the path of its
             mask below ``masks``.
         names: the images to take, all by default: a text file with a name in each line, a pattern such as
-            ``"paris/*"``, or a list. Names may have a suffix, and no folders where the stem occurs once.
+            ``"paris/*"``, or a list. A pattern matches names; files with their suffix if it ends in one of an image,
+            as ``"*.jpg"``. Names in files and lists may have a suffix, and no folders where the stem occurs once.
         unpaired: what an image without a mask is: an ``"error"``, or one to ``"leave out"``.
         channels: of the images given. 3, the default, repeats a single channel and leaves an opacity out; 1 makes
             colours grey. Any other number must be that of the files, opacity included. A tuple picks channels, such

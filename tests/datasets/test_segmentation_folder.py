@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 import unicodedata
@@ -220,6 +221,21 @@ class TestNames:
         dataset = SegmentationFolder(root, names=names)
         assert dataset.names == expected
         assert [why for _, why in dataset.left_out] == ["not in `names`"] * (4 - len(expected))
+
+    @pytest.mark.parametrize(
+        ("names", "expected"),
+        [
+            ("*[!k]", ("x", "y")),  # "x_mask.png" ends in another letter than "k"
+            ("*[!k].png", ("x",)),
+            ("*k.PNG", ("Z_mask",)),
+            ("*.png", ("x", "x_mask")),
+            ("*mask", ("Z_mask", "x_mask")),
+        ],
+    )
+    def test_patterns_match_the_suffix_only_where_they_have_one(self, tmp_path, names, expected):
+        for name in ("x.png", "x_mask.png", "y.jpg", "Z_mask.PNG"):
+            put(tmp_path, name)
+        assert SegmentationFolder(tmp_path, names=names).names == expected
 
     @pytest.mark.parametrize(
         "text",
@@ -697,9 +713,19 @@ def world(tmp_path_factory):
 
 
 def test_command(tmp_path):
-    run = [sys.executable, "-m", "tests.worlds", tmp_path / "w", "--count", "1", "--size", "32"]
-    subprocess.run(run, check=True, timeout=300, cwd=Path(worlds.__file__).parent.parent)
-    assert sorted(path.name for path in (tmp_path / "w").iterdir()) == ["aerial", "fundus", "streets"]
+    run = [sys.executable, "-m", "tests.worlds", tmp_path / "my w", "--count", "1", "--size", "32"]
+    root = Path(worlds.__file__).parent.parent
+    done = subprocess.run(run, check=True, timeout=300, cwd=root, capture_output=True, text=True, encoding="utf-8")
+    assert sorted(path.name for path in (tmp_path / "my w").iterdir()) == ["aerial", "fundus", "streets"]
+    commands = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("python ")]
+    assert [command[command.index("--out") + 1] for command in commands] == [
+        f"runs/{world}" for world in ("fundus", "aerial", "streets")
+    ]
+    for command in commands:
+        assert (root / command[1]).is_file()
+        paths = [Path(word) for word in command if str(tmp_path) in word]
+        assert len(paths) >= 4
+        assert all(path.exists() for path in paths)
 
 
 class TestWorlds:
