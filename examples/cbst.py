@@ -15,7 +15,7 @@ from argparse import BooleanOptionalAction
 import torch
 from _common import arguments
 from _common.evaluation import evaluate, line, prepare, report, score_before
-from _common.folders import Data, open_data, training_transform
+from _common.folders import Data, look_at_masks, open_data, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
 from _common.rounds import finished, gather, note_round, open_store, small_class_crop, thresholds_of, write_labels
@@ -111,6 +111,7 @@ def main() -> None:
     data = open_data(args, run)
     torch.manual_seed(args.seed)
     net = build(args, data.label_map.num_classes).to(run.device)
+    look_at_masks(data, run)
     student = run.wrap(net)
     store = open_store(run, data)
     prior = spatial_prior(data, run) if args.spatial_prior else None

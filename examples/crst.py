@@ -17,7 +17,7 @@ from argparse import BooleanOptionalAction
 import torch
 from _common import arguments
 from _common.evaluation import evaluate, line, prepare, report, score_before
-from _common.folders import Data, open_data, training_transform
+from _common.folders import Data, look_at_masks, open_data, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
 from _common.rounds import (
@@ -96,6 +96,7 @@ def main() -> None:
     num_classes = data.label_map.num_classes
     torch.manual_seed(args.seed)
     net = build(args, num_classes).to(run.device)
+    look_at_masks(data, run)
     student = run.wrap(net)
     store = open_store(run, data, keep=("soft",) if soft_labels else ())
     regularized_loss = LOSSES.get(args.regularizer, mrkld_loss)

@@ -20,7 +20,7 @@ import torch
 from _common import arguments
 from _common.data import save_atomically
 from _common.evaluation import evaluate, line, prepare, report, score_before
-from _common.folders import Data, open_data, training_transform
+from _common.folders import Data, look_at_masks, open_data, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
 from _common.rounds import Labelled, finished, gather, note_round, open_store, thresholds_of, write_labels
@@ -99,6 +99,7 @@ def main() -> None:
         second = Namespace(**{**vars(args), "init": args.second_init or args.init})
         nets.append(build(second, num_classes).to(run.device))
         stores.append(open_store(run, data, "pseudo-labels-second", keep=("confidence",)))
+    look_at_masks(data, run)
     students = [run.wrap(net) for net in nets]
     names = ["", "second"][: len(nets)]
     scores = [score_before(net, data, run, group=name) for net, name in zip(nets, names, strict=True)]

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from _common import arguments
 from _common.evaluation import evaluate, line, prepare, report, score_before
-from _common.folders import Data, open_data, relit
+from _common.folders import Data, look_at_masks, open_data, relit
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
 from _common.rounds import note_round, open_store, write_labels
@@ -168,6 +168,7 @@ def main() -> None:
     groups = [[label for label, name in enumerate(classes) if name in names] for names in TRAVEL_TOGETHER]
     torch.manual_seed(args.seed)
     net = build(args, len(classes)).to(run.device)
+    look_at_masks(data, run)
     student = run.wrap(net)
     score_before(net, data, run)
 

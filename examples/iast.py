@@ -21,10 +21,10 @@ from itertools import pairwise
 import torch
 from _common import arguments
 from _common.evaluation import evaluate, line, predict, prepare, report, score_before
-from _common.folders import Data, open_data, training_transform
+from _common.folders import Data, look_at_masks, open_data, training_transform
 from _common.loading import Batches, as_floats, in_order
 from _common.networks import build, optimizer_of
-from _common.rounds import note_round, open_store
+from _common.rounds import note_round, open_store, warn_of_few
 from _common.run import Run
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -126,6 +126,7 @@ def label_target(
             selector(torch.zeros(0, selector.num_classes, 1, 1, device=run.device))
         stored = writer.finish()
     run.say(f"round {round + 1}: {stored}, θ {selector.thresholds.min():.2f} to {selector.thresholds.max():.2f}")
+    warn_of_few(run, round, stored)
     return stored
 
 
@@ -174,6 +175,7 @@ def main() -> None:
     data = open_data(args, run)
     torch.manual_seed(args.seed)
     net = build(args, data.label_map.num_classes).to(run.device)
+    look_at_masks(data, run)
     student = run.wrap(net)
     store = open_store(run, data)
     if args.per == "batch":

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from _common import arguments
 from _common.evaluation import evaluate, line, prepare, report, score_before, visible
-from _common.folders import open_data, relit, training_transform
+from _common.folders import look_at_masks, open_data, relit, training_transform
 from _common.loading import Batches, as_floats
 from _common.networks import build, optimizer_of
 from _common.rounds import note_round
@@ -68,6 +68,7 @@ def main() -> None:
     data = open_data(args, run)
     torch.manual_seed(args.seed)
     net = build(args, data.label_map.num_classes).to(run.device)
+    look_at_masks(data, run)
     student = run.wrap(net)
     score_before(net, data, run)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -160,5 +161,29 @@ def check(args: argparse.Namespace) -> None:
     for name in ("crop", "largest_crop", "tile", "resize"):
         if min(getattr(args, name) or [1]) < 1:
             raise SystemExit(f"--{name} {getattr(args, name)}: expected a height and a width of at least 1")
+    for name in ("lr", "warmup_lr", "judge_lr"):
+        value = getattr(args, name, None)
+        if value is not None and not 0 < value < math.inf:
+            raise SystemExit(f"--{name.replace('_', '-')} {value:g}: expected a number above 0")
+    for name in ("portion", "source_portion"):
+        given = getattr(args, name, None)
+        if given is None:
+            continue
+        start, step, stop = given
+        if not (0 < start <= stop <= 1 and 0 <= step <= 1):
+            raise SystemExit(
+                f"--{name.replace('_', '-')} {start:g} {step:g} {stop:g}: expected start, step and stop as shares of 1 "
+                "with start at most stop, such as 0.2 0.05 0.5"
+            )
+    for scale in getattr(args, "scales", []):
+        if not 0 < scale < math.inf:
+            raise SystemExit(f"--scales {scale:g}: expected numbers above 0")
+    if getattr(args, "data", "folders") != "folders":
+        for part in ("source", "target", "val"):
+            for what in ("images", "masks", "names"):
+                if getattr(args, f"{part}_{what}", None) is not None:
+                    raise SystemExit(f"--{part}-{what} needs --data folders")
+        if getattr(args, "classes", None) is not None:
+            raise SystemExit("--classes needs --data folders")
     if not 0 <= args.overlap < 1:
         raise SystemExit(f"--overlap {args.overlap}: expected a share from 0 to less than 1")

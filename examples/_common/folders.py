@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import shutil
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -32,6 +34,7 @@ from selftrain_seg.datasets import (
 )
 
 _LOOKED_AT = 50  # source masks of the known data sets; of a user's own, all are
+_BRIGHTEST_OF = 20  # images that are read to ask about --white
 
 
 class Data(NamedTuple):
@@ -141,8 +144,9 @@ def open_data(args: Namespace, run: Run, *, source_free: bool = False) -> Data:
     )
     if data.val is None:
         run.say(f"no validation masks, so no mIoU{'' if data.has_truth else '; no target masks, so no precision'}")
-    if data.source is not None:
-        _look_at_masks(data, args, run)
+    if args.data != "streets":  # what is drawn is known by the arguments and the code
+        run.check_data(_digests(parts, args))
+    _hint_of_white(data, args, run)
     if run.main:
         data.label_map.save(run.out / "classes.json")  # for predict.py
     return data
@@ -244,6 +248,10 @@ def _folders(args: Namespace, source_free: bool) -> Data:
             f"{args.classes}: expected at most {IGNORE_INDEX} classes, with {IGNORE_INDEX} for what is ignored, got "
             f"{label_map.num_classes} with {label_map.ignore_index}"
         )
+    if label_map.num_classes == 1:
+        raise ValueError(
+            f'{args.classes}: 1 class: name the background too, such as {{"0": "background", "1": "cell"}}'
+        )
     settings = {"label_map": label_map, "channels": args.channels, "white": args.white}
     suffix = {"mask_suffix": args.mask_suffix}
 
@@ -280,15 +288,77 @@ def _check_values(image: Tensor, name: str) -> None:
         )
 
 
-def _look_at_masks(data: Data, args: Namespace, run: Run) -> None:
+def _digests(parts: dict[str, Any], args: Namespace) -> dict[str, str]:
+    """Digests of the names and sizes of each part's images, and masks where it has them; of the file of classes."""
+    made = {name: _digest(part) for name, part in parts.items() if part is not None}
+    if args.classes is not None:
+        made["classes"] = hashlib.sha256(args.classes.read_bytes()).hexdigest()
+    return made
+
+
+def _digest(part: Part) -> str:
+    digest, dataset = hashlib.sha256(), part.dataset
+    for name in part.names:
+        files = [dataset._image_path(name), *([dataset._label_path(name)] if dataset.labels is True else [])]
+        digest.update(repr((name, [path.stat().st_size for path in files])).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _hint_of_white(data: Data, args: Namespace, run: Run) -> None:
+    """Ask about ``--white`` where images of 16 bits are all but black."""
+    if args.data != "folders" or args.white is not None or not run.main:
+        return
+    for heading, part in (("source", data.source), ("target", data.target)):
+        highest = 0.0
+        for name in () if part is None else part.names[:_BRIGHTEST_OF]:
+            try:
+                picture = part.dataset._read_picture(name)
+            except (OSError, ValueError):  # is named when it is needed
+                continue
+            highest = max(highest, float(picture.image.max()) if picture.bits == 16 else 1.0)
+            if highest >= 1 / 8:
+                break
+        if 0 < highest < 1 / 8:
+            brightest = round(65535 * highest)
+            run.say(f"{heading} images of 16 bits: brightest value {brightest} of 65535: --white {brightest}?")
+
+
+def _check_headers(part: Part) -> None:
+    """Compare the sizes in the headers of images and masks, where Pillow knows them."""
+    for name in part.names:
+        image, mask = part.dataset._image_path(name), part.dataset._label_path(name)
+        sizes = [_header_size(path) for path in (image, mask)]
+        if None not in sizes and sizes[0] != sizes[1]:
+            (height, width), (mask_height, mask_width) = sizes
+            raise ValueError(f"{mask} is {mask_height} x {mask_width}, but its image {image} is {height} x {width}")
+
+
+def _header_size(path: Path) -> tuple[int, int] | None:
+    """Height and width as the image is shown; None where only decoding it would tell."""
+    try:
+        with Image.open(path) as file:
+            width, height = file.size
+            turned = file.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    return (width, height) if turned else (height, width)
+
+
+def look_at_masks(data: Data, run: Run) -> None:
     """Say how much of the source masks has a class; stop if it is next to nothing, or if ids mean something else.
 
-    Of a user's own folders all masks are read, so that what is wrong with one is not found hours later.
+    Of a user's own folders all masks are read, so that what is wrong with one is not found hours later. It takes its
+    time, so trainers call it when the network is built.
     """
+    if data.source is None:
+        return
+    args = run.args
     kept = run.out / "source-masks.json"  # of an attempt with the same arguments
     if run.main and not kept.exists():
         most = _LOOKED_AT if args.data != "folders" or args.smoke else None
         try:
+            if args.data == "folders":
+                _check_headers(data.source)
             found = data.source.dataset.verify(progress=True, images=False, most=most)
         except (OSError, ValueError) as error:
             raise SystemExit(f"--data {args.data}, source masks: {error}") from None

@@ -44,7 +44,7 @@ class Batches:
                 persistent_workers=False,
                 generator=torch.Generator(),  # or else a loader's start would move torch's own, after a resume only
             )
-            self._batches = iter(loader)
+            self._batches = _named(loader)
         self._next = number + 1
         # Unlabelled images come with their names.
         return tuple(
@@ -70,6 +70,39 @@ class Batches:
         return int(self._permutation[place])
 
 
+class Unreadable(Exception):
+    """An image or mask that cannot be read; its text says which, and why."""
+
+
+def _read(dataset: Dataset[Any], index: int) -> Any:
+    try:
+        return dataset[index]
+    except (OSError, ValueError) as error:
+        raise Unreadable(str(error).replace("\n", " ")) from error
+
+
+def _named(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yield batches; end with one line where a file cannot be read."""
+    try:
+        yield from loader
+    except Unreadable as error:
+        # A worker's traceback comes as the text of its error, which ends with the original one's.
+        raise SystemExit(str(error).rstrip().rpartition("\n")[2].rpartition("Unreadable: ")[2]) from None
+
+
+class _Some(Dataset[Any]):
+    """Some samples of a data set."""
+
+    def __init__(self, dataset: Dataset[Any], places: Sequence[int]) -> None:
+        self.dataset, self.places = dataset, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Any:
+        return _read(self.dataset, self.places[index])
+
+
 class _Plan:
     def __init__(self, batches: Batches, start: int) -> None:
         self.batches, self.number = batches, start
@@ -86,7 +119,7 @@ class _Seeded(Dataset[Any]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
         index, seed = key
-        parts = self.dataset[index]
+        parts = _read(self.dataset, index)
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds the GPUs, too
         try:
@@ -97,10 +130,10 @@ class _Seeded(Dataset[Any]):
 
 def in_order(dataset: Dataset[Any], run: Run, indices: Sequence[int], *, size: int | None = None) -> Iterator[Any]:
     """Yield batches of a data set in order, images as floats in [0, 1]; of the given images only."""
-    subset = torch.utils.data.Subset(dataset, list(indices))
+    subset = _Some(dataset, list(indices))
     settings = {"num_workers": run.args.workers, "collate_fn": _collate, "generator": torch.Generator()}
     loader = DataLoader(subset, batch_size=size or 1, **settings)
-    for images, others in loader:
+    for images, others in _named(loader):
         yield as_floats(images.to(run.device)), others.to(run.device) if isinstance(others, Tensor) else others
 
 

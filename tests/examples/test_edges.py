@@ -6,6 +6,7 @@ import importlib
 import json
 import multiprocessing
 import pickle
+import re
 import shutil
 import sys
 from argparse import Namespace
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from selftrain_seg import PseudoLabels
@@ -349,6 +351,14 @@ def test_defaults_belong_to_the_network_not_to_the_data(common, monkeypatch):
         ({"checkpoint_every": 0}, "--checkpoint-every 0: expected at least 1"),
         ({"crop": [0, 5]}, r"--crop \[0, 5\]: expected a height and a width"),
         ({"overlap": 1.0}, "--overlap 1.0: expected a share"),
+        ({"lr": -1.0}, "--lr -1: expected a number above 0"),
+        ({"lr": float("nan")}, "--lr nan: expected a number above 0"),
+        ({"portion": [20.0, 5.0, 50.0]}, "--portion 20 5 50: expected start, step and stop as shares of 1"),
+        ({"portion": [0.5, 0.1, 0.2]}, "--portion 0.5 0.1 0.2: .* start at most stop"),
+        ({"source_portion": [0.0, 0.1, 0.2]}, "--source-portion 0 0.1 0.2: expected"),
+        ({"scales": [1.0, 0.0]}, "--scales 0: expected numbers above 0"),
+        ({"data": "streets", "source_images": Path("a")}, "^--source-images needs --data folders$"),
+        ({"data": "voc", "classes": Path("a")}, "^--classes needs --data folders$"),
     ],
 )
 def test_numbers_that_cannot_be(common, changes, message):
@@ -358,6 +368,178 @@ def test_numbers_that_cannot_be(common, changes, message):
     check(Namespace(**sound))
     with pytest.raises(SystemExit, match=message):
         check(Namespace(**{**sound, **changes}))
+
+
+# A user's own folders
+
+
+def own_folders(root, *, count=3, size=(12, 10), bits=8):
+    """The arguments of folders of noise, with two classes."""
+    generator = torch.Generator().manual_seed(0)
+    for part in ("source", "target", "val"):
+        for kind in ("images", "masks"):
+            (root / part / kind).mkdir(parents=True)
+        for number in range(count):
+            grey = torch.randint(0, 256 if bits == 8 else 4096, size, generator=generator)
+            image = grey.to(torch.uint8 if bits == 8 else torch.uint16).numpy()
+            Image.fromarray(image).save(root / part / "images" / f"{number}.png")
+            Image.fromarray((grey % 2).to(torch.uint8).numpy()).save(root / part / "masks" / f"{number}.png")
+    (root / "classes.json").write_text('{"0": "background", "1": "cell"}', encoding="utf-8")
+    return words_of(root)
+
+
+def words_of(root):
+    words = ["--data", "folders", "--classes", root / "classes.json", "--network", "small-unet", "--batch", 2]
+    for part, kinds in {"source": ("images", "masks"), "target": ("images",), "val": ("images", "masks")}.items():
+        for kind in kinds:
+            words += [f"--{part}-{kind}", root / part / kind]
+    return words
+
+
+def opened(monkeypatch, out, words):
+    """What a trainer opens before it builds its network, its run, and what it says."""
+    from _common.folders import open_data
+    from _common.run import Run
+
+    with monkeypatch.context() as patch:
+        args = parsed(patch, "source_only.py", *words, "--out", out)
+    started, told = Run(args), []
+    monkeypatch.setattr(started, "say", told.append)
+    try:
+        return open_data(args, started), started, told
+    finally:
+        started.board.close()
+
+
+def begin(out):
+    """As if there were a checkpoint."""
+    (out / "checkpoints").mkdir()
+    (out / "checkpoints" / "labelled-000001-rank0of1.pt").touch()
+
+
+@pytest.mark.parametrize("part", ["source", "target", "val", "classes"])
+def test_other_data_in_a_begun_run_is_refused(common, monkeypatch, tmp_path, part):
+    out, words = tmp_path / "out", own_folders(tmp_path / "data")
+    opened(monkeypatch, out, words)
+    begin(out)
+    opened(monkeypatch, out, words)
+    if part == "classes":
+        (tmp_path / "data" / "classes.json").write_text('{"1": "background", "0": "cell"}', encoding="utf-8")
+    else:
+        Image.new("L", (10, 12)).save(tmp_path / "data" / part / "images" / "1.png")
+    with pytest.raises(SystemExit, match=rf"was begun with other data \({part}: ") as caught:
+        opened(monkeypatch, out, words)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_moved_folder_goes_on_and_its_path_is_kept(common, monkeypatch, tmp_path):
+    out, words = tmp_path / "out", own_folders(tmp_path / "data")
+    opened(monkeypatch, out, words)
+    begin(out)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    opened(monkeypatch, out, words_of(tmp_path / "moved"))
+    kept = json.loads((out / "arguments.json").read_text(encoding="utf-8"))
+    assert kept["source_images"] == str(tmp_path / "moved" / "source" / "images")
+    assert kept["classes"] == str(tmp_path / "moved" / "classes.json")
+
+
+def test_a_run_begun_with_smoke_says_so(common, monkeypatch, tmp_path):
+    words = own_folders(tmp_path / "data")
+    opened(monkeypatch, tmp_path / "out", [*words, "--smoke"])
+    begin(tmp_path / "out")
+    with pytest.raises(SystemExit, match=r"was begun with --smoke; .*steps 3, now"):
+        opened(monkeypatch, tmp_path / "out", words)
+
+
+def test_one_class_is_refused(common, monkeypatch, tmp_path):
+    words = own_folders(tmp_path / "data")
+    (tmp_path / "data" / "classes.json").write_text('{"1": "cell"}', encoding="utf-8")
+    with pytest.raises(SystemExit, match=r'1 class: name the background too, such as {"0": "background", "1": "cell"}'):
+        opened(monkeypatch, tmp_path / "out", words)
+
+
+def test_a_mask_of_another_size_is_found_at_the_start(common, monkeypatch, tmp_path):
+    from _common.folders import look_at_masks
+
+    words = own_folders(tmp_path / "data")
+    mask = tmp_path / "data" / "source" / "masks" / "1.png"
+    Image.new("L", (5, 4)).save(mask)
+    data, started, _ = opened(monkeypatch, tmp_path / "out", words)
+    with pytest.raises(SystemExit, match=r"masks.1\.png is 4 x 5, but its image .*images.1\.png is 12 x 10") as caught:
+        look_at_masks(data, started)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mask_of_an_image_that_is_turned_is_as_it_is_shown(common, tmp_path):
+    from _common.folders import _header_size
+
+    image = Image.new("L", (10, 12))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert _header_size(tmp_path / "turned.jpg") == (10, 12)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_image_ends_in_one_line(common, monkeypatch, tmp_path, workers):
+    from _common.folders import training_transform
+    from _common.loading import Batches, in_order
+
+    words = own_folders(tmp_path / "data")
+    image = tmp_path / "data" / "source" / "images" / "2.png"
+    image.write_bytes(image.read_bytes()[:-60])
+    data, started, _ = opened(monkeypatch, tmp_path / "out", [*words, "--workers", workers])
+    batches = Batches(data.source, started, "stage", training_transform((8, 8)))
+    with pytest.raises(SystemExit, match=r"^\S*2\.png: ") as caught:
+        [batches[number] for number in range(3)]
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SystemExit, match=r"^\S*2\.png: ") as caught:
+        list(in_order(data.source, started, [0, 2]))
+    assert "\n" not in str(caught.value)
+
+
+def test_dark_images_of_16_bits_are_asked_about(common, monkeypatch, tmp_path):
+    words = own_folders(tmp_path / "data", bits=16)
+    _, _, told = opened(monkeypatch, tmp_path / "out", words)
+    assert any(
+        re.search(r"target images of 16 bits: brightest value 40\d\d of 65535: --white 40\d\d\?", text) for text in told
+    )
+    _, _, told = opened(monkeypatch, tmp_path / "other", [*words, "--white", 4095])
+    assert not any("brightest" in text for text in told)
+
+
+@pytest.mark.parametrize("script", ["cbst", "crst", "dst_cbc", "iast", "mean_teacher", "source_only"])
+def test_the_network_is_built_before_the_masks_are_read(common, monkeypatch, tmp_path, script):
+    words = own_folders(tmp_path / "data")
+    module = importlib.import_module(script)
+    monkeypatch.setattr(module, "look_at_masks", lambda *_: pytest.fail("masks are read"))
+    for wrong in (["--network", "no_module:net"], ["--init", tmp_path / "none.pt"]):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, [*words, *wrong, "--out", tmp_path / "out"])])
+        with pytest.raises(SystemExit, match=wrong[0] if wrong[0] == "--network" else "none.pt"):
+            module.main()
+
+
+def test_one_channel_of_logits_is_refused(common):
+    from _common.networks import Scaled
+
+    with pytest.raises(SystemExit, match=r"return as_logits\(x, binary=True\)"):
+        Scaled(nn.Conv2d(3, 1, 1))(torch.zeros(1, 3, 4, 4))
+
+
+def test_a_round_with_next_to_no_labels_warns(common, tmp_path):
+    from _common.rounds import warn_of_few
+
+    told, stored = [], []
+    for number, selected in enumerate((1, 2)):  # of 1600 pixels
+        labels = torch.full((1, 40, 40), 255)
+        labels.view(-1)[:selected] = 1
+        with PseudoLabelStore(tmp_path / str(number), 3).write(0, ["a"]) as writer:
+            writer.add(["a"], PseudoLabels(labels, torch.ones(labels.shape)))
+            stored.append(writer.finish())
+    for one in stored:
+        warn_of_few(Namespace(say=told.append), 0, one)
+    assert len(told) == 1
+    assert told[0].startswith("warning: round 1 selected only 0.0625 % of the target's pixels")
 
 
 # Runs
