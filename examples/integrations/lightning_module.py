@@ -38,7 +38,6 @@ class SelfTraining(L.LightningModule):
         super().__init__()
         self.student = network.train()  # Lightning leaves modes as they are
         # It sees target images only, in train mode: its running statistics are the target's, the student's are not.
-        # (dropout=True: this network has none, and Lightning warns of modules that are in eval mode.)
         self.teacher = MeanTeacher(network, momentum=0.99, train_mode=True, dropout=True, buffers="keep")
         self.kc = ClassBalancedThreshold(CLASSES, portion=0.5)
         self.register_buffer("thresholds", torch.ones(CLASSES, dtype=torch.float64))  # 1 selects nothing
