@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -54,7 +55,11 @@ def test_killed_again_and_again_gives_the_same_labels_and_network(root, tmp_path
     assert not (killed / "pseudo-labels").exists(), "killed too late to show anything"
     written = random.Random(2).randint(1, 10)  # noqa: S311
     labels = "pseudo-labels/round-0001/labels/**/*.png"
-    run_and_kill("iast.py", killed, *options, wait_for=labels, files=written, seed=2, within=0.0)
+    for _ in range(5):  # on a busy machine the kill may come too late
+        run_and_kill("iast.py", killed, *options, wait_for=labels, files=written, seed=2, within=0.0)
+        if len(list(killed.glob(labels))) < 20:
+            break
+        shutil.rmtree(killed / "pseudo-labels")
     assert len(list(killed.glob(labels))) < 20, "killed too late to show anything"
     run_and_kill("iast.py", killed, *options, wait_for="checkpoints/round2-000002-*.pt", seed=3, within=0.1)
     assert not (killed / "result.json").exists(), "killed too late to show anything"
