@@ -67,8 +67,7 @@ def dynamic_loss(
     _checks.check_real(gamma, "gamma", 0.0, math.inf)
     if is_pseudo is not None:
         _checks.check_image_flags(is_pseudo, logits, "is_pseudo")
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    exponent = logits.new_full(logits.shape[:1], gamma, dtype=dtype)
+    exponent = logits.new_full(logits.shape[:1], gamma, dtype=ops.wide(logits))
     return ops.weighted_loss(
         logits,
         labels,

@@ -6,6 +6,7 @@ only a few operators on maps of labels lack; PyTorch's dispatcher chooses. So th
 or a kernel. ``SELFTRAIN_SEG_KERNELS=0`` in the environment leaves the Triton implementations out.
 """
 
+from selftrain_seg.ops._blocks import wide
 from selftrain_seg.ops.adapting import adapt
 from selftrain_seg.ops.counts import class_counts, count
 from selftrain_seg.ops.deciding import decide, weigh
@@ -58,4 +59,5 @@ __all__ = [
     "usable",
     "weigh",
     "weighted_loss",
+    "wide",
 ]

@@ -55,6 +55,11 @@ def fill(
             cut(whole, block).copy_(part)
 
 
+def wide(tensor: Tensor) -> torch.dtype:
+    """What is computed in: float32, or float64 for float64."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
 def new_map(logits: Tensor, dtype: torch.dtype) -> Tensor:
     """An uninitialised (B, H, W) map for a batch of logits."""
     return logits.new_empty((logits.shape[0], *logits.shape[2:]), dtype=dtype)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selftrain_seg.ops._blocks import blocks, cut, fill, new_map
+from selftrain_seg.ops._blocks import blocks, cut, fill, new_map, wide
 from selftrain_seg.ops._library import differentiable, in_transform, on_host, operator
 from selftrain_seg.ops.counts import class_counts
 
@@ -26,16 +26,12 @@ def fairness_loss(
     return loss
 
 
-def _wide(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
 def _sums(z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """By class: the sum of the probabilities, differentiable, and the number of predictions."""
     chosen = torch.ones_like(z[:, 0], dtype=torch.bool) if mask is None else mask
     kept = chosen.unsqueeze(1)
     # Zeros in place of the other pixels' logits, not only of their probabilities: 0 · NaN is NaN in backward.
-    probs = torch.softmax(torch.where(kept, z, 0), 1, dtype=_wide(z))
+    probs = torch.softmax(torch.where(kept, z, 0), 1, dtype=wide(z))
     # Integer counts: float32 ones stop adding up at 2^24. The divisor of both means cancels in the ratio.
     counts = class_counts(probs.detach().argmax(1), chosen, z.shape[1])
     return torch.where(kept, probs, 0).sum((0, 2, 3)), counts
@@ -85,8 +81,8 @@ def _forward_in_blocks(
 
 
 def _fake_forward(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    wide = _wide(logits)
-    return logits.new_empty((), dtype=wide), logits.new_empty(logits.shape[1], dtype=wide), new_map(logits, wide)
+    dtype = wide(logits)
+    return logits.new_empty((), dtype=dtype), logits.new_empty(logits.shape[1], dtype=dtype), new_map(logits, dtype)
 
 
 def _backward_in_blocks(grad: Tensor, logits: Tensor, mask: Tensor | None, slope: Tensor, norm: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg.ops import loss as _loss
-from selftrain_seg.ops._blocks import new_map
+from selftrain_seg.ops._blocks import new_map, wide
 from selftrain_seg.ops._library import differentiable, in_transform, on_host, operator
 from selftrain_seg.ops._thresholds import SLACK
 from selftrain_seg.ops.plain import LOG_ZERO, as_map, plain_loss, read_labels
@@ -55,7 +55,7 @@ def _decide(
     """Which label is learned, its weight, and the power of p_y that this is multiplied by; (B, H, W) each."""
     on_agreement, otherwise = gammas
     own, labels = read(logits), labels.long()  # as uint8, the label 156 would equal an ignore_index of -100
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    dtype = wide(logits)
     pseudo, agree = as_map(is_pseudo, labels), own.labels == labels
     pseudo = labels != ignore_index if pseudo is None else pseudo
     surer = pseudo & ~agree & (confidence_of(own.score) - confidence > SLACK)  # not by rounding only

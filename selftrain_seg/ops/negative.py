@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from selftrain_seg.ops._blocks import blocks, cut, fill, new_map
+from selftrain_seg.ops._blocks import blocks, cut, fill, new_map, wide
 from selftrain_seg.ops._library import differentiable, in_transform, on_host, operator
 
 
@@ -40,15 +40,11 @@ def _surely_not(probs: Tensor) -> Tensor:
     return probs <= 1 / probs.shape[1]
 
 
-def _wide(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
 def _values(z: Tensor, t: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """The weighted sum of each pixel, and how many classes it is over."""
     mask = _surely_not(t)
     # -log sigmoid(-z) is softplus without the switch to the identity above 20.
-    values, pairs = torch.where(mask, -functional.logsigmoid(-z.to(_wide(z))), 0).sum(1), mask.sum(1)
+    values, pairs = torch.where(mask, -functional.logsigmoid(-z.to(wide(z))), 0).sum(1), mask.sum(1)
     return values if weight is None else values * torch.where(pairs > 0, weight, 0).to(values.dtype), pairs
 
 
@@ -75,15 +71,15 @@ def _forward_in_blocks(
 
 
 def _fake_forward(logits: Tensor, probs: Tensor, weight: Tensor | None, *others: Any) -> tuple[Tensor, Tensor]:
-    loss = new_map(logits, _wide(logits)) if others[-1] == "none" else logits.new_empty((), dtype=_wide(logits))
-    return loss, logits.new_empty((), dtype=_wide(logits))
+    loss = new_map(logits, wide(logits)) if others[-1] == "none" else logits.new_empty((), dtype=wide(logits))
+    return loss, logits.new_empty((), dtype=wide(logits))
 
 
 def _backward_in_blocks(grad: Tensor, logits: Tensor, probs: Tensor, weight: Tensor | None, scale: Tensor) -> Tensor:
     def gradient(z: Tensor, t: Tensor, w: Tensor | None, g: Tensor) -> tuple[Tensor]:
-        factor = (g * scale).to(_wide(z))
-        factor = factor if w is None else factor * torch.where(_surely_not(t).any(1), w, 0).to(factor.dtype)
-        return (torch.where(_surely_not(t), torch.sigmoid(z.to(_wide(z))) * factor.unsqueeze(1), 0),)
+        factor, mask = (g * scale).to(wide(z)), _surely_not(t)
+        factor = factor if w is None else factor * torch.where(mask.any(1), w, 0).to(factor.dtype)
+        return (torch.where(mask, torch.sigmoid(z.to(wide(z))) * factor.unsqueeze(1), 0),)
 
     result = torch.empty_like(logits)
     fill((result,), gradient, logits, probs, weight, grad.expand_as(logits[:, 0]))

@@ -9,6 +9,7 @@ import torch
 from einops import repeat
 from torch import Tensor
 
+from selftrain_seg.ops._blocks import wide
 from selftrain_seg.ops._winner import exponential
 
 LOG_ZERO = -1e4  # in place of log p = -inf of a class masked out by its logit: p is 0 long before, 0 · log 0 too
@@ -31,7 +32,7 @@ def plain_loss(
     labels = read_labels(target, ignore_index)
     used = torch.ones_like(labels.valid) if factors[2] else labels.valid
     z = torch.where(used.unsqueeze(1), logits, 0)  # 0 · NaN is NaN, so what is not used must not be there
-    log_p = torch.log_softmax(z, 1, dtype=torch.float64 if z.dtype == torch.float64 else torch.float32)
+    log_p = torch.log_softmax(z, 1, dtype=wide(z))
     if labels.soft is None:
         nll = -log_p.gather(1, labels.at).squeeze(1)
     else:
@@ -77,7 +78,7 @@ class Part(NamedTuple):
 def read_labels(target: Tensor, ignore_index: int) -> Labels:
     """Labels of a batch or block, hard or soft."""
     if target.ndim == 4:
-        mass = target.sum(1, dtype=torch.float64 if target.dtype == torch.float64 else torch.float32)
+        mass = target.sum(1, dtype=wide(target))
         return Labels(mass != 0, torch.zeros_like(mass, dtype=torch.int64).unsqueeze(1), target, mass)
     y = target.long()  # as uint8, the label 156 would equal an ignore_index of -100
     valid = y != ignore_index

@@ -246,10 +246,10 @@ def test_maps_compile(name, classes, capability, tmp_path, monkeypatch):
     constants = {
         "C": classes,
         "PIXELS": 256 if name == "spread" else 1024,
-        "SIZE": launch._power_of_2(classes),
+        "SIZE": launch.power_of_2(classes),
         "BINS": bins,
     }
-    constants |= {"GROUP": launch._GROUP, "STRICT": False, "VARIANCE": True, "SEEN": 1e-8, "CERTAIN": 0.999}
+    constants |= {"GROUP": launch.GROUP_SIZE, "STRICT": False, "VARIANCE": True, "SEEN": 1e-8, "CERTAIN": 0.999}
     constants |= {"BLOCK": 1024, "RULE": 1, "TIE_SHARE": 1 / 256}
     types = {key: kind for keys, kind in MAPS.items() for key in keys.split()} | counted
     signature = {key: "constexpr" if key in constants else types.get(key, "i32") for key in kernel.arg_names}

@@ -18,11 +18,13 @@ from selftrain_seg.ops.observing import LEAST, sum_sizes
 from selftrain_seg.ops.triton import fairness, mutual, negative, reading
 from selftrain_seg.ops.triton import loss as losses
 from selftrain_seg.ops.triton.launch_state import (  # noqa: F401, where the dispatcher looks for them
+    GROUP_SIZE,
     adapt,
     bits,
     decide,
     discount,
     follow,
+    power_of_2,
     ranked,
     tabulate,
     weigh,
@@ -32,7 +34,6 @@ _PIXELS = 256  # a program
 _FEW_PIXELS = 128  # where a program adds up over its pixels class by class, in one warp
 _OBSERVED_PIXELS = 64  # where it keeps labels besides
 _UNROLLED, _CHUNK = 64, 8  # up to so many classes are one chunk, more are taken so many at a time
-_GROUP = 32  # pixels whose counts are added up before they go to memory
 _MANY = 2048  # programs whose sums are added up at a time
 _LANES = 4  # neighbours that share a pixel whose classes lie side by side
 _REGULARISERS = ("", "kld", "entropy", "square", "reverse")
@@ -82,10 +83,9 @@ def count(plain: Plain, logits: Tensor, counts: Tensor, *rest: Any) -> Any:
     simple = counts.is_contiguous() and dyadic(low, bin_width)  # else float32 would not do
     if not _fits(logits) or prior is not None or every_class or not simple:
         return plain(logits, counts, *rest)
-    tensors, numbers = (_contiguous(valid), counts), (low / bin_width, 1.0 / bin_width)
-    _launch(
-        reading.count_kernel, logits, tensors, _plan(logits, share=False), numbers, BINS=counts.shape[1], GROUP=_GROUP
-    )
+    tensors, plan = (_contiguous(valid), counts), _plan(logits, share=False)
+    numbers, bins = (low / bin_width, 1.0 / bin_width), counts.shape[1]
+    _launch(reading.count_kernel, logits, tensors, plan, numbers, BINS=bins, GROUP=GROUP_SIZE)
     return None
 
 
@@ -230,7 +230,7 @@ def fairness_loss(plain: Plain, logits: Tensor, *rest: Any) -> Any:
         fairness.fairness_finish_kernel[(1,)](
             partial.sum(0, dtype=torch.float64), running_probs.contiguous(), running_histogram.contiguous(),
             loss, slope, float(factor),  # on the host
-            C=num_classes, MANY=1 << (num_classes - 1).bit_length(), num_warps=1, enable_fp_fusion=False,
+            C=num_classes, MANY=power_of_2(num_classes), num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
     return loss, slope, norm
 

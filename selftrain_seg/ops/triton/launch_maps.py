@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg.ops.triton import maps
+from selftrain_seg.ops.triton.launch_state import power_of_2
 
 _PIXELS = 128  # a program, of one warp, so that its loops end without waiting for others
 _CHUNK, _PARTS = 2048, 1024
@@ -73,7 +74,7 @@ def distinct(plain: Plain, draws: Tensor, population: int, count: int) -> Tensor
         out: Tensor = plain(draws, population, count)
         return out
     draws = draws.contiguous()
-    chosen, room = draws.new_empty(count), max(_GROUP, 1 << (len(draws) - 1).bit_length())
+    chosen, room = draws.new_empty(count), max(_GROUP, power_of_2(len(draws)))
     _launch(maps.distinct_kernel, 1, draws, chosen, population, len(draws), count, room, _GROUP, num_warps=8)
     return chosen
 

@@ -16,7 +16,7 @@ from selftrain_seg.ops.triton import state as maps
 
 _PIXELS = 1024  # a program
 _COUNTED_PIXELS = 256  # where it compares them with each other
-_GROUP = 32  # pixels whose counts are added up before they go to memory
+GROUP_SIZE = 32  # pixels whose counts are added up before they go to memory
 _ODDS_BINS = (-2048.0, 256.0, 8192)  # of log-odds from -8 to 24: first bin, bins per unit, bins
 
 Plain = Callable[..., Any]
@@ -43,7 +43,7 @@ def follow(_: Plain, running: Tensor, sums: Tensor, number: Tensor, momentum: fl
     size = len(running)
     _launch_one(
         maps.follow_kernel, 1, running, sums, number, bits(momentum), size,
-        SIZE=_power_of_2(size), VARIANCE=variance,
+        SIZE=power_of_2(size), VARIANCE=variance,
     )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def discount(_: Plain, peaks: Tensor, running: Tensor, seen: Tensor, sums: Tenso
     _launch_one(
         maps.discount_kernel, 1, peaks, running, seen, sums, bars,
         len(peaks), float(upper), float(lower), bits(beta), bits(momentum),
-        C=num_classes, SIZE=_power_of_2(num_classes), SEEN=SEEN,
+        C=num_classes, SIZE=power_of_2(num_classes), SEEN=SEEN,
     )  # fmt: skip
     return bars
 
@@ -67,7 +67,7 @@ def adapt(_: Plain, labels: Tensor, confidence: Tensor, thresholds: Tensor, *res
     counts = torch.zeros((steps, num_classes, bins), dtype=torch.int32, device=labels.device)
     _launch_on_maps(
         maps.spread_kernel, labels, (confidence, counts),
-        (first, per_unit, num_classes * bins if by_image else 0), C=num_classes, BINS=bins, GROUP=_GROUP,
+        (first, per_unit, num_classes * bins if by_image else 0), C=num_classes, BINS=bins, GROUP=GROUP_SIZE,
         pixels=_COUNTED_PIXELS,
     )  # fmt: skip
     _launch_one(
@@ -106,7 +106,7 @@ def bits(number: float) -> int:
     return bits
 
 
-def _power_of_2(size: int) -> int:
+def power_of_2(size: int) -> int:
     """The least one that is not below."""
     return 1 << (size - 1).bit_length()
 
