@@ -51,7 +51,7 @@ class Assessment(NamedTuple):
 
     @property
     def worst_gain(self) -> float:
-        """The smallest gain: the most that following the check has cost in a run; NaN without runs."""
+        """The smallest gain, which is what following the check has cost at worst; NaN without runs."""
         return min(self.gain, default=math.nan)
 
 

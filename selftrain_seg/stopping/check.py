@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -106,12 +107,12 @@ class RoundCheck:
 
     @property
     def rounds(self) -> list[dict[str, float]]:
-        """What was recorded, a round each; a copy."""
+        """A copy of what was recorded, round by round."""
         return [dict(scores) for scores in self._rounds]
 
     @property
     def scores(self) -> list[float]:
-        """The score that decides, by round: what ``thresholds.cautious_portion`` takes."""
+        """What the score that decides was in each round, as ``thresholds.cautious_portion`` takes it."""
         return [scores[self.score] for scores in self._rounds]
 
     def record(self, round: int, scores: Mapping[str, float | Tensor]) -> None:
@@ -225,7 +226,7 @@ def _number(value: Any, name: str) -> float:
         if value.numel() != 1 or value.is_complex():
             raise TypeError(f"`{name}`: expected a number, got {value.dtype} {tuple(value.shape)}")
         value = float(value)
-    if not isinstance(value, float) or math.isfinite(value):
-        _checks.check_real(value, name, -math.inf, math.inf)
-        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}`: expected a number, got {type(value).__name__}")
+    value = float(value)
     return value if math.isfinite(value) else math.nan

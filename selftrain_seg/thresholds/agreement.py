@@ -26,6 +26,8 @@ class ClassAgreement(Stateful):
     - the labels of the mirrored or rescaled image, brought back: whether the network agrees with itself;
     - the labels of the round before: whether the class is steady, as the TCR of DT-ST measures it.
 
+    For the logits of a teacher and a student, ``teachers.AgreementStatistics`` compares confidences as well.
+
     Args:
         num_classes: C, at least 2.
 

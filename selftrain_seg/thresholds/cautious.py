@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 from selftrain_seg import _checks
 from selftrain_seg.thresholds.schedules import PortionSchedule
@@ -72,8 +74,7 @@ def cautious_portion(
     return round(max(whole * shrink**failed, min(least, whole)), 12)
 
 
-def _number(value: object, name: str) -> float:
-    if isinstance(value, float) and math.isnan(value):
-        return value
-    _checks.check_real(value, name, -math.inf, math.inf)
-    return float(value)  # type: ignore[arg-type]
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}`: expected a number, got {type(value).__name__}")
+    return float(value)

@@ -4,6 +4,7 @@ import json
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -96,9 +97,12 @@ def test_scores_beside_the_one_that_decides_are_kept_and_do_not_matter():
     check.record(1, {"restyled": torch.tensor([0.45], dtype=torch.float64), "snd": NAN, "entropy": 0.9})
     assert check.verdict().best == 1
     assert check.rounds[0] == {"restyled": pytest.approx(0.44), "snd": 4.1}
+    check.record(2, {"restyled": np.float32("nan"), "snd": np.float32(3)})
+    assert math.isnan(check.scores[2])
+    check.record(2, {"restyled": 0.4})
     check.rounds[0]["restyled"] = 1.0  # a copy
-    assert check.scores == [pytest.approx(0.44), 0.45]
-    assert cautious_portion(check.scores, PortionSchedule(0.2, 0.1, 0.5)) == 0.3
+    assert check.scores == [pytest.approx(0.44), 0.45, 0.4]
+    assert cautious_portion(check.scores, PortionSchedule(0.2, 0.1, 0.5)) == 0.15
 
 
 def test_a_killed_run_goes_on_with_the_same_verdict():

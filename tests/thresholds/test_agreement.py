@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from selftrain_seg.losses import class_weighted_loss
 from selftrain_seg.selectors import select_hard
 from selftrain_seg.thresholds import ClassAgreement, ClassBalancedThreshold, reliable_portion
 from tests.helpers import layouts, never_waits, random_logits
@@ -179,6 +180,18 @@ def test_portion_one_teaches_the_border_between_reliable_classes():
     assert torch.equal(labels[border], logits.argmax(1)[0, 0, border])
     assert (labels == 2).sum() == 3  # a sixth of 21 pixels, its most confident ones
     assert torch.equal(labels[:60], logits.argmax(1)[0, 0, :60])
+
+
+def test_reliability_as_a_soft_weight_of_every_pixel():
+    """Instead of a cut: all pixels are labelled, and those of a class without reliability teach nothing."""
+    logits = random_logits(2, 3, 8, 8).requires_grad_()
+    labels = select_hard(logits, 0.0).labels
+    assert (labels != 255).all()
+    reliability = torch.tensor([0.9, NAN, 0.5])
+    class_weighted_loss(logits, labels, reliability.nan_to_num(nan=0.0)).backward()
+    alone = torch.autograd.grad(class_weighted_loss(logits, labels, torch.ones(3)), logits)[0]
+    expected = alone * torch.tensor([0.9, 0.0, 0.5])[labels].unsqueeze(1)
+    torch.testing.assert_close(logits.grad, expected)
 
 
 @pytest.mark.gpu

@@ -174,6 +174,7 @@ def test_bad_arguments_of_aligned_portion(change, error, message):
         ([44.0, 45.0, 46.0, 47.0, 48.0], 0.5),  # the schedule's largest
         ([44.0, NAN], 0.1),
         ([NAN, 44.0], 0.3),
+        ([44.0, np.float32("nan")], 0.1),
         ([44.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], 0.01),  # the least
     ],
 )
