@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,14 @@ def shown(value: Any) -> str:
 
 
 def sentence(text: str) -> str:
+    """A reason, with options in code: ``--`` in plain text becomes a dash."""
+    text = re.sub(r"(?<![\w-])--[a-z][a-z-]*", r"`\g<0>`", text)
     return text[:1].upper() + text[1:] + "." * (not text.endswith("."))
+
+
+def breakable(file: str) -> str:
+    """A file's name that a narrow screen may break."""
+    return re.sub(r"[/_]", r"\g<0><wbr>", file)
 
 
 def described(cell: dict[str, Any]) -> str:
@@ -51,7 +60,7 @@ def described(cell: dict[str, Any]) -> str:
     else:
         values = f"{shown(published)} → **{shown(ours)}**"
     why = f" {sentence(cell['why'])}" if cell["why"] else ""
-    where = f" *{cell['where']}*" if cell["where"] else ""
+    where = f" *{breakable(cell['where'])}*" if cell["where"] else ""
     return f"{values}.{why}{where}"
 
 
@@ -86,5 +95,6 @@ def render() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(render(), encoding="utf-8")
-    print(f"wrote {PAGE.relative_to(ROOT)}")
+    page = Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE
+    page.write_text(render(), encoding="utf-8")
+    print(f"wrote {page}")

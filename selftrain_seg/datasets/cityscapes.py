@@ -51,8 +51,8 @@ class Cityscapes(_Folder):
         TypeError: ``labels`` is neither a bool nor callable, ``label_map`` is not a LabelMap.
         FileNotFoundError: a folder is missing or has no images, an image has no label file, or ``names`` is no file.
         ValueError: ``split``, ``mode`` or ``ids`` is none of those listed, or has no such split while
-            ``labels=True``; a name is unknown; for a sample, naming the file: it is broken or of another kind, has an unknown id (train
-            ids have: 255), or labels and image differ in size.
+            ``labels=True``; a name is unknown; for a sample, naming the file: it is broken or of another kind, has an
+            unknown id (train ids have: 255), or labels and image differ in size.
         IndexError: an index past either end.
 
     Attributes:
