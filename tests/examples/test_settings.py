@@ -29,7 +29,7 @@ def module(path: Path) -> ModuleType:
     return made
 
 
-defaults = module(EXAMPLES / "_common" / "settings.py").defaults
+defaults = module(EXAMPLES / "_common" / "defaults.py").defaults
 
 
 # What the table says
