@@ -16,7 +16,7 @@ from selftrain_seg.mining import class_mix, crop, mine_crops, paste_classes, rar
 from selftrain_seg.visualize import colorize
 
 COLUMNS, SIZE, CROP = 4, (256, 512), (128, 256)
-WANTED = ("rider", "bicycle", "person", "sign", "light", "pole")
+WANTED = ("bicycle", "person", "sign", "light", "pole")
 
 
 def show(axes, pictures, title, outlines=None):
