@@ -19,6 +19,7 @@ SUBPACKAGES = sorted(selftrain_seg._SUBPACKAGES)
 STAGES = ("confidence", "thresholds", "selectors", "losses")
 GROUND_FLOOR = ("ops", "types", "_state", "_checks", "outputs")
 SIDE_ROOMS = ("mining", "teachers", "views", "datasets", "stopping", "store", "visualize", "distributed")
+SIDE_ROOMS += ("batchnorm", "restyle")
 SHARED = (*GROUND_FLOOR, "distributed")
 
 # Asking where a tensor is or who is looking: left to PyTorch's dispatcher, and to ops where it cannot be.
