@@ -96,9 +96,9 @@ class PublicNames(Autosummary):
         package = importlib.import_module(room)
         found = {name: getattr(package, name) for name in package.__all__}
         names = [name for name, value in found.items() if inspect.isroutine(value) or inspect.isclass(value)]
-        self.content = StringList([f"~{room}.{name}" for name in names], source=room)
+        self.content = StringList(names, source=room)
         self.options["nosignatures"] = True
-        self.env.ref_context["py:module"] = room  # where the names in their first lines are looked up
+        self.env.ref_context["py:module"] = room  # where these names, and those in their first lines, are looked up
         return super().run()
 
 

@@ -41,12 +41,12 @@ def draw(scene: Scene) -> Figure:
 def adapted(scene: Scene) -> nn.Module:
     """CBST from the network with re-estimated BatchNorm: label, train on both domains, again."""
     net = copy.deepcopy(scene.net)
-    path = scene.cache / f"guide-hero-{ROUNDS}-{STEPS}-{BATCH}.pt"
-    if not path.exists():
-        for number in range(ROUNDS):
+    for number in range(ROUNDS):
+        path = scene.cache / f"guide-hero-{STEPS}-{BATCH}-round{number + 1}.pt"
+        if not path.exists():
             _round(net, scene, number)
-        save(net.state_dict(), path)
-    net.load_state_dict(torch.load(path, weights_only=True))
+            save(net.state_dict(), path)
+        net.load_state_dict(torch.load(path, weights_only=True))
     return net.eval()
 
 
