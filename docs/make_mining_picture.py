@@ -11,7 +11,7 @@ from selftrain_seg.datasets import SyntheticStreets
 from selftrain_seg.mining import class_mix, crop, mine_crops, paste_classes, rare_classes
 
 SIZE, CROP = (256, 512), (128, 256)
-WANTED = ("rider", "bicycle", "person", "sign", "light", "pole")
+WANTED = ("bicycle", "person", "sign", "light", "pole")
 OUTLINE = "#ff2a2a"
 
 
@@ -34,14 +34,15 @@ def main():
 
     corners = mine_crops(labels, rare, CROP, chance=1.0, generator=generator)
     class_mixed = class_mix(below, below_labels, source=(images, labels), generator=generator)
-    rider_and_bicycle = (streets.classes.index("rider"), streets.classes.index("bicycle"))
+    rider, bicycle = streets.classes.index("rider"), streets.classes.index("bicycle")
     pasted = paste_classes(
         below,
         below_labels,
         torch.tensor([float(name in WANTED) for name in streets.classes]),
         source=(images, labels),
-        groups=[rider_and_bicycle],
-        min_pixels=150,
+        companions={bicycle: [rider]},
+        min_class_pixels=150,
+        min_pixels=100,
         generator=generator,
     )
 
