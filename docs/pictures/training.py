@@ -47,10 +47,10 @@ def batches(dataset: TensorDataset, size: int = 50) -> Iterator[tuple[Tensor, Te
         yield as_floats(images), labels.long()
 
 
-def train_source(dataset: TensorDataset, *, steps: int, batch: int, lr: float = 4e-3) -> nn.Module:
+def train_source(dataset: TensorDataset, *, steps: int, batch: int, lr: float = 4e-3, seed: int = 0) -> nn.Module:
     """Train a new network on labelled images: AdamW, one cycle, light colour jitter."""
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     net = SmallUNet(SyntheticStreets.num_classes).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)

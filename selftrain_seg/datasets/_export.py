@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from selftrain_seg._files import whole_file
+from selftrain_seg._progress import shown
 from selftrain_seg.datasets._cityscapes_ids import CITYSCAPES_LABELS
-from selftrain_seg.datasets._progress import shown
 from selftrain_seg.datasets._streets_canvas import Bytes
 from selftrain_seg.datasets._streets_scene import Sample
 from selftrain_seg.types import IGNORE_INDEX
@@ -81,15 +81,13 @@ def export(
     root.mkdir(parents=True, exist_ok=True)
     # Unfinished files live in a folder of their own: loaders list whole folders.
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=root) as partial:
-        unfinished = os.path.join(partial, "file.png")
 
         def save(path: Path, pixels: npt.NDArray[Any], palette: Bytes | None) -> None:
             image = Image.fromarray(pixels)
             if palette is not None:
                 image.putpalette(palette.tobytes())
-            image.save(unfinished)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(unfinished, path)
+            with whole_file(path, unfinished_in=Path(partial), sync=False) as file:
+                image.save(file, "PNG")
 
         for index, sample in enumerate(shown(samples, count, progress, "image")):
             if layout == "cityscapes":

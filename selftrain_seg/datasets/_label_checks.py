@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from selftrain_seg.datasets._label_tables import Colour
+from selftrain_seg._palette import Colour, checked_colour
 
 _LOWEST_ID, _HIGHEST_ID = -(2**15), 2**16 - 1  # what the pixels of an image file can hold
 
@@ -32,23 +32,6 @@ def checked_colours(colours: Mapping[Colour, int], num_classes: int, ignore_inde
         _check_class(number, f"colours[{checked}]", num_classes, ignore_index)
         out[checked] = int(number)
     return out
-
-
-def checked_palette(palette: Iterable[Sequence[int]], num_classes: int) -> tuple[Colour, ...]:
-    colours = list(palette)
-    if len(colours) != num_classes:
-        raise ValueError(f"`palette`: expected {num_classes} colours, got {len(colours)}")
-    return tuple(checked_colour(colour, "palette") for colour in colours)
-
-
-def checked_colour(colour: Any, name: str) -> Colour:
-    try:
-        values = tuple(int(channel) for channel in colour)
-    except (TypeError, ValueError):
-        values = ()
-    if len(values) != 3 or not 0 <= min(values) <= max(values) <= 255:
-        raise ValueError(f"`{name}`: expected colours of three values in [0, 255], got {values or colour!r}")
-    return values[0], values[1], values[2]
 
 
 def _check_class(number: Any, name: str, num_classes: int, ignore_index: int) -> None:

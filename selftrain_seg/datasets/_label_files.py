@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from selftrain_seg.datasets._label_checks import checked_colour
-from selftrain_seg.datasets._label_tables import Colour, drawn_colours
+from selftrain_seg._files import whole_file
+from selftrain_seg._palette import Colour, checked_colour
+from selftrain_seg.datasets._label_tables import drawn_colours
 
 if TYPE_CHECKING:
     from selftrain_seg.datasets.label_map import LabelMap
@@ -211,15 +210,8 @@ def write(path: Path, label_map: LabelMap) -> None:
     lines = ",\n    ".join(json.dumps(entry, ensure_ascii=False) for entry in classes)
     rest = "".join(f",\n  {json.dumps(key)}: {json.dumps(value)}" for key, value in others.items())
     data = f'{{\n  "classes": [\n    {lines}\n  ]{rest}\n}}\n'.encode()
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with unfinished.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def _line(label_map: LabelMap, number: int) -> dict[str, Any]:

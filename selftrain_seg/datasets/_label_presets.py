@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from selftrain_seg._palette import voc_colour
 from selftrain_seg.datasets._export import STREETS_TO_ID
 from selftrain_seg.datasets._label_tables import (
     CITYSCAPES_COLOURS,
@@ -16,7 +17,6 @@ from selftrain_seg.datasets._label_tables import (
     VOC_BORDER,
     VOC_CLASSES,
     trained_names,
-    voc_colour,
 )
 from selftrain_seg.datasets.streets import SyntheticStreets
 from selftrain_seg.types import IGNORE_INDEX

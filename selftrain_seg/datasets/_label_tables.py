@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from selftrain_seg._palette import Colour, voc_colour
 from selftrain_seg.datasets._cityscapes_ids import CITYSCAPES_LABELS
 from selftrain_seg.types import IGNORE_INDEX
-
-Colour = tuple[int, int, int]
 
 TRAINED = sorted(
     (label for label in CITYSCAPES_LABELS if label.train_id != IGNORE_INDEX), key=lambda label: label.train_id
@@ -74,12 +73,6 @@ def trained_names(num_classes: int) -> tuple[str, ...]:
     if num_classes not in (19, 16):
         raise ValueError(f"`num_classes`: expected 19 or 16, got {num_classes!r}")
     return tuple(label.name for label in TRAINED if num_classes == 19 or label.name in SYNTHIA_IDS)
-
-
-def voc_colour(number: int) -> Colour:
-    """VOC deals the bits of the class number to red, green and blue in turn, highest bit first."""
-    red, green, blue = (sum((number >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3))
-    return red, green, blue
 
 
 def drawn_colours(names: Iterable[str], taken: Iterable[Colour]) -> dict[str, Colour]:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selftrain_seg._progress import shown
 from selftrain_seg.datasets._label_tables import TRAINED
 from selftrain_seg.datasets._masks import MaskFile, values_of
-from selftrain_seg.datasets._progress import shown
 from selftrain_seg.datasets._report import BrokenFilesError, FolderReport
 from selftrain_seg.datasets.streets import SyntheticStreets
 

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
+from selftrain_seg._palette import checked_colour, checked_palette
 from selftrain_seg.datasets import _label_files
 from selftrain_seg.datasets._label_checks import (
     check_int,
-    checked_colour,
     checked_colours,
     checked_ids,
-    checked_palette,
 )
 from selftrain_seg.datasets._label_files import Entry
 from selftrain_seg.datasets._label_presets import Presets, _Unknown

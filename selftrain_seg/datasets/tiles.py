@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from selftrain_seg import _checks
+from selftrain_seg._progress import shown
 from selftrain_seg.datasets._content import picture_size
 from selftrain_seg.datasets._folder import _Folder
-from selftrain_seg.datasets._progress import shown
 from selftrain_seg.datasets._report import FolderReport
 from selftrain_seg.datasets.label_map import LabelMap
 

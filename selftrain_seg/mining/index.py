@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
+from selftrain_seg._files import whole_file
+from selftrain_seg._progress import shown
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["ClassIndex"]
@@ -120,7 +121,7 @@ class ClassIndex:
             if found is not None:
                 return found
         rows = _Rows(num_classes + 1)
-        for mask in _with_progress(masks, progress):
+        for mask in shown(masks, None, progress, "mask", "class index"):
             rows.add(_count(mask, num_classes))
         table = rows.table()
         index = cls(table[:, :-1], table[:, -1])
@@ -261,29 +262,9 @@ def _made_of(masks: Any, files: Iterable[str | os.PathLike[str]] | None) -> str:
     return made.hexdigest()
 
 
-def _with_progress(masks: Iterable[Any], progress: bool) -> Iterable[Any]:
-    if not progress:
-        return masks
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return masks
-    bar: Iterable[Any] = tqdm(masks, desc="class index", unit="mask")
-    return bar
-
-
 def _write(path: Path, index: ClassIndex, settings: dict[str, Any]) -> None:
-    """Into a file beside it first, so that neither a crash nor a second process leaves half an index."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            torch.save({"format": _FORMAT, "counts": index.counts, "pixels": index.pixels, **settings}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        torch.save({"format": _FORMAT, "counts": index.counts, "pixels": index.pixels, **settings}, file)
 
 
 def _read(path: Path) -> tuple[ClassIndex, dict[str, Any]]:

@@ -8,7 +8,7 @@ or a kernel. ``SELFTRAIN_SEG_KERNELS=0`` in the environment leaves the Triton im
 
 from selftrain_seg.ops._blocks import wide
 from selftrain_seg.ops.adapting import adapt
-from selftrain_seg.ops.counts import class_counts, count
+from selftrain_seg.ops.counts import class_counts, count, pair_counts
 from selftrain_seg.ops.deciding import decide, weigh
 from selftrain_seg.ops.fairness import fairness_loss
 from selftrain_seg.ops.loss import weighted_loss
@@ -47,6 +47,7 @@ __all__ = [
     "mutual_loss",
     "negative_loss",
     "observe",
+    "pair_counts",
     "pixel_scores",
     "plain_loss",
     "prior_peaks",

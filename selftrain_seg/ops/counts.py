@@ -1,4 +1,4 @@
-"""Histograms: of scores by class, and of classes."""
+"""Histograms: of scores by class, of classes, and of pairs of classes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from selftrain_seg.ops._blocks import fill, new_map
 from selftrain_seg.ops._library import operator
+from selftrain_seg.ops.labels import label_sums
 from selftrain_seg.ops.reading import class_scores, each_image, pixel_scores, prior_peaks
 
 
@@ -60,6 +61,23 @@ def tally(index: Tensor, size: int) -> Tensor:
 def class_counts(labels: Tensor, which: Tensor, num_classes: int) -> Tensor:
     """How many pixels of ``which`` (bool) have each label: (C,) int64, without waiting for the device."""
     return tally(torch.where(which, labels, num_classes), num_classes)
+
+
+def pair_counts(labels: Tensor, other: Tensor, num_classes: int) -> Tensor:
+    """How many pixels of a batch have each pair of classes, without waiting for the device.
+
+    Args:
+        labels: (B, H, W), integer. Pixels outside [0, C) are not counted.
+        other: (B, H, W), integer.
+        num_classes: C.
+
+    Returns:
+        (C, C + 1) int64: pixels that are i in ``labels`` and j in ``other``; in the last column those that are outside
+        [0, C) in ``other``.
+    """
+    rows, columns = (maps.reshape(1, -1, maps.shape[2]) for maps in (labels, other))
+    pairs = label_sums(columns, num_classes, before=rows).view(num_classes + 2, num_classes + 2)[1:-1]
+    return torch.cat([pairs[:, 1:-1], pairs[:, :1] + pairs[:, -1:]], dim=1)
 
 
 def _plain(

@@ -37,7 +37,8 @@ class ConfusionMatrix(Stateful):
     """Count true and predicted classes over a set, for mIoU, precision and recall of the whole set.
 
     The field's mIoU comes from one matrix over all images, not from an average over images. The logits are read once
-    and the host does not wait for the device.
+    and the host does not wait for the device. For how far two label maps agree, of two rounds or two views, take
+    ``thresholds.ClassAgreement``, which needs no truth and no logits.
 
     Args:
         num_classes: C, at least 2.
@@ -88,11 +89,9 @@ class ConfusionMatrix(Stateful):
         _checks.check_logits(logits, self.num_classes)
         _checks.check_labels(labels, logits, self.ignore_index)
         self.check_home(logits, "logits")
-        found, size = ops.read(logits), self.num_classes
-        predicted = torch.where(found.score.isnan(), size, found.labels)
-        truth = labels.long()  # as uint8, a product would overflow
-        known = (truth >= 0) & (truth < size)
-        self.counts += ops.class_counts(truth * (size + 1) + predicted, known, size * (size + 1)).view(size, size + 1)
+        found = ops.read(logits)
+        predicted = torch.where(found.score.isnan(), self.num_classes, found.labels)
+        self.counts += ops.pair_counts(labels, predicted, self.num_classes)
 
     def compute(self) -> ConfusionSummary:
         """Return the counts over all ranks, and what follows from them.

@@ -1,19 +1,16 @@
-"""Files that appear whole or not at all, and can tell that they were damaged."""
+"""The files of a round, which can tell that they were damaged."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
-import importlib
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from selftrain_seg._files import whole_file
+from selftrain_seg._progress import shown
 from selftrain_seg.store._names import file_of
 
 FORMAT = 2
@@ -59,47 +56,8 @@ def digest(data: bytes) -> str:
 
 def write(path: Path, data: bytes, round_folder: Path, *, sync: bool = False, replace: bool = True) -> None:
     """Put the whole content into place at once; without ``replace`` an existing file stays as it is."""
-    unfinished = round_folder / PARTIAL / uuid.uuid4().hex
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with unfinished.open("xb") as file:
-            file.write(data)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        if replace or not _linked(unfinished, path):
-            unfinished.replace(path)
-        if sync:
-            sync_to_disk(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def sync_to_disk(path: Path) -> None:
-    """Wait until a file, or what a folder lists, would survive a loss of power."""
-    if os.name == "nt" and path.is_dir():  # has no handle there
-        return
-    with contextlib.suppress(FileNotFoundError):
-        fd = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        except OSError as error:  # some file systems know no such thing for folders
-            if not (path.is_dir() and error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSUP)):
-                raise
-        finally:
-            os.close(fd)
-
-
-def _linked(source: Path, target: Path) -> bool:
-    """Whether there is a target now; False where the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        return True
-    except OSError:
-        return target.exists()
-    return True
+    with whole_file(path, unfinished_in=round_folder / PARTIAL, sync=sync, replace=replace) as file:
+        file.write(data)
 
 
 def to_json(content: dict[str, Any]) -> bytes:
@@ -164,8 +122,4 @@ def mapped(
 ) -> Iterator[R]:
     """``map`` on several threads, with a bar if asked for and tqdm is there."""
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        results: Iterator[R] = pool.map(function, items)
-        if progress:
-            with contextlib.suppress(ModuleNotFoundError):  # it is optional
-                results = iter(importlib.import_module("tqdm").tqdm(results, total=total, desc=what, unit="image"))
-        yield from results
+        yield from shown(pool.map(function, items), total, progress, "image", what)

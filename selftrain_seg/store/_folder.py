@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
+from selftrain_seg._files import move_away
 from selftrain_seg.store import _files
 from selftrain_seg.store._files import IMAGES, MANIFEST, SETTINGS, Record
 
@@ -17,7 +17,7 @@ _DELETED = ".deleted-"
 def remove(folder: Path) -> None:
     """All of a round at once: it is moved away first. What an earlier removal has left is removed too."""
     if folder.exists():
-        folder.rename(folder.with_name(f"{_DELETED}{uuid.uuid4().hex}"))
+        move_away(folder, _DELETED)
     for leftover in folder.parent.glob(f"{_DELETED}*"):
         shutil.rmtree(leftover)
 

@@ -46,12 +46,3 @@ def full_palette(colours: tuple[tuple[int, int, int], ...], ignore_index: int) -
     table[: len(colours)] = colours
     table[ignore_index] = 0
     return table.tobytes()
-
-
-def default_colours(num_classes: int) -> tuple[tuple[int, int, int], ...]:
-    """Well separated colours, none of them black: the bits of the label + 1 dealt out to red, green and blue."""
-    colours = []
-    for number in range(1, num_classes + 1):
-        red, green, blue = (sum((number >> 3 * i + channel & 1) << 7 - i for i in range(3)) for channel in range(3))
-        colours.append((red, green, blue))
-    return tuple(colours)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -147,18 +147,6 @@ def checked_meta(meta: Any) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"`meta`: expected what JSON can hold, got {_short(meta)} ({error})") from error
     return plain
-
-
-def checked_palette(palette: Sequence[Sequence[int]], num_classes: int) -> Colours:
-    colours = [tuple(int(value) for value in colour) for colour in palette]
-    if len(colours) != num_classes:
-        raise ValueError(f"`palette`: expected {num_classes} colours, got {len(colours)}")
-    out = []
-    for colour in colours:
-        if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
-            raise ValueError(f"`palette`: expected three values of 0 to 255 a colour, got {colour}")
-        out.append((colour[0], colour[1], colour[2]))
-    return tuple(out)
 
 
 def check_store(num_classes: Any, classes: Any, ignore_index: Any, keep: Any) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from selftrain_seg import _checks
+from selftrain_seg._palette import checked_palette, voc_colour
 from selftrain_seg.store import _files
 from selftrain_seg.store._encode import KINDS
 from selftrain_seg.store._files import MANIFEST, SETTINGS
 from selftrain_seg.store._folder import all_damaged, begin_round, begun, folder_of, remove
 from selftrain_seg.store._lock import RoundLocks, held
 from selftrain_seg.store._names import checked_names
-from selftrain_seg.store._png import default_colours
 from selftrain_seg.store._ranks import rank as own_rank
 from selftrain_seg.store._ranks import together, world_size
 from selftrain_seg.store._settings import (
@@ -24,7 +24,6 @@ from selftrain_seg.store._settings import (
     check_same,
     check_store,
     checked_meta,
-    checked_palette,
     checked_portion,
     checked_thresholds,
     from_content,
@@ -106,7 +105,8 @@ class PseudoLabelStore:
         self.num_classes = int(num_classes)
         self.ignore_index = int(ignore_index)
         self.classes = None if classes is None else tuple(map(str, classes))
-        self.palette = default_colours(num_classes) if palette is None else checked_palette(palette, num_classes)
+        colours = map(voc_colour, range(1, num_classes + 1)) if palette is None else palette  # none of them black
+        self.palette = checked_palette(colours, num_classes)
         self.keep = tuple(kind for kind in KINDS if kind in keep)
         self.top_k = int(top_k)
         self.threads = int(threads)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selftrain_seg._files import sync_to_disk
 from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.store import _files
 from selftrain_seg.store._encode import KINDS, HostBatch, check_batch, to_host
@@ -325,7 +326,7 @@ class RoundWriter:
         paths = [self._folder / file_of(kind, name) for name in self.settings.names for kind in kinds]
         folders = {parent for path in paths for parent in path.relative_to(self._folder).parents}
         paths += [self._folder / folder for folder in sorted(folders, reverse=True)]
-        for _ in _files.mapped(_files.sync_to_disk, paths, len(paths), max(4, self._threads), False, ""):
+        for _ in _files.mapped(sync_to_disk, paths, len(paths), max(4, self._threads), False, ""):
             pass
 
     def _complete(self) -> None:

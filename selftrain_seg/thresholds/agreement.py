@@ -26,7 +26,9 @@ class ClassAgreement(Stateful):
     - the labels of the mirrored or rescaled image, brought back: whether the network agrees with itself;
     - the labels of the round before: whether the class is steady, as the TCR of DT-ST measures it.
 
-    For the logits of a teacher and a student, ``teachers.AgreementStatistics`` compares confidences as well.
+    ``restyle.ConfusionMatrix`` counts the same pairs of classes and keeps them all: take it for the scores of a network
+    on labelled images (mIoU, recall, which class is taken for which). For the logits of a teacher and a student,
+    ``teachers.AgreementStatistics`` compares confidences as well.
 
     Args:
         num_classes: C, at least 2.
@@ -92,11 +94,10 @@ class ClassAgreement(Stateful):
             raise ValueError(f"`other`: expected {tuple(labels.shape)}, got {tuple(other.shape)}")
         _checks.check_device(other, labels, "other")
         self.check_home(labels, "labels")
-        one, two = labels.long(), other.long()
-        known = (one >= 0) & (one < self.num_classes) & (two >= 0) & (two < self.num_classes)
-        self.both += ops.class_counts(one, known & (one == two), self.num_classes)
-        self.first += ops.class_counts(one, known, self.num_classes)
-        self.second += ops.class_counts(two, known, self.num_classes)
+        pairs = ops.pair_counts(labels, other, self.num_classes)[:, :-1]  # of pixels with a class in both
+        self.both += pairs.diagonal()
+        self.first += pairs.sum(1)
+        self.second += pairs.sum(0)
 
     def merge(self, other: ClassAgreement) -> None:
         """Add the counts of another one, as if its batches had been seen here.

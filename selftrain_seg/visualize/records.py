@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from selftrain_seg import _checks
+from selftrain_seg._files import whole_file
 from selftrain_seg.visualize._host import on_host
 from selftrain_seg.visualize.colours import as_bytes
 
@@ -184,14 +185,9 @@ def png(picture: Figure | Image.Image, **settings: Any) -> bytes:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Put the whole content into place at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Put the whole content into place at once, without waiting for the disk: a run can make it again."""
+    with whole_file(path, sync=False) as file:
+        file.write(data)
 
 
 def _plain(value: Any) -> float | str | None:

@@ -111,3 +111,21 @@ def test_class_counts_by_loops():
     which = torch.rand(2, 5, 6, generator=torch.Generator().manual_seed(1)) < 0.5
     expected = [sum(int(w) for y, w in zip(labels.flatten(), which.flatten(), strict=True) if y == c) for c in range(4)]
     assert ops.class_counts(labels, which, 4).tolist() == expected
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_pair_counts_by_loops(dtype, gpu, monkeypatch):
+    if gpu:
+        as_on_a_gpu(monkeypatch)
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randint(-2, 6, (3, 5, 8), generator=generator).to(dtype) for _ in range(2))  # as uint8 also 254
+    one[0, 0], other[1, 1] = 255, 255
+    wanted = [[0] * 5 for _ in range(4)]
+    for i, j in zip(one.flatten().tolist(), other.flatten().tolist(), strict=True):
+        if 0 <= i < 4:
+            wanted[i][j if 0 <= j < 4 else 4] += 1
+    assert ops.pair_counts(one, other, 4).tolist() == wanted
+    assert ops.pair_counts(one.transpose(1, 2), other.transpose(1, 2), 4).tolist() == wanted  # not contiguous
+    assert ops.pair_counts(one[:0], other[:0], 4).tolist() == [[0] * 5] * 4
+    assert sum(map(sum, wanted)) > 30

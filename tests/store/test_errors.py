@@ -22,10 +22,10 @@ from tests.store.cases import CLASSES, open_store, pseudo, tree, write_all
         (ValueError, "`palette`: expected 3 colours, got 1", {"palette": [(0, 0, 0)]}),
         (
             ValueError,
-            r"`palette`: expected three values of 0 to 255 a colour, got \(0, 256, 0\)",
+            r"`palette`: expected colours of three values in \[0, 255\], got \(0, 256, 0\)",
             {"palette": [(0, 256, 0)] * 3},
         ),
-        (ValueError, "`palette`: expected three values", {"palette": [(0, 0)] * 3}),
+        (ValueError, "`palette`: expected colours of three values", {"palette": [(0, 0)] * 3}),
         (
             ValueError,
             "`keep`: expected some of 'confidence', 'soft', 'pixel_weight', 'predicted'",

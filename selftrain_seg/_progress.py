@@ -9,11 +9,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def shown(items: Iterable[T], count: int, progress: bool, unit: str) -> Iterator[T]:
+def shown(items: Iterable[T], total: int | None, progress: bool, unit: str, title: str | None = None) -> Iterator[T]:
+    """Iterate with a bar on stderr if ``progress`` is set and tqdm is installed, else without."""
     if progress:
         try:
             tqdm = importlib.import_module("tqdm").tqdm
-        except ModuleNotFoundError:  # it is optional
+        except ImportError:  # it is optional
             return iter(items)
-        return iter(tqdm(items, total=count, unit=unit))
+        return iter(tqdm(items, total=total, desc=title, unit=unit))
     return iter(items)

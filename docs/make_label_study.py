@@ -1,0 +1,254 @@
+"""Write docs/_generated/label_study.md: ``python docs/make_label_study.py``.
+
+Measures on the embedded benchmark how well reliabilities that need no target label predict the precision of each class
+on the target, and which thresholds give the best labels. Every seed is another network, trained on the source. True
+labels of the target are used for measuring only.
+
+Needs ``pip install -e ".[examples]"`` and about two minutes a network on one core. What was measured is kept in
+runs/label-study; delete the folder to measure again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pictures.training import train_source
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+from torchmetrics.functional import spearman_corrcoef
+
+from selftrain_seg import IGNORE_INDEX
+from selftrain_seg.datasets import SyntheticStreets
+from selftrain_seg.losses import cross_entropy
+from selftrain_seg.restyle import ConfusionMatrix, match_moments
+from selftrain_seg.selectors import select_hard, select_reweighted
+from selftrain_seg.thresholds import (
+    ClassAgreement,
+    ClassBalancedThreshold,
+    GlobalThreshold,
+    PrecisionThreshold,
+    apply_floor,
+    reliable_portion,
+)
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "_generated" / "label_study.md"
+C = SyntheticStreets.num_classes
+SIZE = (64, 128)
+STEPS, BATCH = 300, 6  # of training on the source
+ROUND_STEPS, ROUND_BATCH = 60, 4  # of one round of CBST
+SCALE = 0.75  # of the smaller view
+
+RESTYLED = "precision on restyled source images"
+MIRRORED = "agreement with the mirrored image"
+SMALLER = f"agreement with the mirrored image at {SCALE} of its size"
+ROUND = "after one round of CBST: "
+BEFORE = "agreement with the round before"
+
+
+def streets(domain: str, split: str, length: int) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, H, W) in [0, 1] and labels (N, H, W) of a part of the benchmark."""
+    images, labels = zip(*SyntheticStreets(domain, split, size=SIZE, length=length), strict=True)
+    return torch.stack(images), torch.stack(labels)
+
+
+@torch.no_grad()
+def logits_of(net: nn.Module, images: Tensor) -> Tensor:
+    """Predict all images, in batches."""
+    net.eval()
+    return torch.cat([net(part) for part in images.split(20)])
+
+
+def agreement(labels: Tensor, other: Tensor, measure: str = "precision") -> Tensor:
+    """How far each class agrees with another label map."""
+    statistics = ClassAgreement(C)
+    statistics.update(labels, other)
+    return statistics.compute(measure=measure)
+
+
+def rank_correlation(reliability: Tensor, truth: Tensor) -> float:
+    """Spearman's correlation over the classes for which both are known."""
+    known = ~(reliability.isnan() | truth.isnan())
+    return float(spearman_corrcoef(reliability[known].float(), truth[known].float()))
+
+
+def mirrored(net: nn.Module, images: Tensor, scale: float = 1.0) -> Tensor:
+    """Labels of the images mirrored and resized, brought back."""
+    size = [round(scale * side) for side in images.shape[-2:]]
+    view = F.interpolate(images.flip(-1), size=size, mode="bilinear", antialias=True)
+    logits = F.interpolate(logits_of(net, view), size=images.shape[-2:], mode="bilinear")
+    return logits.argmax(1).flip(-1)
+
+
+def on_source(logits: Tensor, labels: Tensor) -> Any:
+    """Compare logits with true labels."""
+    matrix = ConfusionMatrix(C)
+    matrix.update(logits, labels)
+    return matrix.compute()
+
+
+def measure_seed(seed: int) -> dict[str, Any]:
+    """Train a network on the source, and measure reliabilities and labels."""
+    source, (held_out, held_out_labels) = streets("source", "train", 250), streets("source", "val", 50)
+    target, truth = streets("target", "train", 100)
+    as_bytes = TensorDataset((source[0] * 255).round().byte(), source[1].byte())
+    net = train_source(as_bytes, steps=STEPS, batch=BATCH, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    styles = target[torch.randint(len(target), (len(held_out),), generator=generator)]
+    restyled = match_moments(held_out, styles)
+
+    logits, on_restyled = logits_of(net, target), logits_of(net, restyled)
+    predicted = logits.argmax(1)
+    found = on_source(on_restyled, held_out_labels)
+    right = agreement(predicted, truth)
+    correlations = {
+        RESTYLED: rank_correlation(found.precision, right),
+        MIRRORED: rank_correlation(agreement(predicted, mirrored(net, target)), right),
+        SMALLER: rank_correlation(agreement(predicted, mirrored(net, target, SCALE)), right),
+    }
+    scores = {
+        "source": on_source(logits_of(net, held_out), held_out_labels).miou,
+        "restyled": found.miou,
+        "target": on_source(logits, truth).miou,
+    }
+    sure = PrecisionThreshold(C, 0.95)
+    sure.update(on_restyled, held_out_labels)
+    labels = compare_labels(logits, truth, found.precision, sure.compute())
+
+    balanced = ClassBalancedThreshold(C, 0.3)
+    balanced.update(logits)
+    train_round(net, source, (target, select_reweighted(logits, balanced.compute()).labels), generator)
+    after = logits_of(net, target).argmax(1)
+    right = agreement(after, truth)
+    found = on_source(logits_of(net, restyled), held_out_labels)
+    correlations |= {
+        ROUND + RESTYLED: rank_correlation(found.precision, right),
+        ROUND + BEFORE: rank_correlation(agreement(after, predicted), right),
+        ROUND + BEFORE + " (IoU)": rank_correlation(agreement(after, predicted, "iou"), right),
+    }
+    return {"mIoU": {part: float(score) for part, score in scores.items()}, "rank": correlations, "labels": labels}
+
+
+def train_round(
+    net: nn.Module, source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], generator: torch.Generator
+) -> None:
+    """Train on labels of both domains for a round."""
+    net.train()
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    for _ in range(ROUND_STEPS):
+        optimizer.zero_grad()
+        for images, labels in (source, target):
+            chosen = torch.randint(len(images), (ROUND_BATCH,), generator=generator)
+            cross_entropy(net(images[chosen]), labels[chosen]).backward()
+        optimizer.step()
+
+
+def compare_labels(logits: Tensor, truth: Tensor, precision: Tensor, floor: Tensor) -> list[dict[str, Any]]:
+    """Label the target by reliabilities, and then as many pixels by CBST and by one threshold for all classes."""
+    balanced, pooled = ClassBalancedThreshold(C, 0.3), GlobalThreshold(C, 0.3)
+    for estimator in (balanced, pooled):
+        estimator.update(logits)
+    ways = {
+        "`reliable_portion(0.3, precision, low=0.5, high=0.9)`": balanced.compute(
+            reliable_portion(0.3, precision, low=0.5, high=0.9)
+        ),
+        "portion 1 with the floor of `PrecisionThreshold`, 0.95": apply_floor(balanced.compute(1.0), floor),
+    }
+    rows = []
+    for name, thresholds in ways.items():
+        first = describe(name, logits, truth, thresholds)
+        rows += [
+            first,
+            describe("`ClassBalancedThreshold`, as many", logits, truth, balanced.compute(first["share"])),
+            describe("`GlobalThreshold`, as many", logits, truth, pooled.compute(first["share"])),
+        ]
+    return rows
+
+
+def describe(name: str, logits: Tensor, truth: Tensor, thresholds: Tensor) -> dict[str, Any]:
+    """The share of the pixels that thresholds label, the share of these labels that is right, and their classes."""
+    labels = select_hard(logits, thresholds).labels
+    chosen = labels != IGNORE_INDEX
+    known = chosen & (truth != IGNORE_INDEX)
+    return {
+        "name": name,
+        "share": float(chosen.double().mean()),
+        "right": float((labels == truth)[known].double().mean()),
+        "classes": len(labels[chosen].unique()),
+    }
+
+
+def page(found: dict[int, dict[str, Any]]) -> str:
+    """Both tables in Markdown."""
+    networks = list(found.values())
+    columns = [f"network {number}" for number in range(1, len(found) + 1)]
+    scores = "; ".join(
+        f"{column}: {', '.join(f'{100 * score:.1f} {part}' for part, score in network['mIoU'].items())}"
+        for column, network in zip(columns, networks, strict=True)
+    )
+    seeds = " ".join(map(str, found))
+    return (
+        "\n\n".join(
+            (
+                f"<!-- Written by `python docs/make_label_study.py --seeds {seeds}`. -->",
+                f"mIoU of the networks in percent. {scores[:1].upper()}{scores[1:]}.",
+                table(
+                    "Rank correlation of the classes' reliability with their true precision on the target",
+                    columns,
+                    {name: [f"{network['rank'][name]:.2f}" for network in networks] for name in networks[0]["rank"]},
+                ),
+                "The labels that follow; each group of three labels as many pixels:",
+                table(
+                    "Share of the labels that are right",
+                    columns,
+                    [
+                        (rows[0]["name"], [cell(row) for row in rows])
+                        for rows in zip(*(network["labels"] for network in networks), strict=True)
+                    ],
+                ),
+            )
+        )
+        + "\n"
+    )
+
+
+def cell(row: dict[str, Any]) -> str:
+    return f"{100 * row['right']:.1f} % of {100 * row['share']:.0f} %, {row['classes']} classes"
+
+
+def table(title: str, columns: list[str], rows: dict[str, list[str]] | list[tuple[str, list[str]]]) -> str:
+    """A table in Markdown."""
+    lines = [[title, *columns], ["---"] * (len(columns) + 1)]
+    lines += [[name, *cells] for name, cells in (rows.items() if isinstance(rows, dict) else rows)]
+    return "\n".join(f"| {' | '.join(line)} |".replace("| --- ", "|---").replace("--- |", "---|") for line in lines)
+
+
+def kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What an earlier run measured, or measure it now."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(measure(), indent=1), encoding="utf-8")
+        temporary.replace(path)
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "label-study")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    found = {seed: kept(args.cache / f"seed-{seed}.json", lambda seed=seed: measure_seed(seed)) for seed in args.seeds}
+    PAGE.write_text(page(found), encoding="utf-8")
+    print(PAGE.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
