@@ -21,6 +21,7 @@ from pictures import (
     restyle,
     selectors,
     sheets,
+    stopping,
     store,
     teachers,
     thresholds,
@@ -45,6 +46,7 @@ PICTURES = {
     "teachers.png": teachers.draw,
     "batchnorm.png": batchnorm.draw,
     "restyle.png": restyle.draw,
+    "stopping.png": stopping.draw,
     "datasets.png": datasets.draw,
     "store.png": store.draw,
 }

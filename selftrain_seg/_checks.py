@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numbers
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -271,3 +271,9 @@ def fill_value(tensor: Tensor, fill: Any, name: str = "fill") -> float:
     if not low <= fill <= high or int(fill) != fill:
         raise ValueError(f"`{name}`: expected a value that {tensor.dtype} can hold, got {fill}")
     return int(fill)
+
+
+def some_names(names: Iterable[str]) -> str:
+    """The first five names in alphabetical order and how many more there are, for an error."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "") or "none"

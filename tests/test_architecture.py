@@ -17,7 +17,7 @@ SUBPACKAGES = sorted(selftrain_seg._SUBPACKAGES)
 
 # Data flows one way. A stage may import the stages before it; all may stand on the ground floor.
 STAGES = ("confidence", "thresholds", "selectors", "losses")
-GROUND_FLOOR = ("ops", "types", "_state", "_checks", "outputs")
+GROUND_FLOOR = ("ops", "types", "_state", "_checks", "_files", "_palette", "_progress", "outputs")
 SIDE_ROOMS = ("mining", "teachers", "views", "datasets", "stopping", "store", "visualize", "distributed")
 SIDE_ROOMS += ("batchnorm", "restyle")
 SHARED = (*GROUND_FLOOR, "distributed")
@@ -69,7 +69,7 @@ def may_import(room):
         return {*SHARED, *STAGES, *SIDE_ROOMS} - {"selectors", "losses"}
     if room == "__init__":
         return {"_checks", "types", "outputs"}
-    return {"_checks", "types"}  # outputs, _checks and types themselves
+    return {"_checks", "types"}  # what else is on the ground floor
 
 
 def forbidden_imports(room, tree):
@@ -112,6 +112,8 @@ def test_imports_flow_one_way(file):
         ("_state", "from selftrain_seg import ops", ["ops"]),
         ("_checks", "from selftrain_seg.distributed import all_reduce_sum", ["distributed"]),
         ("outputs", "from selftrain_seg import _checks, ops", ["ops"]),
+        ("_files", "from selftrain_seg import _state", ["_state"]),
+        ("store", "from selftrain_seg._files import whole_file", []),
         ("teachers", "from selftrain_seg.outputs import as_logits", []),
         ("confidence", "from selftrain_seg import ops", []),
         ("losses", "from selftrain_seg.selectors import select_hard\nimport torch", []),
@@ -167,6 +169,71 @@ def test_no_host_reads(file):
 def test_allow_list_of_host_reads_is_not_stale():
     assert {(file, name) for file in FILES for name, _ in value_reads(parse(file))} >= READS_VALUES.keys()
     assert value_reads(ast.parse("class A:\n    def f(self, x):\n        return x.item()")) == [("A.f", 3)]
+
+
+# What is done in one place. Key: name; then the file, and what it is recognised by in a syntax tree.
+ONCE = {
+    "renaming": ("selftrain_seg/_files.py", lambda node: _calls(node, "replace", "rename")),
+    "syncing": ("selftrain_seg/_files.py", lambda node: _calls(node, "fsync")),
+    "progress bars": ("selftrain_seg/_progress.py", lambda node: _names(node, "tqdm")),
+}
+
+
+def _calls(node, *names):
+    """Whether it calls one of some methods or functions of a module; `text.replace(old, new)` has two arguments."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in names):
+        return False
+    return ast.unparse(node.func.value) == "os" or (len(node.args) == 1 and not node.keywords)
+
+
+def _names(node, package):
+    """Whether it imports a package, or says its name to `import_module`."""
+    if isinstance(node, ast.Import):
+        return package in [alias.name.split(".")[0] for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return (node.module or "").split(".")[0] == package
+    return isinstance(node, ast.Constant) and node.value == package
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("a.replace(b)", ["renaming"]),
+        ("os.replace(a, b)", ["renaming"]),
+        ("folder.rename(other)", ["renaming"]),
+        ("text.replace('a', 'b')", []),
+        ("os.fsync(file.fileno())", ["syncing"]),
+        ("def f():\n    from tqdm.auto import tqdm", ["progress bars"]),
+        ("import_module('tqdm')", ["progress bars"]),
+    ],
+)
+def test_what_is_recognised(source, expected):
+    tree = ast.parse(source)
+    assert [what for what, (_, found) in ONCE.items() if any(map(found, ast.walk(tree)))] == expected
+
+
+@pytest.mark.parametrize("what", ONCE)
+def test_one_place_does_it(what):
+    place, found = ONCE[what]
+    assert {file for file in FILES if any(map(found, ast.walk(parse(file))))} == {place}
+
+
+def bodies(tree):
+    """(name, text) of each function of more than a line or two, without its docstring and type hints of the head."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            text = "\n".join(map(ast.unparse, node.body[ast.get_docstring(node) is not None :]))
+            if len(text) > 120:
+                yield node.name, text
+
+
+def test_no_function_is_written_twice():
+    places = {}
+    for file in FILES:
+        for name, text in bodies(parse(file)):
+            places.setdefault(text, []).append(f"{file}: {name}")
+    assert [found for found in places.values() if len(found) > 1] == []
+    assert len(places) > 500
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -133,15 +133,10 @@ def _check_alike(own: Mapping[str, Tensor], other: Mapping[str, Tensor], name: s
     if own.keys() != other.keys():
         raise ValueError(
             f"`{name}`: expected the running_mean and running_var of {whose} and nothing else; missing: "
-            f"{_some(own.keys() - other.keys())}; added: {_some(other.keys() - own.keys())}"
+            f"{_checks.some_names(own.keys() - other.keys())}; added: {_checks.some_names(other.keys() - own.keys())}"
         )
     for entry, tensor in own.items():
         if tensor.shape != other[entry].shape:
             raise ValueError(
                 f"`{name}`: expected shape {tuple(tensor.shape)} for {entry}, got {tuple(other[entry].shape)}"
             )
-
-
-def _some(names: set[str]) -> str:
-    ordered = sorted(names)
-    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "") or "none"

@@ -12,6 +12,7 @@ from selftrain_seg._state import Stateful
 from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.ops.indices import check_indices
 from selftrain_seg.ops.labels import label_sums
+from selftrain_seg.ops.places import containing
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["ReliabilityBank"]
@@ -336,8 +337,8 @@ def _subsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     for dim, wanted in ((1, size[0]), (2, size[1])):
         have = maps.shape[dim]
         if have != wanted:
-            places = (2 * torch.arange(wanted, device=maps.device) + 1) * have // (2 * wanted)
-            maps = maps.index_select(dim, places)
+            centres = (2 * torch.arange(wanted, device=maps.device) + 1) * have
+            maps = maps.index_select(dim, containing(centres, 2 * wanted))
     return maps
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg.ops._library import operator
+from selftrain_seg.ops.places import containing, enclosing
 
 
 class Places(NamedTuple):
@@ -80,10 +81,10 @@ def _axis(start: Tensor, length: Tensor, size: Tensor, place: Tensor, side: int)
     inside = (step >= 0) & (step < size)
     step = torch.where(inside, step, 0)
     centre = (2 * step + 1) * length
-    twice = centre - size  # 2·size·(distance from the first centre), so that no half is lost
-    before = start + twice.div(2 * size, rounding_mode="floor")
-    where = torch.stack([start + centre // (2 * size), before, before + 1], dim=1).clamp(0, side - 1)
-    return where, inside, twice.remainder(2 * size).double() / (2 * size)
+    before, share = enclosing(centre, 2 * size, torch.float64)
+    nearest = containing(centre, 2 * size)
+    where = (torch.stack([nearest, before, before + 1], dim=1) + start[:, None]).clamp(0, side - 1)
+    return where, inside, share
 
 
 def _fake(rows: Tensor, columns: Tensor, factor: Tensor, chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:

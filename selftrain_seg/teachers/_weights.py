@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from selftrain_seg._checks import some_names
 from selftrain_seg.distributed import all_reduce_sum
 
 # Parts of parameter names that wrappers inside a network add.
@@ -142,7 +143,7 @@ def check_pairs(kind: str, own: Mapping[str, Tensor], student: Mapping[str, Tens
     if own.keys() != student.keys():
         raise ValueError(
             f"`student`: expected the {kind} that the teacher was made from; "
-            f"missing: {_some(own.keys() - student.keys())}; added: {_some(student.keys() - own.keys())}"
+            f"missing: {some_names(own.keys() - student.keys())}; added: {some_names(student.keys() - own.keys())}"
         )
     for name, tensor in own.items():
         if tensor.shape != student[name].shape:
@@ -246,8 +247,3 @@ def _local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor that FSDP2 has sharded; any other tensor itself."""
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
-
-
-def _some(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "") or "none"

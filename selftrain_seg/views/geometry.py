@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
+from selftrain_seg.ops.places import containing, enclosing
 
 __all__ = ["ViewParameters", "replay", "replay_inverse"]
 
@@ -194,16 +195,13 @@ class _Axis(NamedTuple):
 
     def nearest(self) -> tuple[Tensor, Tensor]:
         """(index, inside), both (B, n): the pixel that contains the place, and whether there is one."""
-        index = torch.div(self.numerator, self.denominator, rounding_mode="floor") - self.first
+        index = containing(self.numerator, self.denominator) - self.first
         return self._clamp(index), (index >= 0) & (index <= self.last)
 
     def bilinear(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """(low, high, weight of high), all (B, n): the pixels whose centres enclose the place."""
-        from_centre = self.numerator - self.denominator // 2
-        low = torch.div(from_centre, self.denominator, rounding_mode="floor")
-        rest = from_centre - low * self.denominator
+        low, weight = enclosing(self.numerator, self.denominator, dtype)
         low = low - self.first
-        weight = rest.to(dtype) / self.denominator
         weight = torch.where((low < 0) | (low >= self.last), 0.0, weight)
         return self._clamp(low), self._clamp(low + 1), weight
 
