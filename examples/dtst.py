@@ -149,7 +149,7 @@ def main() -> None:
         stage = f"snapshot{number}"
         if run.passed(stage):
             continue
-        if run.begun(stage):
+        if run.has_begun(stage):
             snapshot = open_store(run, data).round(number)
         else:
             snapshot = take_snapshot(net, data, run, bank, selector, first)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from _common.data import as_floats, save_atomically
-from _common.model import SmallUNet
-from _common.train import reestimate_batchnorm, train_source
+from _common.files import save_atomically
+from _networks.small_unet import SmallUNet
+from _quickstart.benchmark import as_floats
+from _quickstart.training import reestimate_batchnorm, train_source
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset

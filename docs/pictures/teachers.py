@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 
 import torch
-from _common.data import as_floats, save_atomically
-from _common.data import draw as draw_batch
-from _common.train import jitter
+from _common.files import save_atomically
+from _quickstart.benchmark import as_floats
+from _quickstart.benchmark import draw as draw_batch
+from _quickstart.training import jitter
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor, nn

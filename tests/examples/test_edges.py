@@ -596,6 +596,6 @@ def test_a_run_killed_before_its_first_checkpoint_uses_the_finished_round(begun,
     labels = {path: path.stat().st_mtime_ns for path in killed.rglob("pseudo-labels/**/*")}
     # As if labelled on a machine that rounds otherwise: estimated again, the thresholds would not be these.
     output = run("cbst.py", killed, *words, "--threads", 2)
-    assert "goes on after step" not in output
+    assert "continues after step" not in output
     assert {path: path.stat().st_mtime_ns for path in killed.rglob("pseudo-labels/**/*")} == labels
     assert (killed / "result.json").exists()
