@@ -95,6 +95,7 @@ def paste_classes(
     """
     others = check_batch(images, labels, pixel_weight, source)
     _check_class_weight(class_weight)
+    _checks.check_ignore_index(ignore_index, len(class_weight))
     class_weight = near(class_weight.detach(), images)
     _check_groups(groups, len(class_weight))
     for label in protected:
