@@ -223,8 +223,10 @@ def main() -> None:
                 if args.negative:
                     total = negative_loss(logits, probs, loss_weight=args.negative, reduction="sum")
                     loss = positive + run.mean(total, (probs <= 1 / len(classes)).sum())
+            if part == 0:
+                teacher.observe(images, net)  # before the student learns from it
             run.learn(loss, optimizer, schedule)
-        teacher.observe(images, net)
+        teacher.update(net)
         run.scalars(
             step,
             loss=positive,
