@@ -63,11 +63,13 @@ def rare_image_probabilities(counts, contains, temperature):
 
 
 def iou_by_loops(before, now, num_classes):
-    """Per class |before = c and now = c| / |before = c or now = c|, 0 where c is in neither."""
+    """Per class |before = c and now = c| / |before = c or now = c| of pixels that had a class; 0 if c is in none."""
     out = []
     for c in range(num_classes):
         both = either = 0
         for a, b in zip(before.ravel(), now.ravel(), strict=True):
+            if not 0 <= a < num_classes:
+                continue
             both += a == c and b == c
             either += a == c or b == c
         out.append(both / either if either else 0.0)
@@ -82,13 +84,16 @@ def mean_confidence_by_loops(labels, confidence, num_classes):
     return out
 
 
-def candidates_by_loops(values):
+def candidates_by_loops(values, median="midpoint"):
     """(N, C): positive, and at or above the median of the positive values of the class."""
     out = np.zeros(values.shape, bool)
     for c in range(values.shape[1]):
         positive = [v for v in values[:, c] if v > 0]
         for i in range(len(values)):
-            out[i, c] = values[i, c] > 0 and values[i, c] >= np.median(positive)
+            if values[i, c] > 0:
+                # Python's round, too, takes halves to the even number.
+                middle = np.median(positive) if median == "midpoint" else sorted(positive)[round(len(positive) / 2)]
+                out[i, c] = values[i, c] >= middle
     return out
 
 
