@@ -120,15 +120,23 @@ def components(mask):
     return out
 
 
-def paste_regions(labels, class_weight, groups, min_pixels):
-    """{class: (probability, regions)}: which classes may be drawn from an image, and their regions."""
-    weights = {c: w for c, w in enumerate(class_weight) if w > 0 and (labels == c).sum() >= min_pixels}
+def paste_regions(labels, class_weight, companions, min_class_pixels, min_pixels):
+    """{class: (probability, regions)}: which classes may be drawn from an image, and their regions in reading order."""
+    weights = {c: w for c, w in enumerate(class_weight) if w > 0 and (labels == c).sum() >= min_class_pixels}
     out = {}
     for c, w in weights.items():
-        company = {c}.union(*(set(group) for group in groups if c in group))
-        parts = components(np.isin(labels, list(company)))
+        parts = components(np.isin(labels, [c, *companions.get(c, ())]))
         regions = [part for part in parts if sum(labels[pixel] == c for pixel in part) >= min_pixels]
-        out[c] = (w / sum(weights.values()), regions)
+        out[c] = (w / sum(weights.values()), sorted(regions))
+    return out
+
+
+def laid_over(shape, moved):
+    """(H, W) of (number of the region, pixel it came from) or None: regions moved by (down, right), the last on top."""
+    out = [[None] * shape[1] for _ in range(shape[0])]
+    for number, (region, (down, right)) in enumerate(moved):
+        for i, j in region:
+            out[i + down][j + right] = (number, (i, j))
     return out
 
 
