@@ -223,8 +223,11 @@ def _write_values(axis: Axes, places: Array, values: Array, marked: float | None
     for place, value in zip(places, values, strict=True):
         if np.abs(value) < _LARGEST:
             weight = "bold" if place == marked else "normal"
-            text = axis.annotate(f"{value:.1f}", (place, value), (0, 7), textcoords="offset points")
-            text.set(ha="center", fontsize=8, color=ink.text, fontweight=weight)
+            steep = place == places[0] and len(values) > 1 and values[1] > 1.1 * value  # the line would cross it
+            text = axis.annotate(
+                f"{value:.1f}", (place, value), (8, -4) if steep else (0, 7), textcoords="offset points"
+            )
+            text.set(ha="left" if steep else "center", fontsize=8, color=ink.text, fontweight=weight)
             if place == marked:
                 axis.plot([place], [value], "o", ms=10, mfc="none", mec=ink.last, mew=1.6)
 
