@@ -43,10 +43,11 @@ class Score(NamedTuple):
 def predict(net: Callable[[Tensor], Tensor], images: Tensor, run: Run) -> Tensor:
     """Logits of whole images, in parts that overlap where ``--tile`` asks for it."""
     tile = run.settings.tile
-    if tile is None:
-        return net(images)
-    stride = [max(1, round(side * (1 - run.settings.overlap))) for side in tile]
-    return predict_in_parts(net, images, window=tuple(tile), stride=tuple(stride), taper=True)
+    with run.autocast():
+        if tile is None:
+            return net(images).float()
+        stride = [max(1, round(side * (1 - run.settings.overlap))) for side in tile]
+        return predict_in_parts(net, images, window=tuple(tile), stride=tuple(stride), taper=True).float()
 
 
 def ready_to_predict(net: nn.Module, data: Data, run: Run) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -42,6 +43,7 @@ def bare_run(tmp_path, **changes):
         say=lambda _: None,
         average_buffers=lambda _: None,
         keep_best=lambda *_: None,
+        autocast=contextlib.nullcontext,
         evaluation=None,
         stage="",
     )
