@@ -20,8 +20,8 @@ def check_pair(images: Any, style: Any) -> None:
             raise ValueError(f"`{name}`: expected (B, D, H, W) with at least one pixel, got {tuple(value.shape)}")
     if style.shape[:2] != images.shape[:2]:
         raise ValueError(
-            f"`style`: expected one image of {images.shape[1]} channels for each of the {images.shape[0]} `images`, got "
-            f"{tuple(style.shape)}"
+            f"`style`: expected one image of {images.shape[1]} channels for each of the {images.shape[0]} `images`, "
+            f"got {tuple(style.shape)}"
         )
     _checks.check_device(style, images, "style")
 

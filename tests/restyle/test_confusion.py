@@ -111,7 +111,7 @@ def test_errors_of_the_matrix():
         matrix.update(random_logits(classes=C), labels().float())
     with pytest.raises(ValueError, match="`logits`: expected device cpu"):
         matrix.update(random_logits(classes=C).to("meta"), labels().to("meta"))
-    with selftrain_seg.value_checks(), pytest.raises(ValueError, match="`labels`: expected values in .* got 9"):
+    with selftrain_seg.value_checks(), pytest.raises(ValueError, match=r"`labels`: expected values in .* got 9"):
         matrix.update(random_logits(classes=C), torch.full((2, 7, 9), 9))
 
 
@@ -223,7 +223,7 @@ def test_errors_of_validation():
         restyled_confusion(net, styles(), styles(), num_classes=2)
     with pytest.raises(TypeError, match="`source`: expected a floating-point dtype"):
         restyled_confusion(net, [(images.byte(), truth) for images, truth in pairs()], styles(), num_classes=2)
-    with pytest.raises(TypeError, match="`target`: expected a torch.Tensor, got str"):
+    with pytest.raises(TypeError, match=r"`target`: expected a torch\.Tensor, got str"):
         restyled_confusion(net, pairs(), ["image.png"], num_classes=2)
     with pytest.raises(ValueError, match="`logits`: expected 3 classes on dimension 1, got 2"):
         restyled_confusion(net, pairs(), styles(), num_classes=3)
