@@ -40,7 +40,8 @@ def estimate_statistics(
 
     In the first pass layers normalise by the batch's statistics, as in training, so the input of the second layer is
     what the first made of this batch. One pass is what the field does. In each further pass layers normalise by what
-    the pass before has found: after p passes the first p layers are exact, as if the set had been one batch.
+    the pass before has found: after p passes the statistics of the first p layers are exactly those of what they get
+    when the network predicts with them, however the images were put into batches.
 
     Args:
         net: a network with BatchNorm layers, 1d, 2d, 3d or ``SyncBatchNorm``, wrapped or not. It comes back as it was,
@@ -83,13 +84,11 @@ def estimate_statistics(
     layers = some_layers(net)
     _checks.check_count(passes, "passes")
     if passes > 1 and iter(batches) is batches:
-        raise ValueError(
-            "`batches`: expected what can be gone through more than once, such as a loader, got an iterator"
-        )
+        raise ValueError("`batches`: expected a list or a loader for more than one pass, got an iterator, which ends")
     network = unwrap(net)
     found: _Values | None = None
     for _ in range(passes):
-        found = _one_pass(network, layers, batches, forward or network, found)
+        found = _one_pass(network, layers, batches, network if forward is None else forward, found)
     named = {}
     for name, (mean, var) in (found or {}).items():
         named[join(name, MEAN)], named[join(name, VAR)] = mean, var
