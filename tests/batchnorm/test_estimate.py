@@ -363,3 +363,14 @@ def test_the_oracle_knows_the_definition():
     """By hand: values 1, 1, 3, 7 have mean 3 and Σ (x - 3)² / 3 = 24 / 3."""
     ((mean, var),) = oracle.statistics([np.array([[1.0], [1.0], [3.0]]), np.array([[7.0]])], [np.eye(1)])
     assert (mean.item(), var.item()) == (3, 8)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sync", [False, True])
+def test_on_the_gpu(sync):
+    net, batches = trained().double(), [batch.double() for batch in target()]
+    expected = estimate_statistics(net, batches, passes=2)
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(net) if sync else net
+    found = estimate_statistics(net.cuda(), batches, passes=2)  # loaders give host tensors
+    assert all(tensor.is_cuda for tensor in found.values())
+    assert_close({name: tensor.cpu() for name, tensor in found.items()}, expected, rtol=1e-10, atol=1e-12)

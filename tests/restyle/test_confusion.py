@@ -9,7 +9,7 @@ from torch import nn
 
 import selftrain_seg
 from selftrain_seg.restyle import ConfusionMatrix, match_moments, restyled_confusion, swap_amplitudes
-from tests.helpers import layouts, random_logits
+from tests.helpers import layouts, never_waits, random_logits
 from tests.oracles import restyle as oracle
 
 C = 5
@@ -227,3 +227,16 @@ def test_errors_of_validation():
         restyled_confusion(net, pairs(), ["image.png"], num_classes=2)
     with pytest.raises(ValueError, match="`logits`: expected 3 classes on dimension 1, got 2"):
         restyled_confusion(net, pairs(), styles(), num_classes=3)
+
+
+@pytest.mark.gpu
+def test_counts_on_the_gpu():
+    matrix, expected = ConfusionMatrix(C).cuda(), ConfusionMatrix(C)
+    logits, truth = random_logits(classes=C), labels()
+    with never_waits():
+        matrix.update(logits.cuda(), truth.cuda())
+    expected.update(logits, truth)
+    assert torch.equal(matrix.counts.cpu(), expected.counts)
+    found = restyled_confusion(Threshold().cuda(), pairs(), styles(), num_classes=2)  # loaders give host tensors
+    assert found.counts.is_cuda
+    assert found.counts.sum() == 3 * 2 * 48

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from selftrain_seg.restyle import match_moments, swap_amplitudes
-from tests.helpers import layouts
+from tests.helpers import layouts, never_waits
 from tests.oracles import restyle as oracle
 
 STYLES = {
@@ -251,3 +251,13 @@ def test_errors_of_settings():
         swap_amplitudes(batch(), batch(height=8), beta=0.4)
     with pytest.raises(TypeError, match="`beta`: expected a number, got str"):
         swap_amplitudes(batch(), batch(), beta="0.1")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("function", [*BOTH, partial(match_moments, space="lab")], ids=["moments", "amplitudes", "lab"])
+def test_on_the_gpu(function):
+    images, style = batch(3).cuda(), batch(3, height=14, seed=1).cuda()
+    function(images, style)  # loads what the library of Fourier transforms needs
+    with never_waits():
+        found = function(images, style)
+    torch.testing.assert_close(found.cpu(), function(images.cpu(), style.cpu()), atol=1e-5, rtol=1e-5)
