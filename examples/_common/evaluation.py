@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -12,15 +12,14 @@ from _reporting import draw_predictions, record, record_unlabelled
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import update_bn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from _common.files import save_atomically
-from _common.loading import _PIXELS_AT_ONCE, in_blocks
+from _common.loading import in_blocks
 from _common.progress import progress
 from _common.run import Run
-from _common.settings import in_options
 from selftrain_seg import IGNORE_INDEX
+from selftrain_seg.batchnorm import estimate_statistics, set_statistics
 from selftrain_seg.confidence import fuse_views
 from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.teachers import predict_in_parts, soft_neighbourhood_density
@@ -52,23 +51,23 @@ def predict(net: Callable[[Tensor], Tensor], images: Tensor, run: Run) -> Tensor
 
 def ready_to_predict(net: nn.Module, data: Data, run: Run) -> nn.Module:
     """Evaluation mode, with BatchNorm's statistics of the target images, or the average over processes."""
-    if run.settings.reestimate_bn:
-        try:
-            reestimate_batchnorm(net, data, run)
-        except ValueError as error:
-            raise SystemExit(in_options(error)) from None
+    if run.settings.reestimate_bn and has_batchnorm(net):
+        reestimate_batchnorm(net, data, run)
     else:
         run.average_buffers(net)
     return net.eval()
 
 
+def has_batchnorm(net: nn.Module) -> bool:
+    """Tell whether a network has BatchNorm that is not frozen."""
+    return any(isinstance(module, _BatchNorm) for module in net.modules())
+
+
 def reestimate_batchnorm(net: nn.Module, data: Data, run: Run) -> None:
-    """Give BatchNorm the statistics of all target images, the same on every process."""
-    blocks = progress(in_blocks(data.target, run, every_image=True), "BatchNorm's statistics", disable=not run.main)
-    batches = (torch.cat(batch) for batch in _batches_for_statistics((images for images, _ in blocks), run))
-    with torch.random.fork_rng():
-        torch.manual_seed(run.settings.seed)  # dropout is on: alike on all processes, and after a restart
-        update_bn(batches, net)
+    """Give BatchNorm the statistics of all target images; processes share the images."""
+    blocks = progress(in_blocks(data.target, run), "BatchNorm's statistics", disable=not run.main)
+    images = (images for images, _ in blocks)
+    set_statistics(net, estimate_statistics(net, images, forward=lambda batch: predict(net, batch, run)))
 
 
 def score_before(net: nn.Module, data: Data, run: Run, *, group: str = "") -> Score:
@@ -84,16 +83,11 @@ def score_before(net: nn.Module, data: Data, run: Run, *, group: str = "") -> Sc
     with _unchanged(net):
         score = evaluate(net.eval(), data, run, -1, group=group, ready=True)
         text = line(score, data)
-        if any(isinstance(module, _BatchNorm) for module in net.modules()):
-            try:
-                reestimate_batchnorm(net, data, run)
-                adapted = evaluate(net.eval(), data, run, 0, group=group, ready=True)
-                text += f"; BatchNorm re-estimated on the target images: {line(adapted, data)}"
-                score = adapted if run.settings.reestimate_bn else score
-            except ValueError as error:
-                if run.settings.reestimate_bn:
-                    raise SystemExit(in_options(error)) from None
-                text += "; BatchNorm cannot be re-estimated from one image at a time"
+        if has_batchnorm(net):
+            reestimate_batchnorm(net, data, run)
+            adapted = evaluate(net.eval(), data, run, 0, group=group, ready=True)
+            text += f"; BatchNorm re-estimated on the target images: {line(adapted, data)}"
+            score = adapted if run.settings.reestimate_bn else score
     run.say(f"before training{f', {group}' if group else ''}: {text}")
     return score
 
@@ -223,30 +217,3 @@ def _unchanged(net: nn.Module) -> Iterator[None]:
         buffer.copy_(kept[name])
     for module, training in modes.items():
         module.training = training
-
-
-def _batches_for_statistics(items: Iterable[Tensor], run: Run) -> Iterator[list[Tensor]]:
-    """Many small images of one size at once, of large ones a batch; never a single one left if there are others."""
-    waiting: dict[torch.Size, list[Tensor]] = {}
-    for images in items:
-        for part in (part for image in images.split(1) for part in _tiles(image, run.settings.tile)):
-            size = max(run.settings.batch, 2 * _PIXELS_AT_ONCE // part[0, 0].numel())
-            batch = waiting.setdefault(part.shape, [])
-            batch.append(part)
-            if len(batch) == size + 2:
-                yield batch[:size]
-                del batch[:size]
-    yield from waiting.values()
-
-
-def _tiles(images: Tensor, size: Any) -> Iterator[Tensor]:
-    """Parts of an image that cover it."""
-    if size is None:
-        yield images
-        return
-    starts = []
-    for length, side in zip(images.shape[-2:], size, strict=True):
-        starts.append([*range(0, max(length - side, 0), side), max(length - side, 0)])
-    for top in starts[0]:
-        for left in starts[1]:
-            yield images[..., top : top + size[0], left : left + size[1]]
