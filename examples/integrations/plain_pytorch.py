@@ -65,7 +65,7 @@ def main() -> None:
         labelled = TensorDataset(target.tensors[0], torch.cat(labels))
         optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
-        pairs = zip(batches(source, steps, 2 * round), batches(labelled, steps, 2 * number + 1), strict=True)
+        pairs = zip(batches(source, steps, 2 * number), batches(labelled, steps, 2 * number + 1), strict=True)
         for (source_images, source_labels), (target_images, target_labels) in pairs:
             # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
             loss = F.cross_entropy(network(source_images), source_labels, ignore_index=255)
