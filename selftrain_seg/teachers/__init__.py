@@ -9,6 +9,7 @@ from selftrain_seg.teachers.dynamic import DynamicTeacher, TeacherDecision
 from selftrain_seg.teachers.mean import MeanTeacher
 from selftrain_seg.teachers.mutual import MutualLabels, mutual_labels
 from selftrain_seg.teachers.parts import predict_in_parts
+from selftrain_seg.teachers.perturb import perturb_features
 from selftrain_seg.teachers.scores import entropy_score, soft_neighbourhood_density
 from selftrain_seg.teachers.watch import Agreement, AgreementStatistics, parameter_distance
 
@@ -24,6 +25,7 @@ __all__ = [
     "entropy_score",
     "mutual_labels",
     "parameter_distance",
+    "perturb_features",
     "predict_in_parts",
     "soft_neighbourhood_density",
 ]
