@@ -71,7 +71,7 @@ def record_round(
         ...     file.name, json.loads(file.read_text())["iou"]
         ('round-0001.json', [93.5, None])
     """
-    _checks.check_count(round, "round", minimum=0)
+    _checks.check_count(round, "round", minimum=-1)
     if not len(classes):
         raise ValueError("`classes`: expected at least one name")
     content: dict[str, Any] = {"round": int(round), "classes": [str(name) for name in classes]}
@@ -86,7 +86,7 @@ def record_round(
                 raise ValueError(f"`{name}`: expected values in [0, {_AT_MOST[name]:g}], got {found}")
             content[name] = [_plain(number) for number in array]
     folder = Path(run_dir) / ROUNDS
-    path = (folder / _file_name(group, "group") if group else folder) / f"round-{round:04d}.json"
+    path = (folder / _file_name(group, "group") if group else folder) / f"round-{'source' if round < 0 else f'{round:04d}'}.json"
     write(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
     return path
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from _common.data import as_floats, batches, draw
+from _common.model import SmallUNet
 from kornia.augmentation import ColorJiggle
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,8 +13,6 @@ from torch.utils.data import TensorDataset
 from torchmetrics.classification import MulticlassJaccardIndex
 from tqdm import trange
 
-from _common.data import as_floats, batches, draw
-from _common.model import SmallUNet
 from selftrain_seg import IGNORE_INDEX
 
 jitter = ColorJiggle(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=1.0)

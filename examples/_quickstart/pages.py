@@ -8,12 +8,12 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
+from _common.data import save_json
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from _common.data import save_json
 from selftrain_seg.datasets import SyntheticStreets
 from selftrain_seg.mining import mine_crops
 from selftrain_seg.selectors import SelectionSummary
