@@ -24,7 +24,6 @@ from _data.augmentation import training_transform
 from _data.checks import look_at_masks
 from _data.opening import Data, open_data
 from _networks.build import build
-from _reporting import record
 from torch import Tensor
 
 from selftrain_seg import IGNORE_INDEX, PseudoLabels
@@ -115,9 +114,8 @@ def main() -> None:
                 optimizer.step()
                 optimizer.zero_grad()
             run.log(source_loss=losses[0], target_loss=losses[1])
-        score = evaluate(net, data, run, number + 1)
+        score = evaluate(net, data, run, number + 1, stored=stored)
         run.say(f"round {number + 1}: {line(score, data)}")
-        record(run, data, number + 1, iou=score.iou, stored=stored)
 
     run.finish(net, summary(score, data))
 

@@ -95,15 +95,18 @@ def score_before(net: nn.Module, data: Data, run: Run, *, group: str = "") -> Sc
 
 def _score_between(net: nn.Module, data: Data, run: Run, where: str) -> None:
     """What ``--eval-every`` does."""
+    if data.val is None:
+        return
     with _unchanged(net):
         score = _measure(ready_to_predict(net, data, run), data, run, None)
         run.say(f"{where}: {line(score, data)}")
-        if score.iou is not None:
-            run.keep_best(net, mean_iou(score, data), f"in {where}")
-            run.accelerator.log({"mIoU": mean_iou(score, data)}, step=run.steps_done)
+        run.keep_best(net, mean_iou(score, data), where)
+        run.accelerator.log({"mIoU": mean_iou(score, data)}, step=run.steps_done)
 
 
-def evaluate(net: nn.Module, data: Data, run: Run, number: int, *, group: str = "", ready: bool = False) -> Score:
+def evaluate(
+    net: nn.Module, data: Data, run: Run, number: int, *, group: str = "", ready: bool = False, **recorded: Any
+) -> Score:
     """Measure a network on the validation images; without any, tell what is seen on target images.
 
     Args:
@@ -113,6 +116,7 @@ def evaluate(net: nn.Module, data: Data, run: Run, number: int, *, group: str = 
         number: of the round: -1 source only, 0 BatchNorm re-estimated, then counted from 1.
         group: of several networks in one run, which.
         ready: leave BatchNorm's statistics as they are.
+        recorded: for the report: ``stored``, the labels of the round, or its ``thresholds``.
     """
     if not ready:
         net = ready_to_predict(net, data, run)
@@ -125,7 +129,7 @@ def evaluate(net: nn.Module, data: Data, run: Run, number: int, *, group: str = 
         score = _measure(net, data, run, name)
         if not group:
             run.keep_best(net, mean_iou(score, data), name if number > 0 else "before training")
-    record(run, data, number, iou=score.iou, group=group)
+    record(run, data, number, iou=score.iou, group=group, **recorded)
     return score
 
 
@@ -188,6 +192,8 @@ def mean_iou(score: Score, data: Data) -> float:
 
 def summary(score: Score, data: Data) -> dict[str, Any]:
     """What goes into ``result.json``: mean IoU over each of the data's subsets of classes, and the IoU of each."""
+    if score.iou is None and not score.seen:
+        raise SystemExit("this run has gone beyond so many rounds: give more --rounds, or choose another --out")
     if score.iou is None:
         return {"not measured": "mIoU: there are no validation masks", **score.seen}
     means = {heading: float(score.iou[list(classes)].nanmean()) for heading, classes in data.subsets.items()}
@@ -204,12 +210,14 @@ def line(score: Score, data: Data) -> str:
 @contextlib.contextmanager
 def _unchanged(net: nn.Module) -> Iterator[None]:
     """Leave a network's buffers and mode, and torch's generator, as they were."""
-    kept, training = {name: buffer.clone() for name, buffer in net.named_buffers()}, net.training
+    kept = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    modes = {module: module.training for module in net.modules()}
     with torch.random.fork_rng():
         yield
     for name, buffer in net.named_buffers():
         buffer.copy_(kept[name])
-    net.train(training)
+    for module, training in modes.items():
+        module.training = training
 
 
 def _batches_for_statistics(items: Iterable[Tensor], run: Run) -> Iterator[list[Tensor]]:

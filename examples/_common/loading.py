@@ -95,6 +95,14 @@ def in_blocks(dataset: Dataset[Any], run: Run, every_image: bool = False) -> Ite
                 yield as_floats(images.to(run.device)), others
 
 
+def one_by_one(dataset: Dataset[Any], run: Run, size: int = 1) -> Iterator[tuple[Tensor, Any]]:
+    """Yield batches of ``size`` of every N-th image in order, N being the number of processes."""
+    mine = torch.utils.data.Subset(_Plain(dataset), range(run.rank, len(dataset), run.world))
+    workers = {"num_workers": run.settings.workers, "generator": torch.Generator()}
+    for images, names in DataLoader(mine, batch_size=size, **workers):
+        yield as_floats(images.to(run.device)), list(names)
+
+
 def as_floats(images: Tensor) -> Tensor:
     """Convert uint8 images to float32 in [0, 1], channels last."""
     images = images.float() / 255 if images.dtype == torch.uint8 else images

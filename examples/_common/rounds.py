@@ -113,7 +113,7 @@ def label_target(
         select: called with (logits, thresholds).
         portion: kept with the labels.
     """
-    if run.begun(stage):
+    if run.begun(stage):  # the network has learnt from them
         return store.round(number)
     stored = finished(store, number)
     if stored is not None:

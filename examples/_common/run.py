@@ -74,6 +74,7 @@ class Run:
         self.stage, self.step, self.finished = "", 0, {}
         self.evaluation: Callable[[str], None] | None = None  # what --eval-every calls
         self._registered: dict[str, Any] = {}
+        self.is_first_pass = True  # of a step
         self._pictures, self._total, self._losses = 0, 0, {}
 
     # Networks, optimizers, losses
@@ -140,7 +141,7 @@ class Run:
         stage: str,
         total: int,
         *loaders: DataLoader[Any],
-        lr_scale: float = 1.0,
+        lr_scale: Any = 1.0,
         decay: tuple[int, int] | None = None,
     ) -> Iterator[tuple[Any, ...]]:
         """Yield (step, batch of each loader) for every step of a stage that is left, ``--accumulate`` times each.
@@ -149,7 +150,7 @@ class Run:
             stage: its name, unique in this run.
             total: its steps.
             loaders: of :meth:`loader`.
-            lr_scale: factor of all learning rates.
+            lr_scale: factor of all learning rates, or optimizer -> factor.
             decay: (first step, last step) of the schedule that this stage is a part of; its own by default, which
                 begins with a new optimizer state.
         """
@@ -162,6 +163,7 @@ class Run:
             for step in range(done, total):
                 self._set_learning_rates(lr_scale, (first + step) / max(1, last))
                 for part in range(self.settings.accumulate):
+                    self.is_first_pass = part == 0
                     seed = self.seed(stage, step * self.settings.accumulate + part, self.rank)
                     torch.manual_seed(seed)
                     random.seed(seed)
@@ -181,11 +183,11 @@ class Run:
 
     def passed(self, stage: str) -> bool:
         """Tell whether a later stage has begun."""
-        return stage in self.finished
+        return stage != self.stage and stage in self.finished
 
     def begun(self, stage: str) -> bool:
-        """Tell whether a stage continues from a checkpoint."""
-        return stage == self.stage
+        """Tell whether a stage has a checkpoint, or had one."""
+        return stage == self.stage or stage in self.finished
 
     @property
     def steps_done(self) -> int:
@@ -201,9 +203,10 @@ class Run:
                 optimizer.optimizer.state.clear()
         return self.step
 
-    def _set_learning_rates(self, scale: float, share: float) -> None:
-        factor = scale * (1 - share) ** 0.9 if self.settings.schedule == "poly" else scale
+    def _set_learning_rates(self, scale: Any, share: float) -> None:
+        decayed = (1 - share) ** 0.9 if self.settings.schedule == "poly" else 1.0
         for optimizer in self.accelerator._optimizers:
+            factor = decayed * (scale.get(optimizer, 1.0) if isinstance(scale, dict) else scale)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
 

@@ -79,3 +79,20 @@ def relit(image: Tensor, strength: float = 0.2) -> Tensor:
     mean = floats.mean(dim=(-3, -2, -1), keepdim=True)
     made = ((floats - mean) * contrast + mean * brightness).clamp(0, top)
     return made.to(image.dtype) if image.is_floating_point() else made.round().to(image.dtype)
+
+
+def whole_image(size: Sequence[int], resize: Sequence[int] | None = None) -> Callable[[Any, Any], tuple[Tensor, Any]]:
+    """Transform (image, labels) or (image, name) into tensors of one size.
+
+    Args:
+        size: images of other sizes are cut or padded to it.
+        resize: in place of that, all are resized to this.
+    """
+    fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE_INDEX}
+    cut = v2.RandomCrop(tuple(size), pad_if_needed=True, fill=fill)
+    return functools.partial(_moved, cut if resize is None else v2.Resize(tuple(resize), antialias=True))
+
+
+def _moved(move: Callable[..., Any], image: Tensor, labels: Any) -> tuple[Tensor, Any]:
+    image, labels = move(image, tv_tensors.Mask(labels) if isinstance(labels, Tensor) else labels)
+    return image.as_subclass(Tensor), labels.as_subclass(Tensor) if isinstance(labels, Tensor) else labels

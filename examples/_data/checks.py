@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from _common.files import save_json
+from _common.progress import progress
 from _common.settings import in_options
 from PIL import ExifTags, Image
 from torch import Tensor
@@ -115,3 +116,10 @@ def look_at_masks(data: Data, run: Run) -> None:
         save_json({"labelled": found.labelled, "pixels": dict(zip(found.classes, found.pixels, strict=True))}, kept)
     if run.world > 1:
         torch.distributed.barrier()
+
+
+def check_one_size(data: Data) -> None:
+    """Two images at once are of one size; found out before the warm-up, not after it."""
+    sizes = {tuple(data.target[place][0].shape[-2:]) for place in progress(range(len(data.target)), "sizes")}
+    if len(sizes) > 1:
+        raise SystemExit(f"--per batch needs target images of one size, and there are {len(sizes)}: --resize")
