@@ -104,7 +104,7 @@ def check(settings: Any) -> None:
     """One error for each number that no run can have, before anything is read."""
     least = {"steps": 0, "warmup_steps": 0, "rounds": 0, "workers": 0, "eval_every": 0, "predict_batch": 0}
     least |= dict.fromkeys(("batch", "accumulate", "threads", "checkpoint_every", "log_every", "channels"), 1)
-    least |= {"refresh": 1, "turn": 1, "stride": 1}
+    least |= {"refresh": 1, "turn": 1, "stride": 1, "views": 1, "teacher_every": 1, "patch": 1}
     for name, value in vars(settings).items():
         option, pair = f"--{name.replace('_', '-')}", isinstance(value, (list, tuple))
         shown = " ".join(f"{part:g}" for part in value) if pair and all(map(_is_number, value)) else value
