@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import inspect
+import pkgutil
 import re
 
 from docutils import nodes
+from docutils.statemachine import StringList
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.domains.python import PyObject
+from sphinx.ext.autosummary import Autosummary
 
 import selftrain_seg
 
@@ -20,12 +24,17 @@ version = release = selftrain_seg.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "_generated"]
 nitpicky = True
+autosummary_generate = False  # tables only: every name has its place on a family page
+copybutton_prompt_text = r">>> |\.\.\. "  # of a doctest, copy the code without prompts and results
+copybutton_prompt_is_regexp = True
 myst_enable_extensions = ["deflist", "dollarmath"]
 
 # Everything a page needs lies beside it: no fonts, scripts or search from elsewhere.
@@ -78,6 +87,28 @@ PUBLIC |= {name: f"selftrain_seg.{name}" for name in ("PseudoLabels", "value_che
 INTERNAL = {"extra_repr", "make_params", "transform", "add_state", "check_home", "reduced"}
 
 
+class PublicNames(Autosummary):
+    """A table of the public names of a subpackage, each with its first line: ``.. public-names:: losses``."""
+
+    required_arguments = 1
+
+    def run(self):
+        room = f"selftrain_seg.{self.arguments[0]}"
+        names = importlib.import_module(room).__all__
+        self.content = StringList([f"~{_home(room, name)}.{name}" for name in names], source=room)
+        self.env.ref_context["py:module"] = room  # where the names in their first lines are looked up
+        return super().run()
+
+
+def _home(room, name):
+    """The module under which a public name is documented: that of a constant is where it is defined."""
+    package = importlib.import_module(room)
+    if callable(getattr(package, name)):
+        return room
+    modules = [f"{room}.{found.name}" for found in pkgutil.iter_modules(package.__path__)]
+    return next(module for module in modules if hasattr(importlib.import_module(module), name))
+
+
 def skip_member(app, what, name, obj, skip, options):
     """Leave out methods for the machinery, and the fields of named tuples: Attributes describes them."""
     if name in INTERNAL or type(obj).__name__ == "_tuplegetter":
@@ -122,6 +153,7 @@ def render_math(self, node):
 
 def setup(app):
     app.add_html_math_renderer("mathml", inline_renderers=(render_math, None), block_renderers=(render_math, None))
+    app.add_directive("public-names", PublicNames)
     for field in PyObject.doc_field_types:
         if field.name == "variable":
             field.label = "Attributes"

@@ -41,7 +41,10 @@ from selftrain_seg.store import StoredRound
 from selftrain_seg.teachers import DynamicTeacher
 from selftrain_seg.views import StrongSettings, WeakStrongViews, replay
 
-COMPANIONS = (("rider", "bicycle", "motorcycle"), ("pole", "light", "sign", "traffic light", "traffic sign"))
+BRINGS = {
+    **dict.fromkeys(("bicycle", "motorcycle"), "rider"),
+    **dict.fromkeys(("light", "sign", "traffic light", "traffic sign"), "pole"),
+}
 
 
 @dataclass(kw_only=True)
@@ -58,7 +61,7 @@ class DTSTSettings(Settings):
     upper: float = 0.8  # share of its class's peak that a pixel must reach
     negative: float = 0.5  # weight of negative learning; 0 for none
     tail_share: float = 0.03  # of labelled pixels: classes below it are pasted
-    pastes: int = 1  # regions pasted into each image
+    pastes: int = 1  # classes pasted into each image
     paste_pixels: int = 20  # that a pasted region must have
 
 
@@ -125,7 +128,8 @@ def main() -> None:
     run = Run(settings)
     data = open_data(settings, run, source_free=True)
     classes = data.label_map.classes
-    groups = [[label for label, name in enumerate(classes) if name in names] for names in COMPANIONS]
+    pairs = [(name, other) for name, other in BRINGS.items() if name in classes and other in classes]
+    companions = {classes.index(name): [classes.index(other)] for name, other in pairs}
     torch.manual_seed(settings.seed)
     net = build(settings, len(classes))
     look_at_masks(data, run)
@@ -149,7 +153,7 @@ def main() -> None:
         stage = f"snapshot{number}"
         if run.passed(stage):
             continue
-        if run.begun(stage):
+        if run.has_begun(stage):
             snapshot = open_store(run, data).round(number)
         else:
             snapshot = take_snapshot(net, data, run, bank, selector, first)
@@ -176,11 +180,19 @@ def main() -> None:
             pasted = torch.zeros_like(labels, dtype=torch.bool)
             for _ in range(settings.pastes):
                 weak, labels, _, region = paste_classes(
-                    weak, labels, wanted, source=source, groups=groups, min_pixels=settings.paste_pixels
+                    weak,
+                    labels,
+                    wanted,
+                    source=source,
+                    companions=companions,
+                    min_class_pixels=5 * settings.paste_pixels // 2,
+                    min_pixels=settings.paste_pixels,
                 )
                 pasted |= region
             probs = probs.masked_fill(pasted[:, None], 1.0)  # there the teacher saw something else
 
+            if run.is_first_pass:
+                teacher.observe(images, net)  # before the student learns from it
             with run.accumulate(student):
                 strong = views.strong(weak, parameters) if coloured else relit(weak, settings.jitter[0])
                 logits = student(strong)
@@ -193,7 +205,7 @@ def main() -> None:
                 optimizer.step()
                 optimizer.zero_grad()
             if run.is_last_pass:
-                teacher.observe(images, net)
+                teacher.update(net)
             run.log(
                 loss=positive,
                 negative_loss=loss - positive,

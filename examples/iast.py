@@ -155,7 +155,7 @@ def main() -> None:
         stage = f"round{number + 1}"
         if run.passed(stage):
             continue
-        if run.begun(stage):
+        if run.has_begun(stage):
             stored = store.round(number)
         else:
             selector.portion = PortionSchedule(*settings.portion)(number)

@@ -95,6 +95,8 @@ def main() -> None:
         mix = teacher.mixing if settings.teacher == "dual" else class_mix
         other = (source_images, source_labels) if settings.paste_from == "source" else None
         mixed = mix(target_images, pseudo.labels, pixel_weight=pseudo.pixel_weight, source=other)
+        if settings.teacher == "dynamic" and run.is_first_pass:
+            teacher.observe(target_images, net)  # before the student learns from it
         with run.accumulate(student):
             # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
             total = cross_entropy(student(source_images), source_labels, reduction="sum")
@@ -107,7 +109,7 @@ def main() -> None:
             optimizer.step()
             optimizer.zero_grad()
         if settings.teacher == "dynamic" and run.is_last_pass:
-            teacher.observe(target_images, net)
+            teacher.update(net)
         if step % settings.log_every == 0:
             # Where something was pasted the student saw another image; NaN is not counted.
             agreement.update(teacher_logits.masked_fill(mixed.pasted[:, None], torch.nan), logits.detach())

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from _common.data import code_digest, save_json
+from _common.files import code_digest, save_json
 
 HERE = Path(__file__).parent
 CODE = code_digest(*sorted(HERE.glob("*.py")))  # numbers of other code do not belong into one table

@@ -49,6 +49,21 @@ for place in ("clinic_a/images/1.JPG", "clinic_a/masks/1.png", "clinic_b/1.tif")
     Path(place).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(numpy.zeros((80, 100), numpy.uint8)).save(place)
 """,
+    "docs/settings.md": """
+import numpy
+from PIL import Image
+from pathlib import Path
+from selftrain_seg.datasets import SyntheticStreets
+SyntheticStreets(length=3).export("data/Cityscapes", "cityscapes")
+names = [f"source/source_{number:06}_000000" for number in range(3)]
+Path("8_labeled_0.txt").write_text(names[1])
+Path("8_unlabeled_0.txt").write_text(f"{names[2]}\\n{names[0]}\\n")
+for place, name in (("JPEGImages", "a.jpg"), ("JPEGImages", "b.jpg"), ("SegmentationClassAug", "a.png")):
+    Path("data/VOC2012", place).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(numpy.zeros((8, 9), numpy.uint8)).save(f"data/VOC2012/{place}/{name}")
+Path("106_labeled_0.txt").write_text("a")
+Path("106_unlabeled_0.txt").write_text("b")
+""",
     "docs/api/store.md": """
 import torch
 from torch.utils.data import StackDataset
@@ -154,9 +169,29 @@ def imported_modules(tree: ast.AST) -> Iterator[str]:
 
 @functools.cache
 def options(file: Path) -> frozenset[str]:
-    """What ``add_argument`` is called with in a script and in the modules beside it that it imports."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    out = set()
+    """Options of a script and of the modules beside it that it imports: of ``add_argument``, and fields of settings."""
+    out: set[str] = set()
+    found, waiting = {file}, [file]
+    while waiting:
+        tree = parsed(waiting.pop())
+        out |= own_options(tree)
+        for module in imported_modules(tree):
+            for folder in (file.parent, file.parent.parent):
+                path = folder / f"{module.replace('.', '/')}.py"
+                path = path if path.is_file() else path.with_suffix("") / "__init__.py"
+                if path.is_file() and path not in found and ROOT / "selftrain_seg" not in path.parents:
+                    found.add(path)
+                    waiting.append(path)
+    return frozenset(out)
+
+
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def own_options(tree: ast.Module) -> set[str]:
+    out: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
             names = [one.value for one in node.args if isinstance(one, ast.Constant) and str(one.value).startswith("-")]
@@ -164,12 +199,11 @@ def options(file: Path) -> frozenset[str]:
             out.update(names)
             if action.endswith("BooleanOptionalAction"):
                 out.update(f"--no-{name.removeprefix('--')}" for name in names)
-    for module in imported_modules(tree):
-        for folder in (file.parent, file.parent.parent):
-            path = folder / f"{module.replace('.', '/')}.py"
-            if path.is_file() and path != file and ROOT / "selftrain_seg" not in path.parents:
-                out |= options(path)
-    return frozenset(out)
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Settings"):
+            for field in (field for field in node.body if isinstance(field, ast.AnnAssign)):
+                name = ast.unparse(field.target).replace("_", "-")
+                out.update([f"--{name}", f"--no-{name}"] if ast.unparse(field.annotation) == "bool" else [f"--{name}"])
+    return out
 
 
 def bad_words(words: list[str]) -> Iterator[str]:

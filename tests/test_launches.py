@@ -39,7 +39,7 @@ def class_weight():
     return torch.empty(C, device=GPU)
 
 
-GROUPS = {"groups": [(12, 17, 18)], "protected": (5, 6, 7)}
+BROUGHT = {"companions": {17: [12], 18: [12], 6: [5]}, "protected": (5, 6, 7)}
 COUNTED = {"fallback": numbers(3), "image_counts": numbers(B, C)}
 
 
@@ -123,10 +123,10 @@ TABLE = {
     "class_mix, weights": (11, lambda: (partial(mining.class_mix, pixel_weight=pixels()), images(), labels())),
     "mine_crops": (16, lambda: (mining.mine_crops, labels(), numbers(5), (64, 64))),
     "mine_crops, counted": (17, lambda: (partial(mining.mine_crops, **COUNTED), labels(), numbers(5), (64, 64))),
-    "paste_classes": (67, lambda: (mining.paste_classes, images(), labels(), class_weight())),
-    "paste_classes, groups": (
-        79,
-        lambda: (partial(mining.paste_classes, **GROUPS), images(), labels(), class_weight()),
+    "paste_classes": (99, lambda: (mining.paste_classes, images(), labels(), class_weight())),
+    "paste_classes, companions": (
+        111,
+        lambda: (partial(mining.paste_classes, **BROUGHT), images(), labels(), class_weight()),
     ),
     "ReliabilityBank.update": (
         53,

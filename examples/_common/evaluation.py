@@ -52,7 +52,10 @@ def predict(net: Callable[[Tensor], Tensor], images: Tensor, run: Run) -> Tensor
 def ready_to_predict(net: nn.Module, data: Data, run: Run) -> nn.Module:
     """Evaluation mode, with BatchNorm's statistics of the target images, or the average over processes."""
     if run.settings.reestimate_bn:
-        reestimate_batchnorm(net, data, run)
+        try:
+            reestimate_batchnorm(net, data, run)
+        except ValueError as error:
+            raise SystemExit(in_options(error)) from None
     else:
         run.average_buffers(net)
     return net.eval()
@@ -64,10 +67,7 @@ def reestimate_batchnorm(net: nn.Module, data: Data, run: Run) -> None:
     batches = (torch.cat(batch) for batch in _batches_for_statistics((images for images, _ in blocks), run))
     with torch.random.fork_rng():
         torch.manual_seed(run.settings.seed)  # dropout is on: alike on all processes, and after a restart
-        try:
-            update_bn(batches, net)
-        except ValueError as error:
-            raise SystemExit(in_options(error)) from None
+        update_bn(batches, net)
 
 
 def score_before(net: nn.Module, data: Data, run: Run, *, group: str = "") -> Score:
@@ -83,12 +83,16 @@ def score_before(net: nn.Module, data: Data, run: Run, *, group: str = "") -> Sc
     with _unchanged(net):
         score = evaluate(net.eval(), data, run, -1, group=group, ready=True)
         text = line(score, data)
-        has_batchnorm = any(isinstance(module, _BatchNorm) for module in net.modules())
-        if has_batchnorm and (run.settings.reestimate_bn or len(data.target) > 1):
-            reestimate_batchnorm(net, data, run)
-            adapted = evaluate(net.eval(), data, run, 0, group=group, ready=True)
-            text += f"; BatchNorm re-estimated on the target images: {line(adapted, data)}"
-            score = adapted if run.settings.reestimate_bn else score
+        if any(isinstance(module, _BatchNorm) for module in net.modules()):
+            try:
+                reestimate_batchnorm(net, data, run)
+                adapted = evaluate(net.eval(), data, run, 0, group=group, ready=True)
+                text += f"; BatchNorm re-estimated on the target images: {line(adapted, data)}"
+                score = adapted if run.settings.reestimate_bn else score
+            except ValueError as error:
+                if run.settings.reestimate_bn:
+                    raise SystemExit(in_options(error)) from None
+                text += "; BatchNorm cannot be re-estimated from one image at a time"
     run.say(f"before training{f', {group}' if group else ''}: {text}")
     return score
 

@@ -48,8 +48,8 @@ def finished(store: PseudoLabelStore, number: int) -> StoredRound | None:
 
 def thresholds_of(store: PseudoLabelStore, number: int, run: Run, estimate: Callable[[], Tensor]) -> Tensor:
     """Estimate a round's thresholds, or take those that an earlier attempt was begun with."""
-    begun = number in store.interrupted() or number in store.rounds()
-    kept = store.settings(number).thresholds if begun else None
+    exists = number in store.interrupted() or number in store.rounds()
+    kept = store.settings(number).thresholds if exists else None
     return estimate() if kept is None else kept.to(run.device)
 
 
@@ -113,7 +113,7 @@ def label_target(
         select: called with (logits, thresholds).
         portion: kept with the labels.
     """
-    if run.begun(stage):  # the network has learnt from them
+    if run.has_begun(stage):  # the network has learnt from them
         return store.round(number)
     stored = finished(store, number)
     if stored is not None:

@@ -186,7 +186,7 @@ class Run:
         """Tell whether a later stage has begun."""
         return stage != self.stage and stage in self.finished
 
-    def begun(self, stage: str) -> bool:
+    def has_begun(self, stage: str) -> bool:
         """Tell whether a stage has a checkpoint, or had one."""
         return stage == self.stage or stage in self.finished
 

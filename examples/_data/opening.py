@@ -198,11 +198,11 @@ def _streets(settings: Settings, run: Run) -> Data:
     if drawn not in (None, code):
         raise SystemExit(f"--root {root}: drawn by other code than this version's; remove it, or choose another")
     if run.main and drawn is None:
-        begun = root / "incomplete"  # only what was drawn here is ever removed
-        if root.exists() and not begun.exists() and any(root.iterdir()):
+        incomplete = root / "incomplete"  # only what was drawn here is ever removed
+        if root.exists() and not incomplete.exists() and any(root.iterdir()):
             raise SystemExit(f"--root {root}: holds other files than the embedded benchmark's; real data needs --data")
         root.mkdir(parents=True, exist_ok=True)
-        begun.write_text(code, encoding="utf-8")
+        incomplete.write_text(code, encoding="utf-8")
         for part in ("source", "target"):
             shutil.rmtree(root / part, ignore_errors=True)
         run.say(f"drawing the embedded benchmark into {root}")
@@ -210,7 +210,7 @@ def _streets(settings: Settings, run: Run) -> Data:
         SyntheticStreets("source", "train", length=source, **seed).export(root / "source", "gta5", progress=True)
         SyntheticStreets("target", "train", length=target, **seed).export(root / "target", progress=True)
         SyntheticStreets("target", "val", length=val, **seed).export(root / "target", progress=True)
-        begun.rename(root / "complete")
+        incomplete.rename(root / "complete")
     if run.world > 1:
         torch.distributed.barrier()
     label_map = LabelMap.streets()

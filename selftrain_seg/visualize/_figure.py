@@ -164,6 +164,13 @@ def share_text(value: float) -> str:
     return f"{100 * value:.1f} %" if value < 9.995 else f"{100 * value:.0f} %"
 
 
+def signed_text(points: float) -> str:
+    """+3.6, −1.2, 0.0."""
+    if np.isnan(points):
+        return "–"
+    return "0.0" if abs(points) < 0.05 else f"{points:+.1f}".replace("-", "−")
+
+
 def caption(axis: Axes, text: str) -> None:
     """A line of small text within a picture, at its lower edge."""
     box = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 1.5}

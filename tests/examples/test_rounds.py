@@ -112,7 +112,7 @@ def assert_damage_is_named(pattern, script, out, *options):
 @pytest.mark.parametrize("mined", [False, True])
 def test_maps_move_with_their_labels(mined, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    from _common.folders import training_transform
+    from _data.augmentation import training_transform
 
     torch.manual_seed(0)
     labels = torch.arange(20 * 30).remainder(250).reshape(20, 30)
@@ -137,10 +137,10 @@ def test_maps_move_with_their_labels(mined, monkeypatch):
 def test_statistics_do_not_depend_on_what_was_drawn_before(monkeypatch):
     """Dropout is on while they are estimated: on all ranks, and after a restart, they must be the same."""
     monkeypatch.syspath_prepend(EXAMPLES)
-    from _common.evaluation import prepare
+    from _common.evaluation import ready_to_predict
 
-    args = Namespace(reestimate_bn=1, seed=0, data="gta5", batch=2, workers=0, tile=None)
-    run = Namespace(args=args, device=torch.device("cpu"))
+    settings = Namespace(reestimate_bn=1, seed=0, data="gta5", batch=2, workers=0, tile=None, predict_batch=0)
+    run = Namespace(settings=settings, device=torch.device("cpu"), main=True)
     # Three images in twos would leave one, of which no statistics of one value a channel can be taken.
     data = Namespace(target=[(torch.rand(3, 8, 8), str(number)) for number in range(3)])
     pool = torch.nn.AdaptiveAvgPool2d(1)
@@ -149,7 +149,7 @@ def test_statistics_do_not_depend_on_what_was_drawn_before(monkeypatch):
     for seed in range(2):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        assert prepare(net, data, run) is net
+        assert ready_to_predict(net, data, run) is net
         assert torch.equal(torch.get_rng_state(), state)
         assert not net.training
         found.append(net[-1].running_mean.clone())
