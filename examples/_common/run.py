@@ -27,7 +27,7 @@ from _common.loading import loader_of
 from _common.progress import progress
 from _common.settings import Settings, check
 from selftrain_seg.distributed import all_reduce_sum
-from selftrain_seg.visualize import record_step, report
+from selftrain_seg.visualize import record_about, record_step, report
 
 # Settings that may differ when a run is resumed: they say where it runs and what it tells, not what training does.
 _MAY_CHANGE = {"out", "rounds", "device", "workers", "threads", "checkpoint_every", "log_every", "scales", "flip"}
@@ -70,7 +70,10 @@ class Run:
         if settings.batch % self.world:
             raise SystemExit(f"--batch {settings.batch} cannot be shared by {self.world} processes")
         self.out.mkdir(parents=True, exist_ok=True)
-        self.resumed, self.started_with = self._check_settings(), ""
+        self.started_with = ""
+        self.resumed = self._check_settings()
+        if self.main:
+            record_about(self.out)
         self.accelerator.init_trackers("tensorboard" if settings.tracker == "tensorboard" else "selftrain-seg")
         self.stage, self.step, self.finished = "", 0, {}
         self.evaluation: Callable[[str], None] | None = None  # what --eval-every calls
@@ -339,7 +342,6 @@ class Run:
         asked = {name: value for name, value in named.items() if name not in {*_FOLDERS, "smoke"}}
         asked = json.loads(json.dumps({**asked, "processes": self.world}, default=str))
         begun = any(self.out.glob("checkpoints/[!.]*")) or any(self.out.glob("pseudo-labels*/round-*"))
-        self.started_with = ""
         if begun and path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
             if found.get("smoke", False) != smoke:
@@ -354,8 +356,8 @@ class Run:
                 save_json({**found, **folders}, path)  # where the data is now
         elif self.main:
             # What an attempt that never came to a checkpoint told about itself is not part of this run.
-            for pattern in ("steps.jsonl", "rounds/**/*.json", "pictures/*.png", "source-masks.json", "data.json",
-                            "seen/*.pt", "best.*"):  # fmt: skip
+            for pattern in ("*.jsonl", "rounds/**/*.json", "pictures/*.png", "source-masks.json", "data.json",
+                            "about.json", "seen/*.pt", "best.*"):  # fmt: skip
                 for old in self.out.glob(pattern):
                     old.unlink()
             save_json({**asked, **folders, **({"smoke": True} if smoke else {})}, path)

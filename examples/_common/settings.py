@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 import math
 import re
 import sys
@@ -18,7 +17,7 @@ import tyro
 from _data.settings import DataSettings
 from _networks.settings import NetworkSettings
 
-TABLE = Path(__file__).parents[1] / "settings.json"
+from _common.defaults import defaults
 
 
 @dataclass(kw_only=True)
@@ -83,21 +82,6 @@ def trainer_of(kind: type) -> str:
     """Name of the trainer that a class of settings belongs to, that of its file."""
     file = getattr(sys.modules[kind.__module__], "__file__", None)
     return Path(file or sys.argv[0]).stem
-
-
-def defaults(trainer: str, data: str, network: str) -> dict[str, Any]:
-    """Our settings of a trainer from ``settings.json``.
-
-    Args:
-        trainer: name of its script, without ``.py``.
-        data: ``--data``; ``folders`` and ``bdd100k`` have the settings of ``gta5``.
-        network: ``small-unet`` has settings of its own, on any data.
-    """
-    column = "streets" if network == "small-unet" else {"folders": "gta5", "bdd100k": "gta5"}.get(data, data)
-    column = "gta5" if column == "streets" and network != "small-unet" else column
-    table = json.loads(TABLE.read_text(encoding="utf-8")).get(trainer, {})
-    found = {name: columns[column]["ours"] for name, columns in table.items() if column in columns}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 def check(settings: Any) -> None:

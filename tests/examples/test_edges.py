@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import multiprocessing
-import pickle
 import re
 import shutil
 import sys
@@ -341,7 +340,7 @@ def test_defaults_belong_to_the_network_not_to_the_data(common, monkeypatch):
     changed = {name for name, value in vars(own).items() if vars(streets)[name] != value}
     assert changed == {"data"}
     paper = parsed(monkeypatch, "cbst.py", "--data", "gta5")
-    assert (paper.network, paper.optimizer, paper.frozen_bn, paper.lr) == ("deeplabv2_resnet101", "sgd", True, 5e-5)
+    assert (paper.network, paper.optimizer, paper.frozen_bn, paper.lr) == ("deeplabv2_resnet101", "sgd", True, 1e-4)
     assert parsed(monkeypatch, "cbst.py", "--network=deeplabv2_resnet101").optimizer == "sgd"
     scratch = parsed(monkeypatch, "cbst.py", "--data", "folders", "--from-scratch")
     assert (scratch.frozen_bn, scratch.optimizer) == (False, "sgd")

@@ -90,8 +90,6 @@ def test_two_processes(tmp_path):
     run("iast.py", tmp_path / "two", *options, processes=2)
     assert [len(found) for found in stored(tmp_path / "two")] == [7, 7]
     last = tmp_path / "two" / "checkpoints" / "round2-000003"
-    thetas = [
-        torch.load(last / f"rank{rank}of2.pt", weights_only=True)["selector"]["thresholds"] for rank in (0, 1)
-    ]
+    thetas = [torch.load(last / f"rank{rank}of2.pt", weights_only=True)["selector"]["thresholds"] for rank in (0, 1)]
     assert torch.equal(*thetas)
     assert (thetas[0] != 0.9).any()
