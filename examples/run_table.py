@@ -45,6 +45,10 @@ TRAINERS = {
     "mean teacher": "mean_teacher.py --init {source} --teacher mean",
     "dual teacher": "mean_teacher.py --init {source} --teacher dual",
     "dynamic teacher": "mean_teacher.py --init {source} --teacher dynamic",
+    "SAC": "sac.py --init {source}",
+    "UniMatch": "unimatch.py --init {source}",
+    "MIC": "mic.py --init {source}",
+    "DAFormer (MIC without masks)": "mic.py --init {source} --mask-weight 0",
 }
 BOUND = {
     "target labels (bound)": "source_only.py --domain target --init {source} --steps 360 --lr 2e-3 --reestimate-bn 1"

@@ -52,7 +52,8 @@ class Run:
         trackers = {"none": None, "mlflow": "mlflow"}.get(settings.tracker, settings.tracker)
         try:
             self.accelerator = Accelerator(
-                cpu=settings.device == "cpu",
+                # Without an accelerator Accelerate makes no process group unless it is told so.
+                cpu=settings.device == "cpu" or (settings.device == "auto" and not torch.accelerator.is_available()),
                 mixed_precision=settings.amp,
                 gradient_accumulation_steps=settings.accumulate,
                 dynamo_backend="inductor" if settings.compile else None,

@@ -57,6 +57,19 @@ def _augment(
     return tuple(part.as_subclass(Tensor) if isinstance(part, Tensor) else part for part in parts)
 
 
+def mark_padding(transform: Callable[..., Any]) -> Callable[[Any, Any], tuple[Any, ...]]:
+    """Give unlabelled images (image, name) a map in place of the name: 0, and 255 where a crop goes beyond the image.
+
+    Args:
+        transform: of :func:`training_transform`.
+    """
+    return functools.partial(_marked, transform)
+
+
+def _marked(transform: Callable[..., Any], image: Tensor, _: Any) -> tuple[Any, ...]:
+    return transform(image, torch.zeros(image.shape[-2:], dtype=torch.uint8))
+
+
 def relit(image: Tensor, strength: float = 0.2) -> Tensor:
     """Change brightness and contrast of images (..., C, H, W) whose channels are no colours, of each by its own."""
     top = 1.0 if image.is_floating_point() else 255.0

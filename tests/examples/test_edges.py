@@ -514,7 +514,9 @@ def test_dark_images_of_16_bits_are_asked_about(common, monkeypatch, tmp_path):
     assert not any("brightest" in text for text in told)
 
 
-@pytest.mark.parametrize("script", ["cbst", "crst", "dst_cbc", "iast", "mean_teacher", "source_only"])
+@pytest.mark.parametrize(
+    "script", ["cbst", "crst", "dst_cbc", "iast", "mean_teacher", "mic", "sac", "source_only", "unimatch"]
+)
 def test_the_network_is_built_before_the_masks_are_read(common, monkeypatch, tmp_path, script):
     words = own_folders(tmp_path / "data")
     module = importlib.import_module(script)
