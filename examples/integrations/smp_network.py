@@ -87,8 +87,8 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             teacher.update(network)
-        print(f"number {number + 1}: thresholds {thresholds.min():.3f} to {thresholds.max():.3f}")
-        print(f"number {number + 1}: mIoU {score(teacher.model, val):.1f}")
+        print(f"round {number + 1}: thresholds {thresholds.min():.3f} to {thresholds.max():.3f}")
+        print(f"round {number + 1}: mIoU {score(teacher.model, val):.1f}")
         teacher.train()
 
     teacher.model.save_pretrained(args.out / "smp")
