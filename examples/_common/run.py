@@ -36,6 +36,8 @@ _MAY_CHANGE |= {"tracker", "eval_every"}
 _FOLDERS = {"root", "source_root", "source_images", "source_masks", "target_images", "target_masks", "val_images"}
 _FOLDERS |= {"val_masks", "source_names", "target_names", "val_names", "classes"}
 
+_REPORT_EVERY = 60  # seconds, at least, between reports of a run that is under way
+
 
 class Run:
     """One run, of one process or of many under ``torchrun`` or ``accelerate launch``.
@@ -49,7 +51,7 @@ class Run:
         self.settings, self.out, self.started = settings, settings.out, time.time()
         if settings.device not in ("auto", "cpu"):
             os.environ["ACCELERATE_TORCH_DEVICE"] = settings.device
-        trackers = {"none": None, "mlflow": "mlflow"}.get(settings.tracker, settings.tracker)
+        tracker = None if settings.tracker == "none" else settings.tracker
         try:
             self.accelerator = Accelerator(
                 # Without an accelerator Accelerate makes no process group unless it is told so.
@@ -57,13 +59,15 @@ class Run:
                 mixed_precision=settings.amp,
                 gradient_accumulation_steps=settings.accumulate,
                 dynamo_backend="inductor" if settings.compile else None,
-                log_with=trackers,
+                log_with=tracker,
                 project_config=ProjectConfiguration(str(self.out), logging_dir=str(self.out)),
                 # The domains go through the network apart, so BatchNorm's buffers are averaged afterwards.
                 kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             )
         except ValueError as error:
             raise SystemExit(f"--amp {settings.amp}, --device {settings.device}: {error}") from None
+        if tracker is not None and not self.accelerator.log_with:  # Accelerate leaves out what is not installed
+            raise SystemExit(f"--tracker {tracker}: not installed: pip install {tracker}, or --tracker none")
         self.device, self.rank = self.accelerator.device, self.accelerator.process_index
         self.world, self.main = self.accelerator.num_processes, self.accelerator.is_main_process
         torch.set_num_threads(settings.threads)
@@ -79,7 +83,7 @@ class Run:
         self.evaluation: Callable[[str], None] | None = None  # what --eval-every calls
         self._registered: dict[str, Any] = {}
         self.is_first_pass = True  # of a step
-        self._pictures, self._total, self._losses = 0, 0, {}
+        self._pictures, self._total, self._losses, self._reported = 0, 0, {}, self.started
 
     # Networks, optimizers, losses
 
@@ -227,7 +231,7 @@ class Run:
     def restore(self) -> None:
         """Continue from the last checkpoint, if there is one."""
         folder = self.out / "checkpoints"
-        found = [path for path in folder.glob("*") if (path / "progress.json").exists()]
+        found = [path for path in folder.glob("[!.]*") if (path / "progress.json").exists()]
         told = {path: json.loads((path / "progress.json").read_text(encoding="utf-8")) for path in found}
         if not told:
             return
@@ -268,12 +272,9 @@ class Run:
             for path in folder.iterdir():
                 if path != made:
                     shutil.rmtree(path)
-            if self.rounds_recorded():
+            if time.time() - self._reported >= _REPORT_EVERY:
                 report(self.out)
-
-    def rounds_recorded(self) -> bool:
-        """Tell whether there is anything to report."""
-        return any((self.out / "rounds").rglob("*.json"))
+                self._reported = time.time()
 
     # What is told
 

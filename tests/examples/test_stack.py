@@ -44,8 +44,10 @@ def test_source_only_and_batchnorm_are_rounds_before_the_first(trained):
     out, printed = trained
     recorded = rounds(out)
     assert {name: one["round"] for name, one in recorded.items()} == {
-        **{"round-source": -1, "round-0000": 0},
-        **{"round-0001": 1, "round-0002": 2},
+        "round-source": -1,
+        "round-0000": 0,
+        "round-0001": 1,
+        "round-0002": 2,
     }
     before, adapted = (f"mIoU {mean(recorded[name]['iou']):.1f}" for name in ("round-source", "round-0000"))
     assert before != adapted
@@ -115,6 +117,16 @@ def test_errors_of_the_library_speak_of_options(common, said, option):
     assert in_options("something else: (2, 3)") == "something else: (2, 3)"
 
 
+def test_a_tracker_that_is_not_installed_is_said(common, monkeypatch, tmp_path):
+    import source_only
+
+    words = ["source_only.py", "--tracker", "mlflow", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr("accelerate.tracking.is_mlflow_available", lambda: False)
+    with pytest.raises(SystemExit, match="--tracker mlflow: not installed: pip install mlflow, or --tracker none"):
+        source_only.main()
+
+
 @pytest.mark.slow
 def test_masks_of_several_channels_need_an_option_and_it_works(tmp_path):
     from PIL import Image
@@ -150,7 +162,7 @@ def test_no_name_shadows_a_builtin():
     import ast
     import builtins
 
-    taken = {name for name in dir(builtins) if not name.startswith("_")} - {"compile", "copyright", "credits", "license"}
+    taken = {name for name in dir(builtins) if not name.startswith("_")} - {"compile", "copyright", "license"}
     found = []
     for path in EXAMPLES.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
