@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from _networks.build import parameter_groups
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -52,6 +53,8 @@ class Run:
         if settings.device not in ("auto", "cpu"):
             os.environ["ACCELERATE_TORCH_DEVICE"] = settings.device
         tracker = None if settings.tracker == "none" else settings.tracker
+        if tracker is not None and tracker not in map(str, get_available_trackers()):
+            raise SystemExit(f"--tracker {tracker}: not installed: pip install {tracker}, or --tracker none")
         try:
             self.accelerator = Accelerator(
                 # Without an accelerator Accelerate makes no process group unless it is told so.
@@ -66,8 +69,6 @@ class Run:
             )
         except ValueError as error:
             raise SystemExit(f"--amp {settings.amp}, --device {settings.device}: {error}") from None
-        if tracker is not None and not self.accelerator.log_with:  # Accelerate leaves out what is not installed
-            raise SystemExit(f"--tracker {tracker}: not installed: pip install {tracker}, or --tracker none")
         self.device, self.rank = self.accelerator.device, self.accelerator.process_index
         self.world, self.main = self.accelerator.num_processes, self.accelerator.is_main_process
         torch.set_num_threads(settings.threads)

@@ -122,7 +122,7 @@ def test_a_tracker_that_is_not_installed_is_said(common, monkeypatch, tmp_path):
 
     words = ["source_only.py", "--tracker", "mlflow", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", words)
-    monkeypatch.setattr("accelerate.tracking.is_mlflow_available", lambda: False)
+    monkeypatch.setattr("_common.run.get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(SystemExit, match="--tracker mlflow: not installed: pip install mlflow, or --tracker none"):
         source_only.main()
 
