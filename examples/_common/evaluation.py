@@ -8,23 +8,20 @@ from typing import Any, NamedTuple
 
 import torch
 from _data.opening import Data
-from _reporting import draw_predictions, record, record_unlabelled
+from _reporting import draw_predictions, record
+from _reporting.without_masks import measure_without_masks
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from _common.files import save_atomically
 from _common.loading import in_blocks
 from _common.progress import progress
 from _common.run import Run
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.batchnorm import estimate_statistics, set_statistics
 from selftrain_seg.confidence import fuse_views
-from selftrain_seg.distributed import all_reduce_sum
-from selftrain_seg.teachers import predict_in_parts, soft_neighbourhood_density
-
-_WATCHED = 50  # target images that a network is watched on where there are no validation masks
+from selftrain_seg.teachers import predict_in_parts
 
 
 class Score(NamedTuple):
@@ -122,8 +119,9 @@ def evaluate(
     name = {-1: "source only", 0: "before"}.get(number, f"round {number}")
     name = f"{name} {group}".strip()
     if data.val is None:
-        score = Score(None, _watch(net, data, run, number, group, name))
-        record_unlabelled(run, number, f"{group} " if group else "", score.seen)
+        score = Score(
+            None, measure_without_masks(lambda images: _fused(net, images, run), data, run, number, group, name)
+        )
     else:
         score = _measure(net, data, run, name)
         if not group:
@@ -156,32 +154,6 @@ def _fused(net: nn.Module, images: Tensor, run: Run) -> Tensor:
     if scales == (1.0,) and not flip:
         return predict(net, images, run)
     return fuse_views(lambda view: predict(net, view, run), images, scales=scales, flip=flip).log()
-
-
-@torch.no_grad()
-def _watch(net: nn.Module, data: Data, run: Run, number: int, group: str, name: str) -> dict[str, float]:
-    """How sure the network is on some target images, how its outputs cluster, and how its labels have changed."""
-    places = range(0, len(data.target), -(-len(data.target) // _WATCHED))
-    folder, ending = run.out / "seen", f"{group}-rank{run.rank}of{run.world}.pt"
-    before = [folder / f"{earlier}{ending}" for earlier in range(-1, number)]
-    earlier = next((torch.load(path, weights_only=True) for path in reversed(before) if path.exists()), None)
-    sums, labels = torch.zeros(5, dtype=torch.float64), []  # images, entropy, density, pixels compared, equal ones
-    for images, _ in in_blocks(torch.utils.data.Subset(data.target, places), run):
-        for logits in _fused(net, images, run).float().split(1):
-            log_probs = logits.log_softmax(dim=1)
-            entropy = -(log_probs.exp() * log_probs).sum(dim=1).mean() / torch.tensor(logits.shape[1]).log()
-            generator = torch.Generator(logits.device).manual_seed(run.settings.seed)
-            density = soft_neighbourhood_density(logits, generator=generator)
-            labels.append(logits.argmax(dim=1)[0].byte().cpu())
-            sums[:3] += torch.stack([torch.ones(()), entropy.cpu(), density.cpu()]).double()
-            if earlier is not None:
-                sums[3:] += torch.tensor([labels[-1].numel(), int((labels[-1] == earlier[len(labels) - 1]).sum())])
-        if len(labels) == len(images) and run.main:
-            draw_predictions(images, _fused(net, images, run), None, data, run, name)
-    save_atomically(labels, folder / f"{number}{ending}")
-    images, entropy, density, compared, equal = all_reduce_sum(sums).tolist()
-    seen = {"entropy": entropy / images, "SND": density / images}
-    return seen | ({"labels as before, %": 100 * equal / compared} if compared else {})
 
 
 def mean_iou(score: Score, data: Data) -> float:
