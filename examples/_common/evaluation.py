@@ -149,11 +149,26 @@ def _measure(net: nn.Module, data: Data, run: Run, name: str | None) -> Score:
 
 
 def _fused(net: nn.Module, images: Tensor, run: Run) -> Tensor:
-    """Logits, or log-probabilities averaged over ``--scales`` and ``--flip``."""
+    """Logits, or log-probabilities or logits averaged over ``--scales`` and ``--flip``."""
     scales, flip = tuple(run.settings.scales), run.settings.flip
     if scales == (1.0,) and not flip:
         return predict(net, images, run)
+    if run.settings.fusion == "logits":
+        return _mean_logits(net, images, run)
     return fuse_views(lambda view: predict(net, view, run), images, scales=scales, flip=flip).log()
+
+
+def _mean_logits(net: nn.Module, images: Tensor, run: Run) -> Tensor:
+    """Logits averaged over views, each brought back to the images' size and side."""
+    size, total = images.shape[-2:], []
+    for scale in run.settings.scales:
+        resized = [max(1, round(scale * side)) for side in size]
+        view = images if scale == 1 else F.interpolate(images, resized, mode="bilinear", antialias=True)
+        logits = [predict(net, view, run)]
+        if run.settings.flip:
+            logits.append(predict(net, view.flip(-1), run).flip(-1))
+        total += [F.interpolate(part, size, mode="bilinear") for part in logits]
+    return torch.stack(total).mean(dim=0)
 
 
 def mean_iou(score: Score, data: Data) -> float:

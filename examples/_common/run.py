@@ -32,7 +32,7 @@ from selftrain_seg.visualize import record_about, record_step, report
 
 # Settings that may differ when a run is resumed: they say where it runs and what it tells, not what training does.
 _MAY_CHANGE = {"out", "rounds", "device", "workers", "threads", "checkpoint_every", "log_every", "scales", "flip"}
-_MAY_CHANGE |= {"tracker", "eval_every"}
+_MAY_CHANGE |= {"tracker", "eval_every", "fusion", "missing_classes"}
 # Folders may have moved; ``Run.check_data`` looks at what is in them.
 _FOLDERS = {"root", "source_root", "source_images", "source_masks", "target_images", "target_masks", "val_images"}
 _FOLDERS |= {"val_masks", "source_names", "target_names", "val_names", "classes"}
