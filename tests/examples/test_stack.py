@@ -176,3 +176,21 @@ def test_no_name_shadows_a_builtin():
 def test_sizes():
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in Path(EXAMPLES).rglob("*.py")}
     assert max(lines.values()) <= 400
+
+
+def test_logits_are_averaged_over_views(common):
+    from argparse import Namespace
+    from contextlib import nullcontext
+
+    from _common.evaluation import _mean_logits
+
+    settings = Namespace(scales=(1.0, 0.5), flip=True, tile=None)
+    net = torch.nn.Conv2d(3, 4, 3, padding=1)
+    images = torch.rand(2, 3, 8, 12)
+    half = torch.nn.functional.interpolate(images, (4, 6), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        found = _mean_logits(net, images, Namespace(settings=settings, autocast=nullcontext))
+        views = [net(images), net(images.flip(-1)).flip(-1)]
+        for small in (net(half), net(half.flip(-1)).flip(-1)):
+            views.append(torch.nn.functional.interpolate(small, (8, 12), mode="bilinear"))
+    torch.testing.assert_close(found, sum(views) / 4)
