@@ -218,7 +218,7 @@ class Run:
         return self.step
 
     def _set_learning_rates(self, scale: Any, share: float) -> None:
-        decayed = (1 - share) ** 0.9 if self.settings.schedule == "poly" else 1.0
+        decayed = max(0.0, 1 - share) ** 0.9 if self.settings.schedule == "poly" else 1.0
         for optimizer in self.accelerator._optimizers:
             factor = decayed * (scale.get(optimizer, 1.0) if isinstance(scale, dict) else scale)
             for group in optimizer.param_groups:
