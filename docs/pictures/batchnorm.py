@@ -11,8 +11,7 @@ from torch import Tensor
 
 from pictures.scene import SIZE, Scene
 from pictures.style import BLUE, ORANGE, WIDTH
-from pictures.training import as_floats
-from pictures.training import save as save_atomically
+from pictures.training import as_floats, save
 from selftrain_seg.batchnorm import choose_alpha, estimate_statistics
 from selftrain_seg.datasets import SyntheticStreets
 from selftrain_seg.restyle import restyled_confusion
@@ -24,7 +23,7 @@ def draw(scene: Scene) -> Figure:
     """Draw both curves."""
     path = scene.cache / f"guide-batchnorm-{HELD_OUT}-{BATCH}.pt"
     if not path.exists():
-        save_atomically(_measure(scene), path)
+        save(_measure(scene), path)
     curves = torch.load(path, weights_only=True)
     figure, axis = plt.subplots(figsize=(WIDTH, 4), layout="constrained")
     axis.plot(curves["alpha"], curves["target"], color=BLUE, marker="o", label="target")

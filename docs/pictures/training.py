@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _networks.small_unet import SmallUNet
 from kornia.augmentation import ColorJiggle
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,11 +18,6 @@ from tqdm import trange
 
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.datasets import SyntheticStreets
-
-try:
-    from _networks.small_unet import SmallUNet
-except ModuleNotFoundError:
-    from _common.model import SmallUNet
 
 __all__ = ["SmallUNet", "as_floats", "batches", "evaluate", "jitter", "reestimate_batchnorm", "save", "train_source"]
 
