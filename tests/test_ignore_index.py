@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import selftrain_seg
-from selftrain_seg import confidence, datasets, losses, mining, selectors, store
+from selftrain_seg import confidence, datasets, losses, mining, restyle, selectors, store
 
 C = 4
 LOGITS = torch.zeros(1, C, 2, 2)
@@ -42,6 +42,8 @@ CALLS = {
     "ClassIndex": lambda **k: mining.ClassIndex.from_masks([], C, **k),
     "ReliabilityBank": lambda **k: mining.ReliabilityBank(1, C, **k),
     "paste_classes": lambda **k: mining.paste_classes(LOGITS, LABELS, THRESHOLDS, **k),
+    "ConfusionMatrix": lambda **k: restyle.ConfusionMatrix(C, **k),
+    "restyled_confusion": lambda **k: restyle.restyled_confusion(torch.nn.Conv2d(3, C, 1), [], [], num_classes=C, **k),
     "PseudoLabelStore": lambda **k: store.PseudoLabelStore("nowhere", C, **k),
 }
 

@@ -161,7 +161,7 @@ def test_errors_of_mixing():
         mix_statistics(source, other, "0.1")
     with pytest.raises(ValueError, match="`variance`: expected one of 'interpolated', 'mixture', got 'sum'"):
         mix_statistics(source, other, 0.1, variance="sum")
-    with pytest.raises(ValueError, match="`target`: expected the running_mean and running_var of `source`"):
+    with pytest.raises(ValueError, match="`target`: expected exactly the running_mean and running_var of `source`"):
         mix_statistics(source, {}, 0.1)
 
 

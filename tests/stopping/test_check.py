@@ -152,7 +152,7 @@ def test_bad_arguments():
         check.record(0, {"drift": 0.0})
     with pytest.raises(ValueError, match="`scores`: expected 'drift' among them"):
         check.record(0, {"s": 0.0})
-    with pytest.raises(ValueError, match="`scores`: expected a finite 's' of round 0"):
+    with pytest.raises(ValueError, match="`scores`: expected a finite 's' for round 0"):
         check.record(0, {"s": NAN, "drift": 0.0})
     with pytest.raises(TypeError, match=r"`scores\['s'\]`: expected a number"):
         check.record(0, {"s": torch.ones(2), "drift": 0.0})
