@@ -42,6 +42,9 @@ def estimate_statistics(
     passes the statistics of the first p layers are exact, that is, equal to those of their inputs in evaluation mode,
     however images are batched. A single pass is common practice.
 
+    A layer with a single value per channel, such as after global pooling of one image, normalises by its own
+    statistics; its estimate is not affected. A compiled network runs in eager mode.
+
     Args:
         net: a network with BatchNorm layers (1d, 2d, 3d or ``SyncBatchNorm``), wrapped or not. Its state is restored at
             the end, also after an error; apply the result with ``set_statistics``. All other layers, such as dropout,
@@ -49,8 +52,8 @@ def estimate_statistics(
         batches: batches of images, or tuples that start with images; they are moved to the device of the network. An
             iterator is accepted for one pass.
         passes: at least 1. With as many passes as layers, the result does not depend on the batches.
-        forward: calls the network on images; None means ``net(images)``. For example ``lambda images:
-            predict_in_parts(net, images, window=(512, 512))``.
+        forward: maps images to the output of the network; None means ``net(images)``. Use it for networks that need
+            more arguments, or to predict large images in parts.
 
     Returns:
         Statistics as returned by ``get_statistics``, in the dtype of the layers. A layer that sees fewer than two
@@ -60,9 +63,6 @@ def estimate_statistics(
         Each rank passes its share of the images. Sums are added over ranks, so every rank must call it; the result
         equals that of one process with all batches. If one rank fails, all ranks raise an error. ``SyncBatchNorm``
         normalises by the batch of its own rank. With FSDP, all ranks need the same number of batches.
-
-    A layer with a single value per channel, such as after global pooling of one image, normalises by its own
-    statistics; its estimate is not affected. A compiled network runs in eager mode.
 
     Raises:
         TypeError: ``net`` is not a ``torch.nn.Module``, or a batch has no tensor.
@@ -103,7 +103,7 @@ def _one_pass(
     given: _Values | None,
 ) -> _Values:
     """Estimate statistics in one pass, in which layers normalise by ``given`` or by the batch."""
-    place = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), None)
+    device = next((tensor.device for tensor in (*network.parameters(), *network.buffers())), None)
     moments = {name: _Moments(layer) for name, layer in layers.items()}
     failure: Exception | None = None
     try:
@@ -111,7 +111,7 @@ def _one_pass(
             for batch in batches:
                 images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
                 _checks.check_tensor(images, "batches")
-                forward(images.to(place, non_blocking=True))
+                forward(images.to(device, non_blocking=True))
     except Exception as error:
         failure = error
     if bool(all_reduce_max(torch.tensor(0.0 if failure is None else 1.0))):  # so that no rank waits for one that failed

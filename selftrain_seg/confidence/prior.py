@@ -37,8 +37,8 @@ class SpatialPrior(Stateful):
         Each rank holds its own sums. ``compute`` adds them over ranks, so every rank must call it.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
 
     References:
         CBST-SP (Zou et al., ECCV 2018), Section 3.4.

@@ -70,8 +70,8 @@ def class_weighted_loss(
     With ``focal_class_weight`` and the teacher's confidence as ``pixel_weight``, this is the loss of SAC.
 
     Args:
-        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it,
-            and to ``pixel_weight`` if it requires a gradient, never to ``class_weight``.
+        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it, and to ``pixel_weight``
+            if it requires a gradient, never to ``class_weight``.
         labels: (B, H, W) integers in [0, C) or ``ignore_index``.
         class_weight: (C,) w.
         normalize: what ``reduction="mean"`` divides by.
@@ -85,7 +85,7 @@ def class_weighted_loss(
 
     Raises:
         TypeError: ``logits`` is not floating point, ``labels`` is not integer, or a weight is not a tensor.
-        ValueError: a shape or device does not fit ``logits``, or ``normalize`` or ``reduction`` is unknown.
+        ValueError: a shape or device does not match ``logits``, or ``normalize`` or ``reduction`` is unknown.
             Inside ``value_checks()``: labels outside [0, C).
 
     References:

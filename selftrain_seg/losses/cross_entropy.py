@@ -32,8 +32,8 @@ def cross_entropy(
     Weights do not change D. Soft labels are not normalised.
 
     Args:
-        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it,
-            and to ``pixel_weight`` if it requires a gradient, never to labels.
+        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it, and to ``pixel_weight``
+            if it requires a gradient, never to labels.
         labels: (B, H, W) integers in [0, C) or ``ignore_index``; or soft labels (B, C, H, W), floating point, not
             negative, such as those of ``select_soft``. Pixels with a zero vector are ignored.
         pixel_weight: (B, H, W) w; None is 1.
@@ -52,7 +52,7 @@ def cross_entropy(
     Raises:
         TypeError: ``logits`` is not floating point, ``labels`` is neither integer nor floating point, ``valid`` is not
             bool, or ``pixel_weight`` is not a tensor.
-        ValueError: a shape or device does not fit ``logits``, ``normalize`` or ``reduction`` is unknown, or ``valid``
+        ValueError: a shape or device does not match ``logits``, ``normalize`` or ``reduction`` is unknown, or ``valid``
             is given with "labelled". Inside ``value_checks()``: labels outside [0, C), or negative soft labels.
 
     References:

@@ -32,8 +32,8 @@ def dynamic_loss(
     DST-CBC.
 
     Args:
-        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it,
-            and to ``pixel_weight`` if it requires a gradient.
+        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it, and to ``pixel_weight``
+            if it requires a gradient.
         labels: (B, H, W) integers in [0, C) or ``ignore_index``.
         gamma: γ, at least 0; 0 is plain cross entropy. DST-CBC: 9, with 1/106 and with 1/20 of VOC labelled.
         is_pseudo: (B,) bool, the images whose labels are pseudo-labels; None means all of them.
@@ -43,13 +43,13 @@ def dynamic_loss(
         reduction: "mean" as above; "sum" does not divide; "none" returns the map that "sum" adds up.
 
     Returns:
-        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without a valid pixel the loss and its
-        gradients are exactly 0.
+        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without a labelled pixel the loss and
+        its gradients are exactly 0.
 
     Raises:
         TypeError: ``logits`` is not floating point, ``labels`` is not integer, ``is_pseudo`` is not bool, ``gamma`` is
             not a number, or ``pixel_weight`` is not a tensor.
-        ValueError: a shape or device does not fit ``logits``, ``gamma`` is negative, or ``normalize`` or
+        ValueError: a shape or device does not match ``logits``, ``gamma`` is negative, or ``normalize`` or
             ``reduction`` is unknown.
             Inside ``value_checks()``: labels outside [0, C).
 
@@ -119,13 +119,13 @@ def dynamic_mutual_loss(
         reduction: "mean" as above; "sum" does not divide; "none" returns the map that "sum" adds up.
 
     Returns:
-        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without a valid pixel the loss and its
-        gradients are exactly 0.
+        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without a labelled pixel the loss and
+        its gradients are exactly 0.
 
     Raises:
         TypeError: ``logits`` is not floating point, ``labels`` is not integer, ``confidence`` is not a tensor,
             ``is_pseudo`` is not bool, or a gamma is not a number.
-        ValueError: a shape or device does not fit ``logits``, a gamma is negative, or ``normalize`` or
+        ValueError: a shape or device does not match ``logits``, a gamma is negative, or ``normalize`` or
             ``reduction`` is unknown.
             Inside ``value_checks()``: labels outside [0, C).
 

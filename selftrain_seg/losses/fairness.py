@@ -44,7 +44,7 @@ def fairness_loss(
     Raises:
         TypeError: ``logits`` is not floating point, ``mask`` is not bool, ``loss_weight`` is not a number, or a running
             value is not a tensor.
-        ValueError: a shape or device does not fit ``logits``, or ``loss_weight`` is negative.
+        ValueError: a shape or device does not match ``logits``, or ``loss_weight`` is negative.
 
     References:
         FreeMatch (Wang et al., Self-adaptive Thresholding for Semi-supervised Learning, ICLR 2023,

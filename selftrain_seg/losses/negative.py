@@ -26,8 +26,8 @@ def negative_loss(
     whatever their weights, and ``z_c`` is used as a binary logit. Matches the negative learning of DT-ST.
 
     Args:
-        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it, and to
-            ``pixel_weight`` if it requires a gradient, never to ``teacher_probs``.
+        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it, and to ``pixel_weight``
+            if it requires a gradient, never to ``teacher_probs``.
         teacher_probs: (B, C, H, W) floating point in [0, 1]. To exclude pixels such as padding, fill them with 1.
         loss_weight: factor of the loss, at least 0. DT-ST: 0.5.
         pixel_weight: (B, H, W) factor of the sum over classes of each pixel; None is 1.
@@ -40,8 +40,8 @@ def negative_loss(
     Raises:
         TypeError: ``logits`` or ``teacher_probs`` is not a floating-point tensor, ``loss_weight`` is not a number, or
             ``pixel_weight`` is not a tensor.
-        ValueError: a shape or device does not fit ``logits``, ``loss_weight`` is negative, or ``reduction`` is unknown.
-            Inside ``value_checks()``: negative probabilities.
+        ValueError: a shape or device does not match ``logits``, ``loss_weight`` is negative, or ``reduction`` is
+            unknown. Inside ``value_checks()``: negative probabilities.
 
     References:
         DT-ST (Zhao et al., Towards Better Stability and Adaptability: Improve Online Self-Training for Model

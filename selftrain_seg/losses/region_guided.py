@@ -34,8 +34,8 @@ def region_guided_loss(
     weights C times smaller.
 
     Args:
-        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it,
-            and to ``pixel_weight`` if it requires a gradient.
+        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it, and to ``pixel_weight``
+            if it requires a gradient.
         labels: (B, H, W) integers in [0, C) or ``ignore_index``. The entropy is taken over all ignored pixels; exclude
             padding with a ``pixel_weight`` of 0.
         confident_weight: λ_c, at least 0. IAST: 0.1.
@@ -53,7 +53,7 @@ def region_guided_loss(
     Raises:
         TypeError: ``logits`` is not floating point, ``labels`` is not integer, a weight is not a number, or
             ``pixel_weight`` is not a tensor.
-        ValueError: a shape or device does not fit ``logits``, a weight is negative, or ``normalize`` or
+        ValueError: a shape or device does not match ``logits``, a weight is negative, or ``normalize`` or
             ``reduction`` is unknown. Inside ``value_checks()``: labels outside [0, C).
 
     References:

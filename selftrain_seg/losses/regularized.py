@@ -47,15 +47,15 @@ def mrkld_loss(
         reduction: "mean" as above; "sum" does not divide; "none" returns the map that "sum" adds up.
 
     Returns:
-        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without a valid pixel the loss and its
-        gradients are exactly 0.
+        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without a labelled pixel the loss and
+        its gradients are exactly 0.
 
     State / distributed: none; N and N_r count the pixels of this process, as in ``torch.nn.functional.cross_entropy``.
 
     Raises:
         TypeError: ``logits`` is not floating point, ``labels`` is neither integer nor floating point, ``reg_weight`` is
             not a number, or a weight is not a tensor.
-        ValueError: a shape or device does not fit ``logits``, ``reg_weight`` is negative, or ``normalize`` or
+        ValueError: a shape or device does not match ``logits``, ``reg_weight`` is negative, or ``normalize`` or
             ``reduction`` is unknown. Inside ``value_checks()``: labels outside [0, C), or negative soft labels.
 
     References:

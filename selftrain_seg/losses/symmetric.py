@@ -31,8 +31,8 @@ def symmetric_loss(
     replaced by A, so the reverse term is ``-A (1 - p_y)``. Matches the paper.
 
     Args:
-        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it,
-            and to ``pixel_weight`` if it requires a gradient.
+        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it, and to ``pixel_weight``
+            if it requires a gradient.
         labels: (B, H, W) integers in [0, C) or ``ignore_index``.
         alpha: factor of cross entropy, at least 0. The paper: 0.1 on CIFAR-10.
         beta: factor of reverse cross entropy, at least 0. The paper: 1.
@@ -43,13 +43,13 @@ def symmetric_loss(
         reduction: "mean" as above; "sum" does not divide; "none" returns the map that "sum" adds up.
 
     Returns:
-        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without a valid pixel the loss and its
-        gradients are exactly 0.
+        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without a labelled pixel the loss and
+        its gradients are exactly 0.
 
     Raises:
         TypeError: ``logits`` is not floating point, ``labels`` is not integer, a factor is not a number, or
             ``pixel_weight`` is not a tensor.
-        ValueError: a shape or device does not fit ``logits``, a factor is out of range, or ``normalize`` or
+        ValueError: a shape or device does not match ``logits``, a factor is out of range, or ``normalize`` or
             ``reduction`` is unknown. Inside ``value_checks()``: labels outside [0, C).
 
     References:

@@ -70,28 +70,28 @@ def restyled_confusion(
         >>> summary.precision.shape, int(summary.counts.sum())
         (torch.Size([5]), 384)
     """
-    place = next((tensor.device for tensor in (*net.parameters(), *net.buffers())), None)
-    matrix = ConfusionMatrix(num_classes, ignore_index=ignore_index).to(place)
-    styles = _again_and_again(target)
+    device = next((tensor.device for tensor in (*net.parameters(), *net.buffers())), None)
+    matrix = ConfusionMatrix(num_classes, ignore_index=ignore_index).to(device)
+    styles = _cycle(target)
     with evaluating(net):
         for batch in source:
             if not isinstance(batch, (tuple, list)) or len(batch) < 2:
                 raise TypeError(f"`source`: expected batches (images, labels), got {type(batch).__name__}")
             images, labels = batch[0], batch[1]
             _checks.check_images(images, "source")
-            place = images.device if place is None else place
-            images, labels = (part.to(place, non_blocking=True) for part in (images, labels))
+            device = images.device if device is None else device
+            images, labels = (part.to(device, non_blocking=True) for part in (images, labels))
             if generator is None:
-                generator = torch.Generator(place).manual_seed(0)
+                generator = torch.Generator(device).manual_seed(0)
             check_generator(generator, images)
-            style = next(styles).to(place, non_blocking=True)
+            style = next(styles).to(device, non_blocking=True)
             chosen = uniform_integers(1, len(images), images.device, generator)[0] % len(style)
             logits = as_logits(net(restyle(images, style[chosen])), size=labels)
-            matrix.to(place).update(logits, labels)
+            matrix.to(device).update(logits, labels)
     return matrix.compute()
 
 
-def _again_and_again(target: Iterable[Any]) -> Iterator[Tensor]:
+def _cycle(target: Iterable[Any]) -> Iterator[Tensor]:
     """Iterate over non-empty batches of images, and start again at the end."""
     while True:
         empty = True

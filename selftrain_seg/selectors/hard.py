@@ -38,7 +38,7 @@ def select_hard(
     Raises:
         TypeError: ``logits`` or ``prior`` is not a floating-point tensor, ``thresholds`` is neither that nor a number,
             or ``valid`` is not bool.
-        ValueError: a shape or device does not fit ``logits``, or a number is outside [0, 1].
+        ValueError: a shape or device does not match ``logits``, or a number is outside [0, 1].
 
     References:
         DST-CBC (Feng et al., arXiv:2004.08514); with a global threshold, plain self-training.

@@ -44,8 +44,8 @@ class InstanceAdaptiveSelector(Stateful):
         equally often; a batch may be empty.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range or choices.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range or not among its choices.
 
     References:
         Mei et al., "Instance Adaptive Self-Training for Unsupervised Domain Adaptation", ECCV 2020, Eq. 4-6.

@@ -40,7 +40,7 @@ def select_reweighted(
     Raises:
         TypeError: ``logits`` or ``prior`` is not a floating-point tensor, ``thresholds`` is neither that nor a number,
             or ``valid`` is not bool.
-        ValueError: a shape or device does not fit ``logits``, or a number is outside [0, 1].
+        ValueError: a shape or device does not match ``logits``, or a number is outside [0, 1].
 
     References:
         CBST (Zou et al., ECCV 2018), Eq. 7 with kc = exp(-k_c); CRST (Zou et al., ICCV 2019).

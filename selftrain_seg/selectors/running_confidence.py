@@ -39,8 +39,8 @@ class RunningConfidenceSelector(Stateful):
         all-reduce per call, so r equals that of one process with the joined batch.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
 
     References:
         SAC: Araslanov and Roth, "Self-supervised Augmentation Consistency for Adapting Semantic Segmentation",

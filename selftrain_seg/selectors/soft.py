@@ -42,7 +42,7 @@ def select_soft(
     Raises:
         TypeError: ``logits`` or ``prior`` is not a floating-point tensor, ``thresholds`` or ``alpha`` is neither that
             nor a number, or ``valid`` is not bool.
-        ValueError: a shape or device does not fit ``logits``, or a number is out of its range.
+        ValueError: a shape or device does not match ``logits``, or a number is out of range.
 
     References:
         CRST (Zou et al., ICCV 2019), LRENT.

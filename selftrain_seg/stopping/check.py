@@ -58,8 +58,8 @@ class RoundCheck:
         differ.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
 
     References:
         Prechelt, "Early Stopping - But When?", 1998, on patience. Saito et al., "Tune it the Right Way", ICCV 2021, on

@@ -28,7 +28,7 @@ def check_class_counts(value: Any, name: str) -> None:
         raise ValueError(f"`{name}`: expected (C,), got {tuple(value.shape)}")
 
 
-def of_classes(portion: Any, like: Tensor) -> Tensor:
+def per_class(portion: Any, like: Tensor) -> Tensor:
     """Return a number in [0, 1] or (C,) portions as (C,) float64 on the device of ``like`` (C,)."""
     if not isinstance(portion, Tensor):
         _checks.check_real(portion, "portion", 0.0, 1.0)

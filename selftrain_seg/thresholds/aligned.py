@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.thresholds._portions import check_class_counts, of_classes
+from selftrain_seg.thresholds._portions import check_class_counts, per_class
 
 __all__ = ["aligned_portion"]
 
@@ -36,7 +36,7 @@ def aligned_portion(
 
     Raises:
         TypeError: counts are not numeric tensors, or ``portion`` or ``factor`` is not a number.
-        ValueError: counts are not (C,), shapes differ, or a number is out of its range.
+        ValueError: counts are not (C,), shapes differ, or a number is out of range.
 
     References:
         Inspired by the distribution alignment of ReMixMatch (Berthelot et al., ICLR 2020), which rescales predictions
@@ -59,7 +59,7 @@ def aligned_portion(
             f"`source_counts`: expected (C,) = {tuple(predicted_counts.shape)}, got {tuple(source_counts.shape)}"
         )
     _checks.check_real(factor, "factor", 1.0, 1e6)
-    whole = of_classes(portion, predicted_counts)
+    whole = per_class(portion, predicted_counts)
     wanted = whole * predicted_counts.detach().double()
     labelled = wanted > 0
     source = torch.where(labelled, source_counts.detach().to(wanted), 0.0)

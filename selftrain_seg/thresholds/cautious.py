@@ -40,8 +40,8 @@ def cautious_portion(
         A float in (0, 1].
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: ``scores`` is empty, or a number is out of its range.
+        TypeError: an argument has the wrong type.
+        ValueError: ``scores`` is empty, or a number is out of range.
 
     Example:
         >>> schedule = PortionSchedule(0.2, 0.1, 0.5)

@@ -288,8 +288,8 @@ class ClassBalancedThreshold(_Threshold):
         all ranks, and bit-identical to those of a single process.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range or choices.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range or not among its choices.
 
     References:
         Zou et al., "Unsupervised Domain Adaptation for Semantic Segmentation via Class-Balanced Self-Training",
@@ -335,8 +335,8 @@ class GlobalThreshold(_Threshold):
         As in ``ClassBalancedThreshold``. Pixels are still counted per class, for ``class_counts``.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range or choices.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range or not among its choices.
 
     References:
         The "ST" baseline of CBST (Zou et al., ECCV 2018).

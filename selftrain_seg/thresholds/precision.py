@@ -32,8 +32,8 @@ class PrecisionThreshold(Stateful):
         images. ``compute`` adds them over ranks, so every rank must call it.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
 
     Example:
         >>> import torch

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.thresholds._portions import check_reals, decimals, of_classes
+from selftrain_seg.thresholds._portions import check_reals, decimals, per_class
 
 __all__ = ["reliable_portion"]
 
@@ -47,7 +47,7 @@ def reliable_portion(
 
     Raises:
         TypeError: ``reliability`` is not a floating-point tensor, or another argument is not a number.
-        ValueError: ``reliability`` is not (C,), ``portion`` has a different shape, or a number is out of its range.
+        ValueError: ``reliability`` is not (C,), ``portion`` has a different shape, or a number is out of range.
 
     Example:
         >>> import torch
@@ -62,6 +62,6 @@ def reliable_portion(
     _checks.check_real(high, "high", float(low), 1.0, open_low=True)
     _checks.check_real(power, "power", 0.0, math.inf, open_low=True)
     _checks.check_real(unknown, "unknown", 0.0, 1.0)
-    whole = of_classes(portion, reliability)
+    whole = per_class(portion, reliability)
     part = ((decimals(reliability) - low) / (high - low)).clamp(0.0, 1.0) ** power
     return whole * torch.where(part.isnan(), unknown, part)

@@ -108,7 +108,7 @@ def source_subset(num_images: int, portion: float, *, seed: int = 0, redraw: int
         (K,) int64 indices on the CPU, without repetition.
 
     Raises:
-        TypeError: an argument of the wrong type.
+        TypeError: an argument has the wrong type.
         ValueError: ``num_images`` below 1, or ``portion`` outside (0, 1].
 
     Example:
