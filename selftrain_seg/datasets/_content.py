@@ -69,7 +69,7 @@ def decode(path: Path, what: str, *, colours: bool) -> Content:
         colours: give the colours of a palette and grey from black to white; False gives indices and raw values.
     """
     data = read_bytes(path)
-    with _told(path, what):
+    with _naming_file(path, what):
         check_png(data)
         content = _decode(data, colours)
         if content.pixels.ndim not in (2, 3) or not content.pixels.size:  # of damaged TIFF files
@@ -81,7 +81,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     """(height, width) as ``decode`` gives it, from the head of a file."""
     from PIL import Image, UnidentifiedImageError
 
-    with _told(path, ", or no image"), path.open("rb") as file:
+    with _naming_file(path, ", or no image"), path.open("rb") as file:
         try:
             with Image.open(file) as image:
                 width, height = image.size
@@ -98,7 +98,7 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _told(path: Path, what: str) -> Iterator[None]:
+def _naming_file(path: Path, what: str) -> Iterator[None]:
     """Make every error one that names the file."""
     from PIL import Image
 
@@ -140,7 +140,7 @@ def _decode(data: bytearray, colours: bool) -> Content:
         if not is_tiff:
             orientation = _orientation(image)  # known after loading where it follows the pixels
     # Pillow turns a TIFF by itself.
-    return Content(_turned(pixels, 1 if is_tiff else orientation), mode, palette, alpha, bits, orientation)
+    return Content(_upright(pixels, 1 if is_tiff else orientation), mode, palette, alpha, bits, orientation)
 
 
 def _by_pillow(image: Any, bits: int, colours: bool) -> tuple[Pixels, str, npt.NDArray[np.uint8] | None, bool]:
@@ -200,7 +200,7 @@ def _orientation(image: Any) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _turned(pixels: Pixels, orientation: int) -> Pixels:
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
     """Undo an EXIF orientation; in this machine's order of bytes."""
     pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     if orientation >= 5:
@@ -253,7 +253,7 @@ def _by_tifffile(data: bytearray) -> Content:
         extra = tuple(int(kind) for kind in page.extrasamples)
         alpha = bool(extra) and extra[-1] in _OPACITY
         bits = int(page.bitspersample)
-    return Content(_turned(pixels, orientation), "tifffile", None, alpha, bits, orientation)
+    return Content(_upright(pixels, orientation), "tifffile", None, alpha, bits, orientation)
 
 
 def check_png(data: bytearray) -> None:

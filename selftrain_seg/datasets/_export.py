@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selftrain_seg.datasets._cityscapes_ids import CITYSCAPES_LABELS
-from selftrain_seg.datasets._progress import shown
+from selftrain_seg.datasets._progress import with_progress
 from selftrain_seg.datasets._streets_canvas import Bytes
 from selftrain_seg.datasets._streets_scene import Sample
 from selftrain_seg.types import IGNORE_INDEX
@@ -91,7 +91,7 @@ def export(
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(unfinished, path)
 
-        for index, sample in enumerate(shown(samples, count, progress, "image")):
+        for index, sample in enumerate(with_progress(samples, count, progress, "image")):
             if layout == "cityscapes":
                 write_cityscapes(root, split, city, index, sample, save)
             else:

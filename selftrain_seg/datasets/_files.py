@@ -16,7 +16,7 @@ def list_files(folder: Path, *endings: str, left_out: list[tuple[Path, str]] | N
     Hidden ones are left out, and all others are noted in ``left_out``.
     """
     found: dict[str, Path] = {}
-    for entry in entries(folder, "root"):
+    for entry in scan_folder(folder, "root"):
         if entry.name.startswith("."):
             continue
         ending = next((ending for ending in endings if entry.name.lower().endswith(ending.lower())), None)
@@ -26,14 +26,16 @@ def list_files(folder: Path, *endings: str, left_out: list[tuple[Path, str]] | N
             continue
         name = entry.name[: -len(ending)]
         if name in found:
-            raise ValueError(twice("root", name, found[name], folder / entry.name))
+            raise ValueError(duplicate_message("root", name, found[name], folder / entry.name))
         found[name] = folder / entry.name
     return dict(sorted(found.items()))
 
 
 def list_folders(folder: Path) -> list[str]:
     """Sorted names of the folders in ``folder``; hidden ones are left out."""
-    return sorted(entry.name for entry in entries(folder, "root") if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(
+        entry.name for entry in scan_folder(folder, "root") if entry.is_dir() and not entry.name.startswith(".")
+    )
 
 
 def list_tree(folder: Path, argument: str) -> list[str]:
@@ -49,7 +51,7 @@ def list_tree(folder: Path, argument: str) -> list[str]:
     waiting: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(folder, "", frozenset())]
     while waiting:
         place, prefix, around = waiting.pop()
-        inside = entries(place, argument)
+        inside = scan_folder(place, argument)
         status = os.stat(place)
         around |= {(status.st_dev, status.st_ino)}
         for entry in inside:
@@ -71,7 +73,7 @@ def list_tree(folder: Path, argument: str) -> list[str]:
     return sorted(found)
 
 
-def entries(folder: Path, argument: str) -> list[os.DirEntry[str]]:
+def scan_folder(folder: Path, argument: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as found:
             return list(found)
@@ -79,17 +81,17 @@ def entries(folder: Path, argument: str) -> list[os.DirEntry[str]]:
         raise FileNotFoundError(f"`{argument}`: expected a folder {folder}, found none") from error
 
 
-def twice(argument: str, name: str, first: Path, second: Path) -> str:
+def duplicate_message(argument: str, name: str, first: Path, second: Path) -> str:
     return f"`{argument}`: expected one file named {name!r}, got two: {first} and {second}; take one away"
 
 
-def some(items: Iterable[object], separator: str = ", ") -> str:
+def first_few(items: Iterable[object], separator: str = ", ") -> str:
     """The first few in words."""
     listed = [str(item) for item in items]
     return separator.join(listed[:_SHOWN]) + (f"{separator}..." if len(listed) > _SHOWN else "")
 
 
-def check_some(names: Sequence[str] | Mapping[str, object], folder: Path, what: str) -> None:
+def check_not_empty(names: Sequence[str] | Mapping[str, object], folder: Path, what: str) -> None:
     if not names:
         raise FileNotFoundError(f"`root`: expected {what} in {folder}, found none")
 
@@ -98,4 +100,4 @@ def check_present(wanted: Mapping[str, Path], present: Mapping[str, Path]) -> No
     """Every one of the ``wanted`` files, by name, is there."""
     missing = [path for name, path in wanted.items() if name not in present]
     if missing:
-        raise FileNotFoundError(f"`root`: {len(missing)} of {len(wanted)} files are missing: {some(missing)}")
+        raise FileNotFoundError(f"`root`: {len(missing)} of {len(wanted)} files are missing: {first_few(missing)}")

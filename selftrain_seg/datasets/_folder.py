@@ -63,7 +63,7 @@ class _Folder(Dataset[tuple[Any, Any]]):
     def __getitem__(self, index: SupportsIndex) -> tuple[Any, Any]:
         from torchvision import tv_tensors
 
-        name = self.names[self._number(index)]
+        name = self.names[self._checked_index(index)]
         picture = self._read_picture(name)
         image = tv_tensors.Image(picture.image)
         if self.labels is False:
@@ -79,7 +79,7 @@ class _Folder(Dataset[tuple[Any, Any]]):
         return f"{type(self).__name__}({str(self.root)!r}, {len(self)} samples)"
 
     @property
-    def _meaning(self) -> LabelMap:
+    def _required_label_map(self) -> LabelMap:
         if self.label_map is None:
             raise ValueError("`label_map`: expected a data set with one, this one was made without")
         return self.label_map
@@ -87,22 +87,22 @@ class _Folder(Dataset[tuple[Any, Any]]):
     @property
     def num_classes(self) -> int:
         """C, of the label map."""
-        return self._meaning.num_classes
+        return self._required_label_map.num_classes
 
     @property
     def classes(self) -> tuple[str, ...]:
         """C names, of the label map."""
-        return tuple(self._meaning.classes)
+        return tuple(self._required_label_map.classes)
 
     @property
     def palette(self) -> tuple[tuple[int, int, int], ...]:
         """C colours, of the label map."""
-        return tuple(self._meaning.palette)
+        return tuple(self._required_label_map.palette)
 
     @property
     def ignore_index(self) -> int:
         """The label of pixels without a class."""
-        return self._meaning.ignore_index
+        return self._required_label_map.ignore_index
 
     def masks(self) -> Dataset[Tensor]:
         """The label maps alone, in order: nothing decodes the images, nothing is transformed.
@@ -177,7 +177,7 @@ class _Folder(Dataset[tuple[Any, Any]]):
             _checks.check_count(most, "most")
         return verify(self, progress, images, most, check_meaning)
 
-    def _number(self, index: SupportsIndex) -> int:
+    def _checked_index(self, index: SupportsIndex) -> int:
         number = operator.index(index)
         if not -len(self) <= number < len(self):
             raise IndexError(f"`index`: expected a value in [{-len(self)}, {len(self)}), got {number}")
@@ -192,13 +192,13 @@ class _Folder(Dataset[tuple[Any, Any]]):
                 raise ValueError(f"`labels({name!r})`: expected (H, W), got {tuple(labels.shape)}")
             return labels.long()
         path = self._label_path(name)
-        return self._translated(path, self._read_mask_file(path))
+        return self._to_classes(path, self._read_mask_file(path))
 
-    def _translated(self, path: Path, mask: MaskFile) -> Tensor:
+    def _to_classes(self, path: Path, mask: MaskFile) -> Tensor:
         try:
-            return classes_of(mask, self._reading, self._meaning)
+            return classes_of(mask, self._reading, self._required_label_map)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}{train_ids_hint(mask, self._meaning)}") from error
+            raise ValueError(f"{path}: {error}{train_ids_hint(mask, self._required_label_map)}") from error
 
     def _read_picture(self, name: str) -> Picture:
         return read_picture(self._image_path(name), self._channels, self._white)
@@ -225,7 +225,7 @@ class _Masks(Dataset[Tensor]):
         return len(self.folder)
 
     def __getitem__(self, index: SupportsIndex) -> Tensor:
-        return self.folder._read_labels(self.folder.names[self.folder._number(index)])
+        return self.folder._read_labels(self.folder.names[self.folder._checked_index(index)])
 
     def made_of(self) -> tuple[str, list[Path] | None]:
         """By what a cache knows whether the label maps have changed: the label map, and the files; None: not known."""
@@ -235,13 +235,13 @@ class _Masks(Dataset[Tensor]):
         return repr(folder.label_map.__reduce__()[1]), [folder._label_path(name) for name in folder.names]
 
 
-def checked(labels: Any, label_map: LabelMap | None, default: Callable[[], LabelMap]) -> LabelMap:
+def checked_label_map(labels: Any, label_map: LabelMap | None, default: Callable[[], LabelMap]) -> LabelMap:
     """The label map to use, after a look at both arguments."""
-    check_meaning(labels, label_map)
+    check_label_arguments(labels, label_map)
     return default() if label_map is None else label_map
 
 
-def check_meaning(labels: Any, label_map: LabelMap | None) -> None:
+def check_label_arguments(labels: Any, label_map: LabelMap | None) -> None:
     if not isinstance(labels, bool) and not callable(labels):
         raise TypeError(f"`labels`: expected a bool or a function of the name, got {type(labels).__name__}")
     if label_map is not None and not isinstance(label_map, LabelMap):

@@ -45,7 +45,7 @@ def read_picture(path: Path, channels: Channels = 3, white: int | None = None) -
     content = decode(path, ", or no image", colours=True)
     pixels = content.pixels if content.pixels.ndim == 3 else content.pixels[..., None]
     try:
-        chosen = _scaled(_chosen(pixels, content.alpha, channels), white)
+        chosen = _scale(_select_channels(pixels, content.alpha, channels), white)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     image = torch.from_numpy(np.ascontiguousarray(rearrange(chosen, "h w c -> c h w")))
@@ -56,7 +56,7 @@ def _count(content: Content) -> int:
     return 1 if content.pixels.ndim == 2 else int(content.pixels.shape[2])
 
 
-def _chosen(pixels: Pixels, alpha: bool, channels: Channels) -> Pixels:
+def _select_channels(pixels: Pixels, alpha: bool, channels: Channels) -> Pixels:
     count = pixels.shape[2]
     if channels is None or channels == count:
         return pixels
@@ -80,7 +80,7 @@ def _chosen(pixels: Pixels, alpha: bool, channels: Channels) -> Pixels:
     )
 
 
-def _scaled(pixels: Pixels, white: int | None) -> Pixels:
+def _scale(pixels: Pixels, white: int | None) -> Pixels:
     """8 bits as they are; 16 bits to [0, 1]; floating point as it is, in float32."""
     if pixels.dtype == np.uint8:
         return pixels

@@ -85,7 +85,7 @@ def read(path: Path) -> tuple[list[Entry], dict[str, Any]]:
         raise ValueError(f"{path}: expected text in UTF-8 ({error})") from error
     try:
         if path.suffix.lower() == ".json":
-            return _from_json(json.loads(text, object_pairs_hook=_once))
+            return _from_json(json.loads(text, object_pairs_hook=_unique_keys))
         if path.suffix.lower() in (".csv", ".tsv", ".txt"):
             return _from_csv(text), {}
         raise ValueError("expected a name that ends in .json or .csv")
@@ -95,18 +95,18 @@ def read(path: Path) -> tuple[list[Entry], dict[str, Any]]:
 
 def _from_json(data: Any) -> tuple[list[Entry], dict[str, Any]]:
     if isinstance(data, list):
-        return _numbered([_entry(item) for item in data]), {}
+        return _with_default_ids([_entry(item) for item in data]), {}
     if not isinstance(data, dict):
         raise ValueError(f"expected a list of classes or a mapping, got {type(data).__name__}")
     if "classes" not in data:  # {"0": "background", "255": "vessel"}
         return [Entry(None if name is None else _text(name), (_int(key),)) for key, name in data.items()], {}
-    entries = _numbered([_entry(item) for item in data["classes"]])
+    entries = _with_default_ids([_entry(item) for item in data["classes"]])
     if data.get("ignore"):
         entries.append(_entry(data["ignore"] | {"ignore": True}))
     return entries, {key: data[key] for key in ("unknown", "ignore_index") if key in data}
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, count in Counter(key for key, _ in pairs).items():
         if count > 1:
             raise ValueError(f"{key!r} occurs twice")
@@ -159,10 +159,10 @@ def _from_csv(text: str) -> list[Entry]:
             entries.append(_entry(item))
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from error
-    return _numbered(entries)
+    return _with_default_ids(entries)
 
 
-def _numbered(entries: list[Entry]) -> list[Entry]:
+def _with_default_ids(entries: list[Entry]) -> list[Entry]:
     """A plain list of names stands for the ids 0, 1, ..."""
     bare = [entry.name for entry in entries if entry.ids is None and not entry.colours]
     if len(bare) == len(entries):

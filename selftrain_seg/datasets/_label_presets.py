@@ -77,7 +77,7 @@ class Presets:
             ValueError: ``num_classes`` or ``unknown`` is none of those listed.
         """
         names = trained_names(num_classes)
-        out = _named({label.label_id: label.name for label in TRAINED}, names, CITYSCAPES_IDS, unknown)
+        out = _cityscapes_classes({label.label_id: label.name for label in TRAINED}, names, CITYSCAPES_IDS, unknown)
         return out._with_colours(CITYSCAPES_COLOURS)
 
     @staticmethod
@@ -100,7 +100,9 @@ class Presets:
             ValueError: ``num_classes`` or ``unknown`` is none of those listed.
         """
         names = trained_names(num_classes)
-        return _named({label_id: name for name, label_id in SYNTHIA_IDS.items()}, names, range(23), unknown)
+        return _cityscapes_classes(
+            {label_id: name for name, label_id in SYNTHIA_IDS.items()}, names, range(23), unknown
+        )
 
     @staticmethod
     def bdd100k(num_classes: Literal[19, 16] = 19, *, unknown: Literal["error", "ignore"] = "error") -> LabelMap:
@@ -118,7 +120,7 @@ class Presets:
         """
         names = trained_names(num_classes)
         trained = {label.train_id: label.name for label in TRAINED}
-        out = _named(trained, names, (*trained, IGNORE_INDEX), unknown)
+        out = _cityscapes_classes(trained, names, (*trained, IGNORE_INDEX), unknown)
         return replace(out, colours=Presets.cityscapes(num_classes).colours)
 
     @staticmethod
@@ -136,7 +138,9 @@ class Presets:
         """
         ids = dict.fromkeys(CITYSCAPES_IDS, IGNORE_INDEX)
         ids.update((label_id, number) for number, label_id in enumerate(STREETS_TO_ID))
-        return _map(ids, SyntheticStreets.classes, SyntheticStreets.palette, unknown)._with_colours(CITYSCAPES_COLOURS)
+        return _label_map(ids, SyntheticStreets.classes, SyntheticStreets.palette, unknown)._with_colours(
+            CITYSCAPES_COLOURS
+        )
 
     @staticmethod
     def voc(*, unknown: Literal["error", "ignore"] = "error") -> LabelMap:
@@ -154,20 +158,20 @@ class Presets:
         ids = {number: number for number in range(len(VOC_CLASSES))} | {IGNORE_INDEX: IGNORE_INDEX}
         palette = tuple(voc_colour(number) for number in range(len(VOC_CLASSES)))
         colours = {colour: number for number, colour in enumerate(palette)} | {VOC_BORDER: IGNORE_INDEX}
-        return _map(ids, VOC_CLASSES, palette, unknown, colours=colours)
+        return _label_map(ids, VOC_CLASSES, palette, unknown, colours=colours)
 
 
-def _named(
+def _cityscapes_classes(
     names: Mapping[int, str], kept: Sequence[str], known: Iterable[int], unknown: Literal["error", "ignore"]
 ) -> LabelMap:
     """Cityscapes' classes: the ids of the names that are kept, and all others that are known, ignored."""
     ids = dict.fromkeys(known, IGNORE_INDEX)
     ids.update((label_id, kept.index(name)) for label_id, name in names.items() if name in kept)
     colours = {label.name: label.colour for label in TRAINED}
-    return _map(ids, kept, tuple(colours[name] for name in kept), unknown)
+    return _label_map(ids, kept, tuple(colours[name] for name in kept), unknown)
 
 
-def _map(*arguments: Any, **options: Any) -> LabelMap:
+def _label_map(*arguments: Any, **options: Any) -> LabelMap:
     from selftrain_seg.datasets.label_map import LabelMap
 
     return LabelMap(*arguments, **options)

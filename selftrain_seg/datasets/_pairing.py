@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from selftrain_seg.datasets._files import IMAGE_SUFFIXES, list_tree, some, twice
+from selftrain_seg.datasets._files import IMAGE_SUFFIXES, duplicate_message, first_few, list_tree
 
 Pair = Callable[[str], "str | os.PathLike[str]"]
 Names = str | os.PathLike[str] | Sequence[str]
@@ -35,7 +35,7 @@ def find_images(folder: Path, masks: Path | None, mask_suffix: str) -> tuple[dic
             left.append((folder / relative, f"a mask: ends in {mask_suffix}"))
         elif name in found:
             raise ValueError(
-                twice("images", name, found[name], folder / relative)
+                duplicate_message("images", name, found[name], folder / relative)
                 + ("; or say with `mask_suffix` which of them are masks" if inside == "" else "")
             )
         else:
@@ -79,16 +79,16 @@ def find_masks(
     if pair is not None:
         wanted = {name: folder / os.fspath(pair(name)) for name in images}
         return {name: path for name, path in wanted.items() if path.is_file()}, []
-    own = {*map(os.path.realpath, images.values())} if _around(folder, images) else set()
+    own = {*map(os.path.realpath, images.values())} if _holds_images(folder, images) else set()
     by_name: dict[str, Path] = {}
     for relative in list_tree(folder, "masks"):
         path = folder / relative
-        stem = _without(relative, mask_suffix)
+        stem = _image_name(relative, mask_suffix)
         if stem is None or (own and os.path.realpath(path) in own):
             continue
-        key = _plain(stem)
+        key = _normalised(stem)
         if key in by_name:
-            raise ValueError(twice("masks", stem, by_name[key], path))
+            raise ValueError(duplicate_message("masks", stem, by_name[key], path))
         by_name[key] = path
     # By path; but where no stem occurs twice, folders need not be the same on both sides.
     stems, mask_stems = Counter(map(_stem, images)), Counter(map(_stem, by_name))
@@ -96,21 +96,21 @@ def find_masks(
     by_stem = {_stem(key): path for key, path in by_name.items()} if loose else {}
     found = {}
     for name in images:
-        path_ = by_name.get(_plain(name)) or by_stem.get(_stem(name))
+        path_ = by_name.get(_normalised(name)) or by_stem.get(_stem(name))
         if path_ is not None:
             found[name] = path_
     taken = {*found.values()}
     return found, [(path, "a mask without an image") for path in by_name.values() if path not in taken]
 
 
-def _around(masks: Path, images: Mapping[str, Path]) -> bool:
+def _holds_images(masks: Path, images: Mapping[str, Path]) -> bool:
     """Whether an image lies below the folder of masks."""
     root = os.path.join(os.path.realpath(masks), "")
     folders = {path.parent for path in images.values()}
     return any(os.path.join(os.path.realpath(folder), "").startswith(root) for folder in folders)
 
 
-def _without(relative: str, mask_suffix: str) -> str | None:
+def _image_name(relative: str, mask_suffix: str) -> str | None:
     """The name of the image that a mask is for; None for what is no mask."""
     if _has_ending(mask_suffix):
         return relative[: -len(mask_suffix)] if relative.lower().endswith(mask_suffix.lower()) else None
@@ -120,36 +120,36 @@ def _without(relative: str, mask_suffix: str) -> str | None:
     return stem[: len(stem) - len(mask_suffix)]
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
     """In one Unicode form: some systems write an accent as a character of its own."""
     return unicodedata.normalize("NFC", name)
 
 
 def _stem(name: str) -> str:
-    return _plain(name).rpartition("/")[2]
+    return _normalised(name).rpartition("/")[2]
 
 
-def take(images: Mapping[str, Path], names: Names) -> dict[str, Path]:
+def select_names(images: Mapping[str, Path], names: Names) -> dict[str, Path]:
     """The images that a file, a glob or a list names."""
     if isinstance(names, str) and not Path(names).is_file() and any(sign in names for sign in "*?["):
-        pattern = _plain(names)
+        pattern = _normalised(names)
         whole = pattern.lower().endswith(IMAGE_SUFFIXES)  # else "*[!k]" would match x_mask, by the "g" of its .png
         found = {
             name: path
             for name, path in images.items()
-            if fnmatchcase(_plain(name + path.suffix if whole else name), pattern)
+            if fnmatchcase(_normalised(name + path.suffix if whole else name), pattern)
         }
         if not found:
-            raise ValueError(f"`names`: no image is called {names!r}; they are called {some(images)}")
+            raise ValueError(f"`names`: no image is called {names!r}; they are called {first_few(images)}")
         return found
     if isinstance(names, (str, os.PathLike)):
-        lines, where = _lines(Path(names)), f" of {os.fspath(names)}"
+        lines, where = _read_lines(Path(names)), f" of {os.fspath(names)}"
     else:
         lines, where = list(names), ""
-    return _listed(images, lines, where)
+    return _select_listed(images, lines, where)
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -162,8 +162,8 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _listed(images: Mapping[str, Path], lines: Iterable[str], where: str) -> dict[str, Path]:
-    by_name = {_plain(name): name for name in images}
+def _select_listed(images: Mapping[str, Path], lines: Iterable[str], where: str) -> dict[str, Path]:
+    by_name = {_normalised(name): name for name in images}
     counts = Counter(map(_stem, images))
     by_stem = {_stem(name): name for name in images if counts[_stem(name)] == 1}
     found: list[str] = []
@@ -171,7 +171,9 @@ def _listed(images: Mapping[str, Path], lines: Iterable[str], where: str) -> dic
     for line in lines:
         # A whole line first: names may hold spaces. Then the first column of several.
         candidates = [
-            form for text in dict.fromkeys((line, line.split()[0] if line.split() else "")) for form in _forms(text)
+            form
+            for text in dict.fromkeys((line, line.split()[0] if line.split() else ""))
+            for form in _with_and_without_suffix(text)
         ]
         name = next((by_name[form] for form in candidates if form in by_name), None)
         name = name or next((by_stem[_stem(form)] for form in candidates if _stem(form) in by_stem), None)
@@ -181,8 +183,8 @@ def _listed(images: Mapping[str, Path], lines: Iterable[str], where: str) -> dic
             found.append(name)
     if unknown:
         raise ValueError(
-            f"`names`: {len(unknown)} names{where} are no images: {some(map(repr, unknown))};"
-            f" images are called {some(images)}"
+            f"`names`: {len(unknown)} names{where} are no images: {first_few(map(repr, unknown))};"
+            f" images are called {first_few(images)}"
         )
     if not found:
         raise ValueError("`names`: expected names, got none")
@@ -192,8 +194,8 @@ def _listed(images: Mapping[str, Path], lines: Iterable[str], where: str) -> dic
     return {name: images[name] for name in sorted(found)}
 
 
-def _forms(text: str) -> list[str]:
+def _with_and_without_suffix(text: str) -> list[str]:
     """A name as it stands, and without the suffix of an image."""
-    plain = _plain(text).lstrip("/").removeprefix("./")
+    plain = _normalised(text).lstrip("/").removeprefix("./")
     stem, suffix = os.path.splitext(plain)
     return [plain, stem] if suffix.lower() in IMAGE_SUFFIXES else [plain]

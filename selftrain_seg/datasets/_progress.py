@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def shown(items: Iterable[T], count: int, progress: bool, unit: str) -> Iterator[T]:
+def with_progress(items: Iterable[T], count: int, progress: bool, unit: str) -> Iterator[T]:
     if progress:
         try:
             tqdm = importlib.import_module("tqdm").tqdm

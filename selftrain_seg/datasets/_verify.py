@@ -12,7 +12,7 @@ from torch import Tensor
 
 from selftrain_seg.datasets._label_tables import TRAINED
 from selftrain_seg.datasets._masks import MaskFile, values_of
-from selftrain_seg.datasets._progress import shown
+from selftrain_seg.datasets._progress import with_progress
 from selftrain_seg.datasets._report import BrokenFilesError, FolderReport
 from selftrain_seg.datasets.streets import SyntheticStreets
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from selftrain_seg.datasets._images import Picture
     from selftrain_seg.datasets.label_map import LabelMap
 
-_LEAST = 0.05  # of all pixels; scribbles and coarse labels have more
+_MIN_LABELLED = 0.05  # of all pixels; scribbles and coarse labels have more
 _TRAIN_IDS = {*range(len(TRAINED)), 255}
 _STREET_NAMES = {label.name for label in TRAINED} | {*SyntheticStreets.classes}
 
@@ -30,21 +30,21 @@ def verify(folder: _Folder, progress: bool, images: bool, most: int | None, chec
     """See ``_Folder.verify``."""
     count = len(folder) if most is None else min(most, len(folder))
     indices = [place * len(folder) // count for place in range(count)]
-    walk = _Walk(folder, images)
+    tally = _Tally(folder, images)
     problems = [
         (index, problem)
-        for index in shown(indices, count, progress, "sample")
-        for problem in walk.problems(folder.names[index])
+        for index in with_progress(indices, count, progress, "sample")
+        for problem in tally.problems(folder.names[index])
     ]
     if problems:
         raise BrokenFilesError(problems)
-    report = walk.report(count)
+    report = tally.report(count)
     if check_meaning and folder.labels is True:
-        _check_meaning(report, folder._meaning)
+        _check_labels(report, folder._required_label_map)
     return report
 
 
-class _Walk:
+class _Tally:
     """Counts over the samples looked at so far."""
 
     def __init__(self, folder: _Folder, images: bool) -> None:
@@ -90,7 +90,7 @@ class _Walk:
         else:
             path = folder._label_path(name)
             mask = folder._read_mask_file(path)
-            labels = folder._translated(path, mask)
+            labels = folder._to_classes(path, mask)
             self.ids |= _ids(mask)
         self._count_labels(name, labels)
         return labels
@@ -157,7 +157,7 @@ def train_ids_hint(mask: MaskFile, label_map: LabelMap) -> str:
     return ""
 
 
-def _check_meaning(report: FolderReport, label_map: LabelMap) -> None:
+def _check_labels(report: FolderReport, label_map: LabelMap) -> None:
     labelled = report.labelled
     if labelled is None:
         return
@@ -169,12 +169,12 @@ def _check_meaning(report: FolderReport, label_map: LabelMap) -> None:
             f" {max(report.ids)} occur in {report.samples} files, which look like Cityscapes' train ids ({share});"
             f" LabelMap.bdd100k() reads those, {all_the_same}\n{report}"
         )
-    if labelled < _LEAST:
+    if labelled < _MIN_LABELLED:
         raise ValueError(
-            f"`label_map`: nearly all labels are ignored: {share}; ids in the files: {_listed(report.ids)};"
+            f"`label_map`: nearly all labels are ignored: {share}; ids in the files: {_listed_ids(report.ids)};"
             f" another label map may be meant, {all_the_same}\n{report}"
         )
 
 
-def _listed(ids: tuple[int, ...]) -> str:
+def _listed_ids(ids: tuple[int, ...]) -> str:
     return ", ".join(map(str, ids[:20])) + (", ..." if len(ids) > 20 else "")

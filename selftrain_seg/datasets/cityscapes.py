@@ -10,9 +10,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from selftrain_seg._checks import check_choice
-from selftrain_seg.datasets._files import check_present, check_some, list_files, list_folders
-from selftrain_seg.datasets._folder import _Folder, checked
-from selftrain_seg.datasets._pairing import take
+from selftrain_seg.datasets._files import check_not_empty, check_present, list_files, list_folders
+from selftrain_seg.datasets._folder import _Folder, checked_label_map
+from selftrain_seg.datasets._pairing import select_names
 from selftrain_seg.datasets.label_map import LabelMap
 
 __all__ = ["Cityscapes"]
@@ -95,7 +95,7 @@ class Cityscapes(_Folder):
         check_choice(split, "split", ("train", "val", "test", "train_extra"))
         check_choice(mode, "mode", ("fine", "coarse"))
         check_choice(ids, "ids", tuple(_KINDS))
-        label_map = checked(labels, label_map, LabelMap.cityscapes if ids == "label" else LabelMap.bdd100k)
+        label_map = checked_label_map(labels, label_map, LabelMap.cityscapes if ids == "label" else LabelMap.bdd100k)
         if labels is True and split not in _SPLITS[mode]:
             raise ValueError(f"`mode`: expected one with labels for the split {split!r}, got {mode!r}")
         self.split = split
@@ -107,9 +107,9 @@ class Cityscapes(_Folder):
         masks = path / folder / split
         left_out: list[tuple[Path, str]] = []
         found = _files(images, "_leftImg8bit.png", left_out)
-        check_some(found, images, "images, */*_leftImg8bit.png")
+        check_not_empty(found, images, "images, */*_leftImg8bit.png")
         if names is not None:
-            everything, found = found, take(found, names)
+            everything, found = found, select_names(found, names)
             left_out += [(path, "not in `names`") for name, path in everything.items() if name not in found]
         wanted = {name: masks / f"{name}{ending}" for name in found}
         if labels is True:

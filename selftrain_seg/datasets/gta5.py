@@ -11,7 +11,7 @@ from torch import Tensor
 
 from selftrain_seg.datasets._files import IMAGE_SUFFIXES
 from selftrain_seg.datasets._flat import _FlatFolder
-from selftrain_seg.datasets._folder import checked
+from selftrain_seg.datasets._folder import checked_label_map
 from selftrain_seg.datasets._label_tables import CITYSCAPES_COLOURS
 from selftrain_seg.datasets.label_map import LabelMap
 
@@ -78,7 +78,7 @@ class GTA5(_FlatFolder):
     ) -> None:
         path = Path(root)
         images, masks = (path / "images", IMAGE_SUFFIXES), path / "labels"
-        label_map = checked(labels, label_map, LabelMap.cityscapes)
+        label_map = checked_label_map(labels, label_map, LabelMap.cityscapes)
         if not label_map.colours:
             label_map = label_map._with_colours(CITYSCAPES_COLOURS)
         super().__init__(path, images, masks, labels, label_map, LabelMap.cityscapes, transforms)

@@ -137,7 +137,7 @@ class LabelMap(Presets):
             index = labels.to(torch.int64).sub(first).clamp_(0, len(table) - 1)
         out = table.index_select(0, index.flatten()).view(labels.shape)
         if self.unknown == "error" and out.numel() and int(out.min()) == _UNKNOWN:
-            raise ValueError(f"`labels`: expected ids of {self}, got {_described(labels, out == _UNKNOWN)}")
+            raise ValueError(f"`labels`: expected ids of {self}, got {_describe_values(labels, out == _UNKNOWN)}")
         return out
 
     def _table(self, device: torch.device) -> tuple[int, Tensor]:
@@ -198,7 +198,7 @@ class LabelMap(Presets):
             >>> truth(torch.tensor([21, 22, 23])), truth.num_classes  # vegetation, terrain, sky
             (tensor([  8, 255,  10]), 19)
         """
-        left_out = {self._number(name, "names") for name in names}
+        left_out = {self._class_number(name, "names") for name in names}
         ids, colours = (
             {key: self.ignore_index if label in left_out else label for key, label in table.items()}
             for table in (self.ids, self.colours)
@@ -226,9 +226,9 @@ class LabelMap(Presets):
             >>> numbers[torch.tensor([[8, 9, 15]])]  # vegetation, sky, bicycle
             tensor([[ 8, 10, 18]])
         """
-        return torch.tensor([other._number(name, "other") for name in self.classes])
+        return torch.tensor([other._class_number(name, "other") for name in self.classes])
 
-    def _number(self, name: str, argument: str) -> int:
+    def _class_number(self, name: str, argument: str) -> int:
         if name not in self.classes:
             raise ValueError(
                 f"`{argument}`: expected classes of {self}, got {name!r}; it has {', '.join(self.classes)}"
@@ -281,7 +281,7 @@ class LabelMap(Presets):
         strangers = sorted({*known} - {entry.name for entry in entries if entry.name is not None})
         if strangers:
             raise ValueError(f"`colours`: expected names of classes, got {strangers}")
-        return cls._of(entries, unknown, ignore_index)
+        return cls._from_entries(entries, unknown, ignore_index)
 
     @classmethod
     def from_colours(cls, names: Mapping[tuple[int, int, int], str | None], *, unknown: _Unknown = "error") -> LabelMap:
@@ -304,7 +304,7 @@ class LabelMap(Presets):
             ((0, 0, 0), (255, 0, 0))
         """
         checked = [(checked_colour(colour, "names"), name) for colour, name in names.items()]
-        return cls._of([Entry(name, (), colour, (colour,)) for colour, name in checked], unknown)
+        return cls._from_entries([Entry(name, (), colour, (colour,)) for colour, name in checked], unknown)
 
     @classmethod
     def binary(cls, name: str = "foreground", *, unknown: _Unknown = "error") -> LabelMap:
@@ -324,7 +324,9 @@ class LabelMap(Presets):
             [0, 1, 1]
         """
         black, white = (0, 0, 0), (255, 255, 255)
-        return cls._of([Entry("background", (0,), black, (black,)), Entry(name, (1, 255), white, (white,))], unknown)
+        return cls._from_entries(
+            [Entry("background", (0,), black, (black,)), Entry(name, (1, 255), white, (white,))], unknown
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LabelMap:
@@ -349,7 +351,7 @@ class LabelMap(Presets):
         """
         entries, others = _label_files.read(Path(path))
         try:
-            return cls._of(entries, **others)
+            return cls._from_entries(entries, **others)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -380,7 +382,9 @@ class LabelMap(Presets):
         return path
 
     @classmethod
-    def _of(cls, entries: Iterable[Entry], unknown: _Unknown = "error", ignore_index: int = IGNORE_INDEX) -> LabelMap:
+    def _from_entries(
+        cls, entries: Iterable[Entry], unknown: _Unknown = "error", ignore_index: int = IGNORE_INDEX
+    ) -> LabelMap:
         table = _label_files.table(entries, ignore_index)
         return cls(table.ids, table.classes, table.palette, unknown, ignore_index, table.colours)
 
@@ -389,7 +393,7 @@ class LabelMap(Presets):
         return replace(self, colours={colour: self.ids[key] for colour, key in ids.items() if key in self.ids})
 
 
-def _described(labels: Tensor, wrong: Tensor) -> str:
+def _describe_values(labels: Tensor, wrong: Tensor) -> str:
     """The values where ``wrong``, how often they occur, and where first."""
     # 16 bits first: not indexed by torch 2.9
     values, counts = torch.unique(labels.to(torch.int64)[wrong], return_counts=True)

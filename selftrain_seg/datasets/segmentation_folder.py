@@ -10,9 +10,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.datasets._files import list_tree, some
-from selftrain_seg.datasets._folder import Labels, _Folder, check_meaning
-from selftrain_seg.datasets._pairing import find_images, find_masks, take
+from selftrain_seg.datasets._files import first_few, list_tree
+from selftrain_seg.datasets._folder import Labels, _Folder, check_label_arguments
+from selftrain_seg.datasets._pairing import find_images, find_masks, select_names
 from selftrain_seg.datasets.label_map import LabelMap
 
 __all__ = ["SegmentationFolder"]
@@ -119,7 +119,7 @@ class SegmentationFolder(_Folder):
         folder = Path(images)
         labels: Labels = masks if callable(masks) else masks is not None
         place = None if masks is None or callable(masks) else Path(masks)
-        check_meaning(labels, label_map)
+        check_label_arguments(labels, label_map)
         if label_map is None and place is not None:
             raise ValueError(
                 "`label_map`: expected one to read masks, got None; LabelMap.binary(), LabelMap.from_names({0: ...})"
@@ -127,7 +127,7 @@ class SegmentationFolder(_Folder):
             )
         found, left_out = find_images(folder, place, mask_suffix)
         if names is not None:
-            everything, found = found, take(found, names)
+            everything, found = found, select_names(found, names)
             left_out += [(path, "not in `names`") for name, path in everything.items() if name not in found]
         paired: dict[str, Path] = {}
         if place is not None:
@@ -137,16 +137,16 @@ class SegmentationFolder(_Folder):
             found = {name: path for name, path in found.items() if path not in own}  # masks of a `pair` among images
             if not found:
                 raise ValueError(
-                    f"`pair`: expected paths of masks, got those of the images: {some(sorted(map(str, own)))}; masks"
+                    f"`pair`: expected paths of masks, got those of the images: {first_few(sorted(map(str, own)))}; masks"
                     " that lie among the images need names of their own"
                 )
             without = [name for name in found if name not in paired]
             if without and (unpaired == "error" or not paired):
                 what = f"{without[0]}{mask_suffix}" if pair is None else os.fspath(pair(without[0]))
                 raise ValueError(
-                    f"`masks`: {len(without)} of {len(found)} images have no mask: {some(without)}; expected"
+                    f"`masks`: {len(without)} of {len(found)} images have no mask: {first_few(without)}; expected"
                     f" {place / what}{'' if os.path.splitext(what)[1] else '.png (or another suffix)'};"
-                    f" there are {some(list_tree(place, 'masks')) or 'no files'}."
+                    f" there are {first_few(list_tree(place, 'masks')) or 'no files'}."
                     " `mask_suffix` or `pair` says how masks are called, `names` which images to take,"
                     ' `unpaired="leave out"` takes those with a mask, `masks=None` does without'
                 )

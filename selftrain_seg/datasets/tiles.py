@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from selftrain_seg import _checks
 from selftrain_seg.datasets._content import picture_size
 from selftrain_seg.datasets._folder import _Folder
-from selftrain_seg.datasets._progress import shown
+from selftrain_seg.datasets._progress import with_progress
 from selftrain_seg.datasets._report import FolderReport
 from selftrain_seg.datasets.label_map import LabelMap
 
@@ -112,7 +112,7 @@ class Tiles(Dataset[tuple[Any, Any]]):
             raise ValueError(f"`overlap`: expected less than size {self.size}, got {shared}")
         self.places = tuple(
             _Tile(index, top, left, min(self.size[0], height - top), min(self.size[1], width - left))
-            for index, name in enumerate(shown(dataset.names, len(dataset), progress, "image"))
+            for index, name in enumerate(with_progress(dataset.names, len(dataset), progress, "image"))
             for height, width in [picture_size(dataset._image_path(name))]
             for top, left in product(_starts(height, self.size[0], shared[0]), _starts(width, self.size[1], shared[1]))
         )
@@ -125,7 +125,7 @@ class Tiles(Dataset[tuple[Any, Any]]):
     def __getitem__(self, index: SupportsIndex) -> tuple[Any, Any]:
         from torchvision import tv_tensors
 
-        number = self._number(index)
+        number = self._checked_index(index)
         place = self.places[number]
         if self._last is None or self._last[0] != place.image:
             self._last = (place.image, *self._read(place.image))
@@ -196,7 +196,7 @@ class Tiles(Dataset[tuple[Any, Any]]):
         """
         return _Masks(self, self.dataset.masks())
 
-    def _number(self, index: SupportsIndex) -> int:
+    def _checked_index(self, index: SupportsIndex) -> int:
         number = operator.index(index)
         if not -len(self) <= number < len(self):
             raise IndexError(f"`index`: expected a value in [{-len(self)}, {len(self)}), got {number}")
@@ -233,7 +233,7 @@ class _Masks(Dataset[Tensor]):
         return len(self.tiles)
 
     def __getitem__(self, index: SupportsIndex) -> Tensor:
-        place = self.tiles.places[self.tiles._number(index)]
+        place = self.tiles.places[self.tiles._checked_index(index)]
         if self._last is None or self._last[0] != place.image:
             self._last = place.image, self.masks[place.image]
         return self.tiles._cut(self._last[1], place, self.tiles.ignore_index)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from selftrain_seg.datasets._files import check_present, check_some, list_files
-from selftrain_seg.datasets._folder import _Folder, checked
+from selftrain_seg.datasets._files import check_not_empty, check_present, list_files
+from selftrain_seg.datasets._folder import _Folder, checked_label_map
 from selftrain_seg.datasets._masks import MaskFile, read_mat
 from selftrain_seg.datasets.label_map import LabelMap
 
@@ -111,7 +111,7 @@ class VOCSegmentation(_Folder):
         label_map: LabelMap | None = None,
         transforms: Callable[..., Any] | None = None,
     ) -> None:
-        label_map = checked(labels, label_map, LabelMap.voc)
+        label_map = checked_label_map(labels, label_map, LabelMap.voc)
         self.split = split
         path = _find(Path(root))
         sources = _sources(path, split, sbd)
@@ -163,7 +163,7 @@ def _split_names(folder: Path, split: str | os.PathLike[str], sources: tuple[_So
     if split != _AUGMENTED:
         raise FileNotFoundError(f"`split`: expected a file {paths[0]}, found none")
     names = frozenset[str]().union(*(source.files for source in sources)) - set(_listed(folder / "val.txt"))
-    check_some(sorted(names), folder, "train_aug.txt or trainaug.txt, or labels beyond those of val.txt")
+    check_not_empty(sorted(names), folder, "train_aug.txt or trainaug.txt, or labels beyond those of val.txt")
     return sorted(names)
 
 

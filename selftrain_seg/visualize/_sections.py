@@ -35,7 +35,7 @@ _DPI = 192  # two pixels for one of the page
 _MOST_ROUNDS = 6  # in a table, and in a chart of bars
 _PANELS = {"thresholds": "threshold", "selected": "selected", "precision": "precision"}
 _LAST = " The numbers on the right are those of the last round."
-_EXPLAINED = {
+_CHART_CAPTIONS = {
     "thresholds": "The confidence that a pixel must reach to get this label. The scale is that of log-odds, so that "
     "0.9, 0.99 and 0.999 are equally far apart." + _LAST,
     "selected": "Of the pixels that the network predicts as this class, the share that got it as their label. A share "
@@ -43,7 +43,7 @@ _EXPLAINED = {
     "precision": "Of the pixels with this label, the share that is right. The true labels are used for this number "
     "only; training does not see them." + _LAST,
 }
-_OF_PICTURES = {
+_PICTURE_CAPTIONS = {
     "confidence": "How sure the network is of its prediction, on a scale of log-odds.",
     "predictions": "What the network predicts for the first images.",
     "selection": "Which pixels got a pseudo-label, and which of those are wrong.",
@@ -174,20 +174,22 @@ def pseudo_labels(run: RunFolder) -> list[Element | None]:
 
 def _rounds(group: str, rounds: Mapping[int, Round]) -> Element | None:
     """Charts of what was selected, and the numbers behind them."""
-    told = {number: made for number, made in sorted(rounds.items()) if set(made.values) & set(_PANELS) or made.facts}
-    if not told:
+    reported = {
+        number: made for number, made in sorted(rounds.items()) if set(made.values) & set(_PANELS) or made.facts
+    }
+    if not reported:
         return None
-    classes = next(iter(told.values())).classes
-    same = {number: made for number, made in told.items() if made.classes == classes}
-    charts = [_labels_chart(told)]
+    classes = next(iter(reported.values())).classes
+    same = {number: made for number, made in reported.items() if made.classes == classes}
+    charts = [_labels_chart(reported)]
     for name, panel in _PANELS.items():
-        shown = _some([(number, made) for number, made in same.items() if name in made.values])
+        shown = _thinned([(number, made) for number, made in same.items() if name in made.values])
         if shown:
             table = np.stack([made.values[name] for _, made in shown])
             numbers = [round_name(number, made, [0]) for number, made in shown]
-            charts.append(_bars(classes, panel, table, numbers, _EXPLAINED[name]))
-    facts = list(dict.fromkeys(name for made in told.values() for name in made.facts))
-    means = [name for name in ("precision", "iou") if any(name in made.values for made in told.values())]
+            charts.append(_bars(classes, panel, table, numbers, _CHART_CAPTIONS[name]))
+    facts = list(dict.fromkeys(name for made in reported.values() for name in made.facts))
+    means = [name for name in ("precision", "iou") if any(name in made.values for made in reported.values())]
     heading = ["round", *facts, *("mIoU, %" if name == "iou" else "precision, mean over classes" for name in means)]
     rows = [
         [
@@ -195,7 +197,7 @@ def _rounds(group: str, rounds: Mapping[int, Round]) -> Element | None:
             *(made.facts.get(name, "–") for name in facts),
             *(_cell(name, mean(made.values[name])) if name in made.values else "–" for name in means),
         ]
-        for number, made in told.items()
+        for number, made in reported.items()
     ]
     parts: list[Element | None] = [node("div", *charts, class_="charts"), _html.table(heading, rows, "rounds")]
     if len(charts) > 1:
@@ -205,19 +207,19 @@ def _rounds(group: str, rounds: Mapping[int, Round]) -> Element | None:
 
 def _labels_chart(rounds: Mapping[int, Round]) -> Element | None:
     """How many labels there are and how many of them are right, by round."""
-    lines, said = {}, []
+    lines, sentences = {}, []
     if any(np.isfinite(made.share) for made in rounds.values()):
         lines["pixels labelled, %"] = [100 * made.share for made in rounds.values()]
-        said.append("the share of all pixels that got a label")
+        sentences.append("the share of all pixels that got a label")
     elif any("selected" in made.values for made in rounds.values()):
         lines["labelled, %"] = [100 * mean(made.values.get("selected", np.array([]))) for made in rounds.values()]
-        said.append("the share of the predicted pixels that got a label, mean over classes")
+        sentences.append("the share of the predicted pixels that got a label, mean over classes")
     if any("precision" in made.values for made in rounds.values()):
         lines["right, %"] = [100 * mean(made.values.get("precision", np.array([]))) for made in rounds.values()]
-        said.append("the share of the labels that are right, mean over classes")
+        sentences.append("the share of the labels that are right, mean over classes")
     if len(rounds) < 2 or not lines:
         return None
-    text = f"Pseudo-labels by round: {'; and '.join(said)}."
+    text = f"Pseudo-labels by round: {'; and '.join(sentences)}."
     return _chart(
         text, True, lambda ink: curves_figure(lines, list(rounds), "round", "%", ink, from_zero=True, most=100)
     )
@@ -250,9 +252,9 @@ def pictures(run: RunFolder) -> Element | None:
     figures = []
     for name, data in run.pictures.items():
         text = [node("strong", words(name))]
-        told = next((said for word, said in _OF_PICTURES.items() if word in name.lower()), "")
+        caption = next((caption for word, caption in _PICTURE_CAPTIONS.items() if word in name.lower()), "")
         figures.append(
-            node("figure", node("figcaption", *text, f". {told}" if told else ""), _html.image(data, words(name)))
+            node("figure", node("figcaption", *text, f". {caption}" if caption else ""), _html.image(data, words(name)))
         )
     return node("section", node("h2", "Pictures"), node("div", *figures, class_="sheets")) if figures else None
 
@@ -282,7 +284,7 @@ def _chart(text: str, shown: bool, draw: Callable[[Ink], Figure], caption: str =
     return node("figure", image, node("figcaption", caption or text) if shown else None, class_="chart")
 
 
-def _some(items: list[Any], most: int = _MOST_ROUNDS) -> list[Any]:
+def _thinned(items: list[Any], most: int = _MOST_ROUNDS) -> list[Any]:
     """All, or the first, the last and some between."""
     if len(items) <= most:
         return items

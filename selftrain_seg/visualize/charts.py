@@ -132,11 +132,11 @@ def bars_figure(
         axis = figure.add_axes(box)
         axis.set_ylim(len(classes) - 0.5, -0.5)
         axis.set_yticks(range(len(classes)), [str(name) for name in classes] if place == 0 else [])
-        _bare(axis, ink, name)
+        _style_axis(axis, ink, name)
         if name == "threshold":
-            _dots(axis, table, shades, ink)
+            _threshold_dots(axis, table, shades, ink)
         elif name == "IoU":
-            _moves(axis, table, shades, ink)
+            _iou_dots(axis, table, shades, ink)
         else:
             _bars(axis, table, shades, ink)
     if number > 1:
@@ -180,7 +180,7 @@ def curves_figure(
     several = len(lines) > 1
     figure = _figure.new_figure(4.3, 2.5 + (0.19 * -(-len(lines) // 2) if several else 0.0), ink, layout="constrained")
     axis = figure.add_subplot()
-    _bare(axis, ink, "")
+    _style_axis(axis, ink, "")
     axis.grid(color=ink.faint, linewidth=0.6)
     axis.spines["left"].set_visible(False)
     for place, (name, values) in enumerate(lines.items()):
@@ -190,7 +190,7 @@ def curves_figure(
         label = f"{name}: {_number(values[there][-1])}" if there.any() else f"{name}: –"
         if there.sum() > _MANY:
             axis.plot(places[there], values[there], color=colour, linewidth=0.7, alpha=0.35)
-            values = np.where(there, _averaged(values, there), np.nan)
+            values = np.where(there, _moving_average(values, there), np.nan)
         axis.plot(places[there], values[there], marker=marker, color=colour, linewidth=1.6, ms=4, label=label)
     if names is not None and number <= 12:
         axis.set_xticks(places, names)
@@ -254,24 +254,24 @@ def _bars(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
     axis.set_xlim(0, 1)
     axis.set_xticks([0, 0.5, 1], ["0", "50", "100 %"])
     for place, value in enumerate(table[-1]):
-        _last(axis, place, _figure.share_text(value), ink)
+        _annotate_row(axis, place, _figure.share_text(value), ink)
 
 
-def _moves(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
+def _iou_dots(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
     """Percentages as dots, and how far the last is from the first."""
     for place in range(table.shape[1]):
         there = table[np.isfinite(table[:, place]), place]
         if len(there):
             axis.hlines(place, there.min(), there.max(), color=ink.faint, linewidth=1.5, zorder=1)
         change = table[-1, place] - table[0, place]
-        _last(axis, place, _figure.signed_text(change), ink)
+        _annotate_row(axis, place, _figure.signed_text(change), ink)
     for row, shade in zip(table, shades, strict=True):
         axis.scatter(row, np.arange(len(row)), s=22, color=shade, zorder=2, clip_on=False)
     axis.set_xlim(0, 100)
     axis.set_xticks([0, 50, 100], ["0", "50", "100 %"])
 
 
-def _dots(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
+def _threshold_dots(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
     odds = _figure.log_odds(table)
     finite = odds[np.isfinite(odds)]
     low, high = 0.0, float(_figure.log_odds(np.array(0.9)))  # 0.5 and 0.9 are always on the axis
@@ -283,7 +283,7 @@ def _dots(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
         row = np.clip(odds[:, place], low, high)
         if np.isfinite(row).any():
             axis.hlines(place, np.nanmin(row), np.nanmax(row), color=ink.faint, linewidth=1.5, zorder=1)
-        _last(axis, place, _figure.probability_text(table[-1, place]), ink)
+        _annotate_row(axis, place, _figure.probability_text(table[-1, place]), ink)
     for row, shade in zip(odds, shades, strict=True):
         axis.scatter(np.clip(row, low, high), np.arange(len(row)), s=22, color=shade, zorder=2, clip_on=False)
     axis.set_xlim(low, high)
@@ -291,7 +291,7 @@ def _dots(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
     axis.set_xticks(places, names)
 
 
-def _last(axis: Axes, place: float, text: str, ink: Ink) -> None:
+def _annotate_row(axis: Axes, place: float, text: str, ink: Ink) -> None:
     axis.annotate(
         text,
         (1, place),
@@ -304,7 +304,7 @@ def _last(axis: Axes, place: float, text: str, ink: Ink) -> None:
     )
 
 
-def _bare(axis: Axes, ink: Ink, title: str) -> None:
+def _style_axis(axis: Axes, ink: Ink, title: str) -> None:
     axis.set_facecolor("none")
     axis.set_title(title, fontsize=9.5, color=ink.text, loc="left", pad=6)
     axis.spines[["top", "right"]].set_visible(False)
@@ -344,7 +344,7 @@ def _line_colour(place: int, ink: Ink) -> str:
     return DARK.last if ink is DARK and colour == _figure.BLUE else colour
 
 
-def _averaged(values: Array, there: Array) -> Array:
+def _moving_average(values: Array, there: Array) -> Array:
     """Mean over a 30th of the points around each, of those that are there."""
     window = np.ones(2 * (len(values) // 60) + 1)
     total = np.convolve(np.where(there, values, 0.0), window, mode="same")

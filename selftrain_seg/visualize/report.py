@@ -82,16 +82,16 @@ def _origin(run: RunFolder) -> Element:
     """Command, date, versions and machine."""
     about = run.about
     versions = about.get("versions")
-    said = [_date(about.get("started"))]
+    parts = [_date(about.get("started"))]
     if isinstance(about.get("resumed"), list) and about["resumed"]:
         times = len(about["resumed"])
-        said.append(f"resumed {times} time{'s' if times > 1 else ''}, last {_date(about['resumed'][-1])}")
+        parts.append(f"resumed {times} time{'s' if times > 1 else ''}, last {_date(about['resumed'][-1])}")
     if isinstance(versions, Mapping):
-        said += [f"{name} {_text(version)}" for name, version in versions.items()]
-    said.append(_text(about.get("machine", "")))
+        parts += [f"{name} {_text(version)}" for name, version in versions.items()]
+    parts.append(_text(about.get("machine", "")))
     if is_number(about.get("processes")) and about["processes"] > 1:
-        said.append(f"{about['processes']} processes")
-    lines = [node("p", " · ".join(filter(None, ["Report of a self-training run", *said])), class_="soft origin")]
+        parts.append(f"{about['processes']} processes")
+    lines = [node("p", " · ".join(filter(None, ["Report of a self-training run", *parts])), class_="soft origin")]
     if isinstance(about.get("command"), str):
         lines.append(node("pre", about["command"], class_="command"))
     return node("div", *lines)
@@ -119,19 +119,24 @@ def _progress(run: RunFolder) -> Element | None:
 
 def _verdict(tracks: list[Track], networks: Track | None) -> Element | None:
     """Did it help, by how much, over what."""
-    told = [track for track in tracks if track.best is not None]
-    if not told and networks is not None and networks.best is not None:
-        told = [networks]
-    if not told:
+    measured = [track for track in tracks if track.best is not None]
+    if not measured and networks is not None and networks.best is not None:
+        measured = [networks]
+    if not measured:
         return None
-    if len(told) == 1:
-        return _sentence(told[0])
+    if len(measured) == 1:
+        return _sentence(measured[0])
     heading = ["mIoU, %", "before", "at the end", "gain", "best"]
     rows: list[list[str | Element]] = []
-    for track in told:
+    for track in measured:
         start, last, best = track.columns[track.reference], track.columns[-1], track.columns[track.best or 0]
         gain = track.gain(len(track.columns) - 1)
-        numbers = (_one(start.mean), _one(last.mean), signed_text(gain), f"{_one(best.mean)} ({best.name})")
+        numbers = (
+            _one_decimal(start.mean),
+            _one_decimal(last.mean),
+            signed_text(gain),
+            f"{_one_decimal(best.mean)} ({best.name})",
+        )
         rows.append([track.group or "run", *numbers])
     return node("div", _html.table(heading, rows, "gain in mIoU"), class_="verdict")
 
@@ -142,15 +147,15 @@ def _sentence(track: Track) -> Element:
     over = dict.fromkeys([track.reference, 0])  # what training starts from, and the first of all
     called = {BEFORE: "the network before training"}
     gains = [
-        f"{signed_text(track.gain(place, one))} over {called.get(column.name, column.name)} ({_one(column.mean)})"
+        f"{signed_text(track.gain(place, one))} over {called.get(column.name, column.name)} ({_one_decimal(column.mean)})"
         for one, column in ((one, track.columns[one]) for one in over)
     ]
     when = "after" if track.by_round else "with"
-    text: list[Element | str] = [node("strong", f"{_one(last.mean)} % mIoU"), f" {when} {last.name}: "]
+    text: list[Element | str] = [node("strong", f"{_one_decimal(last.mean)} % mIoU"), f" {when} {last.name}: "]
     text += [node("strong", gains[0]), *(f", {gain}" for gain in gains[1:]), "."]
     if track.by_round and track.best is not None and track.best != place:
         best = track.columns[track.best]
-        text.append(f" The best is {best.name} with {_one(best.mean)} %.")
+        text.append(f" The best is {best.name} with {_one_decimal(best.mean)} %.")
     note = "Points of mIoU on the validation images. This is one run: a difference of about a point can be chance."
     return node("div", node("p", *text), node("p", note, class_="soft"), class_="verdict")
 
@@ -190,7 +195,7 @@ def _date(value: Any) -> str:
     return f"{text[:10]} {text[11:16]} UTC" if text.endswith("+00:00") and len(text) == 25 else text
 
 
-def _one(value: float) -> str:
+def _one_decimal(value: float) -> str:
     return f"{value:.1f}" if value == value else "–"
 
 

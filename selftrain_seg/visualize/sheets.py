@@ -64,7 +64,7 @@ def image_sheet(
     legend = [] if classes is None else _legend(classes, palette)
     if any(column.ndim == 3 and bool((column == ignore_index).any()) for column in columns.values()) and legend:
         legend.append(("ignored", tuple(value / 255 for value in _ignored(palette))))
-    _check_some(pictures)
+    _check_not_empty(pictures)
     figure, axes = _figure.picture_grid(size[0], list(pictures), size[2] / size[3], legend=legend)
     for column, picture in enumerate(pictures.values()):
         for row, image in enumerate(on_host(rearrange(picture, "b c h w -> b h w c"))):
@@ -113,7 +113,7 @@ def crop_sheet(
         _checks.check_integer(labels, "labels")
         _checks.check_map(labels, images, "labels")
         _checks.check_integer(classes, "classes")
-    _check_some({"images": images})
+    _check_not_empty({"images": images})
     crops, wanted = crop(images, corners, size), None
     if labels is not None and classes is not None:
         wanted = on_host(crop(torch.isin(labels, classes.to(labels.device)), corners, size, fill=0))
@@ -212,7 +212,7 @@ def _legend(
     return [(str(name), tuple(float(value) / 255 for value in colour)) for name, colour in pairs]
 
 
-def _check_some(pictures: Mapping[str, Tensor]) -> None:
+def _check_not_empty(pictures: Mapping[str, Tensor]) -> None:
     for name, picture in pictures.items():
         if 0 in picture.shape:
             raise ValueError(f"`{name}`: expected at least one image and pixel, got {tuple(picture.shape)}")
