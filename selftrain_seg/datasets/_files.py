@@ -1,4 +1,4 @@
-"""Listing folders: names, suffixes in any case, links; every error names the folder or the file."""
+"""List the files of a folder. Suffixes match in any case, and every error names the folder or file."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _SHOWN = 5
 
 
 def list_files(folder: Path, *endings: str, left_out: list[tuple[Path, str]] | None = None) -> dict[str, Path]:
-    """Name without its ending -> path, sorted, of the files in ``folder`` with one of ``endings``, in any case.
+    """Map name without ending -> path, sorted, for the files in ``folder`` that end in one of ``endings``.
 
-    Hidden ones are left out, and all others are noted in ``left_out``.
+    Endings match in any case. Hidden files are skipped; other files are added to ``left_out``.
     """
     found: dict[str, Path] = {}
     for entry in scan_folder(folder, "root"):
@@ -32,20 +32,20 @@ def list_files(folder: Path, *endings: str, left_out: list[tuple[Path, str]] | N
 
 
 def list_folders(folder: Path) -> list[str]:
-    """Sorted names of the folders in ``folder``; hidden ones are left out."""
+    """Sorted names of the folders in ``folder``, without hidden ones."""
     return sorted(
         entry.name for entry in scan_folder(folder, "root") if entry.is_dir() and not entry.name.startswith(".")
     )
 
 
 def list_tree(folder: Path, argument: str) -> list[str]:
-    """Paths of all files below ``folder``, relative to it with ``/`` between, sorted; hidden ones are left out.
+    """Sorted paths of all files below ``folder``, relative to it and separated by ``/``, without hidden ones.
 
     Links are followed.
 
     Raises:
-        FileNotFoundError: ``folder`` is none.
-        ValueError: a link leads to a folder around it.
+        FileNotFoundError: ``folder`` is not a folder.
+        ValueError: a link leads to a folder that contains it.
     """
     found: list[str] = []
     waiting: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(folder, "", frozenset())]
@@ -62,12 +62,12 @@ def list_tree(folder: Path, argument: str) -> list[str]:
                     found.append(prefix + entry.name)
                     continue
                 status = os.stat(entry.path)
-            except OSError as error:  # a link to itself, say
+            except OSError as error:  # such as a link to itself
                 raise ValueError(f"`{argument}`: {entry.path}: {error.strerror}; remove the link") from error
             if (status.st_dev, status.st_ino) in around:
                 raise ValueError(
-                    f"`{argument}`: {entry.path} is a link to a folder around it, which has no end; remove the link,"
-                    " or name the folder that you mean"
+                    f"`{argument}`: {entry.path} is a link to a folder that contains it; remove the link,"
+                    " or pass the folder that you mean"
                 )
             waiting.append((place / entry.name, f"{prefix}{entry.name}/", around))
     return sorted(found)
@@ -82,11 +82,11 @@ def scan_folder(folder: Path, argument: str) -> list[os.DirEntry[str]]:
 
 
 def duplicate_message(argument: str, name: str, first: Path, second: Path) -> str:
-    return f"`{argument}`: expected one file named {name!r}, got two: {first} and {second}; take one away"
+    return f"`{argument}`: expected one file named {name!r}, got two: {first} and {second}; remove one"
 
 
 def first_few(items: Iterable[object], separator: str = ", ") -> str:
-    """The first few in words."""
+    """The first few items, separated, and "..." if there are more."""
     listed = [str(item) for item in items]
     return separator.join(listed[:_SHOWN]) + (f"{separator}..." if len(listed) > _SHOWN else "")
 
@@ -97,7 +97,7 @@ def check_not_empty(names: Sequence[str] | Mapping[str, object], folder: Path, w
 
 
 def check_present(wanted: Mapping[str, Path], present: Mapping[str, Path]) -> None:
-    """Every one of the ``wanted`` files, by name, is there."""
+    """Check that no ``wanted`` file is missing, by name."""
     missing = [path for name, path in wanted.items() if name not in present]
     if missing:
         raise FileNotFoundError(f"`root`: {len(missing)} of {len(wanted)} files are missing: {first_few(missing)}")

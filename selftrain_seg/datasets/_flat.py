@@ -1,4 +1,4 @@
-"""Data sets of one folder of images and one of labels, files of a pair of the same name."""
+"""Data sets with one folder of images and one of labels, paired by file name."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from selftrain_seg.datasets._files import check_not_empty, check_present, list_f
 from selftrain_seg.datasets._folder import Labels, _Folder, checked_label_map
 from selftrain_seg.datasets.label_map import LabelMap
 
-_Place = tuple[Path, tuple[str, ...]]  # a folder, and what its files end in
+_Place = tuple[Path, tuple[str, ...]]  # a folder, and the endings of its files
 
 
 class _FlatFolder(_Folder):
-    """Names are those of the images; labels without an image are left alone."""
+    """Names are those of the images; labels without an image are listed in ``left_out``."""
 
     def __init__(
         self,

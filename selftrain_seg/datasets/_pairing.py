@@ -1,4 +1,4 @@
-"""Which images of a folder are taken, and which mask belongs to each."""
+"""Select the images of a folder and find the mask of each."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Unpaired = Literal["error", "leave out"]
 
 
 def find_images(folder: Path, masks: Path | None, mask_suffix: str) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
-    """Name -> path of the images below ``folder``, sorted; and what was left out, and why.
+    """Map name -> path for the images below ``folder``, sorted; and list (path, reason) for the files left out.
 
-    Names are paths relative to ``folder`` without their suffix. Masks may lie below the same folder.
+    Names are paths relative to ``folder`` without the suffix. Masks may lie below the same folder.
     """
     listed, left = list_tree(folder, "images"), []
     inside = _relative(folder, masks)
@@ -36,7 +36,7 @@ def find_images(folder: Path, masks: Path | None, mask_suffix: str) -> tuple[dic
         elif name in found:
             raise ValueError(
                 duplicate_message("images", name, found[name], folder / relative)
-                + ("; or say with `mask_suffix` which of them are masks" if inside == "" else "")
+                + (", or tell masks from images with `mask_suffix`" if inside == "" else "")
             )
         else:
             found[name] = folder / relative
@@ -50,7 +50,7 @@ def find_images(folder: Path, masks: Path | None, mask_suffix: str) -> tuple[dic
 
 
 def _relative(folder: Path, masks: Path | None) -> str | None:
-    """Where the masks lie below the images: ``""`` among them, as they may where none are read; None elsewhere."""
+    """Path of the masks relative to the images: ``""`` in the same folder or if unknown, None if not below it."""
     if masks is None:
         return ""
     try:
@@ -73,13 +73,16 @@ def _has_ending(mask_suffix: str) -> bool:
 
 
 def find_masks(
-    folder: Path, images: Mapping[str, Path], mask_suffix: str, pair: Pair | None
+    folder: Path, images: Mapping[str, Path], everything: Mapping[str, Path], mask_suffix: str, pair: Pair | None
 ) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
-    """Name -> path of the mask of each image that has one, and the masks that belong to no image."""
+    """Map name -> path of the mask for each image that has one; and list the masks without an image.
+
+    ``everything`` also has the images that are not used; none of them is a mask.
+    """
     if pair is not None:
         wanted = {name: folder / os.fspath(pair(name)) for name in images}
         return {name: path for name, path in wanted.items() if path.is_file()}, []
-    own = {*map(os.path.realpath, images.values())} if _holds_images(folder, images) else set()
+    own = {*map(os.path.realpath, everything.values())} if _holds_images(folder, everything) else set()
     by_name: dict[str, Path] = {}
     for relative in list_tree(folder, "masks"):
         path = folder / relative
@@ -90,7 +93,7 @@ def find_masks(
         if key in by_name:
             raise ValueError(duplicate_message("masks", stem, by_name[key], path))
         by_name[key] = path
-    # By path; but where no stem occurs twice, folders need not be the same on both sides.
+    # Match by path. If no stem occurs twice, a mask may also lie in another subfolder than its image.
     stems, mask_stems = Counter(map(_stem, images)), Counter(map(_stem, by_name))
     loose = max(stems.values()) == 1 and max(mask_stems.values(), default=1) == 1
     by_stem = {_stem(key): path for key, path in by_name.items()} if loose else {}
@@ -104,14 +107,14 @@ def find_masks(
 
 
 def _holds_images(masks: Path, images: Mapping[str, Path]) -> bool:
-    """Whether an image lies below the folder of masks."""
+    """Whether the folder of masks also holds images."""
     root = os.path.join(os.path.realpath(masks), "")
     folders = {path.parent for path in images.values()}
     return any(os.path.join(os.path.realpath(folder), "").startswith(root) for folder in folders)
 
 
 def _image_name(relative: str, mask_suffix: str) -> str | None:
-    """The name of the image that a mask is for; None for what is no mask."""
+    """The name of the image that a mask belongs to; None if the file is not a mask."""
     if _has_ending(mask_suffix):
         return relative[: -len(mask_suffix)] if relative.lower().endswith(mask_suffix.lower()) else None
     stem, suffix = os.path.splitext(relative)
@@ -121,7 +124,7 @@ def _image_name(relative: str, mask_suffix: str) -> str | None:
 
 
 def _normalised(name: str) -> str:
-    """In one Unicode form: some systems write an accent as a character of its own."""
+    """Apply Unicode normalisation: some systems store an accent as a separate character."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -130,22 +133,22 @@ def _stem(name: str) -> str:
 
 
 def select_names(images: Mapping[str, Path], names: Names) -> dict[str, Path]:
-    """The images that a file, a glob or a list names."""
+    """Select the images named by a text file, a pattern or a list."""
     if isinstance(names, str) and not Path(names).is_file() and any(sign in names for sign in "*?["):
         pattern = _normalised(names)
-        whole = pattern.lower().endswith(IMAGE_SUFFIXES)  # else "*[!k]" would match x_mask, by the "g" of its .png
+        whole = pattern.lower().endswith(IMAGE_SUFFIXES)  # else "*[!k]" would match x_mask.png by its "g"
         found = {
             name: path
             for name, path in images.items()
             if fnmatchcase(_normalised(name + path.suffix if whole else name), pattern)
         }
         if not found:
-            raise ValueError(f"`names`: no image is called {names!r}; they are called {first_few(images)}")
+            raise ValueError(f"`names`: no image matches {names!r}; images are named {first_few(images)}")
         return found
     if isinstance(names, (str, os.PathLike)):
         lines, where = _read_lines(Path(names)), f" of {os.fspath(names)}"
     else:
-        lines, where = list(names), ""
+        lines, where = [os.fspath(name) for name in names], ""
     return _select_listed(images, lines, where)
 
 
@@ -169,7 +172,7 @@ def _select_listed(images: Mapping[str, Path], lines: Iterable[str], where: str)
     found: list[str] = []
     unknown: list[str] = []
     for line in lines:
-        # A whole line first: names may hold spaces. Then the first column of several.
+        # Try the whole line first, as names may contain spaces; then its first column.
         candidates = [
             form
             for text in dict.fromkeys((line, line.split()[0] if line.split() else ""))
@@ -183,8 +186,8 @@ def _select_listed(images: Mapping[str, Path], lines: Iterable[str], where: str)
             found.append(name)
     if unknown:
         raise ValueError(
-            f"`names`: {len(unknown)} names{where} are no images: {first_few(map(repr, unknown))};"
-            f" images are called {first_few(images)}"
+            f"`names`: {len(unknown)} names{where} are not images: {first_few(map(repr, unknown))};"
+            f" images are named {first_few(images)}"
         )
     if not found:
         raise ValueError("`names`: expected names, got none")
@@ -195,7 +198,7 @@ def _select_listed(images: Mapping[str, Path], lines: Iterable[str], where: str)
 
 
 def _with_and_without_suffix(text: str) -> list[str]:
-    """A name as it stands, and without the suffix of an image."""
+    """The name as given and, if it ends in the suffix of an image, without it."""
     plain = _normalised(text).lstrip("/").removeprefix("./")
     stem, suffix = os.path.splitext(plain)
     return [plain, stem] if suffix.lower() in IMAGE_SUFFIXES else [plain]

@@ -1,4 +1,4 @@
-"""Reading all of a folder: are the files whole, and do the labels mean what is expected?"""
+"""Read all files of a data set; check that they are intact and that the labels mean what is expected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg.datasets._label_tables import TRAINED
-from selftrain_seg.datasets._masks import MaskFile, values_of
+from selftrain_seg.datasets._masks import MaskFile, Reading, values_of
 from selftrain_seg.datasets._progress import with_progress
 from selftrain_seg.datasets._report import BrokenFilesError, FolderReport
 from selftrain_seg.datasets.streets import SyntheticStreets
@@ -45,7 +45,7 @@ def verify(folder: _Folder, progress: bool, images: bool, most: int | None, chec
 
 
 class _Tally:
-    """Counts over the samples looked at so far."""
+    """Counts over the samples checked so far."""
 
     def __init__(self, folder: _Folder, images: bool) -> None:
         self.folder, self.images = folder, images
@@ -59,7 +59,7 @@ class _Tally:
         self.ids: set[int] = set()
 
     def problems(self, name: str) -> Iterator[str]:
-        """Look at a sample, and say what is wrong with it."""
+        """Check a sample; yield a message for each problem."""
         folder, picture, labels = self.folder, None, None
         try:
             if self.images:
@@ -75,7 +75,7 @@ class _Tally:
                 labels = self._read_labels(name)
         except (OSError, ValueError, TypeError) as error:
             yield str(error)
-        except LookupError as error:  # of a function for the labels; its text is but the key
+        except LookupError as error:  # from a `labels` function; its text is only the key
             yield f"`labels({name!r})`: {error!r}"
         if picture is not None and labels is not None:
             try:
@@ -91,7 +91,7 @@ class _Tally:
             path = folder._label_path(name)
             mask = folder._read_mask_file(path)
             labels = folder._to_classes(path, mask)
-            self.ids |= _ids(mask)
+            self.ids |= _ids(mask) if _holds_ids(mask, folder._reading) else set()
         self._count_labels(name, labels)
         return labels
 
@@ -140,18 +140,26 @@ class _Tally:
 
 
 def _ids(mask: MaskFile) -> set[int]:
-    """The ids in a file of one channel, or in the first of several."""
+    """The values in the only or first channel of a file."""
     return {*values_of(mask.pixels if mask.pixels.ndim == 2 else mask.pixels[..., 0])}
 
 
+def _holds_ids(mask: MaskFile, reading: Reading) -> bool:
+    """Whether the first channel holds ids, not the red of colours."""
+    if mask.pixels.ndim == 2 or reading == "first":
+        return True
+    channels = mask.pixels[..., :-1] if mask.alpha else mask.pixels
+    return bool((channels[..., :1] == channels[..., 1:]).all())
+
+
 def _expects_label_ids(label_map: LabelMap) -> bool:
-    """Whether this reads the label ids of a data set of streets, not train ids."""
+    """Whether the map expects label ids of street scenes, not train ids."""
     trained = [label_id for label_id, number in label_map.ids.items() if number != label_map.ignore_index]
     return len(trained) >= 10 and max(trained) >= len(TRAINED) and _STREET_NAMES.issuperset(label_map.classes)
 
 
 def train_ids_hint(mask: MaskFile, label_map: LabelMap) -> str:
-    """For the message about a file with unknown ids: they may be train ids."""
+    """A hint for the error about unknown ids, if they look like train ids; else empty."""
     if _expects_label_ids(label_map) and 255 in (ids := _ids(mask)) and ids <= _TRAIN_IDS and len(ids) > 2:
         return "; these look like Cityscapes' train ids, which LabelMap.bdd100k() reads"
     return ""
@@ -162,17 +170,17 @@ def _check_labels(report: FolderReport, label_map: LabelMap) -> None:
     if labelled is None:
         return
     share = f"{100 * labelled:.1f} % of the pixels have a class"
-    all_the_same = "verify(check_meaning=False) accepts them all the same"
+    accept = "verify(check_meaning=False) accepts them"
     if _expects_label_ids(label_map) and report.ids and _TRAIN_IDS.issuperset(report.ids):
         raise ValueError(
             f"`label_map`: expected label ids, up to {max(label_map.ids)}, but only ids from {min(report.ids)} to"
             f" {max(report.ids)} occur in {report.samples} files, which look like Cityscapes' train ids ({share});"
-            f" LabelMap.bdd100k() reads those, {all_the_same}\n{report}"
+            f" read those with LabelMap.bdd100k(); {accept}\n{report}"
         )
     if labelled < _MIN_LABELLED:
         raise ValueError(
             f"`label_map`: nearly all labels are ignored: {share}; ids in the files: {_listed_ids(report.ids)};"
-            f" another label map may be meant, {all_the_same}\n{report}"
+            f" use the label map of these files; {accept}\n{report}"
         )
 
 

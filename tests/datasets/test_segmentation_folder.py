@@ -30,6 +30,7 @@ from selftrain_seg.datasets import (
     SegmentationFolder,
     VOCSegmentation,
 )
+from selftrain_seg.mining import ClassIndex
 from tests import worlds
 from tests.datasets import files, trees
 
@@ -122,7 +123,7 @@ class TestPairing:
     def test_same_stem_in_one_folder(self, tmp_path):
         put(tmp_path, "x.jpg")
         put(tmp_path, "x.png", IDS)
-        message = r"`images`: expected one file named 'x', got two: .*x.jpg and .*x.png; .*`mask_suffix` which"
+        message = r"`images`: expected one file named 'x', got two: .*x.jpg and .*x.png; remove one, or .* `mask_s"
         with pytest.raises(ValueError, match=message):
             SegmentationFolder(tmp_path, tmp_path, label_map=MAP)
         dataset = SegmentationFolder(tmp_path, tmp_path, label_map=MAP, mask_suffix=".png")
@@ -141,6 +142,10 @@ class TestPairing:
         put(tmp_path, "masks/x.png", IDS)
         dataset = SegmentationFolder(tmp_path / "images", tmp_path, label_map=MAP)
         assert dataset[0][1].tolist() == EXPECTED
+        put(tmp_path, "images/y.png")
+        put(tmp_path, "masks/y.png", IDS)
+        some = SegmentationFolder(tmp_path / "images", tmp_path, label_map=MAP, names="x")  # y.png is still an image
+        assert some[0][1].tolist() == EXPECTED
         (tmp_path / "linked").symlink_to(tmp_path / "images", target_is_directory=True)  # no mask by another name
         assert SegmentationFolder(tmp_path / "images", tmp_path, label_map=MAP)[0][1].tolist() == EXPECTED
 
@@ -173,7 +178,7 @@ class TestPairing:
         put(tmp_path, "masks/a.png", IDS)
         put(tmp_path, "masks/a.tif", IDS)
         with pytest.raises(
-            ValueError, match=r"`masks`: expected one file named 'a', got two: .*a.png and .*a.tif; tak"
+            ValueError, match=r"`masks`: expected one file named 'a', got two: .*a.png and .*a.tif; rem"
         ):
             SegmentationFolder(tmp_path / "images", tmp_path / "masks", label_map=MAP)
 
@@ -215,6 +220,7 @@ class TestNames:
             ("*/1", ("a/1", "c/1")),
             ("c/?.jpg", ("c/1", "c/3")),
             (["3", "a/2 b.jpg"], ("a/2 b", "c/3")),
+            ([Path("a/1"), Path("c/1.jpg")], ("a/1", "c/1")),
         ],
     )
     def test_patterns_and_lists(self, root, names, expected):
@@ -250,13 +256,13 @@ class TestNames:
     @pytest.mark.parametrize(
         ("names", "error", "message"),
         [
-            ("b/*", ValueError, r"`names`: no image is called 'b/\*'; they are called a/1, a/2 b, c/1, c/3"),
+            ("b/*", ValueError, r"`names`: no image matches 'b/\*'; images are named a/1, a/2 b, c/1, c/3"),
             (
                 "missing.txt",
                 FileNotFoundError,
                 "`names`: expected a file of names, or a pattern with .*, got missing.txt",
             ),
-            (["1"], ValueError, "`names`: 1 names are no images: '1'; images are called a/1"),  # whose?
+            (["1"], ValueError, "`names`: 1 names are not images: '1'; images are named a/1"),  # whose?
             (["a/1", "a/1.jpg"], ValueError, "`names`: expected every name once, 'a/1' occurs twice"),
             ([], ValueError, "`names`: expected names, got none"),
         ],
@@ -490,6 +496,12 @@ class TestColours:
         grey = np.stack([IDS] * 3, -1)
         for label_map in (MAP, COLOURED, dataclasses.replace(COLOURED, unknown="ignore")):
             assert pair(tmp_path, grey, label_map=label_map)[0][1].tolist() == EXPECTED
+        assert pair(tmp_path, grey).verify().ids == tuple(CLASSES)
+
+    def test_red_values_are_no_ids(self, tmp_path):
+        assert pair(tmp_path, self.rgb(), label_map=COLOURED).verify().ids == ()
+        first = pair(tmp_path, np.stack((IDS, 0 * IDS, IDS), -1), read_masks="first")
+        assert first.verify().ids == tuple(CLASSES)
 
     def test_three_channels_are_no_ids(self, tmp_path):
         other = np.stack((IDS, 0 * IDS, IDS), -1)
@@ -531,12 +543,22 @@ class TestPalettes:
         assert labels.tolist() == [[3, 2, 1, 0], [3, 3, 2, 2]]
         assert pair(tmp_path, IDS, label_map=COLOURED, palette=turned, read_masks="ids")[0][1].tolist() == EXPECTED
 
+    def test_a_cache_knows_how_masks_are_read(self, tmp_path):
+        reversed_palette = palette_of(dict(zip(CLASSES, reversed(COLOURS.values()), strict=True)))
+        pair(tmp_path, IDS, palette=reversed_palette)
+        for read_masks, expected in (("auto", [1, 1, 3, 3]), ("ids", [3, 3, 1, 1])):
+            dataset = SegmentationFolder(
+                tmp_path / "images", tmp_path / "masks", label_map=COLOURED, read_masks=read_masks
+            )
+            index = ClassIndex.from_masks(dataset.masks(), 4, cache=tmp_path / "index")
+            assert index.counts.tolist() == [expected]
+
     def test_a_stranger_is_refused(self, tmp_path):
         palette = np.random.default_rng(3).integers(0, 256, (256, 3))
-        message = r"mask.png: its palette is not the label map's: index 0 is drawn in \(\d+, \d+, \d+\), in the lab"
+        message = r"mask.png: its palette is not the label map's: index 0 is drawn in \(\d+, \d+, \d+\), but id "
         refuses(
             pair(tmp_path, IDS, label_map=COLOURED, palette=palette),
-            message + r"el map id 0 is ground, in \(10, 20, 30\); .*ids",
+            message + r"0 in the label map is ground, in \(10, 20, 30\); .*ids",
         )
         assert pair(tmp_path, IDS, palette=palette)[0][1].tolist() == EXPECTED  # a map without colours expects none
 
