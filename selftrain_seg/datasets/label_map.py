@@ -46,11 +46,10 @@ class LabelMap(Presets):
         ids: id -> class or ``ignore_index``, for every id that may occur in the files. Ids are in [-32768, 65536).
         classes: the C class names, all different.
         palette: the C display colours, (red, green, blue) in [0, 255].
-        unknown: how to treat ids that are not in ``ids``, including negative ones. ``"error"`` raises an error that
-            lists them, and the host waits for the device; ``"ignore"`` maps them to ``ignore_index``.
+        unknown: treatment of ids that are not in ``ids``: ``"error"`` raises an error that lists them (the host waits
+            for the device), ``"ignore"`` maps them to ``ignore_index``.
         ignore_index: the label of pixels without a class, outside [0, C).
-        colours: (red, green, blue) -> class or ``ignore_index``, for every colour that may occur in label files; empty
-            if files hold ids only. Label files in colours are read with it, and palettes are compared with it.
+        colours: (red, green, blue) -> class or ``ignore_index``, to read label files in colours and check palettes.
 
     Attributes:
         ids: the table, read-only.
@@ -247,8 +246,7 @@ class LabelMap(Presets):
         Args:
             names: id in the files, or tuple of ids -> name of the class, or None to ignore the id. Ids with the same
                 name are one class.
-            colours: name -> colour, for display and for label files in colours. Other classes get a colour
-                automatically.
+            colours: name -> colour, for display and for label files in colours; other classes get one automatically.
             unknown: as for :class:`LabelMap`.
             ignore_index: as for :class:`LabelMap`; with more than 255 classes it cannot be 255.
 

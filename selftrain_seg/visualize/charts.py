@@ -1,4 +1,4 @@
-"""Numbers over rounds and steps: thresholds, shares and precision of each class; losses and mIoU."""
+"""Charts over rounds and steps: thresholds, shares and precision of each class; losses and mIoU."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["class_bars", "curves"]
 
-_LARGEST = 1e300  # matplotlib adds margins to what it draws
-_MANY = 60  # points of a line; above, a moving average is drawn, too
+_LARGEST = 1e300  # larger values overflow with matplotlib's margins
+_MANY = 60  # lines with more points also get a moving average
 
 
 def class_bars(
@@ -30,27 +30,27 @@ def class_bars(
     precision: Tensor | Sequence[Any] | None = None,
     rounds: Sequence[int | str] | None = None,
 ) -> Figure:
-    """Chart what the rounds selected, class by class: thresholds, shares of pixels, precision.
+    """Chart the thresholds, selected shares and precision of each class over rounds.
 
-    Thresholds are dots on a scale of log-odds, where 0.9999 and 1 - 1e-9 lie apart; one that no pixel can reach, or
-    every pixel does, sits at the end of its scale. Shares are bars. Later rounds are darker, and the numbers on the
-    right are those of the last. Classes without a value (NaN) have a dash, neither dot nor bar. More pixels can be
-    selected for a class than were predicted as it, where selectors re-weight: such a bar ends in an arrow.
+    Thresholds are dots on a log-odds scale, which separates 0.9999 from 1 - 1e-9; thresholds of 0 and 1 are at the ends
+    of the scale. Shares are bars. Later rounds are darker, and the numbers on the right are those of the last round. A
+    dash marks classes without a value (NaN). A bar that ends in an arrow exceeds 100 %: selectors that re-weight can
+    assign a class to more pixels than were predicted as it.
 
     Args:
         classes: C names.
-        thresholds: (R, C), or (C,) for one round: confidences that the classes' pixels must reach.
+        thresholds: (R, C), or (C,) for one round: minimum confidence of each class.
         selected: (R, C) or (C,): selected pixels of each class / its predicted pixels, ``SelectionSummary.share``.
-        precision: (R, C) or (C,): right pixels / selected ones, ``SelectionSummary.precision``.
-        rounds: R names of the rounds, or their numbers; None for 1 to R.
+        precision: (R, C) or (C,): correct pixels / selected pixels, ``SelectionSummary.precision``.
+        rounds: R names or numbers of the rounds; None for 1 to R.
 
     Returns:
-        A ``matplotlib.figure.Figure`` with one panel for each of the three that is given.
+        A ``matplotlib.figure.Figure`` with one panel for each given quantity.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: none of the three is given; one is not (R, C), or negative; a precision is above 1; ``rounds``
-            is not R names.
+        ValueError: none of the three quantities is given; one is not (R, C) or is negative; a precision is above 1;
+            ``rounds`` does not have R entries.
 
     Example:
         >>> import torch
@@ -70,22 +70,22 @@ def curves(
     xlabel: str = "round",
     ylabel: str = "",
 ) -> Figure:
-    """Chart numbers that follow each other: mIoU by round, a loss by step.
+    """Draw lines, such as mIoU by round or a loss by step.
 
-    A line of more than 60 points is drawn faint, and its moving average over a 30th of the points on top.
+    Lines of more than 60 points are drawn faint, with a moving average over a 30th of the points on top.
 
     Args:
-        series: name -> (N,) values; NaN where there is none.
-        x: (N,) places of the values; None for 0 to N - 1.
-        xlabel: what they are.
-        ylabel: what the values are.
+        series: name -> (N,) values; NaN for missing values.
+        x: (N,) positions of the values; None for 0 to N - 1.
+        xlabel: label of the x axis.
+        ylabel: label of the y axis.
 
     Returns:
-        A ``matplotlib.figure.Figure``; several lines have a legend with their last values.
+        A ``matplotlib.figure.Figure``; if there are several lines, a legend shows their last values.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: there is no series, or one that is not (N,).
+        ValueError: there is no series, or a series is not (N,).
 
     Example:
         >>> from selftrain_seg.visualize import curves
@@ -104,7 +104,7 @@ def bars_figure(
     *,
     panel: float = 2.6,
 ) -> Figure:
-    """``class_bars`` in light or dark, with panels of so many inches."""
+    """Draw ``class_bars`` in light or dark colours; ``panel`` is the width of a panel in inches."""
     if not panels:
         raise ValueError("`thresholds`, `selected`, `precision`: expected at least one of them")
     tables = {name: _table(name, values, len(classes)) for name, values in panels.items()}
@@ -156,18 +156,18 @@ def curves_figure(
     names: Sequence[str] | None = None,
     marked: float | None = None,
 ) -> Figure:
-    """``curves`` in light or dark.
+    """Draw ``curves`` in light or dark colours.
 
     Args:
-        series: as in ``curves``, and so are the next three.
-        x: places.
-        xlabel: what they are.
-        ylabel: what the values are.
-        ink: of the surroundings.
-        from_zero: start the axis of values at 0, if none is below.
-        most: the axis of values ends here at the latest; 100 says that they are percentages.
-        names: of the places, instead of numbers.
-        marked: place of the value of a single line that is ringed.
+        series: as in ``curves``.
+        x: as in ``curves``.
+        xlabel: as in ``curves``.
+        ylabel: as in ``curves``.
+        ink: colours of the figure.
+        from_zero: start the y axis at 0, unless a value is negative.
+        most: upper limit of the y axis; 100 means that the values are percentages.
+        names: labels of the positions, instead of numbers.
+        marked: position of the value to ring, if there is only one line.
     """
     if not series:
         raise ValueError("`series`: expected at least one")
@@ -211,7 +211,7 @@ def curves_figure(
 
 
 def _start_at_zero(axis: Axes, lines: Iterable[Array], most: float) -> None:
-    """Values on an axis from 0, with room above for the highest; as it was if one is below 0."""
+    """Start the y axis at 0, with room above the highest value; no change if a value is negative."""
     every = np.concatenate(list(lines))
     every = every[np.abs(every) < _LARGEST]
     if len(every) and every.min() >= 0:
@@ -258,7 +258,7 @@ def _bars(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
 
 
 def _iou_dots(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
-    """Percentages as dots, and how far the last is from the first."""
+    """Draw percentages as dots, and write the change from the first to the last."""
     for place in range(table.shape[1]):
         there = table[np.isfinite(table[:, place]), place]
         if len(there):
@@ -332,7 +332,7 @@ def _rounds_legend(figure: Figure, names: Sequence[int | str], shades: list[str]
 
 
 def _shades(ink: Ink, number: int) -> list[str]:
-    """One colour a round, from pale to strong."""
+    """One colour per round, from pale to strong."""
     from matplotlib.colors import to_hex, to_rgb
 
     first, last = np.array(to_rgb(ink.first)), np.array(to_rgb(ink.last))
@@ -345,7 +345,7 @@ def _line_colour(place: int, ink: Ink) -> str:
 
 
 def _moving_average(values: Array, there: Array) -> Array:
-    """Mean over a 30th of the points around each, of those that are there."""
+    """Mean over a window of a 30th of the points, without missing values."""
     window = np.ones(2 * (len(values) // 60) + 1)
     total = np.convolve(np.where(there, values, 0.0), window, mode="same")
     return total / np.maximum(1, np.convolve(there.astype(np.float64), window, mode="same"))

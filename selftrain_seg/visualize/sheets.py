@@ -34,17 +34,17 @@ def image_sheet(
     Args:
         columns: heading -> images (B, 3, H, W), uint8 or floating point in [0, 1], or label maps (B, H, W), integer.
         palette: (red, green, blue) of each class, as for :func:`colorize`; needed for label maps.
-        classes: their names, for a legend; None for none.
-        ignore_index: label of the pixels painted black.
+        classes: names of the classes, for a legend; None for none.
+        ignore_index: label of the pixels painted black, or white if the palette has black.
 
     Returns:
         A ``matplotlib.figure.Figure``; ``figure.savefig("sheet.png", dpi=150)`` writes it.
 
     Raises:
         ImportError: matplotlib is not installed.
-        TypeError: a column is not a tensor of the said dtype.
-        ValueError: there is no column, no image, or a column of another size than the first; ``palette`` is
-            missing or too short; ``classes`` is not one name a colour.
+        TypeError: a column is not a tensor of a listed dtype.
+        ValueError: there are no columns or no images; a column has another size than the first; ``palette`` is
+            missing or too short; ``classes`` does not have one name per colour.
 
     Example:
         >>> import torch
@@ -80,22 +80,22 @@ def crop_sheet(
     labels: Tensor | None = None,
     classes: Tensor | None = None,
 ) -> Figure:
-    """Draw where crops were mined, and the crops themselves.
+    """Draw images with the frames of their mined crops, and the crops.
 
     Args:
         images: (B, 3, H, W), uint8 or floating point in [0, 1].
         corners: (B, 2), integer, (top, left) of each crop, from ``mine_crops``.
         size: (h, w) of the crops in pixels.
-        labels: (B, H, W), integer, that the crops were mined from.
-        classes: (K,), integer: where the labels are one of these the crops are outlined.
+        labels: (B, H, W), integer, the labels used for mining; None to outline nothing.
+        classes: (K,), integer: regions of these classes are outlined in the crops.
 
     Returns:
         A ``matplotlib.figure.Figure`` with a row for each image: the image with the crop's frame, and the crop.
 
     Raises:
         ImportError: matplotlib is not installed.
-        TypeError: a tensor has another dtype than said, or ``size`` is not made of ints.
-        ValueError: a shape or device does not fit; there is no image; only one of ``labels`` and ``classes`` is
+        TypeError: a tensor has another dtype than listed, or ``size`` is not made of ints.
+        ValueError: a shape or device does not fit; there are no images; only one of ``labels`` and ``classes`` is
             given.
 
     Example:
@@ -123,7 +123,7 @@ def crop_sheet(
 
     originals, cut = (on_host(rearrange(part, "b c h w -> b h w c")) for part in (images, crops))
     for row, ((top, left), line) in enumerate(zip(on_host(corners), axes, strict=True)):
-        # As ``crop`` does: what would stick out is moved back inside.
+        # Move crops inside the image, as ``crop`` does.
         top = min(max(int(top), 0), max(0, images.shape[2] - size[0]))
         left = min(max(int(left), 0), max(0, images.shape[3] - size[1]))
         _figure.show(line[0], originals[row])
@@ -145,23 +145,23 @@ def mixing_sheet(
     classes: Sequence[str] | None = None,
     ignore_index: int = IGNORE_INDEX,
 ) -> Figure:
-    """Draw a batch before and after mixing, with labels; what was pasted is outlined.
+    """Draw a batch and its labels before and after mixing; pasted regions are outlined.
 
     Args:
-        images: (B, 3, H, W), uint8 or floating point in [0, 1], before.
-        labels: (B, H, W), integer, before.
-        mixed: what ``class_mix``, ``cut_mix`` or ``paste_classes`` returned.
+        images: (B, 3, H, W), uint8 or floating point in [0, 1], before mixing.
+        labels: (B, H, W), integer, before mixing.
+        mixed: result of ``class_mix``, ``cut_mix`` or ``paste_classes``.
         palette: (red, green, blue) of each class, as for :func:`colorize`.
-        classes: their names, for a legend; None for none.
-        ignore_index: label of the pixels painted black.
+        classes: names of the classes, for a legend; None for none.
+        ignore_index: label of the pixels painted black, or white if the palette has black.
 
     Returns:
         A ``matplotlib.figure.Figure`` with a row for each image: image, labels, mixed image, mixed labels.
 
     Raises:
         ImportError: matplotlib is not installed.
-        TypeError: a tensor has another dtype than said.
-        ValueError: a shape or device does not fit; there is no image; a label goes beyond ``palette``.
+        TypeError: a tensor has another dtype than listed.
+        ValueError: a shape or device does not fit; there are no images; a label exceeds ``palette``.
 
     Example:
         >>> import torch
@@ -197,7 +197,7 @@ def _painted(
 
 
 def _ignored(palette: Sequence[Sequence[int]] | Tensor | None) -> tuple[int, int, int]:
-    """Black or, where that is the colour of a class, as VOC's background is, white."""
+    """Black, or white if a class is black, as VOC's background is."""
     taken = palette is not None and bool((on_host(palette) == 0).all(axis=1).any())
     return (255, 255, 255) if taken else (0, 0, 0)
 

@@ -674,7 +674,7 @@ class TestVerify:
         assert "very dark: is `white` lower than 65535?" in str(SegmentationFolder(tmp_path).verify())
         assert "dark" not in str(SegmentationFolder(tmp_path, white=4095).verify())
         put(tmp_path, "b.png")
-        mixed = "bits a channel          8 (1 images), 16 (1 images); not in one range before v2.ToDtype"
+        mixed = "bits per channel        8 (1 images), 16 (1 images); bring them to one range with v2.ToDtype"
         assert mixed in str(SegmentationFolder(tmp_path).verify())
 
     def test_without_labels(self, tmp_path):

@@ -486,7 +486,7 @@ def test_a_damaged_origin_is_written_anew(tmp_path, content):
 def test_what_others_wrote_there_breaks_nothing(tmp_path, content):
     for name, value in content.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
-    assert "Under way" not in read(report(tmp_path)).text
+    assert "In progress" not in read(report(tmp_path)).text
 
 
 def test_a_run_under_way_says_how_far_it_is(tmp_path):
