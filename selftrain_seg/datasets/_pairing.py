@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
@@ -165,7 +165,7 @@ def _read_lines(path: Path) -> list[str]:
     return lines
 
 
-def _select_listed(images: Mapping[str, Path], lines: Iterable[str], where: str) -> dict[str, Path]:
+def _select_listed(images: Mapping[str, Path], lines: Sequence[str], where: str) -> dict[str, Path]:
     by_name = {_normalised(name): name for name in images}
     counts = Counter(map(_stem, images))
     by_stem = {_stem(name): name for name in images if counts[_stem(name)] == 1}
@@ -186,7 +186,7 @@ def _select_listed(images: Mapping[str, Path], lines: Iterable[str], where: str)
             found.append(name)
     if unknown:
         raise ValueError(
-            f"`names`: {len(unknown)} names{where} are not images: {first_few(map(repr, unknown))};"
+            f"`names`: {len(unknown)} of {len(lines)} names{where} are not images: {first_few(map(repr, unknown))};"
             f" images are named {first_few(images)}"
         )
     if not found:

@@ -144,7 +144,7 @@ class TestPairing:
         assert dataset[0][1].tolist() == EXPECTED
         put(tmp_path, "images/y.png")
         put(tmp_path, "masks/y.png", IDS)
-        some = SegmentationFolder(tmp_path / "images", tmp_path, label_map=MAP, names="x")  # y.png is still an image
+        some = SegmentationFolder(tmp_path / "images", tmp_path, label_map=MAP, names=["x"])  # y.png is still an image
         assert some[0][1].tolist() == EXPECTED
         (tmp_path / "linked").symlink_to(tmp_path / "images", target_is_directory=True)  # no mask by another name
         assert SegmentationFolder(tmp_path / "images", tmp_path, label_map=MAP)[0][1].tolist() == EXPECTED
@@ -262,7 +262,7 @@ class TestNames:
                 FileNotFoundError,
                 "`names`: expected a file of names, or a pattern with .*, got missing.txt",
             ),
-            (["1"], ValueError, "`names`: 1 names are not images: '1'; images are named a/1"),  # whose?
+            (["1"], ValueError, "`names`: 1 of 1 names are not images: '1'; images are named a/1"),  # whose?
             (["a/1", "a/1.jpg"], ValueError, "`names`: expected every name once, 'a/1' occurs twice"),
             ([], ValueError, "`names`: expected names, got none"),
         ],
@@ -430,7 +430,7 @@ class TestIds:
     def test_white_is_zero(self, tmp_path):
         (tmp_path / "masks").mkdir()
         dataset = pair(tmp_path, files.tiff(IDS // 255, photometric=0), "mask.tif")
-        refuses(dataset, r"mask.tif: a TIFF that stores white as 0 .*; save PNG")
+        refuses(dataset, r"mask.tif: a TIFF that stores white as 0 .*; save it as PNG")
 
     def test_floats(self, tmp_path):
         data = files.encoded(IDS.astype(np.float32), "TIFF")
@@ -442,7 +442,8 @@ class TestIds:
         (tmp_path / "masks").mkdir()
         dataset = pair(tmp_path, files.encoded(IDS, "JPEG"), "mask.JPG")
         refuses(
-            dataset, r"mask.JPG: expected a PNG file, .* got a JPEG, which changes them at every edge; save .* as PNG"
+            dataset,
+            r"mask.JPG: expected a PNG file, .* got a JPEG, which changes values at every edge; export .* as PNG",
         )
 
     def test_size(self, tmp_path):
@@ -454,7 +455,7 @@ class TestIds:
         put(tmp_path, "images/a.jpg", exif=exif)
         put(tmp_path, "masks/a.png", IDS)
         dataset = SegmentationFolder(tmp_path / "images", tmp_path / "masks", label_map=MAP)
-        refuses(dataset, r"a.png: expected \(H, W\) = \(4, 2\) .*; the image was turned as its EXIF orientation says")
+        refuses(dataset, r"a.png: expected \(H, W\) = \(4, 2\) .*; the image was turned by its EXIF orientation")
         put(tmp_path, "masks/a.png", np.rot90(IDS, -1).copy())
         assert dataset[0][1].tolist() == np.rot90(np.array(EXPECTED), -1).tolist()
         assert dataset.verify().turned == 1
@@ -705,7 +706,7 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("options", "error", "message"),
         [
-            ({"mask_suffix": "_m", "pair": str}, ValueError, "`pair`: expected this or `mask_suffix`, got both"),
+            ({"mask_suffix": "_m", "pair": str}, ValueError, "`pair`: expected either this or `mask_suffix`, got both"),
             ({"unpaired": "skip"}, ValueError, "`unpaired`: expected one of 'error', 'leave out', got 'skip'"),
             ({"read_masks": "rgb"}, ValueError, "`read_masks`: expected one of 'auto', 'ids', 'first', 'colours'"),
             ({"white": 0}, ValueError, "`white`: expected at least 1, got 0"),

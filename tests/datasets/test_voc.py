@@ -144,7 +144,7 @@ class TestSources:
         with pytest.raises(BrokenFilesError) as caught:
             dataset.verify()
         sixth, seventh, eighth = caught.value.problems
-        assert "2007_000006.mat: expected (H, W) of uint8, got" in sixth
+        assert "2007_000006.mat: expected (H, W) uint8, got" in sixth
         assert "2007_000007.mat: broken, or no segmentation of SBD" in seventh
         assert "2007_000008.mat: empty" in eighth
         monkeypatch.setitem(sys.modules, "scipy.io", None)
