@@ -443,7 +443,7 @@ class TestIds:
         dataset = pair(tmp_path, files.encoded(IDS, "JPEG"), "mask.JPG")
         refuses(
             dataset,
-            r"mask.JPG: expected a PNG file, .* got a JPEG, which changes values at every edge; export .* as PNG",
+            r"mask.JPG: expected a PNG file, .* got a JPEG, which changes values at every edge; export .* PNG",
         )
 
     def test_size(self, tmp_path):
