@@ -65,7 +65,7 @@ def decode(path: Path, what: str, *, colours: bool) -> Content:
 
     Args:
         path: the file.
-        what: continues the message "broken" if the file cannot be decoded, such as ``", or no image"``.
+        what: continues the message "broken" if the file cannot be decoded, such as ``", or not an image"``.
         colours: True returns palette colours and scales grey to 8 bits; False returns palette indices and raw values.
     """
     data = read_bytes(path)
@@ -81,7 +81,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     """(height, width) as ``decode`` returns them, read from the file's header."""
     from PIL import Image, UnidentifiedImageError
 
-    with _naming_file(path, ", or no image"), path.open("rb") as file:
+    with _naming_file(path, ", or not an image"), path.open("rb") as file:
         try:
             with Image.open(file) as image:
                 width, height = image.size

@@ -69,7 +69,7 @@ class _Folder(Dataset[tuple[Any, Any]]):
         if self.labels is False:
             return (image if self.transforms is None else self.transforms(image)), name
         labels = tv_tensors.Mask(self._read_labels(name))
-        self._check_sizes(name, image, labels, picture.turned)
+        self._check_sizes(name, image.shape[-2:], labels, picture.turned)
         if self.transforms is None:
             return image, labels
         transformed: tuple[Any, Any] = self.transforms(image, labels)
@@ -206,11 +206,11 @@ class _Folder(Dataset[tuple[Any, Any]]):
     def _read_mask_file(self, path: Path) -> MaskFile:
         return read_mask_file(path)
 
-    def _check_sizes(self, name: str, image: Tensor, labels: Tensor, turned: int = 1) -> None:
-        if image.shape[-2:] != labels.shape:
+    def _check_sizes(self, name: str, size: tuple[int, ...], labels: Tensor, turned: int = 1) -> None:
+        if tuple(size) != tuple(labels.shape):
             source = f"`labels({name!r})`" if callable(self.labels) else self._label_path(name)
             raise ValueError(
-                f"{source}: expected (H, W) = {tuple(image.shape[-2:])} as in {self._image_path(name)},"
+                f"{source}: expected (H, W) = {tuple(size)} as in {self._image_path(name)},"
                 f" got {tuple(labels.shape)}{_TURNED if turned > 1 else ''}"
             )
 

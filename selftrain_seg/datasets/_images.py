@@ -42,7 +42,7 @@ def read_picture(path: Path, channels: Channels = 3, white: int | None = None) -
         channels: how many channels to return, or which; None for all. See ``SegmentationFolder``.
         white: the value that is scaled to 1 in images of more than 8 bits; None for 65535.
     """
-    content = decode(path, ", or no image", colours=True)
+    content = decode(path, ", or not an image", colours=True)
     pixels = content.pixels if content.pixels.ndim == 3 else content.pixels[..., None]
     try:
         chosen = _scale(_select_channels(pixels, content.alpha, channels), white)

@@ -47,7 +47,7 @@ def read_mask_file(path: Path) -> MaskFile:
             f"{path}: expected a PNG file, or another lossless format, got a JPEG, which changes values at every edge;"
             " export the labels again as PNG from the annotations, not from the JPEG"
         )
-    content = decode(path, ", or no label file: expected a PNG file", colours=False)
+    content = decode(path, ", or not a label file: expected a PNG file", colours=False)
     if content.pixels.dtype.kind == "f":
         raise ValueError(f"{path}: expected integers, got {content.pixels.dtype}; save the ids as integers")
     return MaskFile(content.pixels, content.palette, content.alpha)
@@ -215,7 +215,7 @@ def read_mat(path: Path) -> MaskFile:
     try:
         labels = np.array(loadmat(io.BytesIO(data))["GTcls"]["Segmentation"][0, 0])
     except Exception as error:  # scipy raises many kinds
-        raise ValueError(f"{path}: broken, or no segmentation of SBD ({first_line(error)})") from error
+        raise ValueError(f"{path}: broken, or not a segmentation of SBD ({first_line(error)})") from error
     if labels.ndim != 2 or labels.dtype != np.uint8:
         raise ValueError(f"{path}: expected (H, W) uint8, got {labels.shape} {labels.dtype}")
     return MaskFile(labels)

@@ -28,7 +28,7 @@ def find_images(folder: Path, masks: Path | None, mask_suffix: str) -> tuple[dic
     for relative in listed:
         name, suffix = os.path.splitext(relative)
         if suffix.lower() not in IMAGE_SUFFIXES:
-            left.append((folder / relative, f"no image: ends in {suffix or 'nothing'}"))
+            left.append((folder / relative, f"not an image: ends in {suffix or 'nothing'}"))
         elif inside and relative.startswith(f"{inside}/"):
             left.append((folder / relative, "lies in the folder of masks"))
         elif inside == "" and _is_mask(relative, mask_suffix):

@@ -79,7 +79,7 @@ class _Tally:
             yield f"`labels({name!r})`: {error!r}"
         if picture is not None and labels is not None:
             try:
-                folder._check_sizes(name, picture.image, labels, picture.turned)
+                folder._check_sizes(name, picture.image.shape[-2:], labels, picture.turned)
             except ValueError as error:
                 yield str(error)
 

@@ -112,10 +112,13 @@ class Tiles(Dataset[tuple[Any, Any]]):
         self.size, shared = _pair(size, "size", 1), _pair(overlap, "overlap", 0)
         if shared[0] >= self.size[0] or shared[1] >= self.size[1]:
             raise ValueError(f"`overlap`: expected less than size {self.size}, got {shared}")
+        self._sizes = tuple(
+            picture_size(dataset._image_path(name))
+            for name in with_progress(dataset.names, len(dataset), progress, "image")
+        )
         self.places = tuple(
             _Tile(index, top, left, min(self.size[0], height - top), min(self.size[1], width - left))
-            for index, name in enumerate(with_progress(dataset.names, len(dataset), progress, "image"))
-            for height, width in [picture_size(dataset._image_path(name))]
+            for index, (height, width) in enumerate(self._sizes)
             for top, left in product(_starts(height, self.size[0], shared[0]), _starts(width, self.size[1], shared[1]))
         )
         self.names = tuple(f"{dataset.names[place.image]}@{place.top},{place.left}" for place in self.places)
@@ -237,7 +240,10 @@ class _Masks(Dataset[Tensor]):
     def __getitem__(self, index: SupportsIndex) -> Tensor:
         place = self.tiles.places[self.tiles._checked_index(index)]
         if self._last is None or self._last[0] != place.image:
-            self._last = place.image, self.masks[place.image]
+            whole = self.masks[place.image]
+            dataset = self.tiles.dataset
+            dataset._check_sizes(dataset.names[place.image], self.tiles._sizes[place.image], whole)
+            self._last = place.image, whole
         return self.tiles._cut(self._last[1], place, self.tiles.ignore_index)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -298,8 +298,8 @@ class TestFolders:
             SegmentationFolder(tmp_path / "data")
         put(tmp_path, "data/d.png")
         dataset = SegmentationFolder(tmp_path / "data")
-        assert [why for _, why in dataset.left_out].count("no image: ends in .dcm") == 2
-        assert "left out: 2 × no image: ends in .dcm" in str(dataset.verify())
+        assert [why for _, why in dataset.left_out].count("not an image: ends in .dcm") == 2
+        assert "left out: 2 × not an image: ends in .dcm" in str(dataset.verify())
         with pytest.raises(FileNotFoundError, match=r"`masks`: expected a folder .*nowhere, found none"):
             SegmentationFolder(tmp_path / "data", tmp_path / "nowhere", label_map=MAP)
 

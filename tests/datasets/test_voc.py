@@ -145,7 +145,7 @@ class TestSources:
             dataset.verify()
         sixth, seventh, eighth = caught.value.problems
         assert "2007_000006.mat: expected (H, W) uint8, got" in sixth
-        assert "2007_000007.mat: broken, or no segmentation of SBD" in seventh
+        assert "2007_000007.mat: broken, or not a segmentation of SBD" in seventh
         assert "2007_000008.mat: empty" in eighth
         monkeypatch.setitem(sys.modules, "scipy.io", None)
         with pytest.raises(ModuleNotFoundError, match=r"2007_000005.mat: reading .mat files needs scipy"):
