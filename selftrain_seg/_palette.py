@@ -9,9 +9,9 @@ Colour = tuple[int, int, int]
 
 
 def voc_colour(number: int) -> Colour:
-    """The colour of a class in PASCAL VOC, which deals the bits of its number to red, green and blue in turn.
+    """Return the colour of a class in PASCAL VOC; 0 is black, and all numbers below 2^24 differ.
 
-    All numbers below 2^24 have different colours; 0 is black.
+    The bits of the number are distributed over red, green and blue in turn, from the highest bit of each.
     """
     red, green, blue = (sum((number >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3))
     return red, green, blue

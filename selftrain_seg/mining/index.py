@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selftrain_seg import _checks
 from selftrain_seg._files import whole_file
-from selftrain_seg._progress import shown
+from selftrain_seg._progress import with_progress
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["ClassIndex"]
@@ -121,7 +121,7 @@ class ClassIndex:
             if found is not None:
                 return found
         rows = _Rows(num_classes + 1)
-        for mask in shown(masks, None, progress, "mask", "class index"):
+        for mask in with_progress(masks, None, progress, "mask", "class index"):
             rows.add(_count(mask, num_classes))
         table = rows.table()
         index = cls(table[:, :-1], table[:, -1])

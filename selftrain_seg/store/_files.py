@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from selftrain_seg._files import whole_file
-from selftrain_seg._progress import shown
+from selftrain_seg._progress import with_progress
 from selftrain_seg.store._names import file_of
 
 FORMAT = 2
@@ -122,4 +122,4 @@ def mapped(
 ) -> Iterator[R]:
     """``map`` on several threads, with a bar if asked for and tqdm is there."""
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        yield from shown(pool.map(function, items), total, progress, "image", what)
+        yield from with_progress(pool.map(function, items), total, progress, "image", what)

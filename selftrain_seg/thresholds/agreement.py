@@ -26,8 +26,8 @@ class ClassAgreement(Stateful):
     - the labels of the mirrored or rescaled image, mapped back: whether the network agrees with itself;
     - the labels of the previous round: whether the class is stable, as measured by the TCR of DT-ST.
 
-    ``restyle.ConfusionMatrix`` keeps the counts of all pairs of classes. Use it to score a network on labelled images by
-    mIoU or recall. ``teachers.AgreementStatistics`` compares the logits of a teacher and a student, including their
+    ``restyle.ConfusionMatrix`` keeps the counts of all pairs of classes. Use it to score a network on labelled images
+    by mIoU or recall. ``teachers.AgreementStatistics`` compares the logits of a teacher and a student, including their
     confidences.
 
     Args:
