@@ -50,6 +50,14 @@ MIRRORED = "agreement with the mirrored image"
 SMALLER = f"agreement with the mirrored image at {SCALE} of its size"
 ROUND = "after one round of CBST: "
 BEFORE = "agreement with the round before"
+LABELS = (
+    "`reliable_portion(0.3, precision, low=0.5, high=0.9)`",
+    "`ClassBalancedThreshold`, same number",
+    "`GlobalThreshold`, same number",
+    "portion 1 with the floor of `PrecisionThreshold`, 0.95",
+    "`ClassBalancedThreshold`, same number",
+    "`GlobalThreshold`, same number",
+)
 
 
 def streets(domain: str, split: str, length: int) -> tuple[Tensor, Tensor]:
@@ -154,30 +162,22 @@ def compare_labels(logits: Tensor, truth: Tensor, precision: Tensor, floor: Tens
     balanced, pooled = ClassBalancedThreshold(C, 0.3), GlobalThreshold(C, 0.3)
     for estimator in (balanced, pooled):
         estimator.update(logits)
-    ways = {
-        "`reliable_portion(0.3, precision, low=0.5, high=0.9)`": balanced.compute(
-            reliable_portion(0.3, precision, low=0.5, high=0.9)
-        ),
-        "portion 1 with the floor of `PrecisionThreshold`, 0.95": apply_floor(balanced.compute(1.0), floor),
-    }
     rows = []
-    for name, thresholds in ways.items():
-        first = describe(name, logits, truth, thresholds)
-        rows += [
-            first,
-            describe("`ClassBalancedThreshold`, as many", logits, truth, balanced.compute(first["share"])),
-            describe("`GlobalThreshold`, as many", logits, truth, pooled.compute(first["share"])),
-        ]
+    for thresholds in (
+        balanced.compute(reliable_portion(0.3, precision, low=0.5, high=0.9)),
+        apply_floor(balanced.compute(1.0), floor),
+    ):
+        rows.append(describe(logits, truth, thresholds))
+        rows += [describe(logits, truth, each.compute(rows[-1]["share"])) for each in (balanced, pooled)]
     return rows
 
 
-def describe(name: str, logits: Tensor, truth: Tensor, thresholds: Tensor) -> dict[str, Any]:
-    """The share of the pixels that thresholds label, the share of these labels that is right, and their classes."""
+def describe(logits: Tensor, truth: Tensor, thresholds: Tensor) -> dict[str, Any]:
+    """The share of the pixels that are labelled, the share of these labels that is correct, and how many classes."""
     labels = select_hard(logits, thresholds).labels
     chosen = labels != IGNORE_INDEX
     known = chosen & (truth != IGNORE_INDEX)
     return {
-        "name": name,
         "share": float(chosen.double().mean()),
         "right": float((labels == truth)[known].double().mean()),
         "classes": len(labels[chosen].unique()),
@@ -185,48 +185,33 @@ def describe(name: str, logits: Tensor, truth: Tensor, thresholds: Tensor) -> di
 
 
 def page(found: dict[int, dict[str, Any]]) -> str:
-    """Both tables in Markdown."""
+    """The tables in Markdown."""
     networks = list(found.values())
-    columns = [f"network {number}" for number in range(1, len(found) + 1)]
-    scores = "; ".join(
-        f"{column}: {', '.join(f'{100 * score:.1f} {part}' for part, score in network['mIoU'].items())}"
-        for column, network in zip(columns, networks, strict=True)
-    )
+    rows: list[list[str]] = [
+        ["mIoU in %", *(f"network {number}" for number in range(1, len(networks) + 1))],
+        *([part, *(f"{100 * network['mIoU'][part]:.1f}" for network in networks)] for part in networks[0]["mIoU"]),
+    ]
+    ranks = [
+        ["Rank correlation with the true precision on the target, over classes", *rows[0][1:]],
+        *([name, *(f"{network['rank'][name]:.2f}" for network in networks)] for name in networks[0]["rank"]),
+    ]
+    labels = [
+        ["Share of correct labels", *rows[0][1:]],
+        *([name, *(cell(network["labels"][number]) for network in networks)] for number, name in enumerate(LABELS)),
+    ]
     seeds = " ".join(map(str, found))
-    return (
-        "\n\n".join(
-            (
-                f"<!-- Written by `python docs/make_label_study.py --seeds {seeds}`. -->",
-                f"mIoU of the networks in percent. {scores[:1].upper()}{scores[1:]}.",
-                table(
-                    "Rank correlation of the classes' reliability with their true precision on the target",
-                    columns,
-                    {name: [f"{network['rank'][name]:.2f}" for network in networks] for name in networks[0]["rank"]},
-                ),
-                "The labels that follow; each group of three labels as many pixels:",
-                table(
-                    "Share of the labels that are right",
-                    columns,
-                    [
-                        (rows[0]["name"], [cell(row) for row in rows])
-                        for rows in zip(*(network["labels"] for network in networks), strict=True)
-                    ],
-                ),
-            )
-        )
-        + "\n"
-    )
+    head = f"<!-- Written by `python docs/make_label_study.py --seeds {seeds}`. -->"
+    return "\n\n".join((head, *map(table, (rows, ranks, labels)))) + "\n"
 
 
 def cell(row: dict[str, Any]) -> str:
-    return f"{100 * row['right']:.1f} % of {100 * row['share']:.0f} %, {row['classes']} classes"
+    return f"{100 * row['right']:.1f} % of {100 * row['share']:.0f} % of the pixels, {row['classes']} classes"
 
 
-def table(title: str, columns: list[str], rows: dict[str, list[str]] | list[tuple[str, list[str]]]) -> str:
-    """A table in Markdown."""
-    lines = [[title, *columns], ["---"] * (len(columns) + 1)]
-    lines += [[name, *cells] for name, cells in (rows.items() if isinstance(rows, dict) else rows)]
-    return "\n".join(f"| {' | '.join(line)} |".replace("| --- ", "|---").replace("--- |", "---|") for line in lines)
+def table(rows: list[list[str]]) -> str:
+    """A table in Markdown, with a head."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join((lines[0], "|---" * len(rows[0]) + "|", *lines[1:]))
 
 
 def kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
