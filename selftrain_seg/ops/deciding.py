@@ -1,4 +1,4 @@
-"""Labels and weights by what is known of each pixel already, on (B, H, W) maps."""
+"""Select and weight pixels from (B, H, W) maps of labels and confidences."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from selftrain_seg.ops._library import operator
 def decide(
     labels: Tensor, confidence: Tensor, thresholds: Tensor, *, strict: bool = False, ignore_index: int
 ) -> Tensor:
-    """Labels (B, H, W) where the confidence reaches the class's threshold (``strict``: exceeds it).
+    """Keep labels (B, H, W) where the confidence reaches (``strict``: exceeds) the threshold of the class.
 
-    ``thresholds`` are (C,) or, for each image its own, (B, C); a confidence of 0 marks an unusable pixel.
+    ``thresholds`` are (C,) or, per image, (B, C); a confidence of 0 marks an unusable pixel.
     """
     decided: Tensor = _decide(labels, confidence, thresholds, strict, ignore_index)
     return decided
@@ -42,7 +42,7 @@ def _weigh_plain(
     labels: Tensor, confidence: Tensor, belief: Tensor, state: Tensor, sigmas: float, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     usable, below = confidence > 0, (belief - state[1].float()).clamp(max=0.0)
-    # A variance of exactly 0 (all pixels alike) leaves weight 1 at the mean and 0 below it.
+    # A variance of exactly 0 (all pixels equal) gives weight 1 at the mean and 0 below it.
     spread = (2.0 * state[0]).clamp(min=1e-30).float()
     weights = torch.exp(-((below * sigmas) ** 2) / spread) * usable
     return torch.where(usable, labels, ignore_index), weights

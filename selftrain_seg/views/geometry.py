@@ -242,7 +242,7 @@ def _sample(tensor: Tensor, rows: _Axis, columns: _Axis, mode: str, fill: float)
 
 
 def _mix(one: Tensor, other: Tensor, weight: Tensor) -> Tensor:
-    """Compute ``(1 - weight) · one + weight · other`` in place; where weight is 0, exactly ``one``, even if infinite."""
+    """Compute ``(1 - weight) · one + weight · other`` in place; exactly ``one`` (even infinite) where weight is 0."""
     other.mul_(weight).masked_fill_(weight == 0, -0.0)
     return one.mul_(1 - weight).add_(other)
 
