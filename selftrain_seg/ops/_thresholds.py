@@ -24,9 +24,9 @@ def score_bar(thresholds: Tensor, peaks: Tensor | None) -> Tensor:
 
 
 def log_gain(thresholds: Tensor, peaks: Tensor | None) -> Tensor:
-    """(C,) float32 ``-log(kc / Q)``, Q = 1 without a prior: what re-weighting by 1 / kc adds to ``Scores.gaps``."""
+    """(C,) float32 ``-log(kc / Q)``, Q = 1 without a prior: added to ``Scores.gaps`` to re-weight by 1 / kc."""
     kc = _relative(thresholds, peaks)
-    # The logarithm of the very bar that scores are compared with: near certainty its slack must grow with the score.
+    # Computed from the bar that scores are compared with: near certainty its slack must grow with the score.
     gain = (-torch.nn.functional.logsigmoid(_bar(kc))).clamp(max=LARGE)
     return torch.where(kc == torch.inf, -torch.inf, gain).float()
 

@@ -20,12 +20,12 @@ def winner(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if not on_cpu(values):
         top, labels = values.max(dim=1, keepdim=True)
         return top, labels.squeeze(1), values - top
-    # torch's max with indices is not vectorised over the inner dimensions on CPU: five times slower than this.
+    # On CPU, torch's max with indices is not vectorised over the inner dimensions and five times slower than this.
     values = values.contiguous()
     top = values.amax(dim=1, keepdim=True)
     gaps, num_classes = values - top, values.shape[1]
     countdown = torch.arange(num_classes, 0, -1, dtype=values.dtype).view(-1, 1, 1)
-    # The winner keeps its countdown, all others fall far below; so the maximum tells the first winner's class.
+    # Only winners keep their countdown, all others fall far below; so the maximum identifies the first winner.
     index = num_classes - torch.add(countdown, gaps, alpha=1e38).amax(dim=1)
     return top, index.long().clamp_(0, num_classes - 1), gaps
 

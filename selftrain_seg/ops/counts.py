@@ -32,10 +32,10 @@ def count(
 
 
 def bin_index(scores: Tensor, classes: Tensor, size: tuple[int, int], low: float, bin_width: float) -> Tensor:
-    """Index of each score's bin in ``counts.flatten()`` for counts (C, K), int32; C·K for what is not to be counted."""
+    """Index of each score's bin in ``counts.flatten()`` for counts (C, K), int32; C·K for scores to leave out."""
     num_classes, bins = size
-    # No score may be counted above an edge it lies below: the threshold may be that very edge. With a bin width
-    # of a power of two (the default) float32 is exact; any other needs float64, which is slower.
+    # A score below an edge must not be counted above it, as the edge may become the threshold. With a bin width that
+    # is a power of two (the default), float32 is exact; others need float64, which is slower.
     if dyadic(low, bin_width):
         place = (scores.float() * (1.0 / bin_width)).floor() - low / bin_width
     else:

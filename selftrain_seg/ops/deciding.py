@@ -24,14 +24,14 @@ def weigh(
 ) -> tuple[Tensor, Tensor]:
     """Labels (B, H, W) of all usable pixels, and their weights ``exp(-min(belief - μ, 0)² sigmas² / (2 σ²))``, float32.
 
-    A ``confidence`` of 0 marks an unusable pixel, which weighs 0; ``state`` is (σ², μ), float64.
+    A ``confidence`` of 0 marks an unusable pixel, which gets weight 0; ``state`` is (σ², μ), float64.
     """
     weighed: tuple[Tensor, Tensor] = _weigh(labels, confidence, belief, state, sigmas, ignore_index)
     return weighed
 
 
 def _decide_plain(labels: Tensor, confidence: Tensor, thresholds: Tensor, strict: bool, ignore_index: int) -> Tensor:
-    # A pixel of confidence 0 is below the least positive threshold.
+    # A confidence of 0 is below the smallest positive threshold.
     bar = thresholds.float().expand(labels.shape[0], -1)
     bar = bar.gather(1, labels.flatten(1)).view_as(confidence)
     keep = confidence > bar if strict else (confidence >= bar) & (confidence > 0)

@@ -30,9 +30,9 @@ def _sums(z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Per class: the differentiable sum of the probabilities, and the number of predictions."""
     chosen = torch.ones_like(z[:, 0], dtype=torch.bool) if mask is None else mask
     kept = chosen.unsqueeze(1)
-    # Zeros in place of the other pixels' logits, not only of their probabilities: 0 · NaN is NaN in backward.
+    # Set the logits of the other pixels to 0, not only their probabilities: 0 · NaN is NaN in backward.
     probs = torch.softmax(torch.where(kept, z, 0), 1, dtype=wide(z))
-    # Integer counts: float32 ones stop adding up at 2^24. The divisor of both means cancels in the ratio.
+    # Count in integers, as float32 sums of ones stop at 2^24. The divisor of both means cancels in the ratio.
     counts = class_counts(probs.detach().argmax(1), chosen, z.shape[1])
     return torch.where(kept, probs, 0).sum((0, 2, 3)), counts
 
@@ -59,7 +59,7 @@ def _plain(
 def _forward_in_blocks(
     logits: Tensor, running_probs: Tensor, running_histogram: Tensor, mask: Tensor | None, factor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, its derivative with respect to the sum of each class's probabilities (C,), and log Σ exp z (B, H, W)."""
+    """The loss, its derivative with respect to each class's sum of probabilities (C,), and log Σ exp z (B, H, W)."""
     loss, slope, norm = _fake_forward(logits)
     nothing = logits.new_zeros(logits.shape[1], dtype=torch.float64)
     parts = [(nothing, nothing.long())]

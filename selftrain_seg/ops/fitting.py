@@ -13,9 +13,7 @@ from selftrain_seg.ops._library import operator
 class Places(NamedTuple):
     """Source positions of the pixels of an image for each of K enlarged regions; rows first, then columns."""
 
-    where: (
-        Tensor  # (B, K, 3, H + W) int64: the nearest source pixel, the one before and the one after
-    )
+    where: Tensor  # (B, K, 3, H + W) int64: the nearest source pixel, the one before and the one after
     inside: Tensor  # (B, K, H + W) bool, whether it lies in the enlarged box
     share: Tensor  # (B, K, H + W) float64, weight of the pixel after
 

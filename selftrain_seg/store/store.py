@@ -17,8 +17,8 @@ from selftrain_seg.store._folder import all_damaged, existing_rounds, folder_of,
 from selftrain_seg.store._lock import RoundLocks, held
 from selftrain_seg.store._names import checked_names
 from selftrain_seg.store._png import default_colours
-from selftrain_seg.store._ranks import rank as own_rank
 from selftrain_seg.store._ranks import on_all_ranks, world_size
+from selftrain_seg.store._ranks import rank as own_rank
 from selftrain_seg.store._settings import (
     RoundSettings,
     check_same,
