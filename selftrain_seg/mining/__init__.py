@@ -1,9 +1,9 @@
 """Show small classes more often: find them, crop around them, sample images that contain them, paste them.
 
 ``mine_crops`` and ``crop`` work on whole batches on the device; ``SmallClassCrop`` does the same for one sample at a
-time, in DataLoader workers. ``ClassBalancedSampler`` and ``RareClassSampler`` sample images by the counts of a
-``ClassIndex``; ``ReliabilityBank`` marks the classes of each image whose pseudo-labels are stable. ``class_mix``,
-``cut_mix`` and ``paste_classes`` paste regions of one image into another.
+time, in DataLoader workers. ``ClassBalancedSampler``, ``ImportanceSampler`` and ``RareClassSampler`` sample images by
+the counts of a ``ClassIndex``; ``ReliabilityBank`` marks the classes of each image whose pseudo-labels are stable.
+``class_mix``, ``cut_mix`` and ``paste_classes`` paste regions of one image into another.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from selftrain_seg.mining.index import ClassIndex
 from selftrain_seg.mining.mixed import MixedBatch
 from selftrain_seg.mining.paste import paste_classes
 from selftrain_seg.mining.reliability import ReliabilityBank
-from selftrain_seg.mining.samplers import ClassBalancedSampler, RareClassSampler
+from selftrain_seg.mining.samplers import ClassBalancedSampler, ImportanceSampler, RareClassSampler
 
 if TYPE_CHECKING:
     from selftrain_seg.mining.transform import SmallClassCrop
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ClassBalancedSampler",
     "ClassIndex",
+    "ImportanceSampler",
     "MixedBatch",
     "RareClassSampler",
     "ReliabilityBank",

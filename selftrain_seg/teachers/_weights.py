@@ -79,8 +79,8 @@ def check_forward(name: str, module: nn.Module) -> None:
     if isinstance(forward, types.FunctionType) or _refers(forward):
         raise ValueError(
             f"`student`: expected modules with the forward of their class, got {name} with a replaced one, which"
-            " teacher and student would share; make the teacher outside of `drop_blocks` and before replacing any"
-            " forward"
+            " teacher and student would share; make the teacher outside of `drop_blocks` and `perturb_features`, and"
+            " before replacing any forward"
         )
 
 
