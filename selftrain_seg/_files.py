@@ -19,10 +19,10 @@ def whole_file(
     """Open a file for writing in binary that appears at ``path`` when the block ends, and not at all if it fails.
 
     Args:
-        path: missing folders are made.
+        path: missing folders are created.
         unfinished_in: folder of the unfinished file, on the same disk; by default that of ``path``, where the file's
             name begins with a dot and ends with ``.tmp``.
-        sync: wait until the file would survive a loss of power. False for what is synced later or easily made again.
+        sync: wait until the file would survive a power failure. False for files that are synced later or easily remade.
         replace: replace a file that exists. False leaves it as it is.
     """
     folder = path.parent if unfinished_in is None else unfinished_in
@@ -44,14 +44,14 @@ def whole_file(
 
 
 def sync_to_disk(path: Path) -> None:
-    """Wait until a file, or what a folder lists, would survive a loss of power."""
-    if os.name == "nt" and path.is_dir():  # has no handle there
+    """Flush a file, or the entries of a folder, to disk, so that it survives a power failure."""
+    if os.name == "nt" and path.is_dir():  # folders cannot be opened on Windows
         return
     with contextlib.suppress(FileNotFoundError):
         fd = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
         try:
             os.fsync(fd)
-        except OSError as error:  # some file systems know no such thing for folders
+        except OSError as error:  # some file systems cannot flush folders
             if not (path.is_dir() and error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSUP)):
                 raise
         finally:
@@ -59,12 +59,12 @@ def sync_to_disk(path: Path) -> None:
 
 
 def move_away(folder: Path, prefix: str) -> None:
-    """Rename a folder to one beside it whose name begins with ``prefix``, so that all of it is gone at once."""
+    """Rename a folder to a name that begins with ``prefix``, so that all of it disappears at once."""
     folder.rename(folder.with_name(f"{prefix}{uuid.uuid4().hex}"))
 
 
 def _linked(source: Path, target: Path) -> bool:
-    """Whether there is a target now; False where the file system has no hard links."""
+    """Link the target to the source unless it exists; False if the file system has no hard links."""
     try:
         os.link(source, target)
     except FileExistsError:

@@ -1,8 +1,8 @@
-"""Where a pixel of one grid lies in another, in integers and so exactly.
+"""Positions of the pixels of one grid in another, computed exactly in integers.
 
-Two grids over the same extent, of n and of m pixels, share their edges, not their centres: the centre of pixel i of the
-first lies at (2i + 1) · m / 2n in the second, whose pixel k reaches from k to k + 1. Every resampler of the package
-takes its places from here; ``torch.nn.functional.interpolate`` and ``nearest-exact`` round them in float32.
+Two grids over the same area, of n and of m pixels, share their edges but not their centres: the centre of pixel i of
+the first is at (2i + 1) · m / 2n in the second, whose pixel k covers k to k + 1. ``torch.nn.functional.interpolate``
+computes the same positions in float32, where they may round into the next pixel.
 """
 
 from __future__ import annotations

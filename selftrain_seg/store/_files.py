@@ -1,4 +1,4 @@
-"""The files of a round, which can tell that they were damaged."""
+"""Files of a round, with checksums."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 SETTINGS = "settings.json"
 IMAGES = "images.jsonl"
-JOURNAL = "journal"  # folder of the records of images written so far, one file a process
+JOURNAL = "journal"  # folder of the records of images written so far, one file per process
 PARTIAL = ".partial"  # folder of unfinished files
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 
 class Record(NamedTuple):
-    """What is known of one image: a line of the journal and of ``images.jsonl``."""
+    """The record of one image: a line of the journal and of ``images.jsonl``."""
 
     name: str
     size: tuple[int, int]
@@ -39,7 +39,7 @@ class Record(NamedTuple):
 
     @classmethod
     def parse(cls, line: bytes) -> Record | None:
-        """None for half a line, as a killed process leaves it."""
+        """Parse a line; None for an incomplete line left by a killed process."""
         try:
             record = cls(**json.loads(line))
             files = {kind: (int(size), str(digest)) for kind, (size, digest) in record.files.items()}
@@ -55,35 +55,35 @@ def digest(data: bytes) -> str:
 
 
 def write(path: Path, data: bytes, round_folder: Path, *, sync: bool = False, replace: bool = True) -> None:
-    """Put the whole content into place at once; without ``replace`` an existing file stays as it is."""
+    """Write a file atomically; without ``replace`` keep an existing file."""
     with whole_file(path, unfinished_in=round_folder / PARTIAL, sync=sync, replace=replace) as file:
         file.write(data)
 
 
 def to_json(content: dict[str, Any]) -> bytes:
-    """JSON for people that ends with the checksum of all the rest. Floats come back exactly."""
+    """Indented JSON whose last entry is the checksum of the others. Floats round-trip exactly."""
     plain = json.dumps(content, allow_nan=False, sort_keys=True).encode()
     return (json.dumps({**content, "checksum": digest(plain)}, allow_nan=False, indent=1) + "\n").encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what :func:`to_json` made; OSError names the file if it is damaged."""
+    """Read a file made by :func:`to_json`; OSError names the file if it is damaged."""
     data = path.read_bytes()
     try:
         content = json.loads(data)
         del content["checksum"]
         whole = data == to_json(content)
     except (ValueError, AttributeError, LookupError, TypeError) as error:
-        raise OSError(f"{path}: damaged file, not the JSON that was written") from error
+        raise OSError(f"{path}: damaged file, expected JSON") from error
     if not whole:
-        raise OSError(f"{path}: damaged file, its checksum does not fit")
+        raise OSError(f"{path}: damaged file, its checksum does not match")
     if content["format"] != FORMAT:
         raise OSError(f"{path}: format {content['format']}, this version reads {FORMAT}")
     return dict(content)
 
 
 def records(folder: Path) -> dict[str, list[Record]]:
-    """The different records of each image, from the list of the round and from all journals."""
+    """The distinct records of each image, from the list of the round and from all journals."""
     found: dict[str, list[Record]] = {}
     for path in [folder / IMAGES, *sorted((folder / JOURNAL).glob("*.jsonl"))]:
         for line in path.read_bytes().split(b"\n") if path.exists() else ():
@@ -94,7 +94,7 @@ def records(folder: Path) -> dict[str, list[Record]]:
 
 
 def damaged(folder: Path, record: Record) -> list[str]:
-    """The record's files, relative to the folder, that are missing or differ from what was written."""
+    """The files of the record that are missing or damaged, relative to the folder."""
     out = []
     for kind, (_, expected) in record.files.items():
         path = file_of(kind, record.name)
@@ -108,7 +108,7 @@ def damaged(folder: Path, record: Record) -> list[str]:
 
 
 def same_sizes(folder: Path, record: Record) -> bool:
-    """A look at the sizes only: enough for files of this very run."""
+    """Compare sizes only, which is enough for files written in this run."""
     try:
         return all(
             (folder / file_of(kind, record.name)).stat().st_size == size for kind, (size, _) in record.files.items()
@@ -117,9 +117,9 @@ def same_sizes(folder: Path, record: Record) -> bool:
         return False
 
 
-def mapped(
+def threaded_map(
     function: Callable[[T], R], items: Iterable[T], total: int, threads: int, progress: bool, what: str
 ) -> Iterator[R]:
-    """``map`` on several threads, with a bar if asked for and tqdm is there."""
+    """``map`` on several threads, with a progress bar if ``progress`` and tqdm is installed."""
     with ThreadPoolExecutor(max(1, threads)) as pool:
         yield from with_progress(pool.map(function, items), total, progress, "image", what)
