@@ -215,7 +215,7 @@ def test_empty_batches():
 
 def test_errors_of_validation():
     net = Threshold()
-    with pytest.raises(ValueError, match="`target`: expected batches of at least one image, got none"):
+    with pytest.raises(ValueError, match="`target`: expected batches with at least one image, got none"):
         restyled_confusion(net, pairs(), [], num_classes=2)
     with pytest.raises(ValueError, match="pass a list or a loader, which can be iterated again"):
         restyled_confusion(net, pairs(), iter(styles()), num_classes=2)
