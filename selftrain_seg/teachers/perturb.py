@@ -22,8 +22,8 @@ def perturb_features(
 ) -> Iterator[None]:
     """Drop channels of the outputs of some modules of a network inside a ``with`` block.
 
-    Each channel of every feature map (B, D, h, w) is dropped with probability ``chance`` p, independently per image; the
-    others are multiplied by 1 / (1 - p), as in ``torch.nn.Dropout2d`` but also in evaluation mode. UniMatch trains
+    Each channel of every feature map (B, D, h, w) is dropped with probability ``chance`` p, for each image separately;
+    the others are multiplied by 1 / (1 - p), as in ``torch.nn.Dropout2d`` but also in evaluation mode. UniMatch trains
     the student to predict the same labels from such features. Pass the encoder, which returns all feature maps that the
     decoder uses: ``net.encoder`` of segmentation_models_pytorch, ``net.backbone`` of torchvision, ``net.segformer`` of
     transformers. In a network without an encoder module, pass the last stage that reduces the resolution. Do not pass
