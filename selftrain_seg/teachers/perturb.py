@@ -22,7 +22,7 @@ def perturb_features(
 ) -> Iterator[None]:
     """Drop channels of the outputs of some modules of a network inside a ``with`` block.
 
-    Each channel of every feature map (B, D, h, w) is dropped with probability ``chance`` p, independently per image;
+    Each channel of every feature map (B, D, h, w) is dropped with probability ``chance`` p, for each image separately;
     the others are multiplied by 1 / (1 - p), as in ``torch.nn.Dropout2d`` but also in evaluation mode. UniMatch trains
     the student to predict the same labels from such features. Pass the encoder, which returns all feature maps that the
     decoder uses: ``net.encoder`` of segmentation_models_pytorch, ``net.backbone`` of torchvision, ``net.segformer`` of

@@ -65,7 +65,7 @@ def unite_kernel(mask, parents, height, width, PIXELS: tl.constexpr):
     above_right = tl.load(mask + at - width + 1, mask=has_above & has_right, other=0) != 0
     own, parents = (row * width + columns).to(tl.int32), parents + image * height * width
     upper = (own - width).to(tl.int32)
-    # Neighbours of a run join what they share with it, so that each pair of runs is joined about once.
+    # Only the first pixel of a contact joins the two runs, so that each pair is joined about once.
     _unite(parents, own, own - 1, left & (tl.arange(0, PIXELS) == 0))
     _unite(parents, own, upper, above & ((left & above_left) == 0))
     _unite(parents, own, upper - 1, above_left & (above == 0) & (left == 0))
