@@ -196,9 +196,7 @@ def optimizer_of(name: str, net: nn.Module, lr: float) -> torch.optim.Optimizer:
     if name != "pretrained":
         return torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-2)
     known = [p for p in net.net.encoder.parameters() if p.requires_grad]
-    new = [
-        p for part in (net.net.decoder, net.net.segmentation_head) for p in part.parameters() if p.requires_grad
-    ]
+    new = [p for part in (net.net.decoder, net.net.segmentation_head) for p in part.parameters() if p.requires_grad]
     return torch.optim.AdamW([{"params": known, "lr": lr / 10}, {"params": new, "lr": lr}], weight_decay=1e-2)
 
 
@@ -225,7 +223,7 @@ def iou_of(counts: Tensor) -> Tensor:
 
 
 def measure(net: nn.Module, world: World, *, scores: bool = True) -> dict[str, Any]:
-    """mIoU on the validation images, and with ``scores`` what can be known without target labels."""
+    """MIoU on the validation images, and with ``scores`` what can be known without target labels."""
     classes = len(world.classes)
     iou = iou_of(confusion(logits_of(net, world.val.images).argmax(dim=1), world.val.labels, classes))
     made = {"mIoU": float(iou.nanmean()), "iou": dict(zip(world.classes, iou.tolist(), strict=True))}
@@ -264,7 +262,9 @@ def describe(labels: Tensor, logits: Tensor, truth: Tensor, classes: tuple[str, 
         "share": float(chosen.float().mean()),
         "precision": float(1 - wrong.sum() / known.sum().clamp(min=1)),
         "gradient from wrong labels": float((pull * wrong).sum() / (pull * known).sum().clamp(min=1e-9)),
-        "not the most probable class": float((chosen & (hard != logits.argmax(dim=1))).sum() / chosen.sum().clamp(min=1)),
+        "not the most probable class": float(
+            (chosen & (hard != logits.argmax(dim=1))).sum() / chosen.sum().clamp(min=1)
+        ),
         "on void": float((chosen & (truth == IGNORE_INDEX)).sum() / chosen.sum().clamp(min=1)),
         "by class": {},
     }
@@ -590,7 +590,18 @@ def table(results: Results, network: str, seeds: Iterable[int], classes: Iterabl
     seeds = [seed for seed in seeds if results.found.get(network, {}).get(str(seed))]
     names = dict.fromkeys(name for seed in seeds for name in results.found[network][str(seed)])
     classes = list(classes)
-    heads = ["", "seeds", "mIoU", "averaged weights", *classes, "share", "precision", "gradient from wrong", "check", "min"]
+    heads = [
+        "",
+        "seeds",
+        "mIoU",
+        "averaged weights",
+        *classes,
+        "share",
+        "precision",
+        "gradient from wrong",
+        "check",
+        "min",
+    ]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name in names:
         found = [one for seed in seeds if (one := results.get(network, seed, name)) is not None]
@@ -644,7 +655,10 @@ def main() -> None:
         for seed in args.seeds:
             net = source_model(args.network, seed, world, results, args)
             first: dict[float, Known] = {}
-            print(f"seed {seed}, source only: mIoU {results.get(args.network, seed, 'source only')['mIoU']:.1f}", flush=True)
+            print(
+                f"seed {seed}, source only: mIoU {results.get(args.network, seed, 'source only')['mIoU']:.1f}",
+                flush=True,
+            )
             for name in args.variants:
                 if results.get(args.network, seed, name) is None:
                     result = adapt(args.network, net, VARIANTS[name], seed, world, args.lr, first)
