@@ -1,9 +1,9 @@
 """Why self-training helps or hurts on real images: one round, one thing changed at a time, and full recipes.
 
-A network learns from labelled source images; then each variant adapts it to unlabelled target images for a few steps and
-is measured on other target images. Target masks are used to measure, and to train in the variants called "oracle" and
-"bound" only. All variants of a seed see the same source batches. Results are in a JSON file that is written after each
-variant: a killed study goes on where it was.
+A network learns from labelled source images. Each variant then adapts it to unlabelled target images for a few steps
+and is measured on other target images. Target masks are used to measure; only variants called "oracle" or "bound" train
+on them. All variants of a seed see the same source batches. Results are in a JSON file that is written after each
+variant, so a killed study goes on where it was.
 
 ``python examples/study_real.py --source IMAGES MASKS NAMES --target IMAGES MASKS NAMES --val IMAGES MASKS NAMES
 --classes classes.json --resize 120 160``; NAMES is a pattern, ``*`` for all images. ``--list`` shows the variants.
@@ -54,6 +54,7 @@ class Images(NamedTuple):
     labels: Tensor
 
     def take(self, places: Any) -> Images:
+        """Return some of them."""
         return Images(self.images[places], self.labels[places])
 
 
@@ -472,6 +473,7 @@ class Clock:
         self.wall, self.cpu = time.monotonic(), time.process_time()
 
     def read(self) -> dict[str, float]:
+        """Return what has passed, and the most memory that was in use so far."""
         return {
             "minutes": (time.monotonic() - self.wall) / 60,
             "CPU minutes": (time.process_time() - self.cpu) / 60,
@@ -558,9 +560,11 @@ class Results:
         self.found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def get(self, network: str, seed: int, variant: str) -> Any:
+        """Return what was measured, or None."""
         return self.found.get(network, {}).get(str(seed), {}).get(variant)
 
     def put(self, network: str, seed: int, variant: str, result: dict[str, Any]) -> None:
+        """Add a result and write the file."""
         self.found.setdefault(network, {}).setdefault(str(seed), {})[variant] = result
         save_json(self.found, self.path)
 
@@ -590,18 +594,8 @@ def table(results: Results, network: str, seeds: Iterable[int], classes: Iterabl
     seeds = [seed for seed in seeds if results.found.get(network, {}).get(str(seed))]
     names = dict.fromkeys(name for seed in seeds for name in results.found[network][str(seed)])
     classes = list(classes)
-    heads = [
-        "",
-        "seeds",
-        "mIoU",
-        "averaged weights",
-        *classes,
-        "share",
-        "precision",
-        "gradient from wrong",
-        "check",
-        "min",
-    ]
+    heads = ["", "seeds", "mIoU", "averaged weights", *classes]
+    heads += ["share", "precision", "gradient from wrong", "check", "min"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name in names:
         found = [one for seed in seeds if (one := results.get(network, seed, name)) is not None]
