@@ -80,7 +80,8 @@ def read(folders: list[list[str]], label_map: LabelMap, size: tuple[int, int]) -
     for folder, masks, names in folders:
         dataset = SegmentationFolder(folder, masks, label_map=label_map, names=None if names == "*" else names)
         for image, mask in tqdm(dataset, folder, leave=False, disable=None):
-            images.append(v2.functional.resize(image, list(size), antialias=True).as_subclass(Tensor))
+            small = v2.functional.resize(image, list(size), antialias=True)
+            images.append(v2.functional.to_dtype(small, torch.uint8, scale=True).as_subclass(Tensor))
             labels.append(
                 v2.functional.resize(mask[None], list(size), v2.InterpolationMode.NEAREST)[0].as_subclass(Tensor)
             )
@@ -626,6 +627,7 @@ def main() -> None:
     parser.add_argument("--network", choices=("pretrained", "small-unet"), default="pretrained")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), help="by default all")
+    parser.add_argument("--steps", type=int, help="of each round, in place of the variant's")
     parser.add_argument("--source-steps", type=int, default=600)
     parser.add_argument("--source-lr", type=float, default=2e-3)
     parser.add_argument("--lr", type=float, default=5e-4, help="of adaptation")
@@ -655,7 +657,10 @@ def main() -> None:
             )
             for name in args.variants:
                 if results.get(args.network, seed, name) is None:
-                    result = adapt(args.network, net, VARIANTS[name], seed, world, args.lr, first)
+                    variant = VARIANTS[name]
+                    if args.steps is not None:
+                        variant = replace(variant, steps=args.steps)
+                    result = adapt(args.network, net, variant, seed, world, args.lr, first)
                     results.put(args.network, seed, name, result)
                     rounds = ", ".join(f"{one['mIoU']:.1f}" for one in result["rounds"])
                     print(
