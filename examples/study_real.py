@@ -42,6 +42,7 @@ from selftrain_seg.thresholds import ClassBalancedThreshold, GlobalThreshold
 _AT_ONCE = 16  # images that go through the network without gradients
 _SCORED = 20  # target images that scores without labels are taken from, about
 _BORDER = 2  # pixels on each side of a border between predicted classes
+_FLOOR = 0.9  # least threshold of a class, where there is one
 _RELIABLE, _USABLE = 0.9, 0.6  # precision of a class on restyled source images
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -333,6 +334,7 @@ def make_labels(how: str, portion: float, known: Known, world: World) -> tuple[T
         "re-weighted": lambda: reweighted,
         "hard": lambda: select_hard(logits, thresholds).labels,
         "global": pooled,
+        "floor": lambda: select_hard(logits, thresholds.clamp(min=_FLOOR)).labels,
         "all": lambda: argmax,
         "all interiors": lambda: argmax.where(~near_border(argmax), IGNORE_INDEX),
         "all borders": lambda: argmax.where(near_border(argmax), IGNORE_INDEX),
@@ -355,7 +357,92 @@ def make_labels(how: str, portion: float, known: Known, world: World) -> tuple[T
     return labels, about
 
 
+# --------------------------------------------------------------------------------------------------------------- probe
+
+# (how labels are made, how images are seen)
+_PLAIN = ("re-weighted", "global", "floor", "all", "all interiors", "all borders", "re-weighted, trusted classes")
+_PLAIN += ("as trusted", "soft", "right ones of re-weighted", "truth where re-weighted", "truth")
+PROBES = (
+    *((how, "plain") for how in _PLAIN),
+    *((how, "strong") for how in ("re-weighted", "floor", "all", "truth")),
+    *((how, "pasted") for how in ("re-weighted", "floor", "all", "as trusted", "truth")),
+)
+
+
+def gradients(net: nn.Module, views: Tensor, targets: dict[str, tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+    """Gradients of the mean loss over a set of images, for several labels of it, each as one vector."""
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    sums = {name: torch.zeros(sum(p.numel() for p in parameters)) for name in targets}
+    for place in trange(0, len(views), 8, desc="gradients", leave=False, disable=None):
+        part = slice(place, place + 8)
+        logits = net(as_floats(views[part]))
+        for name, (labels, weight) in targets.items():
+            one = None if weight is None else weight[part]
+            loss = cross_entropy(logits, labels[part], pixel_weight=one, reduction="sum")
+            grads = torch.autograd.grad(loss, parameters, retain_graph=True)
+            sums[name] += torch.cat([grad.flatten() for grad in grads])
+    return sums
+
+
+def probe(name: str, net: nn.Module, world: World) -> dict[str, Any]:
+    """Would a step on these labels help? The angle between their gradient and that of the truth on other images.
+
+    The first step along a gradient lowers the true loss where the cosine of the two is above 0. Nothing is trained, and
+    all images are looked at, so there is no noise of batches. The truth counts pixels equally, or classes equally, as
+    mIoU does; and for each class, the loss of its pixels.
+    """
+    net = copy.deepcopy(net)
+    set_mode(net, "frozen")
+    net.eval()
+    classes = len(world.classes)
+    truth = world.val.labels
+    frequency = torch.bincount(truth[truth != IGNORE_INDEX], minlength=classes).float()
+    balanced = (1 / frequency.clamp(min=1))[truth.clamp(max=classes - 1)]
+    wanted: dict[str, tuple[Tensor, Tensor | None]] = {"pixels": (truth, None), "classes": (truth, balanced)}
+    large = [number for number in range(classes) if frequency[number] > 0.05 * frequency.sum()]
+    for number in large:
+        wanted[world.classes[number]] = (truth.where(truth == number, IGNORE_INDEX), None)
+    true = gradients(net, world.val.images, wanted)
+    known = know(net, world)
+    torch.manual_seed(0)
+    strong = torch.stack([_strong()(image) for image in world.target.images])
+    source = world.source.take(torch.randperm(len(world.source.images))[: len(strong)])
+    made: dict[str, Any] = {}
+    for seen in ("plain", "strong", "pasted"):
+        mine = {how: make_labels(how, 0.3, known, world) for how, view in PROBES if view == seen}
+        targets: dict[str, tuple[Tensor, Tensor | None]] = {}
+        views = world.target.images if seen == "plain" else strong
+        for how, (labels, _) in mine.items():
+            if seen == "pasted":
+                generator = torch.Generator().manual_seed(0)  # the same classes whatever the labels
+                pair = (source.images, source.labels)
+                mixed = class_mix(strong, labels, source=pair, rounding="ceil", generator=generator)
+                views, labels = mixed.images, mixed.labels
+            targets[how] = (labels, None)
+        for how, gradient in gradients(net, views, targets).items():
+            cosines = {key: float(F.cosine_similarity(gradient, other, dim=0)) for key, other in true.items()}
+            made[f"{how}, {seen}"] = {"cosine": cosines, "labels": mine[how][1]}
+    return made
+
+
+def probe_table(found: dict[str, Any]) -> str:
+    """A markdown table of a probe."""
+    keys = list(next(iter(found.values()))["cosine"])
+    heads = ["labels, images", "share", "precision", "gradient from wrong", *keys]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, one in found.items():
+        cells = [f"{one['labels'][key]:.2f}" for key in ("share", "precision", "gradient from wrong labels")]
+        cells += [f"{one['cosine'][key]:+.2f}" for key in keys]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return "\n".join(lines)
+
+
 # ------------------------------------------------------------------------------------------------------------ training
+
+
+def _strong() -> Callable[[Tensor], Tensor]:
+    """Recolour and blur."""
+    return v2.Compose([v2.ColorJitter(0.4, 0.4, 0.4, 0.1), v2.RandomApply([v2.GaussianBlur(5, (0.2, 1.5))], 0.5)])
 
 
 @dataclass(frozen=True)
@@ -516,7 +603,7 @@ def adapt(
     sources = parts_of(world, "adapt", seed + 1000, variant.batch[0])
     more = parts_of(world, "more", seed + 2000, variant.batch[1])
     order = torch.Generator().manual_seed(seed)
-    strong = v2.Compose([v2.ColorJitter(0.4, 0.4, 0.4, 0.1), v2.RandomApply([v2.GaussianBlur(5, (0.2, 1.5))], 0.5)])
+    strong = _strong()
     rounds: list[dict[str, Any]] = []
     for number in range(variant.rounds):
         made_by_teacher = variant.labels == "teacher"
@@ -614,7 +701,7 @@ def source_model(name: str, seed: int, world: World, results: Results, args: arg
 def table(results: Results, network: str, seeds: Iterable[int], classes: Iterable[str]) -> str:
     """A markdown table, mean over the seeds that are there."""
     seeds = [seed for seed in seeds if results.found.get(network, {}).get(str(seed))]
-    names = dict.fromkeys(name for seed in seeds for name in results.found[network][str(seed)])
+    names = dict.fromkeys(name for seed in seeds for name in results.found[network][str(seed)] if name != "probe")
     classes = list(classes)
     heads = ["", "seeds", "mIoU", "averaged weights", *classes]
     heads += ["share", "precision", "gradient from wrong", "check", "min"]
@@ -654,6 +741,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-4, help="of adaptation")
     parser.add_argument("--show", nargs="*", help="classes in the table")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--probe", action="store_true", help="train nothing: compare gradients with the truth's")
     parser.add_argument("--list", action="store_true", help="show the variants")
     parser.add_argument("--table", action="store_true", help="show the table of what is there")
     args = parser.parse_args()
@@ -676,6 +764,11 @@ def main() -> None:
                 f"seed {seed}, source only: mIoU {results.get(args.network, seed, 'source only')['mIoU']:.1f}",
                 flush=True,
             )
+            if args.probe:
+                if results.get(args.network, seed, "probe") is None:
+                    results.put(args.network, seed, "probe", probe(args.network, net, world))
+                print(probe_table(results.get(args.network, seed, "probe")))
+                continue
             for name in args.variants:
                 if results.get(args.network, seed, name) is None:
                     variant = VARIANTS[name]
