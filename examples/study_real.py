@@ -523,7 +523,10 @@ VARIANTS |= {
     for name, variant in {
         "control: source only": replace(CBST, labels="none"),
         "CBST": CBST,
+        "CBST on strong views": replace(CBST, strong=True),
+        "CBST on strong views, ClassMix": replace(CBST, strong=True, paste="source"),
         "mean teacher, ClassMix": TEACHER,
+        "soft labels on strong views": replace(CBST, labels="soft", strong=True),
         "portions by trust": replace(CBST, labels="as trusted"),
         "bound: truth": replace(CBST, labels="truth"),
         "all pixels": replace(CBST, labels="all"),
