@@ -1,7 +1,7 @@
 """The study on real images: its parts against plain computations, and a run on files that is asked for twice."""
 
+import importlib
 import json
-import runpy
 import subprocess
 import sys
 
@@ -13,20 +13,21 @@ from tests.examples.trainers import EXAMPLES, environment
 
 
 @pytest.fixture(scope="module")
-def study():
+def part():
+    """Import a part of the study."""
     sys.path.insert(0, str(EXAMPLES))
     try:
-        yield runpy.run_path(str(EXAMPLES / "study_real.py"))
+        yield lambda name: importlib.import_module(f"_study.{name}")
     finally:
         sys.path.remove(str(EXAMPLES))
 
 
-def test_restyled_images_have_the_moments_of_a_target_image(study):
+def test_restyled_images_have_the_moments_of_a_target_image(part):
     generator = torch.Generator().manual_seed(0)
     source = torch.randint(0, 256, (3, 3, 40, 50), generator=generator, dtype=torch.uint8)
     target = torch.randint(90, 130, (1, 3, 30, 20), generator=generator, dtype=torch.uint8)
     labels = torch.zeros(3, 40, 50, dtype=torch.long)
-    made = study["restyle"](study["Images"](source, labels), study["Images"](target, labels[:1]), 0)
+    made = part("world").restyle(part("world").Images(source, labels), part("world").Images(target, labels[:1]), 0)
     wanted = target.float().mean(dim=(2, 3)).expand(3, 3)
     torch.testing.assert_close(made.images.float().mean(dim=(2, 3)), wanted, rtol=0, atol=0.5)
     spread = target.float().std(dim=(2, 3)).expand(3, 3)
@@ -34,20 +35,20 @@ def test_restyled_images_have_the_moments_of_a_target_image(study):
     assert made.labels is labels
 
 
-def test_borders_are_where_another_class_is_near(study):
+def test_borders_are_where_another_class_is_near(part):
     labels = torch.randint(0, 3, (2, 4, 5), generator=torch.Generator().manual_seed(1))
     labels = labels.repeat_interleave(5, 1).repeat_interleave(5, 2)
-    found = study["near_border"](labels, 2)
+    found = part("labels").near_border(labels, 2)
     for image, row, column in [(0, 0, 0), *torch.cartesian_prod(*map(torch.arange, labels.shape)).tolist()]:
         window = labels[image, max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3]
         assert found[image, row, column] == bool((window != labels[image, row, column]).any())
 
 
-def test_description_of_labels(study):
+def test_description_of_labels(part):
     logits = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5]]).log().T.reshape(1, 2, 1, 4)
     labels = torch.tensor([[[0, 1, 1, 255]]])
     truth = torch.tensor([[[0, 0, 1, 1]]])
-    about = study["describe"](labels, logits, truth, ("a", "b"))
+    about = part("labels").describe(labels, logits, truth, ("a", "b"))
     assert about["share"] == pytest.approx(3 / 4)
     assert about["precision"] == pytest.approx(2 / 3)
     assert about["gradient from wrong labels"] == pytest.approx(0.6 / (0.1 + 0.6 + 0.2))
@@ -56,11 +57,11 @@ def test_description_of_labels(study):
     assert about["by class"]["b"]["precision"] == pytest.approx(1 / 2)
 
 
-def test_mixed_statistics(study):
+def test_mixed_statistics(part):
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
     images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
-    study["mix_statistics"](net, images[:16], 0.25)
+    part("network").mix_statistics(net, images[:16], 0.25)
     floats = images[:16].float() / 255
     torch.testing.assert_close(net[0].running_mean, 0.25 * floats.mean(dim=(0, 2, 3)))
     torch.testing.assert_close(net[0].running_var, 0.75 + 0.25 * floats.transpose(0, 1).flatten(1).var(dim=1))
@@ -87,4 +88,7 @@ def test_study_on_files_goes_on_where_it_was(tmp_path):
     after = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["small-unet"]["0"]
     assert after.pop("all pixels")["labels"]["share"] == 1
     assert after == before
+    other = subprocess.run([*words, "--lr", "1"], env=environment(), capture_output=True, text=True, timeout=300)
+    assert other.returncode == 1
+    assert "made with lr 0.0005, now 1.0; remove it" in other.stderr
     assert f"| control: source only | 1 | {before['control: source only']['mIoU']:.1f} |" in more.stdout
