@@ -83,6 +83,8 @@ VARIANTS |= {
     for name, variant in {
         "control: source only": replace(CBST, labels="none"),
         "CBST": CBST,
+        "floor of 0.9": replace(CBST, labels="floor"),
+        "floor of 0.9, strong views, ClassMix": replace(CBST, labels="floor", strong=True, paste="source"),
         "CBST on strong views": replace(CBST, strong=True),
         "CBST on strong views, ClassMix": replace(CBST, strong=True, paste="source"),
         "mean teacher, ClassMix": TEACHER,
