@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from pictures import confidence, datasets, losses, selectors, store, teachers, thresholds, views
+from pictures import batchnorm, confidence, datasets, losses, restyle, selectors, store, teachers, thresholds, views
 from pictures.scene import load
 from pictures.style import save
 
@@ -22,6 +22,8 @@ PICTURES = {
     "losses.png": losses.draw,
     "views.png": views.draw,
     "teachers.png": teachers.draw,
+    "batchnorm.png": batchnorm.draw,
+    "restyle.png": restyle.draw,
     "datasets.png": datasets.draw,
     "store.png": store.draw,
 }

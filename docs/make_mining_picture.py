@@ -16,7 +16,7 @@ from selftrain_seg.mining import class_mix, crop, mine_crops, paste_classes, rar
 from selftrain_seg.visualize import colorize
 
 COLUMNS, SIZE, CROP = 4, (256, 512), (128, 256)
-WANTED = ("rider", "bicycle", "person", "sign", "light", "pole")
+WANTED = ("bicycle", "person", "sign", "light", "pole")
 
 
 def show(axes, pictures, title, outlines=None):
@@ -41,14 +41,15 @@ def main():
     corners = mine_crops(labels, rare, CROP, chance=1.0, generator=generator)
     class_mixed = class_mix(below, below_labels, source=(images, labels), generator=generator)
     class_weight = torch.tensor([float(name in WANTED) for name in streets.classes])
-    rider_and_bicycle = (streets.classes.index("rider"), streets.classes.index("bicycle"))
+    rider, bicycle = (streets.classes.index(name) for name in ("rider", "bicycle"))
     pasted = paste_classes(
         below,
         below_labels,
         class_weight,
         source=(images, labels),
-        groups=[rider_and_bicycle],
-        min_pixels=150,
+        companions={bicycle: [rider]},
+        min_class_pixels=150,
+        min_pixels=100,
         generator=generator,
     )
 

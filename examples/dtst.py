@@ -41,10 +41,10 @@ from selftrain_seg.store import StoredRound
 from selftrain_seg.teachers import DynamicTeacher
 from selftrain_seg.views import StrongSettings, WeakStrongViews, replay
 
-TRAVEL_TOGETHER = (
-    ("rider", "bicycle", "motorcycle"),
-    ("pole", "light", "sign", "traffic light", "traffic sign"),
-)
+BRINGS = {
+    **dict.fromkeys(("bicycle", "motorcycle"), "rider"),
+    **dict.fromkeys(("light", "sign", "traffic light", "traffic sign"), "pole"),
+}
 
 
 def take_snapshot(
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--upper", type=float, default=0.8, help="share of its class's peak a pixel must reach")
     parser.add_argument("--negative", type=float, default=0.5, help="weight of negative learning; 0 for none")
     parser.add_argument("--tail-share", type=float, default=0.03, help="of labelled pixels, below which to paste")
-    parser.add_argument("--pastes", type=int, default=1, help="regions pasted into each image")
+    parser.add_argument("--pastes", type=int, default=1, help="classes pasted into each image")
     parser.add_argument("--paste-pixels", type=int, default=20, help="that a pasted region must have")
     args = parser.parse_args()
     if args.init is None or args.data == "voc":
@@ -165,7 +165,11 @@ def main() -> None:
     run = Run(args)
     data = open_data(args, run, source_free=True)
     classes = data.label_map.classes
-    groups = [[label for label, name in enumerate(classes) if name in names] for names in TRAVEL_TOGETHER]
+    companions = {
+        classes.index(name): [classes.index(other)]
+        for name, other in BRINGS.items()
+        if name in classes and other in classes
+    }
     torch.manual_seed(args.seed)
     net = build(args, len(classes)).to(run.device)
     look_at_masks(data, run)
@@ -210,7 +214,13 @@ def main() -> None:
             pasted = torch.zeros_like(labels, dtype=torch.bool)
             for _ in range(args.pastes):
                 weak, labels, _, region = paste_classes(
-                    weak, labels, wanted, source=source, groups=groups, min_pixels=args.paste_pixels
+                    weak,
+                    labels,
+                    wanted,
+                    source=source,
+                    companions=companions,
+                    min_class_pixels=5 * args.paste_pixels // 2,
+                    min_pixels=args.paste_pixels,
                 )
                 pasted |= region
             probs = probs.masked_fill(pasted[:, None], 1.0)  # there the teacher saw something else
@@ -223,8 +233,10 @@ def main() -> None:
                 if args.negative:
                     total = negative_loss(logits, probs, loss_weight=args.negative, reduction="sum")
                     loss = positive + run.mean(total, (probs <= 1 / len(classes)).sum())
+            if part == 0:
+                teacher.observe(images, net)  # before the student learns from it
             run.learn(loss, optimizer, schedule)
-        teacher.observe(images, net)
+        teacher.update(net)
         run.scalars(
             step,
             loss=positive,

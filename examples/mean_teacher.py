@@ -115,9 +115,11 @@ def main() -> None:
                 # Divided by all pixels, as published: the fewer have labels, the less these count.
                 target_loss = cross_entropy(logits, mixed.labels, pixel_weight=mixed.pixel_weight, normalize="all")
             loss = source_loss + target_loss
+            if args.teacher == "dynamic" and part == 0:
+                teacher.observe(target_images, net)  # before the student learns from it
             run.learn(loss, optimizer, schedule)
         if args.teacher == "dynamic":
-            teacher.observe(target_images, net)
+            teacher.update(net)
         if step % 10 == 0:
             # Where something was pasted the student saw another image; NaN is not counted.
             agreement.update(teacher_logits.masked_fill(mixed.pasted[:, None], torch.nan), logits.detach())

@@ -11,6 +11,7 @@ from torch import Tensor
 from selftrain_seg._state import Stateful
 from selftrain_seg.confidence import SpatialPrior
 from selftrain_seg.mining import ReliabilityBank
+from selftrain_seg.restyle import ConfusionMatrix
 from selftrain_seg.selectors import (
     FlexMatchSelector,
     FreeMatchSelector,
@@ -21,7 +22,13 @@ from selftrain_seg.selectors import (
     select_hard,
 )
 from selftrain_seg.teachers import AgreementStatistics
-from selftrain_seg.thresholds import ClassBalancedThreshold, ConfidenceSketch, GlobalThreshold
+from selftrain_seg.thresholds import (
+    ClassAgreement,
+    ClassBalancedThreshold,
+    ConfidenceSketch,
+    GlobalThreshold,
+    PrecisionThreshold,
+)
 
 CLASSES, SIZE = 4, (6, 5)
 
@@ -63,6 +70,11 @@ KINDS = {
         lambda: SelectionStatistics(CLASSES), lambda m, z: m.update(select_hard(z, 0.5), z.roll(1, 3).argmax(1))
     ),
     "agreement": Kind(lambda: AgreementStatistics(CLASSES), lambda m, z: m.update(z, z.roll(1, 3))),
+    "agreement of classes": Kind(
+        lambda: ClassAgreement(CLASSES), lambda m, z: m.update(z.argmax(1), z.roll(1, 3).argmax(1))
+    ),
+    "precision": Kind(lambda: PrecisionThreshold(CLASSES), lambda m, z: m.update(z, z.roll(1, 3).argmax(1))),
+    "confusion": Kind(lambda: ConfusionMatrix(CLASSES), lambda m, z: m.update(z, z.roll(1, 3).argmax(1))),
     "freematch": Kind(lambda: FreeMatchSelector(CLASSES, momentum=0.5), _call),
     "flexmatch": Kind(lambda: FlexMatchSelector(CLASSES, threshold=0.5, momentum=0.5), _call),
     "softmatch": Kind(lambda: SoftMatchSelector(CLASSES, momentum=0.5), _call),

@@ -49,6 +49,21 @@ for place in ("clinic_a/images/1.JPG", "clinic_a/masks/1.png", "clinic_b/1.tif")
     Path(place).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(numpy.zeros((80, 100), numpy.uint8)).save(place)
 """,
+    "docs/settings.md": """
+import numpy
+from PIL import Image
+from pathlib import Path
+from selftrain_seg.datasets import SyntheticStreets
+SyntheticStreets(length=3).export("data/Cityscapes", "cityscapes")
+names = [f"source/source_{number:06}_000000" for number in range(3)]
+Path("8_labeled_0.txt").write_text(names[1])
+Path("8_unlabeled_0.txt").write_text(f"{names[2]}\\n{names[0]}\\n")
+for place, name in (("JPEGImages", "a.jpg"), ("JPEGImages", "b.jpg"), ("SegmentationClassAug", "a.png")):
+    Path("data/VOC2012", place).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(numpy.zeros((8, 9), numpy.uint8)).save(f"data/VOC2012/{place}/{name}")
+Path("106_labeled_0.txt").write_text("a")
+Path("106_unlabeled_0.txt").write_text("b")
+""",
     "docs/api/store.md": """
 import torch
 from torch.utils.data import StackDataset

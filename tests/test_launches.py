@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 
-from selftrain_seg import confidence, losses, mining, selectors, teachers, views
+from selftrain_seg import confidence, losses, mining, restyle, selectors, teachers, views
 from tests.launches import GPU, HostWaits, launched
 
 B, C, H, W = 2, 19, 128, 256
@@ -39,7 +39,7 @@ def class_weight():
     return torch.empty(C, device=GPU)
 
 
-GROUPS = {"groups": [(12, 17, 18)], "protected": (5, 6, 7)}
+BROUGHT = {"companions": {17: [12], 18: [12], 6: [5]}, "protected": (5, 6, 7)}
 COUNTED = {"fallback": numbers(3), "image_counts": numbers(B, C)}
 
 
@@ -113,10 +113,10 @@ TABLE = {
     "class_mix, weights": (11, lambda: (partial(mining.class_mix, pixel_weight=pixels()), images(), labels())),
     "mine_crops": (16, lambda: (mining.mine_crops, labels(), numbers(5), (64, 64))),
     "mine_crops, counted": (17, lambda: (partial(mining.mine_crops, **COUNTED), labels(), numbers(5), (64, 64))),
-    "paste_classes": (67, lambda: (mining.paste_classes, images(), labels(), class_weight())),
-    "paste_classes, groups": (
-        79,
-        lambda: (partial(mining.paste_classes, **GROUPS), images(), labels(), class_weight()),
+    "paste_classes": (99, lambda: (mining.paste_classes, images(), labels(), class_weight())),
+    "paste_classes, companions": (
+        111,
+        lambda: (partial(mining.paste_classes, **BROUGHT), images(), labels(), class_weight()),
     ),
     "ReliabilityBank.update": (
         53,
@@ -129,6 +129,11 @@ TABLE = {
     "SpatialPrior.update": (33, lambda: (confidence.SpatialPrior(C, (64, 128), sigma_px=4.0).to(GPU).update, labels())),
     "select_fixed, weighed": (12, lambda: (partial(selectors.select_fixed, weigh_by="image"), logits())),
     "AgreementStatistics.update": (39, lambda: (teachers.AgreementStatistics(C).to(GPU).update, logits(), logits())),
+    "flip_agreement": (14, lambda: (teachers.flip_agreement, network, images())),
+    "ConfusionMatrix.update": (15, lambda: (restyle.ConfusionMatrix(C).to(GPU).update, logits(), labels())),
+    "match_moments": (54, lambda: (restyle.match_moments, images(), images())),
+    "match_moments, Lab": (121, lambda: (partial(restyle.match_moments, space="lab"), images(), images())),
+    "swap_amplitudes": (47, lambda: (partial(restyle.swap_amplitudes, beta=0.05), images(), images())),
     "focal_class_weight": (3, lambda: (losses.focal_class_weight, class_numbers())),
     "replay": (132, lambda: (views.replay, logits(), view())),
     "replay, labels": (66, lambda: (views.replay, labels(), view())),

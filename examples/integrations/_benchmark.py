@@ -15,13 +15,14 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from _common.data import save_atomically, streets
+from _common.data import code_digest, save_atomically, streets
 from _common.model import SmallUNet
 from _common.train import train_source
 
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.datasets import SyntheticStreets
 
+CODE = code_digest(Path(__file__))  # what is kept for later runs was made by this very code
 CLASSES = SyntheticStreets.num_classes
 torch.set_num_threads(1)  # more are slower where cores are busy
 
@@ -29,12 +30,12 @@ torch.set_num_threads(1)  # more are slower where cores are busy
 def load(smoke: bool, cache: Path) -> tuple[TensorDataset, TensorDataset, TensorDataset]:
     """Source images with labels; target images, whose labels are only to be looked at for scores; validation images.
 
-    Images are float32 in [0, 1], labels int64. Drawn once, then kept in ``cache``.
+    Images are float32 in [0, 1], labels int64. Drawn once, then kept in ``cache``, until the code changes.
     """
     lengths = (16, 16, 8) if smoke else (500, 400, 150)
     splits = (("source", "train"), ("target", "train"), ("target", "val"))
     tensors = [
-        streets(domain, split, length, seed=0, cache=cache, device=torch.device("cpu")).tensors
+        streets(domain, split, length, seed=0, cache=cache / CODE, device=torch.device("cpu")).tensors
         for (domain, split), length in zip(splits, lengths, strict=True)
     ]
     source, target, val = (TensorDataset(images.float() / 255, labels.long()) for images, labels in tensors)
@@ -42,8 +43,8 @@ def load(smoke: bool, cache: Path) -> tuple[TensorDataset, TensorDataset, Tensor
 
 
 def source_network(source: TensorDataset, smoke: bool, cache: Path) -> nn.Module:
-    """Train a small U-Net on the source domain, once; then take it from ``cache``."""
-    path, network = cache / f"source-{len(source)}.pt", SmallUNet(CLASSES)
+    """Train a small U-Net on the source domain, once; then take it from ``cache``, until the code changes."""
+    path, network = cache / CODE / f"source-{len(source)}.pt", SmallUNet(CLASSES)
     if not path.exists():
         images, labels = source.tensors
         steps = 4 if smoke else 500

@@ -34,8 +34,9 @@ def fuse_views(
             ``selftrain_seg.as_logits`` finds them in. Used as it is: put it into ``eval()`` mode before. A network
             that takes certain sizes only needs ``selftrain_seg.pad_to_multiple``.
         images: (B, 3, H, W), floating point; any number of channels that the model takes.
-        scales: factors of height and width, above 0; sizes are rounded. IAST: (0.9, 1.0, 1.2) among others.
-        flip: whether each scale is also seen mirrored left to right.
+        scales: factors of height and width, above 0; sizes are rounded. CRST: (0.9, 1.0, 1.2), averaging
+            logits. IAST: five widths, 1,024 to 2,048 for Cityscapes, which is (0.5, 0.625, 0.75, 0.879, 1.0).
+        flip: whether each scale is also seen mirrored left to right. CRST: True, IAST: False.
         align_corners: how images and logits are resized bilinearly, as in ``torch.nn.functional.interpolate``.
             True is what many published segmentation networks were trained with.
 

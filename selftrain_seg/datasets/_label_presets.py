@@ -39,6 +39,12 @@ class Presets:
         Compute one confusion matrix over all C classes, then average the IoU of these: pixels of them that were
         predicted as another class stay wrong.
 
+        Two conventions are in use for pixels of terrain, truck and train in the truth, and numbers of one are not
+        comparable with those of the other. SAC and IAST count what is predicted there as wrong: take
+        ``LabelMap.cityscapes()``. CBST, CRST and DT-ST ignore these pixels, which gives higher numbers: take
+        ``LabelMap.cityscapes().ignoring("terrain", "truck", "train")``, or ``LabelMap.cityscapes(16)``. Predictions
+        of 16 classes are brought to 19 by :meth:`LabelMap.numbers_in`.
+
         Args:
             size: 16 or 13.
 

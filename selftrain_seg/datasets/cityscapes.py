@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from selftrain_seg._checks import check_choice
 from selftrain_seg.datasets._files import check_present, check_some, list_files, list_folders
 from selftrain_seg.datasets._folder import _Folder, checked
+from selftrain_seg.datasets._pairing import take
 from selftrain_seg.datasets.label_map import LabelMap
 
 __all__ = ["Cityscapes"]
@@ -35,6 +36,8 @@ class Cityscapes(_Folder):
         labels: True reads the label files. False needs none of them. A function, such as the reading method of a
             store of pseudo-labels, is given a name and returns its (H, W) integer labels, training classes
             already, in place of the files.
+        names: the images to take, all by default: a text file with a name in each line, such as the published lists
+            of labelled and unlabelled images of DST-CBC and DMT, a pattern such as ``"bonn/*"``, or a list.
         label_map: from ids to training classes; by default :meth:`LabelMap.cityscapes`, or for ``ids="train"``
             :meth:`LabelMap.bdd100k`.
         transforms: called with (image, labels), or with the image alone where ``labels=False``; any joint
@@ -46,10 +49,10 @@ class Cityscapes(_Folder):
 
     Raises:
         TypeError: ``labels`` is neither a bool nor callable, ``label_map`` is not a LabelMap.
-        FileNotFoundError: a folder is missing or has no images, or an image has no label file.
+        FileNotFoundError: a folder is missing or has no images, an image has no label file, or ``names`` is no file.
         ValueError: ``split``, ``mode`` or ``ids`` is none of those listed, or has no such split while
-            ``labels=True``; for a sample, naming the file: it is broken or of another kind, has an unknown id (train
-            ids have: 255), or labels and image differ in size.
+            ``labels=True``; a name is unknown; for a sample, naming the file: it is broken or of another kind, has an
+            unknown id (train ids have: 255), or labels and image differ in size.
         IndexError: an index past either end.
 
     Attributes:
@@ -85,6 +88,7 @@ class Cityscapes(_Folder):
         mode: Literal["fine", "coarse"] = "fine",
         ids: Literal["label", "train"] = "label",
         labels: bool | Callable[[str], Tensor] = True,
+        names: str | os.PathLike[str] | Sequence[str] | None = None,
         label_map: LabelMap | None = None,
         transforms: Callable[..., Any] | None = None,
     ) -> None:
@@ -104,6 +108,9 @@ class Cityscapes(_Folder):
         left_out: list[tuple[Path, str]] = []
         found = _files(images, "_leftImg8bit.png", left_out)
         check_some(found, images, "images, */*_leftImg8bit.png")
+        if names is not None:
+            everything, found = found, take(found, names)
+            left_out += [(path, "not in `names`") for name, path in everything.items() if name not in found]
         wanted = {name: masks / f"{name}{ending}" for name in found}
         if labels is True:
             there = _files(masks, ending)

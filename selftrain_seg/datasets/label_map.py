@@ -176,6 +176,65 @@ class LabelMap(Presets):
         wide = torch.where((wide < 0) | (wide >= self.num_classes), self.num_classes, wide)
         return colours[wide].movedim(-1, -3).contiguous()
 
+    def ignoring(self, *names: str) -> LabelMap:
+        """Leave classes out of the labels; all classes keep their number, name and colour.
+
+        Pixels of these classes become ``ignore_index``, so that they are neither learnt nor counted. The number of
+        classes stays C, as networks have C outputs.
+
+        Args:
+            names: of classes.
+
+        Returns:
+            Another map.
+
+        Raises:
+            ValueError: a name is no class.
+
+        Example:
+            >>> import torch
+            >>> from selftrain_seg.datasets import LabelMap
+            >>> truth = LabelMap.cityscapes().ignoring("terrain", "truck", "train")
+            >>> truth(torch.tensor([21, 22, 23])), truth.num_classes  # vegetation, terrain, sky
+            (tensor([  8, 255,  10]), 19)
+        """
+        left_out = {self._number(name, "names") for name in names}
+        ids, colours = (
+            {key: self.ignore_index if label in left_out else label for key, label in table.items()}
+            for table in (self.ids, self.colours)
+        )
+        return replace(self, ids=ids, colours=colours)  # type: ignore[arg-type]
+
+    def numbers_in(self, other: LabelMap) -> Tensor:
+        """Find the number that another map has for each class, by name.
+
+        So predictions in one numbering are compared with a truth in another.
+
+        Args:
+            other: a map with all classes of this one.
+
+        Returns:
+            (C,) int64, on the CPU.
+
+        Raises:
+            ValueError: ``other`` lacks a class.
+
+        Example:
+            >>> import torch
+            >>> from selftrain_seg.datasets import LabelMap
+            >>> numbers = LabelMap.cityscapes(16).numbers_in(LabelMap.cityscapes())
+            >>> numbers[torch.tensor([[8, 9, 15]])]  # vegetation, sky, bicycle
+            tensor([[ 8, 10, 18]])
+        """
+        return torch.tensor([other._number(name, "other") for name in self.classes])
+
+    def _number(self, name: str, argument: str) -> int:
+        if name not in self.classes:
+            raise ValueError(
+                f"`{argument}`: expected classes of {self}, got {name!r}; it has {', '.join(self.classes)}"
+            )
+        return self.classes.index(name)
+
     @classmethod
     def from_names(
         cls,

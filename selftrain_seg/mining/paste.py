@@ -1,8 +1,9 @@
-"""Copy-paste of small classes: one of their regions, enlarged, at another place of another image."""
+"""Copy-paste of small classes: their regions, enlarged, at other places of another image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -11,12 +12,14 @@ from torch import Tensor
 from selftrain_seg import _checks
 from selftrain_seg.mining.mixed import MixedBatch, blend, check_batch
 from selftrain_seg.ops.components import connected_components
-from selftrain_seg.ops.fitting import Axis, fit
+from selftrain_seg.ops.fitting import Places, fit, topmost
 from selftrain_seg.ops.numbers import integers, near
 from selftrain_seg.ops.random import check_generator
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["paste_classes"]
+
+_MOST_REGIONS = 255
 
 
 def paste_classes(
@@ -26,25 +29,28 @@ def paste_classes(
     *,
     pixel_weight: Tensor | None = None,
     source: tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None] | None = None,
-    groups: Sequence[Sequence[int]] = (),
+    companions: Mapping[int, Sequence[int]] | None = None,
     protected: Sequence[int] = (),
     scale: tuple[float, float] = (1.0, 2.5),
+    min_class_pixels: int = 50,
     min_pixels: int = 20,
+    most: int = 16,
     ignore_index: int = IGNORE_INDEX,
     generator: torch.Generator | None = None,
 ) -> MixedBatch:
-    """Paste one region of a small class into each image and its labels (the tail class copy-paste of DT-ST).
+    """Paste the regions of a small class into each image and its labels (the tail class copy-paste of DT-ST).
 
     For each image, from the source image with the same number:
 
-    1. a class c is drawn with probability ``∝ class_weight[c]`` among those with at least ``min_pixels`` pixels;
-    2. one of its regions is drawn uniformly: 8-connected, of at least ``min_pixels`` pixels of class c, together
-       with the pixels of the classes that travel with c where they touch;
-    3. it is enlarged by a factor drawn uniformly from ``scale``, less where it would not fit (image bilinearly,
-       label and weight by the nearest pixel), and put at a uniformly drawn place inside the image.
+    1. a class c is drawn with probability ``∝ class_weight[c]`` among those with at least ``min_class_pixels`` pixels;
+    2. its regions are found: 8-connected, of at least ``min_pixels`` pixels of class c, together with the pixels of
+       its ``companions`` where they touch;
+    3. each region is enlarged by a factor of its own, drawn uniformly from ``scale`` (image bilinearly, label and
+       weight by the nearest pixel), and put at a uniformly drawn place inside the image. One that does not fit into the
+       image is left out. Where regions overlap, the one that is further down in the source is on top.
 
-    Where an image's source has no such class, or the drawn class no such region, nothing is pasted. Call it again
-    for a second region. No host synchronisation on a GPU.
+    Where an image's source has no such class, or the drawn class no such region, nothing is pasted. No host
+    synchronisation on a GPU. Differs from DT-ST, which pastes any number of regions, in ``most``.
 
     Args:
         images: (B, D, H, W), any dtype: the images pasted onto; gradients flow. Integer images are enlarged by the
@@ -57,11 +63,15 @@ def paste_classes(
         source: (images, labels) or (images, labels, pixel_weight) to paste from, of the same shapes and dtypes, such as
             images that a sampler chose, with the labels that ``ReliabilityBank.filter`` left. None takes the batch
             itself, shifted by one. Where only one side has weights, the other's are 1.
-        groups: classes that travel together, such as ``[(12, 17, 18)]``, rider with motorcycle and bicycle.
+        companions: for a class, those that it brings along, one way: ``{17: [12], 18: [12], 6: [5], 7: [5]}`` in DT-ST.
+            Motorcycles and bicycles bring their riders, lights and signs their poles; a rider or a pole comes alone.
         protected: labels that are never covered, such as those of classes that stand in front; ``ignore_index``
             among them keeps unlabelled pixels.
         scale: (low, high), above 0; (1, 2.5) in DT-ST.
+        min_class_pixels: at least 1; 50 in DT-ST.
         min_pixels: at least 1; 20 in DT-ST.
+        most: regions pasted into an image, from 1 to 255; of more, a run of so many in reading order that begins at a
+            uniformly drawn one, so that each is as likely as the others.
         ignore_index: the label that is no class, so that none of its pixels is pasted; neither are those with
             labels outside [0, C).
         generator: source of the random numbers, on the device of ``images``; None for torch's default one.
@@ -72,11 +82,13 @@ def paste_classes(
     Raises:
         TypeError: ``images`` is not a tensor, ``labels`` not an integer one, ``pixel_weight`` not a floating-point one,
             or those of ``source`` alike; ``class_weight`` is not a floating-point tensor; an end of ``scale`` is
-            not a number; ``min_pixels`` or a class in ``groups`` or ``protected`` is not an int.
+            not a number; ``min_class_pixels``, ``min_pixels``, ``most`` or a class in ``companions`` or ``protected``
+            is not an int; ``companions`` is no mapping.
         ValueError: ``images`` is not (B, D, H, W); ``labels`` or ``pixel_weight`` does not fit it or has no pixels;
             ``source`` is not two or three tensors of the same shapes and dtypes; ``class_weight`` is not (C,) with
-            C of at least 1; a class in ``groups`` is not in [0, C); ``scale`` is not (low, high) with
-            0 < low ≤ high < inf; ``min_pixels`` is below 1; a tensor or the generator is on another device.
+            C of at least 1; a class in ``companions`` is not in [0, C); ``scale`` is not (low, high) with
+            0 < low ≤ high ≤ 1e6; ``min_class_pixels`` or ``min_pixels`` is below 1, ``most`` outside [1, 255];
+            ``ignore_index`` is a class; a tensor or the generator is on another device.
 
     References:
         Zhao et al., Towards Better Stability and Adaptability: Improve Online Self-Training for Model Adaptation
@@ -89,37 +101,43 @@ def paste_classes(
         >>> labels[1, 2:4, 3:5] = 1
         >>> images = labels[:, None].float()
         >>> tail = torch.tensor([0.0, 1.0])
-        >>> mixed = paste_classes(images, labels, tail, scale=(2, 2), min_pixels=4)
+        >>> mixed = paste_classes(images, labels, tail, scale=(2, 2), min_class_pixels=4, min_pixels=4)
         >>> mixed.labels.sum((1, 2)), mixed.pasted.sum((1, 2))  # 2 × 2 pixels enlarged to 4 × 4
         (tensor([16,  4]), tensor([16,  0]))
     """
     others = check_batch(images, labels, pixel_weight, source)
     _check_class_weight(class_weight)
+    _checks.check_ignore_index(ignore_index, len(class_weight))
     class_weight = near(class_weight.detach(), images)
-    _check_groups(groups, len(class_weight))
+    _check_companions(companions, len(class_weight))
     for label in protected:
         _checks.check_count(label, "protected", minimum=-(2**63))
     low, high = _check_scale(scale)
+    _checks.check_count(min_class_pixels, "min_class_pixels")
     _checks.check_count(min_pixels, "min_pixels")
+    _checks.check_count(most, "most")
+    if most > _MOST_REGIONS:
+        raise ValueError(f"`most`: expected at most {_MOST_REGIONS}, got {most}")
     check_generator(generator, images)
 
-    draws = torch.rand(len(images), 5, generator=generator, dtype=torch.float64, device=images.device)
+    draws = torch.rand(len(images), 2 + 3 * most, generator=generator, dtype=torch.float64, device=images.device)
     classes = others[1].long()
     outside = (classes < 0) | (classes >= len(class_weight)) | (classes == ignore_index)
     classes = torch.where(outside, len(class_weight), classes)
-    drawn = _draw_class(classes, class_weight, min_pixels, draws[:, 0])
-    company = _company(classes, drawn, groups, len(class_weight))
-    region = _draw_region(classes, drawn, company, min_pixels, draws[:, 1])
-    factor = low + (high - low) * draws[:, 2]
-    rows, columns = fit(region, factor, draws[:, 3:])
+    drawn = _draw_class(classes, class_weight, min_class_pixels, draws[:, 0])
+    company = _company(classes, drawn, companions or {}, len(class_weight))
+    numbers = _number_regions(classes, drawn, company, min_pixels, most, draws[:, 1])
+    factor = low + (high - low) * draws[:, 2 : 2 + most]
+    places = fit(numbers, factor, draws[:, 2 + most :].reshape(len(images), most, 2))
+    top = topmost(numbers, places)
 
+    origins = _origins(top, places)
     moved = (
-        _enlarge(others[0], rows, columns),
-        _take(others[1], rows.nearest, columns.nearest),
-        None if others[2] is None else _take(others[2], rows.nearest, columns.nearest),
+        _enlarge(others[0], origins),
+        _take(others[1], origins.nearest),
+        None if others[2] is None else _take(others[2], origins.nearest),
     )
-    pasted = _take(region, rows.nearest, columns.nearest)
-    pasted = pasted & rows.inside[:, :, None] & columns.inside[:, None, :]
+    pasted = top > 0
     if protected:
         kept = integers([int(label) for label in protected], labels.device)
         pasted = pasted & (labels[:, None] != kept[:, None, None]).all(1)
@@ -137,10 +155,10 @@ def _draw_class(classes: Tensor, class_weight: Tensor, min_pixels: int, chance: 
     return torch.where(sums[:, -1] > 0, drawn, len(class_weight) + 1)
 
 
-def _company(classes: Tensor, drawn: Tensor, groups: Sequence[Sequence[int]], num_classes: int) -> Tensor:
-    """(B, H, W) bool: the drawn class and those that travel with it."""
+def _company(classes: Tensor, drawn: Tensor, companions: Mapping[int, Sequence[int]], num_classes: int) -> Tensor:
+    """(B, H, W) bool: the drawn class and those that it brings along."""
     own = classes == rearrange(drawn, "b -> b 1 1")
-    pairs = {(int(one), int(other)) for group in groups for one in group for other in group if one != other}
+    pairs = {(int(one), int(other)) for one, others in companions.items() for other in others}
     if not pairs:
         return own
     # A row for each class, and one for none, with an entry for each class and for pixels without one.
@@ -151,47 +169,76 @@ def _company(classes: Tensor, drawn: Tensor, groups: Sequence[Sequence[int]], nu
     return own | rows.gather(1, classes.flatten(1)).view(classes.shape)
 
 
-def _draw_region(classes: Tensor, drawn: Tensor, company: Tensor, min_pixels: int, chance: Tensor) -> Tensor:
-    """(B, H, W) bool: a component of the drawn class and its company, empty where there is none."""
+def _number_regions(
+    classes: Tensor, drawn: Tensor, company: Tensor, min_pixels: int, most: int, chance: Tensor
+) -> Tensor:
+    """(B, H, W) uint8: the components of the drawn class and its company, from 1 to ``most``; 0 elsewhere."""
     roots = connected_components(company).flatten(1)
     own = (classes == rearrange(drawn, "b -> b 1 1")).flatten(1)
     sizes = torch.zeros_like(roots, dtype=torch.int32).scatter_add_(1, roots, own.int())
-    rank = (sizes >= min_pixels).cumsum(1)
-    wanted = (chance * rank[:, -1]).floor().long()
-    root = (rank <= wanted[:, None]).sum(1)  # past the end where there is none
-    return (roots == root[:, None]).view(classes.shape) & company
+    large = sizes >= min_pixels
+    rank = large.cumsum(1)
+    count = rank[:, -1:]
+    first = torch.where(count > most, (chance[:, None] * count).floor().long(), 0)
+    number = (rank - 1 - first).remainder(count.clamp(min=1)) + 1
+    number = torch.where(large & (number <= most), number, 0).to(torch.uint8)
+    return torch.where(company, number.gather(1, roots).view(classes.shape), 0)
 
 
-def _take(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(B, H, W) maps, or (B, D, H, W) images, at the rows and columns of each image."""
-    return _at(_at(maps, rows, -2), columns, -1)
+class _Origins(NamedTuple):
+    """Where the pixels of an image come from, as the region on top has it; where there is none, any."""
+
+    nearest: Tensor  # (B, H · W) int64 numbers of pixels
+    around: Tensor  # (B, 2, 2, H · W) int64, those whose centres are next above and below, left and right
+    down: Tensor  # (B, H · W) float64, how far from the upper to the lower
+    right: Tensor
 
 
-def _at(maps: Tensor, places: Tensor, dim: int) -> Tensor:
-    """At the rows (``dim`` -2) or columns (-1) of each image."""
-    shape = [1] * maps.ndim
-    shape[0], shape[dim] = places.shape
-    return maps.gather(dim, places.view(shape).expand(maps.shape))
+def _origins(top: Tensor, places: Places) -> _Origins:
+    height, width = top.shape[1:]
+    region = top.long().sub_(1).clamp_(min=0) * (height + width)
+    rows = (region + torch.arange(height, device=top.device)[:, None]).flatten(1)
+    columns = region.add_(torch.arange(height, height + width, device=top.device)).flatten(1)
+    where, share = places.where.transpose(1, 2).flatten(2), places.share.flatten(1)
+    above, left = (where.gather(2, at[:, None].expand(-1, 3, -1)) for at in (rows, columns))
+    above = above * width
+    around = above[:, 1:, None] + left[:, None, 1:]
+    return _Origins(above[:, 0] + left[:, 0], around, share.gather(1, rows), share.gather(1, columns))
 
 
-def _enlarge(images: Tensor, rows: Axis, columns: Axis) -> Tensor:
+def _take(maps: Tensor, pixels: Tensor) -> Tensor:
+    """(B, H, W) maps, or (B, D, H, W) images, at the pixels of each image."""
+    if maps.ndim == 3:
+        return maps.flatten(1).gather(1, pixels).view(maps.shape)
+    return _at(maps, pixels).view(maps.shape)
+
+
+def _at(images: Tensor, pixels: Tensor) -> Tensor:
+    """(B, D, N) of the N pixels."""
+    return images.flatten(2).gather(2, pixels[:, None].expand(-1, images.shape[1], -1))
+
+
+def _enlarge(images: Tensor, origins: _Origins) -> Tensor:
     if not images.is_floating_point():
-        return _take(images, rows.nearest, columns.nearest)
-    down = rows.share.to(images.dtype)[:, None, :, None]
-    right = columns.share.to(images.dtype)[:, None, None, :]
-    upper, lower = (
-        _at(line, columns.before, -1).lerp(_at(line, columns.after, -1), right)
-        for line in (_at(images, rows.before, -2), _at(images, rows.after, -2))
-    )
-    return upper.lerp(lower, down)
+        return _take(images, origins.nearest)
+    down, right = (share.to(images.dtype)[:, None, :] for share in (origins.down, origins.right))
+    corners = _at(images, origins.around.flatten(1)).view(*images.shape[:2], 2, 2, origins.nearest.shape[1])
+    left, behind = corners.unbind(3)
+    upper, lower = left.lerp(behind, right[:, :, None]).unbind(2)
+    out: Tensor = upper.lerp(lower, down).view(images.shape)
+    return out
 
 
-def _check_groups(groups: Sequence[Sequence[int]], num_classes: int) -> None:
-    for group in groups:
-        for label in group:
-            _checks.check_count(label, "groups", minimum=0)
-            if label >= num_classes:
-                raise ValueError(f"`groups`: expected classes in [0, {num_classes}), got {label}")
+def _check_companions(companions: Mapping[int, Sequence[int]] | None, num_classes: int) -> None:
+    if companions is not None and not isinstance(companions, Mapping):
+        raise TypeError(f"`companions`: expected a mapping of classes to classes, got {type(companions).__name__}")
+    for label, others in (companions or {}).items():
+        if not isinstance(others, Sequence):
+            raise TypeError(f"`companions[{label}]`: expected a list of classes, got {type(others).__name__}")
+        for each in (label, *others):
+            _checks.check_count(each, "companions", minimum=0)
+            if each >= num_classes:
+                raise ValueError(f"`companions`: expected classes in [0, {num_classes}), got {each}")
 
 
 def _check_class_weight(class_weight: Tensor) -> None:

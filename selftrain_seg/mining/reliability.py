@@ -26,13 +26,14 @@ class ReliabilityBank(Stateful):
 
         ``iou[i, c] = |prev_i = c and now_i = c| / |prev_i = c or now_i = c|``
 
-    is taken between its labels of the previous snapshot and the current ones; pixels without a label belong to no
-    class. ``m_c`` is the median of iou[·, c] over the images where it is positive (the mean of the two middle
-    values where their number is even). Class c of image i is a **candidate** when ``iou[i, c] ≥ m_c`` and positive.
-    After an image's first snapshot there is nothing to compare yet: then c is a candidate when its mean confidence
-    is positive and at or above the class's median over the images that show it. Candidates feed
-    :class:`ClassBalancedSampler` and :func:`paste_classes`; :meth:`filter` turns all other regions into
-    ``ignore_index``.
+    is taken between its labels of the previous snapshot and the current ones. Pixels that had no label in the previous
+    one are left out; those that have none any more count as changed. DT-ST compares the network's labels of *all*
+    pixels (``top_confidence(logits).labels``), not the selected ones: how steady the network is and how sure it is
+    are two questions. ``m_c`` is the median of iou[·, c] over the images where it is positive. Class c of image i is a
+    **candidate** when ``iou[i, c] ≥ m_c`` and positive. After an image's first snapshot there is nothing to compare
+    yet: then c is a candidate when its mean confidence is positive and at or above the class's median over the images
+    that show it. Candidates feed :class:`ClassBalancedSampler` and :func:`paste_classes`; :meth:`filter` turns all
+    other regions into ``ignore_index``.
 
     Use: ``if bank.due(step)``, label every image once, in any batches, with ``bank.update(…)``, then
     ``bank.refresh(step)``.
@@ -43,6 +44,9 @@ class ReliabilityBank(Stateful):
         size: (h, w) at which labels are kept, as uint8 on the CPU, h·w bytes an image; larger labels are
             subsampled (nearest). None keeps none: hand the previous labels to :meth:`update`, from disk.
         every_steps: training steps between snapshots; 3000 in DT-ST.
+        median: of n values, ascending and counted from 0: "midpoint", the mean of the two in the middle where n is
+            even; or "rounded", number n/2 rounded, halves to the even number, as the published code of DT-ST has it:
+            up to half a place higher, which matters where few images show a class.
         ignore_index: label of the pixels that belong to no class; outside [0, C).
 
     Attributes:
@@ -105,12 +109,14 @@ class ReliabilityBank(Stateful):
         size: tuple[int, int] | None = None,
         *,
         every_steps: int = 3000,
+        median: str = "midpoint",
         ignore_index: int = IGNORE_INDEX,
     ) -> None:
         super().__init__()
         _checks.check_count(num_images, "num_images")
         _checks.check_count(num_classes, "num_classes")
         _checks.check_count(every_steps, "every_steps")
+        _checks.check_choice(median, "median", ("midpoint", "rounded"))
         _checks.check_ignore_index(ignore_index, num_classes)
         shape = (0, 0, 0)
         if size is not None:
@@ -119,7 +125,7 @@ class ReliabilityBank(Stateful):
                 raise ValueError(f"`num_classes`: expected at most {_MAX_CLASSES} to be kept, got {num_classes}")
             shape = (num_images, *size)
         self.num_images, self.num_classes, self.size = num_images, num_classes, size
-        self.every_steps, self.ignore_index = every_steps, ignore_index
+        self.every_steps, self.median, self.ignore_index = every_steps, median, ignore_index
         table = (num_images, num_classes)
         self.add_state("iou", torch.zeros(table))
         self.add_state("confidence", torch.zeros(table))
@@ -135,7 +141,7 @@ class ReliabilityBank(Stateful):
     def extra_repr(self) -> str:  # noqa: D102
         return (
             f"num_images={self.num_images}, num_classes={self.num_classes}, size={self.size}, "
-            f"every_steps={self.every_steps}, ignore_index={self.ignore_index}"
+            f"every_steps={self.every_steps}, median={self.median!r}, ignore_index={self.ignore_index}"
         )
 
     def due(self, step: int) -> bool:
@@ -164,7 +170,8 @@ class ReliabilityBank(Stateful):
 
         Args:
             indices: (B,), integer in [0, N): which images.
-            labels: (B, H, W), integer: what the network says now. Values outside [0, C) belong to no class.
+            labels: (B, H, W), integer: what the network says now, of all pixels as published, or of those it is sure
+                of. Values outside [0, C) belong to no class.
             confidence: (B, H, W), floating point in [0, 1]; None leaves classes of images that cannot be compared
                 without candidates. NaN counts 0.
             previous: (B, H, W), integer: the labels of the previous snapshot, where they are not kept here; None
@@ -236,7 +243,7 @@ class ReliabilityBank(Stateful):
                 " would be due far too late; `reset` begins anew"
             )
         self._join_ranks()
-        by_iou, by_confidence = _at_or_above_median(self.iou), _at_or_above_median(self.confidence)
+        by_iou, by_confidence = (_at_or_above_median(each, self.median) for each in (self.iou, self.confidence))
         self.candidates.copy_(torch.where(self.compared[:, None], by_iou, by_confidence))
         self.fresh.zero_()
         self.last_step.fill_(step)
@@ -279,11 +286,11 @@ class ReliabilityBank(Stateful):
         return torch.where(outside, self.num_classes, wide)
 
     def _iou(self, now: Tensor, before: Tensor) -> Tensor:
-        """(B, C), from the counts of all pairs of classes; 0 where the class is in neither."""
+        """(B, C), of the pixels that had a class, from the counts of all pairs; 0 where the class is in neither."""
         width = self.num_classes + 2
         pairs = label_sums(now, self.num_classes, before=before).view(-1, width, width)
         both = pairs.diagonal(dim1=1, dim2=2)
-        either = pairs.sum(1) + pairs.sum(2) - both
+        either = pairs[:, 1:-1].sum(1) + pairs.sum(2) - both  # now, before
         return self._of_classes(both.double() / either.clamp(min=1))
 
     def _mean_confidence(self, now: Tensor, confidence: Tensor | None) -> Tensor:
@@ -312,11 +319,13 @@ class ReliabilityBank(Stateful):
         return torch.where(rows < 0, self.num_images, rows)
 
 
-def _at_or_above_median(values: Tensor) -> Tensor:
+def _at_or_above_median(values: Tensor, median: str) -> Tensor:
     """(N, C) bool: positive, and at or above the median of the column's positive values."""
     counted = values > 0
     ordered = torch.where(counted, values, torch.inf).sort(dim=0).values
     number = counted.sum(0, keepdim=True)
+    if median == "rounded":
+        return counted & (values >= ordered.gather(0, (number / 2).round().long().clamp(max=len(values) - 1)))
     low = ordered.gather(0, ((number - 1) // 2).clamp(min=0))
     high = ordered.gather(0, (number // 2).clamp(max=len(values) - 1))
     return counted & (values >= (low.double() + high.double()) / 2)

@@ -1,4 +1,4 @@
-"""Where the pixels of a box come from when it is enlarged and put at another place."""
+"""Where the pixels of enlarged regions come from, and which region lies on top."""
 
 from __future__ import annotations
 
@@ -10,55 +10,71 @@ from torch import Tensor
 from selftrain_seg.ops._library import operator
 
 
-class Axis(NamedTuple):
-    """Where the pixels of one axis of the result come from; of n pixels."""
+class Places(NamedTuple):
+    """Where the pixels of an image come from, for each of K enlarged regions; rows first, then columns."""
 
-    nearest: Tensor  # (B, n) int64, the pixel that covers it
-    before: Tensor  # (B, n) int64, the pixel whose centre is next before its own
-    after: Tensor  # (B, n) int64, the one behind that
-    inside: Tensor  # (B, n) bool, whether the pixel lies in the enlarged box
-    share: Tensor  # (B, n) float64, how far from the centre of ``before`` to that of ``after``
+    where: (
+        Tensor  # (B, K, 3, H + W) int64: the pixel that covers it; the one whose centre is next before; the one behind
+    )
+    inside: Tensor  # (B, K, H + W) bool, whether it lies in the enlarged box
+    share: Tensor  # (B, K, H + W) float64, how far from the centre of the second to that of the third
 
 
-def fit(region: Tensor, factor: Tensor, chance: Tensor) -> tuple[Axis, Axis]:
-    """Enlarge the box of a region as far as the image allows, and put it at a random place in it.
+def fit(numbers: Tensor, factor: Tensor, chance: Tensor) -> Places:
+    """Enlarge the boxes of regions, and put each at a random place in the image; those that do not fit in are nowhere.
 
     Args:
-        region: (B, H, W) bool; without pixels, any box.
-        factor: (B,) float64, above 0: of both sides, which are rounded.
-        chance: (B, 2) float64 in [0, 1): choose the row and the column.
+        numbers: (B, H, W) uint8: of the region, from 1 to K; 0 for none.
+        factor: (B, K) float64, above 0: of both sides, which are rounded.
+        chance: (B, K, 2) float64 in [0, 1): choose the row and the column.
 
     Returns:
-        The rows and the columns.
+        The places; those of a number that no pixel has are any.
     """
-    height = region.shape[1]
-    tables = _fit(region.any(2), region.any(1), factor, chance)
-    parts = (*tables[0].unbind(1), *tables[1:])
-    return Axis(*(part[:, :height] for part in parts)), Axis(*(part[:, height:] for part in parts))
+    (batch, height, width), regions = numbers.shape, factor.shape[1]
+    shown = []
+    for side, pixels in ((height, (-1, 1)), (width, (1, -1))):
+        place = torch.arange(side, device=numbers.device).view(pixels)
+        any_of = torch.zeros(batch, (regions + 1) * side, dtype=torch.bool, device=numbers.device)
+        any_of.scatter_(1, (numbers.long() * side + place).flatten(1), True)
+        shown.append(any_of.view(batch, regions + 1, side)[:, 1:].flatten(0, 1))
+    tables = _fit(*shown, factor.flatten(), chance.flatten(0, 1))
+    return Places(*(table.unflatten(0, (batch, regions)) for table in tables))
+
+
+def topmost(numbers: Tensor, places: Places) -> Tensor:
+    """Lay the enlarged regions over one another.
+
+    Args:
+        numbers: as for ``fit``.
+        places: from it.
+
+    Returns:
+        (B, H, W) uint8: the greatest number among the regions that cover a pixel; 0 for none.
+    """
+    top: Tensor = _topmost(numbers, places.where, places.inside)
+    return top
 
 
 def _anywhere(rows: Tensor, columns: Tensor, factor: Tensor, chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    starts, lengths = [], []
+    axes, sizes, fits = [], [], torch.ones_like(rows[:, 0])
     for shown in (rows, columns):
-        pixels = torch.arange(shown.shape[1], device=shown.device)
-        first = torch.where(shown, pixels, shown.shape[1] - 1).amin(1)
+        side, pixels = shown.shape[1], torch.arange(shown.shape[1], device=shown.device)
+        first = torch.where(shown, pixels, side - 1).amin(1)
         last = torch.where(shown, pixels, 0).amax(1)
-        starts.append(first)
-        lengths.append((last - first + 1).clamp(min=1))
-    sides = rows.shape[1], columns.shape[1]
-    for side, length in zip(sides, lengths, strict=True):
-        factor = torch.minimum(factor, length.double().reciprocal() * side)
-    axes = []
-    for axis, side in enumerate(sides):
-        size = (lengths[axis] * factor).round().long().clamp(1, side)
+        length = (last - first + 1).clamp(min=1)
+        size = (length * factor).round().long().clamp(min=1)
+        fits = fits & (size <= side)
+        sizes.append((first, length, size.clamp(max=side), side))
+    for axis, (first, length, size, side) in enumerate(sizes):
         place = (chance[:, axis] * (side - size + 1)).floor().long()
-        axes.append(_axis(starts[axis], lengths[axis], size, place, side))
+        axes.append(_axis(first, length, size, place, side))
     where, inside, share = (torch.cat(parts, dim=-1) for parts in zip(*axes, strict=True))
-    return where, inside, share
+    return where, inside & fits[:, None], share
 
 
 def _axis(start: Tensor, length: Tensor, size: Tensor, place: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, 3, n): nearest, before and after; (B, n) inside, share."""
+    """(N, 3, n): nearest, before and after; (N, n) inside, share."""
     step = torch.arange(side, device=start.device) - place[:, None]
     start, length, size = start[:, None], length[:, None], size[:, None]
     inside = (step >= 0) & (step < size)
@@ -71,17 +87,60 @@ def _axis(start: Tensor, length: Tensor, size: Tensor, place: Tensor, side: int)
 
 
 def _fake(rows: Tensor, columns: Tensor, factor: Tensor, chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    batch, total = rows.shape[0], rows.shape[1] + columns.shape[1]
+    number, total = rows.shape[0], rows.shape[1] + columns.shape[1]
     return (
-        rows.new_empty((batch, 3, total), dtype=torch.int64),
-        rows.new_empty((batch, total)),
-        rows.new_empty((batch, total), dtype=torch.float64),
+        rows.new_empty((number, 3, total), dtype=torch.int64),
+        rows.new_empty((number, total)),
+        rows.new_empty((number, total), dtype=torch.float64),
     )
+
+
+def _topmost_anywhere(numbers: Tensor, where: Tensor, inside: Tensor) -> Tensor:
+    height = numbers.shape[1]
+    top = torch.zeros_like(numbers)
+    for number in range(1, where.shape[1] + 1):
+        places, within = where[:, number - 1, 0], inside[:, number - 1]
+        rows, columns = places[:, :height], places[:, height:]
+        in_rows, in_columns = within[:, :height], within[:, height:]
+        shown = numbers.gather(1, rows[:, :, None].expand(numbers.shape))
+        shown = shown.gather(2, columns[:, None, :].expand(numbers.shape))
+        top.masked_fill_((shown == number) & in_rows[:, :, None] & in_columns[:, None, :], number)
+    return top
+
+
+def _topmost_on_cpu(numbers: Tensor, where: Tensor, inside: Tensor) -> Tensor:
+    """Box by box."""
+    height = numbers.shape[1]
+    top = torch.zeros_like(numbers, memory_format=torch.contiguous_format)
+    for image, out, places, within in zip(numbers, top, where[:, :, 0], inside, strict=True):
+        for number in range(1, int(image.max()) + 1):
+            place, covered = places[number - 1], within[number - 1]
+            (first_row, rows), (first_column, columns) = _run(covered[:height]), _run(covered[height:])
+            box = slice(first_row, first_row + rows), slice(first_column, first_column + columns)
+            shown = image.index_select(0, place[:height][box[0]]).index_select(1, place[height:][box[1]])
+            out[box].masked_fill_(shown == number, number)
+    return top
+
+
+def _run(covered: Tensor) -> tuple[int, int]:
+    """Where the run of True begins, and how long it is."""
+    return int(covered.int().argmax()), int(covered.sum())
+
+
+def _topmost_fake(numbers: Tensor, where: Tensor, inside: Tensor) -> Tensor:
+    return torch.empty_like(numbers, memory_format=torch.contiguous_format)
 
 
 _fit = operator(
     "fit(Tensor rows, Tensor columns, Tensor factor, Tensor chance) -> (Tensor, Tensor, Tensor)",
     _anywhere,
     _fake,
+    kernel="launch_maps",
+)
+_topmost = operator(
+    "topmost(Tensor numbers, Tensor where, Tensor inside) -> Tensor",
+    _topmost_anywhere,
+    _topmost_fake,
+    cpu=_topmost_on_cpu,
     kernel="launch_maps",
 )

@@ -89,15 +89,15 @@ IAST_PORTIONS = PortionSchedule(0.2, 0.05, 0.3)
 GTA5_SOURCE_PORTIONS = PortionSchedule(0.03, 0.0025, 0.06)
 """Share of the GTA5 images CBST and CRST train on, see ``source_subset``."""
 SYNTHIA_SOURCE_PORTIONS = PortionSchedule(0.02, 0.0025, 0.06)
-"""Share of the SYNTHIA images CBST and CRST train on, see ``source_subset``."""
+"""Share of the SYNTHIA images CBST trains on, see ``source_subset``."""
 
 
 def source_subset(num_images: int, portion: float, *, seed: int = 0, redraw: int | None = None) -> Tensor:
     """Draw the source images of a round.
 
-    The first ``round(portion · num_images)`` of a random order, at least one. With the same seed the order is the
-    same, so a larger portion contains a smaller one (cumulative, as in CBST); with ``redraw`` set to the round's
-    number each round has an order of its own (as in CRST).
+    The first ``round(portion · num_images)`` of a random order, at least one; CBST and CRST round down. With the same
+    seed the order is the same, so a larger portion contains a smaller one: the images accumulate, as in CBST. With
+    ``redraw`` set to the round's number each round has an order of its own, as in CRST.
 
     Args:
         num_images: size of the source set, at least 1.

@@ -12,6 +12,7 @@ import torch
 from torchvision import datasets as theirs
 
 from selftrain_seg.datasets import LabelMap, SyntheticStreets
+from tests.oracles import labels as oracle
 
 DTYPES = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64)
 
@@ -146,6 +147,64 @@ class TestSubset:
             LabelMap.streets().synthia_subset(13)  # 13 classes, but not those
         with pytest.raises(ValueError, match="`size`: expected 16 or 13, got 19"):
             LabelMap.cityscapes().synthia_subset(19)
+
+
+class TestConventionsOfSynthia:
+    """Whether terrain, truck and train in the truth are wrong whatever is predicted there, or ignored."""
+
+    NOT_THERE = ("terrain", "truck", "train")
+
+    @pytest.mark.parametrize("size", [16, 13])
+    @pytest.mark.parametrize("outputs", [19, 16])
+    def test_both_by_names(self, outputs, size):
+        wide, narrow = LabelMap.cityscapes(), LabelMap.cityscapes(outputs)
+        rng = np.random.default_rng(size)
+        names = rng.choice([*wide.classes, "void"], (40, 50), p=[0.05] * 20)
+        ids = {name: next(i for i, c in wide.ids.items() if c == number) for number, name in enumerate(wide.classes)}
+        masks = torch.tensor([[ids.get(name, 0) for name in row] for row in names])
+        predicted = torch.from_numpy(rng.integers(0, outputs, names.shape))
+        right = torch.from_numpy(rng.random(names.shape) < 0.7) & (narrow(masks) != 255)
+        predicted = torch.where(right, narrow(masks), predicted)
+
+        truths = {"counted": wide, "ignored": wide.ignoring(*self.NOT_THERE)}
+        lists = ([None if name == "void" else name for name in names.ravel()],)
+        lists += ([narrow.classes[c] for c in predicted.flatten()],)
+        means = {}
+        for convention, truth in truths.items():
+            labels, said = truth(masks), narrow.numbers_in(truth)[predicted]
+            seen = labels != 255
+            matrix = torch.bincount(labels[seen] * 19 + said[seen], minlength=19 * 19).view(19, 19).double()
+            iou = matrix.diag() / (matrix.sum(0) + matrix.sum(1) - matrix.diag())
+            subset = truth.synthia_subset(size)
+            left_out = self.NOT_THERE if convention == "ignored" else ()
+            expected = [oracle.iou_by_names(*lists, wide.classes[c], left_out) for c in subset]
+            np.testing.assert_allclose(iou[list(subset)], expected)
+            means[convention] = iou[list(subset)].mean()
+        assert means["ignored"] > means["counted"] + 0.005
+
+    def test_16_outputs_ignore_them(self):
+        """``cityscapes(16)`` is the second convention, in a numbering of its own."""
+        masks = torch.arange(-1, 34)
+        wide, narrow = LabelMap.cityscapes().ignoring(*self.NOT_THERE), LabelMap.cityscapes(16)
+        numbers = torch.cat([narrow.numbers_in(wide), torch.tensor([255])])
+        assert torch.equal(wide(masks), numbers[narrow(masks).clamp(max=16)])
+
+    def test_ignoring(self):
+        whole = LabelMap.bdd100k()
+        part = whole.ignoring("road", "bicycle")
+        assert (part.classes, part.palette, part.num_classes) == (whole.classes, whole.palette, 19)
+        assert part(torch.tensor([0, 1, 17, 18, 255])).tolist() == [255, 1, 17, 255, 255]
+        assert whole(torch.tensor([0, 18])).tolist() == [0, 18]
+        assert set(part.colours.values()) == set(whole.colours.values()) - {0, 18} | {255}
+        assert whole.ignoring() == whole
+        assert pickle.loads(pickle.dumps(part)) == part  # noqa: S301
+        with pytest.raises(ValueError, match=r"`names`: expected classes of LabelMap\(19 .*, got 'sea'; it has road, "):
+            whole.ignoring("road", "sea")
+
+    def test_numbers_of_a_map_that_lacks_a_class(self):
+        assert LabelMap.cityscapes().numbers_in(LabelMap.bdd100k()).tolist() == list(range(19))
+        with pytest.raises(ValueError, match=r"`other`: expected classes of LabelMap\(16 .*, got 'terrain'"):
+            LabelMap.cityscapes().numbers_in(LabelMap.cityscapes(16))
 
 
 class TestLookUp:

@@ -55,7 +55,7 @@ def train(kind: str, norm: str, ranks: list[int], *, wrap: bool) -> dict[str, An
     student = DistributedDataParallel(network) if wrap else network
     teacher = make(kind, network)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.3)
-    students, updated = [], []
+    students, updated = [tensors(network)], []  # after 0, 1, 2, … steps
     torch.manual_seed(ranks[0])  # dropout differs between ranks, as it should
     for step in range(STEPS):
         if isinstance(teacher, DualTeacher) and step and step % SWITCH == 0:
@@ -65,14 +65,13 @@ def train(kind: str, norm: str, ranks: list[int], *, wrap: bool) -> dict[str, An
         truth = (batch.sum(1) * 1.5).long().clamp(max=CLASSES - 1)
         logits = student(batch)
         loss = F.cross_entropy(logits, truth) + 0.1 * F.cross_entropy(logits, labels)
+        if isinstance(teacher, DynamicTeacher):
+            teacher.observe(batch, student)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         students.append(tensors(network))
-        if isinstance(teacher, DynamicTeacher):
-            updated.append(teacher.observe(batch, student))
-        else:
-            teacher.update(student)
+        updated.append(teacher.update(student))
     out = {"teacher": tensors(teacher), "students": students, "updated": updated}
     if isinstance(teacher, DynamicTeacher):
         out["history"] = [list(decision) for decision in teacher.history]
@@ -127,8 +126,7 @@ def sharded() -> dict[str, Any]:
             for one, network in ((teacher, student), (reference, twin)):
                 if kind == "dynamic":
                     one.observe(batch, network)
-                else:
-                    one.update(network)
+                one.update(network)
         with torch.no_grad():  # leaves roots gathered again, for the distance this time
             teacher(batch)
             student(batch)

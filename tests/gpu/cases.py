@@ -331,7 +331,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "mine_crops + crop": Operation(mine, "other", launches=20, compiled=False, rival=False),
     "class_mix": Operation(mix, "other", launches=12, compiled=False, rival=False),
-    "paste_classes": Operation(paste, "other", launches=80, compiled=False, rival=False),
+    "paste_classes": Operation(paste, "other", launches=115, compiled=False, rival=False),
 }  # fmt: skip
 BASELINE = "cross_entropy"  # its "plain torch" is F.cross_entropy, to which all losses are compared
 WALL = {"large": 1.0, "small": 1.6}  # a loss's wall time, at most so many times that of the baseline

@@ -62,6 +62,34 @@ def test_by_hand():
     assert not bank.candidates[:, 0].any()  # an IoU of 0 is never at or above
 
 
+def test_pixels_without_a_label_before_are_left_out():
+    # Class 1: of the two pixels that had a label it has kept one, and lost the other: IoU 1/2. Where there was none
+    # before, the new ones do not count. Class 0 had none and got none where it counts.
+    bank = ReliabilityBank(1, 2)
+    before, now = torch.tensor([[[1, 1, 255, 255]]]), torch.tensor([[[1, 255, 1, 0]]])
+    bank.update(torch.tensor([0]), now, previous=before)
+    assert bank.iou.tolist() == [[0.0, 0.5]]
+
+
+@pytest.mark.parametrize("median", ["midpoint", "rounded"])
+@pytest.mark.parametrize("images", [1, 2, 3, 4, 5, 6, 7])
+def test_both_medians_by_loops(median, images):
+    """Of 1 to 7 images that show the class, and two that do not."""
+    generator = torch.Generator().manual_seed(images)
+    confidence = torch.rand(images + 2, 1, 1, generator=generator)
+    labels = torch.ones(images + 2, 1, 1, dtype=torch.long)
+    labels[:2] = 0
+    bank = ReliabilityBank(images + 2, 3, median=median)
+    feed(bank, labels, confidence)
+    bank.refresh(0)
+    values = expected_confidence(labels, confidence)
+    expected = oracle.candidates_by_loops(values[:, :3], median)
+    assert np.array_equal(bank.candidates.numpy(), expected)
+    # By hand: so many of the images that show class 1 reach the median.
+    reach = {"midpoint": [1, 1, 2, 2, 3, 3, 4], "rounded": [1, 1, 1, 2, 3, 3, 3]}[median]
+    assert int(bank.candidates[:, 1].sum()) == reach[images - 1]
+
+
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
 def test_oracle_over_three_snapshots(kept, dtype):
@@ -345,6 +373,7 @@ def test_bad_arguments():
     fails(ValueError, "`num_classes`: expected at most 255 to be kept, got 256", 2, 256, (1, 1), ignore_index=-1)
     fails(ValueError, r"`size`: expected \(height, width\), got 5", 2, 2, 5)
     fails(ValueError, r"`size\[0\]`", 2, 2, (0, 1))
+    fails(ValueError, "`median`: expected one of 'midpoint', 'rounded', got 'mean'", 2, 2, median="mean")
     fails(TypeError, r"`size\[1\]`", 2, 2, (1, 1.5))
     fails(TypeError, "`every_steps`", 2, 2, every_steps=0.5)
     fails(ValueError, "`every_steps`", 2, 2, every_steps=0)

@@ -117,6 +117,9 @@ def maps():
     launch_maps.directions(None, torch.zeros(1, 3, 1, 1, dtype=DOUBLE), numbers[0, :1])
     number = torch.ones(1, dtype=DOUBLE)
     launch_maps.fit(None, FLAG[None], FLAG[None], number, torch.ones(1, 2, dtype=DOUBLE))
+    for regions in (1, 3):
+        where, inside = torch.zeros(1, regions, 3, 2, dtype=torch.int64), torch.ones(1, regions, 2, dtype=torch.bool)
+        launch_maps.topmost(None, torch.ones(1, 1, 1, dtype=torch.uint8), where, inside)
 
 
 for classes, size, dtype, memory_format in (

@@ -71,10 +71,10 @@ def test_the_dispatcher_has_the_kernels():
         import selftrain_seg.mining, selftrain_seg.ops, selftrain_seg.teachers
         names = "read observe select soften decide weigh follow discount adapt tabulate ranked count".split()
         names += "weighted_loss weighted_loss_backward negative_loss".split()
-        names += "connected_components mine draw_classes distinct directions fit".split()
+        names += "connected_components mine draw_classes distinct directions fit topmost".split()
         print([torch._C._dispatch_has_kernel_for_dispatch_key(f"selftrain_seg::{name}", "CUDA") for name in names])
     """
-    with_kernels, without = ["True"] * 21, ["False"] * 21
+    with_kernels, without = ["True"] * 22, ["False"] * 22
     assert run("-c", code, SELFTRAIN_SEG_KERNELS="").strip() == f"[{', '.join(with_kernels)}]"
     assert run("-c", code, SELFTRAIN_SEG_KERNELS="0").strip() == f"[{', '.join(without)}]"
 

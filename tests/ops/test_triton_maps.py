@@ -156,6 +156,20 @@ def test_fit(height, width):
     factor[:3], factor[3:6], factor[6:9] = 1.5, 0.5, 0.9  # halves, or nearly so: 5 · 0.9
     chance = torch.rand(12, 2, generator=generator(2), dtype=torch.float64)
     given = region.any(2), region.any(1), factor, chance
+    factor[9:] = torch.tensor([4.0, 100.0, 1e6])  # do not fit in, but for a single pixel
     found = torch.ops.selftrain_seg.fit(*(tensor.to(DEVICE) for tensor in given))
     for ours, expected in zip(found, fitting._anywhere(*given), strict=True):
         assert torch.equal(ours.cpu(), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (12, 14), (5, 600)])
+@pytest.mark.parametrize("regions", [1, 4])
+def test_topmost(height, width, regions):
+    numbers = torch.randint(0, regions + 1, (3, height, width), generator=generator(regions)).to(torch.uint8)
+    numbers[1] = 0
+    factor = torch.rand(3, regions, generator=generator(1), dtype=torch.float64) + 0.3
+    chance = torch.rand(3, regions, 2, generator=generator(2), dtype=torch.float64)
+    places = fitting.fit(numbers.to(DEVICE), factor.to(DEVICE), chance.to(DEVICE))
+    top = fitting.topmost(numbers.to(DEVICE), places).cpu()
+    assert torch.equal(top, fitting._topmost_anywhere(numbers, places.where.cpu(), places.inside.cpu()))
+    assert height == 1 or len(top.unique()) > 1

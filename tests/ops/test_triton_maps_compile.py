@@ -9,12 +9,12 @@ from tests.ops.test_triton_compile import spilled
 
 POINTERS = {"mask": "*i1", "among": "*i1", "parents": "*i32", "counts": "*i32", "present": "*i8", "drawn": "*i8"}
 POINTERS |= dict.fromkeys(("roots", "ranked", "draws", "corners", "keys", "chosen"), "*i64")
-POINTERS |= dict.fromkeys(("rows", "columns", "inside"), "*i1") | {"where": "*i64"}
+POINTERS |= dict.fromkeys(("rows", "columns", "inside"), "*i1") | {"where": "*i64", "numbers": "*u8", "top": "*u8"}
 POINTERS |= dict.fromkeys(("directions", "factor", "chance", "share"), "*fp64")
 CONSTANTS = {"PIXELS": 128, "CHUNK": 2048, "PARTS": 1024, "VALUES": 1024, "GROUP": 8, "DRAWS": 1024, "C": 19}
 CONSTANTS |= {"BLOCK": 512}
 ONE_WARP = ("start", "unite", "root", "direction")
-KERNELS = (*ONE_WARP, "tally", "mine", "present", "half", "among", "distinct", "fit")
+KERNELS = (*ONE_WARP, "tally", "mine", "present", "half", "among", "distinct", "fit", "topmost")
 
 
 @pytest.mark.slow

@@ -39,3 +39,14 @@ def sums_by_loops(labels, num_classes, before=None, weights=None):
             one = 0.0 if np.isnan(weights[place]) else np.round(float(weights[place]) * 2**24) / 2**24
         out[place[0], key] += one
     return out
+
+
+def iou_by_names(truth, predicted, name, ignored=()):
+    """Of a class, from lists of names of classes a pixel, None in the truth where there is none."""
+    both = either = 0
+    for true, said in zip(truth, predicted, strict=True):
+        if true is None or true in ignored:
+            continue
+        both += true == name and said == name
+        either += name in (true, said)
+    return both / either if either else float("nan")

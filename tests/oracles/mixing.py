@@ -63,11 +63,13 @@ def rare_image_probabilities(counts, contains, temperature):
 
 
 def iou_by_loops(before, now, num_classes):
-    """Per class |before = c and now = c| / |before = c or now = c|, 0 where c is in neither."""
+    """Per class |before = c and now = c| / |before = c or now = c| of pixels that had a class; 0 if c is in none."""
     out = []
     for c in range(num_classes):
         both = either = 0
         for a, b in zip(before.ravel(), now.ravel(), strict=True):
+            if not 0 <= a < num_classes:
+                continue
             both += a == c and b == c
             either += a == c or b == c
         out.append(both / either if either else 0.0)
@@ -82,13 +84,16 @@ def mean_confidence_by_loops(labels, confidence, num_classes):
     return out
 
 
-def candidates_by_loops(values):
+def candidates_by_loops(values, median="midpoint"):
     """(N, C): positive, and at or above the median of the positive values of the class."""
     out = np.zeros(values.shape, bool)
     for c in range(values.shape[1]):
         positive = [v for v in values[:, c] if v > 0]
         for i in range(len(values)):
-            out[i, c] = values[i, c] > 0 and values[i, c] >= np.median(positive)
+            if values[i, c] > 0:
+                # Python's round, too, takes halves to the even number.
+                middle = np.median(positive) if median == "midpoint" else sorted(positive)[round(len(positive) / 2)]
+                out[i, c] = values[i, c] >= middle
     return out
 
 
@@ -115,15 +120,23 @@ def components(mask):
     return out
 
 
-def paste_regions(labels, class_weight, groups, min_pixels):
-    """{class: (probability, regions)}: which classes may be drawn from an image, and their regions."""
-    weights = {c: w for c, w in enumerate(class_weight) if w > 0 and (labels == c).sum() >= min_pixels}
+def paste_regions(labels, class_weight, companions, min_class_pixels, min_pixels):
+    """{class: (probability, regions)}: which classes may be drawn from an image, and their regions in reading order."""
+    weights = {c: w for c, w in enumerate(class_weight) if w > 0 and (labels == c).sum() >= min_class_pixels}
     out = {}
     for c, w in weights.items():
-        company = {c}.union(*(set(group) for group in groups if c in group))
-        parts = components(np.isin(labels, list(company)))
+        parts = components(np.isin(labels, [c, *companions.get(c, ())]))
         regions = [part for part in parts if sum(labels[pixel] == c for pixel in part) >= min_pixels]
-        out[c] = (w / sum(weights.values()), regions)
+        out[c] = (w / sum(weights.values()), sorted(regions))
+    return out
+
+
+def laid_over(shape, moved):
+    """(H, W) of (number of the region, pixel it came from) or None: regions moved by (down, right), the last on top."""
+    out = [[None] * shape[1] for _ in range(shape[0])]
+    for number, (region, (down, right)) in enumerate(moved):
+        for i, j in region:
+            out[i + down][j + right] = (number, (i, j))
     return out
 
 

@@ -50,7 +50,9 @@ def entropy_by_loops(pixels):
 
 
 def decisions_by_loops(calls, score, *, first, every, most, ranks=1):
-    """What is decided at which call: ``score(call, batch, rank)`` is the student's at a call, on an earlier batch.
+    """What is decided at which step: ``score(step, batch, rank)`` is the student's after so many steps, on a batch.
+
+    Batch number k is first seen after k steps, and the decision comes after one more.
 
     Returns:
         (call from 1, batches stored, share improved or NaN, updated) for each decision.
@@ -59,6 +61,7 @@ def decisions_by_loops(calls, score, *, first, every, most, ranks=1):
     waited = 0
     for call in range(calls):
         stored.append((call, [score(call, call, rank) for rank in range(ranks)]))
+        # Here the student learns from the batch.
         waited += 1
         if len(stored) < first or (len(stored) > first and waited < every):
             continue
@@ -68,7 +71,7 @@ def decisions_by_loops(calls, score, *, first, every, most, ranks=1):
             better = 0
             for batch, then in stored:
                 for rank in range(ranks):
-                    better += score(call, batch, rank) > then[rank]
+                    better += score(call + 1, batch, rank) > then[rank]
             share = better / (len(stored) * ranks)
         update = len(stored) > most or share > 0.5
         out.append((call + 1, len(stored), share, update))

@@ -1,3 +1,4 @@
+import io
 import math
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from torch import nn
 
 from selftrain_seg.teachers import DynamicTeacher, entropy_score, soft_neighbourhood_density
+from selftrain_seg.teachers._kept import unpack
 from tests.oracles import teachers as oracle
 from tests.teachers.nets import Net, assert_same, images, shake, snapshot
 
@@ -28,21 +30,29 @@ def batch_of(kind):
 
 
 def script(calls, seed):
-    """At each call the two weights, on a coarse grid so that ties occur, and the kind of batch."""
+    """The two weights before each step and after the last, on a coarse grid for ties, and the kinds of batch."""
     generator = torch.Generator().manual_seed(seed)
-    steps = torch.randint(-1, 3, (calls, 2), generator=generator)
+    steps = torch.randint(-1, 3, (calls + 1, 2), generator=generator)
     weights = 0.5 + 0.05 * steps.cumsum(0).remainder(40)
     return weights.tolist(), torch.randint(0, 2, (calls,), generator=generator).tolist()
 
 
 def play(teacher, weights, kinds):
-    """Whether each call updated the teacher, and the teacher's weights after it."""
+    """Whether each step updated the teacher, and the teacher's weights after it."""
     student, updated, states = Scripted(), [], []
-    for values, kind in zip(weights, kinds, strict=True):
-        student.weight.data.copy_(torch.tensor(values))
-        updated.append(teacher.observe(batch_of(kind), student))
+    student.weight.data.copy_(torch.tensor(weights[0]))
+    for values, kind in zip(weights[1:], kinds, strict=True):
+        teacher.observe(batch_of(kind), student)
+        student.weight.data.copy_(torch.tensor(values))  # the optimizer's step
+        updated.append(teacher.update(student))
         states.append(teacher.teacher.model.weight.tolist())
     return updated, states
+
+
+def watch(teacher, batch, student):
+    """A step in which the student learns nothing."""
+    teacher.observe(batch, student)
+    return teacher.update(student)
 
 
 def score_by_hand(weights, kinds):
@@ -68,7 +78,7 @@ def test_decisions_by_loops(first, every, most, seed):
     due = next(follows, None)
     for call, state in enumerate(states):
         if call == due:
-            value = oracle.averages_by_loops(value, [weights[call]], [0.9])
+            value = oracle.averages_by_loops(value, [weights[call + 1]], [0.9])
             due = next(follows, None)
         assert state == pytest.approx(value, rel=1e-5)
     assert when
@@ -93,15 +103,53 @@ def test_both_ways_to_an_update_occur():
 
 
 def test_exactly_half_is_not_enough():
-    # In the fourth call the first weight has risen: better on the first two batches, the same on the other kind.
+    # In the fourth step the first weight rises: better on the first two batches, the same on the other kind.
     teacher = DynamicTeacher(Scripted(), score="entropy", first=2, every=2, most=50)
-    assert play(teacher, [(1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (2.0, 1.0)], [0, 0, 1, 1])[0] == [False] * 4
+    weights = [(1.0, 1.0)] * 4 + [(2.0, 1.0)]
+    assert play(teacher, weights, [0, 0, 1, 1])[0] == [False] * 4
     assert [decision.improved for decision in teacher.history] == [0.0, 0.5]
-    # One batch more of the first kind before the weight rises: 3 of 5.
+    # One batch more of the first kind: 3 of 5.
     teacher = DynamicTeacher(Scripted(), score="entropy", first=5, every=1, most=50)
-    assert play(teacher, [(1.0, 1.0)] * 4 + [(2.0, 1.0)], [0, 0, 0, 1, 1])[0] == [False] * 4 + [True]
+    weights = [(1.0, 1.0)] * 5 + [(2.0, 1.0)]
+    assert play(teacher, weights, [0, 0, 0, 1, 1])[0] == [False] * 4 + [True]
     assert teacher.history == [(5, 5, pytest.approx(0.6), True)]
     assert teacher.stored == 0
+
+
+def test_the_newest_batch_is_compared_with_the_student_that_has_learnt_from_it():
+    # One step, one batch: it was scored before the step, so it has improved by it.
+    teacher = DynamicTeacher(Scripted(), score="entropy", first=1, every=1, most=50)
+    assert play(teacher, [(1.0, 1.0), (2.0, 1.0)], [0])[0] == [True]
+    assert teacher.history == [(1, 1, 1.0, True)]
+
+
+def test_several_batches_a_step():
+    """With accumulated gradients: decisions come after the step in which enough batches have come."""
+    student = Scripted()
+    teacher = DynamicTeacher(student, first=3, every=3, most=8)
+    decided = []
+    for _ in range(8):
+        for _ in range(2):
+            teacher.observe(batch_of(0), student)
+        decided.append(len(teacher.history))
+        updated = teacher.update(student)
+        assert teacher.update(student) is False  # nothing new: no decision
+        decided[-1] = (len(teacher.history) - decided[-1], updated)
+    # 4 are kept, then 8 at the second decision, and 12 > 8 at the third.
+    assert [decision.stored for decision in teacher.history] == [4, 8, 12, 4]
+    assert decided == [(0, False), (1, False), (0, False), (1, False), (0, False), (1, True), (0, False), (1, False)]
+
+
+def test_without_update_it_is_said_before_memory_is_full():
+    student = Scripted()
+    teacher = DynamicTeacher(student, first=2, every=1, most=4)
+    for _ in range(5):
+        teacher.observe(batch_of(0), student)
+    with pytest.raises(RuntimeError, match=r"`observe`: 5 batches are kept .* call `update\(student\)` after each"):
+        teacher.observe(batch_of(0), student)
+    assert teacher.stored == 5
+    assert teacher.update(student)
+    teacher.observe(batch_of(0), student)
 
 
 def test_defaults_are_those_of_the_paper():
@@ -111,7 +159,7 @@ def test_defaults_are_those_of_the_paper():
     assert teacher.store_on == torch.device("cpu")
     assert "score='snd', first=9, every=3, most=30" in repr(teacher)
     student = Scripted()
-    updated = [teacher.observe(batch_of(0), student) for _ in range(70)]  # never better: only when 33 > 30 are kept
+    updated = [watch(teacher, batch_of(0), student) for _ in range(70)]  # never better: only when 33 > 30 are kept
     assert [call + 1 for call, happened in enumerate(updated) if happened] == [33, 66]
     assert [decision.step for decision in teacher.history[:4]] == [9, 12, 15, 18]
     assert teacher.stored == 4
@@ -126,7 +174,7 @@ def test_scores_are_the_public_functions_in_evaluation_mode(score):
         batch = images(step, batch=2, size=(9, 16))  # 288 pixels: SND draws 100 of them
         teacher.observe(batch, student)
         with torch.no_grad():
-            logits = student.eval()(batch)
+            logits = student.eval()(unpack(teacher._queries[step].images))
         student.train()
         if score == "snd":
             generator = torch.Generator().manual_seed(step)
@@ -140,7 +188,7 @@ def test_the_same_student_never_improves_though_pixels_are_random():
     student = Net().train()  # with dropout, were it not put into evaluation mode
     teacher = DynamicTeacher(student, first=1, every=1, most=12)
     for step in range(12):
-        teacher.observe(images(step, size=(16, 16)), student)
+        watch(teacher, images(step, size=(16, 16)), student)
     assert [decision.improved for decision in teacher.history] == [0.0] * 12
 
 
@@ -160,7 +208,7 @@ def test_student_is_not_changed():
     teacher = DynamicTeacher(student, first=1, every=1, most=2)
     before, state = snapshot(student), torch.get_rng_state()
     for step in range(4):
-        teacher.observe(images(step), student)
+        watch(teacher, images(step), student)
     teacher(images())
     assert_same(snapshot(student), before)
     assert [module.training for module in student.modules()] == modes
@@ -168,16 +216,39 @@ def test_student_is_not_changed():
     assert all(parameter.grad is None for parameter in student.parameters())
 
 
-def test_kept_batches_are_copies():
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_kept_batches_are_copies(as_bytes):
     student, batch = Net(), images().requires_grad_()
+    before = batch.detach().clone()
     for store_on in ("cpu", None, torch.device("cpu")):
-        teacher = DynamicTeacher(student, first=3, store_on=store_on)
+        teacher = DynamicTeacher(student, first=3, store_on=store_on, as_bytes=as_bytes)
         teacher.observe(batch, student)
         kept = teacher._queries[0].images
-        assert kept.data_ptr() != batch.data_ptr()
-        assert not kept.requires_grad
-        assert torch.equal(kept, batch)
+        assert kept.values.data_ptr() != batch.data_ptr()
+        assert not kept.values.requires_grad
+        assert kept.values.dtype == (torch.uint8 if as_bytes else torch.float32)
+        assert as_bytes or torch.equal(kept.values, batch)
         assert teacher.stored == 1
+        assert torch.equal(batch, before)
+
+
+def size_of(teacher):
+    file = io.BytesIO()
+    torch.save(teacher.state_dict(), file)
+    return file.tell()
+
+
+def test_a_checkpoint_holds_a_byte_a_value():
+    student, batch = Net(), images(batch=4, size=(64, 96))
+    sizes = {}
+    for as_bytes in (True, False):
+        teacher = DynamicTeacher(student, as_bytes=as_bytes)
+        empty = size_of(teacher)
+        for _ in range(5):
+            teacher.observe(batch, student)
+        sizes[as_bytes] = (size_of(teacher) - empty) / 5
+    assert batch.numel() <= sizes[True] < 1.1 * batch.numel()  # at 4 × 3 × 512 × 1024, 33 times: 208 MB, not 830
+    assert sizes[False] >= 4 * batch.numel()
 
 
 def test_buffers_follow_their_rule_and_the_teacher_answers():
@@ -186,7 +257,7 @@ def test_buffers_follow_their_rule_and_the_teacher_answers():
         teacher = DynamicTeacher(student, first=1, every=1, most=1, buffers=buffers)
         before = teacher.teacher.model.norm.running_mean.clone()
         shake(student, 1)
-        assert [teacher.observe(images(), student) for _ in range(2)] == [False, True]
+        assert [watch(teacher, images(), student) for _ in range(2)] == [False, True]
         copied = torch.equal(teacher.teacher.model.norm.running_mean, student.norm.running_mean)
         assert copied == (buffers == "copy")
         assert torch.equal(teacher.teacher.model.norm.running_mean, before) == (buffers == "keep")
@@ -223,11 +294,13 @@ def test_a_student_that_fails_leaves_nothing_behind():
 def test_another_student_is_refused_before_the_decision_counts():
     teacher = DynamicTeacher(Net(), first=1, every=1, most=1)
     other = nn.Conv2d(3, 3, 1)
-    assert not teacher.observe(images(), other)
-    with pytest.raises(ValueError, match="`student`: expected the parameters that the teacher was made from"):
-        teacher.observe(images(), other)
-    assert len(teacher.history) == 1
-    assert teacher.stored == 2
+    assert not watch(teacher, images(), other)
+    teacher.observe(images(), other)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="`student`: expected the parameters that the teacher was made from"):
+            teacher.update(other)
+        assert len(teacher.history) == 1
+        assert teacher.stored == 2
 
 
 @pytest.mark.parametrize(
@@ -258,6 +331,16 @@ def test_observe_raises():
         teacher.observe([images()], Net())
     with pytest.raises(TypeError, match=r"`student`: expected a torch.nn.Module, got dict"):
         teacher.observe(images(), {})
+    with pytest.raises(TypeError, match=r"`student`: expected a torch.nn.Module, got dict"):
+        teacher.update({})
+
+
+def test_a_checkpoint_of_the_old_form_is_refused():
+    teacher = DynamicTeacher(Net())
+    state = teacher.state_dict()
+    del state["_extra_state"]["new"]
+    with pytest.raises(ValueError, match=r"`state_dict`: expected that of a DynamicTeacher with `update`, got one of"):
+        teacher.load_state_dict(state)
 
 
 @pytest.mark.gpu
@@ -265,9 +348,9 @@ def test_on_the_gpu():
     student = Net().cuda()
     for store_on in ("cpu", None):
         teacher = DynamicTeacher(student, first=2, every=1, most=4, store_on=store_on)
-        happened = [teacher.observe(images(step).cuda(), student) for step in range(6)]
+        happened = [watch(teacher, images(step).cuda(), student) for step in range(6)]
         assert happened == [False, False, False, False, True, False]
-        assert teacher._queries[0].images.device.type == ("cpu" if store_on else "cuda")
+        assert teacher._queries[0].images.values.device.type == ("cpu" if store_on else "cuda")
         fresh = DynamicTeacher(student, first=2, every=1, most=4, store_on=store_on)
         fresh.load_state_dict(teacher.state_dict())
-        assert fresh.observe(images().cuda(), student) == teacher.observe(images().cuda(), student)
+        assert watch(fresh, images().cuda(), student) == watch(teacher, images().cuda(), student)

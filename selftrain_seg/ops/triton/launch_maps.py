@@ -110,6 +110,16 @@ def fit(_: Plain, rows: Tensor, columns: Tensor, factor: Tensor, chance: Tensor)
     return where, inside, share
 
 
+def topmost(_: Plain, numbers: Tensor, where: Tensor, inside: Tensor) -> Tensor:
+    """One launch."""
+    batch, height, width = numbers.shape
+    numbers, where, inside = numbers.contiguous(), where.contiguous(), inside.contiguous()
+    top = torch.empty_like(numbers)
+    programs = batch * -(-height * width // _BLOCK)
+    _launch(maps.topmost_kernel, programs, numbers, where, inside, top, where.shape[1], height, width, _BLOCK)
+    return top
+
+
 def _launch(kernel: Any, programs: int, first: Tensor, *arguments: Any, **options: Any) -> None:
     if programs:
         with torch.cuda.device(first.get_device()):  # -1, the CPU, changes nothing

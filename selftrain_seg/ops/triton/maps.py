@@ -233,17 +233,19 @@ def _extent(shown, sides, side, BLOCK: tl.constexpr):
 
 @jit
 def _enlarged(length, factor, side, chance):
-    """Length after enlarging, rounded to even, and the place: a share of those that it may have."""
+    """Length after enlarging, rounded to even, the place, a share of those that it may have, and whether it fits in."""
     exact = length.to(tl.float64) * factor
     whole = tl.floor(exact)
     size = whole.to(tl.int64)
     up = (exact - whole > 0.5) | ((exact - whole == 0.5) & (size % 2 == 1))
-    size = tl.minimum(tl.maximum(size + up.to(tl.int64), 1), side)
-    return size, tl.floor(chance * (side - size + 1).to(tl.float64)).to(tl.int64)
+    size = tl.maximum(size + up.to(tl.int64), 1)
+    fits = size <= side
+    size = tl.minimum(size, side)
+    return size, tl.floor(chance * (side - size + 1).to(tl.float64)).to(tl.int64), fits
 
 
 @jit
-def _fill_axis(where, inside, share, total, start, length, size, place, sides, BLOCK: tl.constexpr):
+def _fill_axis(where, inside, share, total, start, length, size, place, fits, sides, BLOCK: tl.constexpr):
     """For each place of an axis: see ``ops.fitting``."""
     for begin in range(0, sides, BLOCK):
         at = begin + tl.arange(0, BLOCK)
@@ -254,7 +256,7 @@ def _fill_axis(where, inside, share, total, start, length, size, place, sides, B
         twice = centre + size  # one step further than from the first centre, so that it is positive
         nearest = start + centre // (2 * size)
         before = start + twice // (2 * size) - 1
-        tl.store(inside + at, within, mask=at < sides)
+        tl.store(inside + at, within & fits, mask=at < sides)
         tl.store(share + at, (twice % (2 * size)).to(tl.float64) / (2 * size).to(tl.float64), mask=at < sides)
         tl.store(where + at, tl.minimum(tl.maximum(nearest, 0), sides - 1), mask=at < sides)
         tl.store(where + total + at, tl.minimum(tl.maximum(before, 0), sides - 1), mask=at < sides)
@@ -263,18 +265,40 @@ def _fill_axis(where, inside, share, total, start, length, size, place, sides, B
 
 @jit
 def fit_kernel(rows, columns, factor, chance, where, inside, share, height, width, BLOCK: tl.constexpr):
-    """Where the pixels of an enlarged box come from; a program an image."""
+    """Where the pixels of an enlarged box come from; a program a region."""
     image = tl.program_id(0).to(tl.int64)
     tall, wide = tl.cast(height, tl.int64), tl.cast(width, tl.int64)
     top, high = _extent(rows + image * height, height, tall, BLOCK)
     left, broad = _extent(columns + image * width, width, wide, BLOCK)
-    scale = tl.minimum(tl.load(factor + image), (1.0 / high.to(tl.float64)) * tall.to(tl.float64))
-    scale = tl.minimum(scale, (1.0 / broad.to(tl.float64)) * wide.to(tl.float64))
-    new_high, row = _enlarged(high, scale, tall, tl.load(chance + 2 * image))
-    new_broad, column = _enlarged(broad, scale, wide, tl.load(chance + 2 * image + 1))
+    scale = tl.load(factor + image)
+    new_high, row, fits_high = _enlarged(high, scale, tall, tl.load(chance + 2 * image))
+    new_broad, column, fits_broad = _enlarged(broad, scale, wide, tl.load(chance + 2 * image + 1))
+    fits = fits_high & fits_broad
     total = height + width
     where += image * 3 * total
     inside += image * total
     share += image * total
-    _fill_axis(where, inside, share, total, top, high, new_high, row, height, BLOCK)
-    _fill_axis(where + height, inside + height, share + height, total, left, broad, new_broad, column, width, BLOCK)
+    _fill_axis(where, inside, share, total, top, high, new_high, row, fits, height, BLOCK)
+    where, inside, share = where + height, inside + height, share + height
+    _fill_axis(where, inside, share, total, left, broad, new_broad, column, fits, width, BLOCK)
+
+
+@jit
+def topmost_kernel(numbers, where, inside, top, regions, height, width, BLOCK: tl.constexpr):
+    """The greatest number of the enlarged regions that cover a pixel; a program a part of an image."""
+    total, pixels = height + width, tl.cast(height, tl.int64) * width
+    parts = (pixels + BLOCK - 1) // BLOCK
+    image, part = tl.program_id(0).to(tl.int64) // parts, tl.program_id(0).to(tl.int64) % parts
+    at = part * BLOCK + tl.arange(0, BLOCK)
+    real = at < pixels
+    row, column = at // width, height + at % width
+    found = tl.zeros((BLOCK,), tl.int32)
+    for region in range(regions):
+        axes = image * regions + region
+        covered = tl.load(inside + axes * total + row, mask=real, other=0) != 0
+        covered &= tl.load(inside + axes * total + column, mask=real, other=0) != 0
+        source_row = tl.load(where + axes * 3 * total + row, mask=covered, other=0)
+        source_column = tl.load(where + axes * 3 * total + column, mask=covered, other=0)
+        number = tl.load(numbers + image * pixels + source_row * width + source_column, mask=covered, other=0)
+        found = tl.where(covered & (number.to(tl.int32) == region + 1), region + 1, found)
+    tl.store(top + image * pixels + at, found.to(tl.uint8), mask=real)
