@@ -17,6 +17,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from _common.files import save_atomically
@@ -77,10 +78,10 @@ def study(seed: int, world: World, results: Results, args: argparse.Namespace) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for part, what in (("source", "to learn from"), ("target", "to adapt to"), ("val", "to measure on")):
-        parser.add_argument(
-            f"--{part}", nargs=3, action="append", metavar=("IMAGES", "MASKS", "NAMES"), help=f"{what}; repeatable"
-        )
+    folders: Any = {"nargs": 3, "action": "append", "metavar": ("IMAGES", "MASKS", "NAMES")}
+    parser.add_argument("--source", **folders, help="what to learn from; may be given several times, as may all three")
+    parser.add_argument("--target", **folders, help="what to adapt to")
+    parser.add_argument("--val", **folders, help="what to measure on")
     parser.add_argument("--classes", type=Path, help="what the masks hold, see LabelMap.load")
     parser.add_argument("--resize", type=int, nargs=2, default=(120, 160), help="height and width of all images")
     parser.add_argument("--network", choices=("pretrained", "small-unet"), default="pretrained")
