@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import inspect
 import re
 
 from docutils import nodes
+from docutils.statemachine import StringList
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.domains.python import PyObject
+from sphinx.ext.autosummary import Autosummary
 
 import selftrain_seg
 
@@ -20,12 +23,17 @@ version = release = selftrain_seg.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "_generated"]
 nitpicky = True
+autosummary_generate = False  # tables only: every name has its place on a family page
+copybutton_prompt_text = r">>> |\.\.\. "  # of a doctest, copy the code without prompts and results
+copybutton_prompt_is_regexp = True
 myst_enable_extensions = ["deflist", "dollarmath"]
 
 # Everything a page needs lies beside it: no fonts, scripts or search from elsewhere.
@@ -78,6 +86,22 @@ PUBLIC |= {name: f"selftrain_seg.{name}" for name in ("PseudoLabels", "value_che
 INTERNAL = {"extra_repr", "make_params", "transform", "add_state", "check_home", "reduced"}
 
 
+class PublicNames(Autosummary):
+    """A table of a subpackage's functions and classes, each with its first line: ``.. public-names:: losses``."""
+
+    required_arguments = 1
+
+    def run(self):
+        room = f"selftrain_seg.{self.arguments[0]}"
+        package = importlib.import_module(room)
+        found = {name: getattr(package, name) for name in package.__all__}
+        names = [name for name, value in found.items() if inspect.isroutine(value) or inspect.isclass(value)]
+        self.content = StringList(names, source=room)
+        self.options["nosignatures"] = True
+        self.env.ref_context["py:module"] = room  # where these names, and those in their first lines, are looked up
+        return super().run()
+
+
 def skip_member(app, what, name, obj, skip, options):
     """Leave out methods for the machinery, and the fields of named tuples: Attributes describes them."""
     if name in INTERNAL or type(obj).__name__ == "_tuplegetter":
@@ -122,6 +146,7 @@ def render_math(self, node):
 
 def setup(app):
     app.add_html_math_renderer("mathml", inline_renderers=(render_math, None), block_renderers=(render_math, None))
+    app.add_directive("public-names", PublicNames)
     for field in PyObject.doc_field_types:
         if field.name == "variable":
             field.label = "Attributes"

@@ -1,6 +1,8 @@
-"""Draw the pictures of the family pages, docs/_static/guide/*.png: ``python docs/make_guide_pictures.py``.
+"""Draw the pictures of index, gallery and family pages: ``python docs/make_guide_pictures.py``.
 
-Needs ``pip install -e ".[examples]"``. The first run trains small networks, two and a half minutes on one core, and
+They are docs/_static/guide/*.png.
+
+Needs ``pip install -e ".[examples]"``. The first run trains small networks, about four minutes on one core, and
 keeps them in the cache folder. Names of pictures as arguments draw those only.
 """
 
@@ -10,12 +12,31 @@ import argparse
 from pathlib import Path
 
 import torch
-from pictures import batchnorm, confidence, datasets, losses, restyle, selectors, store, teachers, thresholds, views
+from pictures import (
+    batchnorm,
+    confidence,
+    datasets,
+    hero,
+    losses,
+    restyle,
+    selectors,
+    sheets,
+    store,
+    teachers,
+    thresholds,
+    views,
+)
 from pictures.scene import load
 from pictures.style import save
 
 ROOT = Path(__file__).parent.parent
 PICTURES = {
+    "hero.png": hero.draw,
+    "predictions.png": sheets.predictions,
+    "confidence-map.png": sheets.confidence,
+    "selection-map.png": sheets.selection,
+    "crops.png": sheets.crops,
+    "mixing.png": sheets.mixing,
     "confidence.png": confidence.draw,
     "thresholds.png": thresholds.draw,
     "selectors.png": selectors.draw,

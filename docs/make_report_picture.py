@@ -1,6 +1,6 @@
 """Take docs/_static/report.png: ``python docs/make_report_picture.py [report.html]`` (needs Chromium).
 
-The report is that of ``python examples/quickstart.py --compare`` unless another is named.
+The report is that of ``python examples/quickstart.py`` unless another is named.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-WIDTH, HEIGHT = 1120, 1530
+WIDTH, HEIGHT = 1280, 960
 QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync", "--hide-scrollbars")
 OFFLINE = ("--disable-background-networking", "--disable-component-update")
 

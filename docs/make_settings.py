@@ -22,6 +22,9 @@ INTRODUCTIONS = {
     "dtst": "",
     "dst_cbc": "VOC: 1 label in 106. Cityscapes: 1 label in 8. `--mutual` is DMT.",
     "mean_teacher": "GTA5: DACS, for `--teacher mean`. VOC: Dual Teacher, whose code is published for ADE20K only.",
+    "sac": "With DeepLabV2 on ResNet-101, from the baseline that SAC calls ABN.",
+    "unimatch": "VOC: 92 images with labels. Cityscapes: 1 label in 16.",
+    "mic": "MIC on DAFormer, not on HRDA. `--mask-weight 0` is DAFormer.",
 }
 
 

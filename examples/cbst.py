@@ -10,147 +10,116 @@ every step has as many source as target images, which go through the network apa
 
 from __future__ import annotations
 
-from argparse import BooleanOptionalAction
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from _common import arguments
-from _common.evaluation import evaluate, line, prepare, report, score_before
-from _common.folders import Data, look_at_masks, open_data, training_transform
-from _common.loading import Batches, as_floats
-from _common.networks import build, optimizer_of
-from _common.rounds import finished, gather, note_round, open_store, small_class_crop, thresholds_of, write_labels
+from _common.evaluation import evaluate, line, score_before, summary
+from _common.loading import as_floats
+from _common.progress import progress
+from _common.rounds import label_target, open_store, small_class_crop
 from _common.run import Run
-from torch import Tensor, nn
-from tqdm import tqdm
+from _common.settings import Settings, command_line, parse
+from _data.augmentation import training_transform
+from _data.checks import look_at_masks
+from _data.opening import Data, open_data
+from _networks.build import build
+from torch import Tensor
 
-from selftrain_seg import IGNORE_INDEX
+from selftrain_seg import IGNORE_INDEX, PseudoLabels
 from selftrain_seg.confidence import SpatialPrior
 from selftrain_seg.losses import cross_entropy
 from selftrain_seg.selectors import select_hard, select_reweighted
-from selftrain_seg.store import PseudoLabelStore, StoredRound
 from selftrain_seg.thresholds import ClassBalancedThreshold, GlobalThreshold, PortionSchedule, source_subset
 
 
-def label_target(
-    net: nn.Module, data: Data, run: Run, store: PseudoLabelStore, round: int, prior: Tensor | None
-) -> StoredRound:
-    """Thresholds from one pass over the target images, labels from another; or what an earlier attempt finished."""
-    stored = finished(store, round)
-    if stored is not None:
-        return stored
-    args = run.args
-    portion = PortionSchedule(*args.portion)(round)
-    estimator = GlobalThreshold if args.policy == "global" else ClassBalancedThreshold
-    kc = estimator(data.label_map.num_classes, portion, prior=prior).to(run.device)
+@dataclass(kw_only=True)
+class CBSTSettings(Settings):
+    """Settings of CBST."""
 
-    def estimate() -> Tensor:
-        gather(net, data, run, kc.update)
-        return kc.compute()
-
-    thresholds = thresholds_of(store, round, run, estimate)
-    select = select_hard if args.policy == "global" else select_reweighted
-    return write_labels(
-        net,
-        data,
-        run,
-        store,
-        round,
-        lambda logits: select(logits, thresholds, prior=prior),
-        thresholds=thresholds,
-        portion=portion,
-    )
+    policy: Literal["class-balanced", "global"] = "class-balanced"  # a threshold for each class, or one for all
+    spatial_prior: bool = False  # weigh classes by where they are in source images
+    prior_sigma: float = 70.0  # of the prior's Gaussian, in pixels
+    rounds: int = 6  # of labelling and training
+    portion: tuple[float, float, float] = (0.2, 0.05, 0.5)  # of pixels that are labelled: start, step, stop
+    source_portion: tuple[float, float, float] | None = None  # of source images in use: start, step, stop
+    lr_decay: float = 1.0  # factor of the learning rate from round to round
+    source_redraw: bool = False  # draw the source images anew in each round; by default some are added
+    mine: bool = False  # crop around small classes
 
 
-def spatial_prior(data: Data, run: Run) -> Tensor:
+def estimate_prior(data: Data, run: Run, sigma_px: float) -> Tensor:
     """How often source pixels at each place are of each class, smoothed; of the target images' size."""
     height, width = data.target[0][0].shape[-2:]
-    prior = SpatialPrior(data.label_map.num_classes, (height, width), sigma_px=run.args.prior_sigma).to(run.device)
+    prior = SpatialPrior(data.label_map.num_classes, (height, width), sigma_px=sigma_px).to(run.device)
     masks = data.source.masks()
-    for index in tqdm(range(run.rank, len(masks), run.world), "spatial prior", leave=False, disable=None):
+    for place in progress(range(run.rank, len(masks), run.world), "spatial prior", disable=not run.main):
         try:
-            prior.update(masks[index][None].to(run.device))
+            prior.update(masks[place][None].to(run.device))
         except ValueError as error:
             needs = "--spatial-prior needs images of one scene and one size, which --resize gives"
-            raise SystemExit(f"{needs}: {data.source.names[index]}: {error}") from None
+            raise SystemExit(f"{needs}: {data.source.names[place]}: {error}") from None
     return prior.compute()
 
 
+@command_line
 def main() -> None:
-    parser = arguments.parser(
-        __doc__,
-        small={
-            "steps": 120,
-            "rounds": 3,
-            "lr": 2e-3,
-            "reestimate_bn": 1,
-            "portion": [0.3, 0.1, 0.5],
-            "prior_sigma": 4.0,
-        },
-        papers={
-            "steps": 5000,
-            "batch": 2,
-            "lr": 5e-5,
-            "optimizer": "sgd",
-            "largest_crop": [500, 500],
-            "frozen_bn": True,
-            "mine": True,
-            "lr_decay": 0.5**0.5,
-            "source_portion": [0.03, 0.0025, 0.06],
-        },
-    )
-    parser.add_argument("--policy", choices=("class-balanced", "global"), default="class-balanced")
-    parser.add_argument("--spatial-prior", action="store_true")
-    parser.add_argument("--prior-sigma", type=float, default=70.0, help="of the prior's Gaussian, in pixels")
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--portion", type=float, nargs=3, default=(0.2, 0.05, 0.5), help="start, step, stop")
-    parser.add_argument("--source-portion", type=float, nargs=3, help="start, step, stop of source images in use")
-    parser.add_argument("--lr-decay", type=float, default=1.0, help="factor of the learning rate from round to round")
-    parser.add_argument("--mine", action=BooleanOptionalAction, default=False, help="crop around small classes")
-    args = parser.parse_args()
-    run = Run(args)
-    data = open_data(args, run)
-    torch.manual_seed(args.seed)
-    net = build(args, data.label_map.num_classes).to(run.device)
+    settings = parse(CBSTSettings, __doc__)
+    run = Run(settings)
+    data = open_data(settings, run)
+    num_classes = data.label_map.num_classes
+    torch.manual_seed(settings.seed)
+    net = build(settings, num_classes)
     look_at_masks(data, run)
-    student = run.wrap(net)
+    student, optimizer = run.prepare(net), run.optimizer(net)
+    run.restore()
+    run.expect(settings.rounds * settings.steps)
     store = open_store(run, data)
-    prior = spatial_prior(data, run) if args.spatial_prior else None
+    prior = estimate_prior(data, run, settings.prior_sigma) if settings.spatial_prior else None
     score = score_before(net, data, run)
+    transform = training_transform(settings.crop, scale=settings.scale_range)
 
-    for round in range(args.rounds):
-        stage = f"round{round + 1}"
-        if run.begun(stage):
-            stored = store.round(round)
-        else:
-            stored = label_target(prepare(net, data, run), data, run, store, round, prior)
-        crop = small_class_crop(stored, args.crop) if args.mine else None
+    def select(logits: Tensor, thresholds: Tensor) -> PseudoLabels:
+        if settings.policy == "global":
+            return select_hard(logits, thresholds, prior=prior)
+        return select_reweighted(logits, thresholds, prior=prior)
+
+    for number in range(settings.rounds):
+        stage = f"round{number + 1}"
+        if run.passed(stage):
+            continue
+        portion = PortionSchedule(*settings.portion)(number)
+        estimator = GlobalThreshold if settings.policy == "global" else ClassBalancedThreshold
+        kc = estimator(num_classes, portion, prior=prior).to(run.device)
+        stored = label_target(net, data, run, store, stage, number, kc, select, portion)
+
         order = None
-        if args.source_portion is not None:
-            share = PortionSchedule(*args.source_portion)(round)
-            order = source_subset(len(data.source), share, seed=args.seed).tolist()
-        target = Batches(
-            data.target_with(stored.labels), run, f"{stage} target", training_transform(args.crop, crop=crop)
-        )
-        source = Batches(data.source, run, f"{stage} source", training_transform(args.crop), order)
+        if settings.source_portion is not None:
+            share = PortionSchedule(*settings.source_portion)(number)
+            order = source_subset(len(data.source), share, seed=settings.seed + number * settings.source_redraw)
+            order = order.tolist()
+        mined = small_class_crop(stored, settings.crop) if settings.mine else None
+        mining = training_transform(settings.crop, crop=mined, scale=settings.scale_range)
+        source = run.loader(data.source, f"{stage} source", transform, order)
+        target = run.loader(data.target_with(stored.labels), f"{stage} target", mining)
 
-        optimizer, schedule = optimizer_of(args, net, args.steps, lr=args.lr * args.lr_decay**round)
         student.train()
-        for step in run.steps(stage, args.steps, net=net, optimizer=optimizer, schedule=schedule):
-            for part in range(args.accumulate):
+        steps = run.steps(stage, settings.steps, source, target, lr_scale=settings.lr_decay**number)
+        for _, source_batch, target_batch in steps:
+            with run.accumulate(student):
                 losses = []
-                for batches in (source, target):
-                    images, labels = batches[step * args.accumulate + part]
-                    with run.forward(student):
-                        total = cross_entropy(student(as_floats(images)), labels, reduction="sum")
+                for images, labels in (source_batch, target_batch):
+                    # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
+                    total = cross_entropy(student(as_floats(images)), labels, reduction="sum")
                     losses.append(run.mean(total, (labels != IGNORE_INDEX).sum()))
-                run.learn(losses[0] + losses[1], optimizer, schedule)
-            run.scalars(round * args.steps + step, source_loss=losses[0], target_loss=losses[1])
-        score = evaluate(prepare(net, data, run), data, run, round + 1)
-        run.say(f"round {round + 1}: {line(score, data)}")
-        note_round(run, data, round + 1, score=score, stored=stored)
-        net.train()
+                run.backward(losses[0] + losses[1])
+                optimizer.step()
+                optimizer.zero_grad()
+            run.log(source_loss=losses[0], target_loss=losses[1])
+        score = evaluate(net, data, run, number + 1, stored=stored)
+        run.say(f"round {number + 1}: {line(score, data)}")
 
-    run.finish(net, report(score, data))
+    run.finish(net, summary(score, data))
 
 
 if __name__ == "__main__":

@@ -5,143 +5,118 @@ regularise the network: hard labels and a loss that is smaller for smoother pred
 labels: soft ones, of which the store keeps the three largest entries of a pixel. Source labels are true, so source
 images are not regularised unless ``--source-alpha`` asks for it. Differs from the published code: every step has as
 many source as target images, which go through the network apart, each with a mean of its own; thresholds come from all
-pixels, labels from one scale. Of the strengths, CRST's own are those of ``mrkld`` and ``lrent``.
+pixels, labels from one scale. ``--alpha`` of ``mrkld`` is 0.01: the published code multiplies by its weight of 0.1
+twice, so 0.01 is what it ran. Of the others only the strength of ``lrent`` is CRST's own.
 
 ``python examples/source_only.py && python examples/crst.py --init runs/source_only/model.pt --regularizer lrent``
 """
 
 from __future__ import annotations
 
-from argparse import BooleanOptionalAction
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from _common import arguments
-from _common.evaluation import evaluate, line, prepare, report, score_before
-from _common.folders import Data, look_at_masks, open_data, training_transform
-from _common.loading import Batches, as_floats
-from _common.networks import build, optimizer_of
-from _common.rounds import (
-    Labelled,
-    finished,
-    gather,
-    note_round,
-    open_store,
-    small_class_crop,
-    thresholds_of,
-    write_labels,
-)
+from _common.evaluation import evaluate, line, score_before, summary
+from _common.loading import as_floats
+from _common.rounds import Labelled, label_target, open_store, small_class_crop
 from _common.run import Run
-from torch import Tensor, nn
+from _common.settings import Settings, command_line, parse
+from _data.augmentation import training_transform
+from _data.checks import look_at_masks
+from _data.opening import open_data
+from _networks.build import build
+from torch import Tensor
 
 from selftrain_seg import IGNORE_INDEX, PseudoLabels
 from selftrain_seg.losses import cross_entropy, mrent_loss, mrkld_loss, mrl2_loss
 from selftrain_seg.selectors import select_reweighted, select_soft
-from selftrain_seg.store import PseudoLabelStore, StoredRound, expand_soft
+from selftrain_seg.store import expand_soft
 from selftrain_seg.thresholds import ClassBalancedThreshold, PortionSchedule, source_subset
 
 LOSSES = {"mrkld": mrkld_loss, "mrent": mrent_loss, "mrl2": mrl2_loss}  # cross entropy included
-ALPHAS = {"mrkld": 0.1, "mrent": 0.1, "mrl2": 0.1, "lrent": 0.25}
+ALPHAS = {"mrkld": 0.01, "mrent": 0.1, "mrl2": 0.1, "lrent": 0.25}
 
 
-def label_target(net: nn.Module, data: Data, run: Run, store: PseudoLabelStore, round: int) -> StoredRound:
-    """Thresholds from one pass over the target images; labels, hard or soft, from another; or an earlier attempt's."""
-    stored = finished(store, round)
-    if stored is not None:
-        return stored
-    args = run.args
-    portion = PortionSchedule(*args.portion)(round)
-    kc = ClassBalancedThreshold(data.label_map.num_classes, portion).to(run.device)
+@dataclass(kw_only=True)
+class CRSTSettings(Settings):
+    """Settings of CRST."""
 
-    def estimate() -> Tensor:
-        gather(net, data, run, kc.update)
-        return kc.compute()
+    regularizer: Literal["mrkld", "mrent", "mrl2", "lrent"] = "mrkld"  # of the network, or (lrent) of the labels
+    alpha: float | None = None  # its strength; by default 0.01 for mrkld, 0.1 for mrent and mrl2, 0.25 for lrent
+    source_alpha: float = 0.0  # strength of the network's regulariser on source images
+    rounds: int = 6  # of labelling and training
+    portion: tuple[float, float, float] = (0.2, 0.05, 0.5)  # of pixels that are labelled: start, step, stop
+    source_portion: tuple[float, float, float] | None = None  # of source images in use: start, step, stop
+    source_redraw: bool = False  # draw the source images anew in each round; by default some are added
+    mine: bool = False  # crop around small classes
 
-    thresholds = thresholds_of(store, round, run, estimate)
 
-    def select(logits: Tensor) -> PseudoLabels:
-        if args.regularizer == "lrent":
-            return select_soft(logits, thresholds, alpha=args.alpha)
+@command_line
+def main() -> None:
+    settings = parse(CRSTSettings, __doc__)
+    settings.alpha = ALPHAS[settings.regularizer] if settings.alpha is None else settings.alpha
+    soft_labels = settings.regularizer == "lrent"
+    run = Run(settings)
+    data = open_data(settings, run)
+    num_classes = data.label_map.num_classes
+    torch.manual_seed(settings.seed)
+    net = build(settings, num_classes)
+    look_at_masks(data, run)
+    student, optimizer = run.prepare(net), run.optimizer(net)
+    run.restore()
+    run.expect(settings.rounds * settings.steps)
+    store = open_store(run, data, keep=("soft",) if soft_labels else ())
+    regularized_loss = LOSSES.get(settings.regularizer, mrkld_loss)
+    score = score_before(net, data, run)
+    transform = training_transform(settings.crop, scale=settings.scale_range)
+
+    def select(logits: Tensor, thresholds: Tensor) -> PseudoLabels:
+        if soft_labels:
+            return select_soft(logits, thresholds, alpha=settings.alpha)
         return select_reweighted(logits, thresholds)
 
-    return write_labels(net, data, run, store, round, select, thresholds=thresholds, portion=portion)
+    for number in range(settings.rounds):
+        stage = f"round{number + 1}"
+        if run.passed(stage):
+            continue
+        portion = PortionSchedule(*settings.portion)(number)
+        kc = ClassBalancedThreshold(num_classes, portion).to(run.device)
+        stored = label_target(net, data, run, store, stage, number, kc, select, portion)
 
-
-def main() -> None:
-    parser = arguments.parser(
-        __doc__,
-        small={"steps": 120, "rounds": 3, "lr": 2e-3, "reestimate_bn": 1, "portion": [0.3, 0.1, 0.5]},
-        papers={
-            "steps": 5000,
-            "batch": 2,
-            "lr": 5e-5,
-            "optimizer": "sgd",
-            "largest_crop": [500, 500],
-            "frozen_bn": True,
-            "mine": True,
-            "source_portion": [0.03, 0.0025, 0.06],
-        },
-    )
-    parser.add_argument("--regularizer", choices=list(ALPHAS), default="mrkld")
-    parser.add_argument("--alpha", type=float, help=f"strength of the regulariser (default: {ALPHAS})")
-    parser.add_argument("--source-alpha", type=float, default=0.0, help="of the network's regulariser on source images")
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--portion", type=float, nargs=3, default=(0.2, 0.05, 0.5), help="start, step, stop")
-    parser.add_argument("--source-portion", type=float, nargs=3, help="start, step, stop of source images in use")
-    parser.add_argument("--mine", action=BooleanOptionalAction, default=False, help="crop around small classes")
-    args = parser.parse_args()
-    args.alpha = ALPHAS[args.regularizer] if args.alpha is None else args.alpha
-    soft_labels = args.regularizer == "lrent"
-    run = Run(args)
-    data = open_data(args, run)
-    num_classes = data.label_map.num_classes
-    torch.manual_seed(args.seed)
-    net = build(args, num_classes).to(run.device)
-    look_at_masks(data, run)
-    student = run.wrap(net)
-    store = open_store(run, data, keep=("soft",) if soft_labels else ())
-    regularized_loss = LOSSES.get(args.regularizer, mrkld_loss)
-    score = score_before(net, data, run)
-
-    for round in range(args.rounds):
-        stage = f"round{round + 1}"
-        if run.begun(stage):
-            stored = store.round(round)
-        else:
-            stored = label_target(prepare(net, data, run), data, run, store, round)
-        crop = small_class_crop(stored, args.crop) if args.mine else None
         order = None
-        if args.source_portion is not None:
-            share = PortionSchedule(*args.source_portion)(round)
-            order = source_subset(len(data.source), share, seed=args.seed).tolist()
+        if settings.source_portion is not None:
+            share = PortionSchedule(*settings.source_portion)(number)
+            order = source_subset(len(data.source), share, seed=settings.seed + number * settings.source_redraw)
+            order = order.tolist()
+        mined = small_class_crop(stored, settings.crop) if settings.mine else None
+        mining = training_transform(settings.crop, crop=mined, scale=settings.scale_range)
         labelled = Labelled(data.target, stored, ("labels", "soft")) if soft_labels else data.target_with(stored.labels)
-        target = Batches(labelled, run, f"{stage} target", training_transform(args.crop, crop=crop))
-        source = Batches(data.source, run, f"{stage} source", training_transform(args.crop), order)
+        source = run.loader(data.source, f"{stage} source", transform, order)
+        target = run.loader(labelled, f"{stage} target", mining)
 
-        optimizer, schedule = optimizer_of(args, net, args.steps)
         student.train()
-        for step in run.steps(stage, args.steps, net=net, optimizer=optimizer, schedule=schedule):
-            for part in range(args.accumulate):
-                source_images, source_labels = source[step * args.accumulate + part]
-                target_images, target_labels, *soft = target[step * args.accumulate + part]
-                with run.forward(student):
-                    # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
-                    logits = student(as_floats(source_images))
-                    total = regularized_loss(logits, source_labels, reg_weight=args.source_alpha, reduction="sum")
-                    source_loss = run.mean(total, (source_labels != IGNORE_INDEX).sum())
-                    logits = student(as_floats(target_images))
-                    if soft_labels:
-                        total = cross_entropy(logits, expand_soft(soft[0], num_classes), reduction="sum")
-                    else:
-                        total = regularized_loss(logits, target_labels, reg_weight=args.alpha, reduction="sum")
-                    target_loss = run.mean(total, (target_labels != IGNORE_INDEX).sum())
-                run.learn(source_loss + target_loss, optimizer, schedule)
-            run.scalars(round * args.steps + step, source_loss=source_loss, target_loss=target_loss)
-        score = evaluate(prepare(net, data, run), data, run, round + 1)
-        run.say(f"round {round + 1}: {line(score, data)}")
-        note_round(run, data, round + 1, score=score, stored=stored)
-        net.train()
+        for _, source_batch, (target_images, target_labels, *soft) in run.steps(stage, settings.steps, source, target):
+            source_images, source_labels = source_batch
+            with run.accumulate(student):
+                # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
+                logits = student(as_floats(source_images))
+                total = regularized_loss(logits, source_labels, reg_weight=settings.source_alpha, reduction="sum")
+                source_loss = run.mean(total, (source_labels != IGNORE_INDEX).sum())
+                logits = student(as_floats(target_images))
+                if soft_labels:
+                    total = cross_entropy(logits, expand_soft(soft[0], num_classes), reduction="sum")
+                else:
+                    total = regularized_loss(logits, target_labels, reg_weight=settings.alpha, reduction="sum")
+                target_loss = run.mean(total, (target_labels != IGNORE_INDEX).sum())
+                run.backward(source_loss + target_loss)
+                optimizer.step()
+                optimizer.zero_grad()
+            run.log(source_loss=source_loss, target_loss=target_loss)
+        score = evaluate(net, data, run, number + 1, stored=stored)
+        run.say(f"round {number + 1}: {line(score, data)}")
 
-    run.finish(net, report(score, data))
+    run.finish(net, summary(score, data))
 
 
 if __name__ == "__main__":

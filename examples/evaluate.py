@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import _prediction as predicting
 import torch
-from _common import predicting
-from _common.data import save_json
+from _common.files import save_json
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -240,7 +240,7 @@ def picture(matrix: Tensor, classes: LabelMap, path: Path) -> None:
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     axes.set_xticks(range(len(predicted)), predicted, rotation=90)
     axes.set_yticks(range(classes.num_classes), classes.classes)
     axes.set_xlabel("predicted")
@@ -250,7 +250,7 @@ def picture(matrix: Tensor, classes: LabelMap, path: Path) -> None:
             if not math.isnan(value) and value >= 0.5:
                 ink = "white" if value > 55 else "black"
                 axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=ink)
-    figure.colorbar(shown, label="% of the true pixels", shrink=0.7)
+    figure.colorbar(drawn, label="% of the true pixels", shrink=0.7)
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, dpi=130, format="png")
     temporary.replace(path)

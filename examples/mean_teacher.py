@@ -3,7 +3,7 @@
 In each step the teacher labels target images, classes of other images are pasted onto them (of labelled source images,
 as in DACS, or of other target images), and the student learns from both. ``--teacher dual`` takes turns between two
 temporary teachers, one with CutMix and one with ClassMix; ``--teacher dynamic`` moves the teacher only when the student
-has improved on recent target batches.
+has improved on recent target batches. The student is what is evaluated and saved.
 
 Differs from the papers: ClassMix pastes the smaller half of an odd number of classes for DACS, too; Dual Teacher's
 consistency under block drop is left out (``selftrain_seg.teachers.drop_blocks`` has it); the teacher sees the student's
@@ -14,14 +14,19 @@ crops, and BatchNorm's statistics of the batch without ``--frozen-bn``; learning
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
-from _common import arguments
-from _common.evaluation import evaluate, line, prepare, report, score_before, visible
-from _common.folders import look_at_masks, open_data, relit, training_transform
-from _common.loading import Batches, as_floats
-from _common.networks import build, optimizer_of
-from _common.rounds import note_round
+from _common.evaluation import evaluate, line, score_before, summary
+from _common.loading import as_floats
 from _common.run import Run
+from _common.settings import Settings, command_line, parse
+from _data.augmentation import relit, training_transform
+from _data.checks import look_at_masks
+from _data.opening import open_data
+from _networks.build import build
+from _reporting import three_channels
 from kornia.augmentation import AugmentationSequential, ColorJiggle, RandomGaussianBlur
 
 from selftrain_seg import IGNORE_INDEX
@@ -32,108 +37,92 @@ from selftrain_seg.teachers import AgreementStatistics, DualTeacher, DynamicTeac
 from selftrain_seg.visualize import mixing_sheet, record_picture
 
 
+@dataclass(kw_only=True)
+class MeanTeacherSettings(Settings):
+    """Settings of the online teachers."""
+
+    teacher: Literal["mean", "dual", "dynamic"] = "mean"  # an average; two in turns; one that follows if it helps
+    paste_from: Literal["source", "target"] = "source"  # what is mixed into target images
+    momentum: float = 0.99  # of the teacher
+    threshold: float = 0.968  # the share of pixels above it weighs the target's loss
+    turn: int = 1000  # steps between switches of the dual teacher
+    score: Literal["snd", "entropy"] = "snd"  # of the dynamic teacher
+
+
+@command_line
 def main() -> None:
-    parser = arguments.parser(
-        __doc__,
-        small={
-            "steps": 360,
-            "batch": 4,
-            "lr": 2e-3,
-            "reestimate_bn": 1,
-            "threshold": 0.9,
-            "turn": 60,
-            "paste_from": "target",
-        },
-        papers={
-            "steps": 40000,
-            "batch": 2,
-            "lr": 2.5e-4,
-            "optimizer": "sgd",
-            "largest_crop": [512, 512],
-            "threshold": 0.968,
-        },
-    )
-    parser.add_argument("--teacher", choices=("mean", "dual", "dynamic"), default="mean")
-    parser.add_argument(
-        "--paste-from", choices=("source", "target"), default="source", help="what is mixed into target images"
-    )
-    parser.add_argument("--momentum", type=float, default=0.99)
-    parser.add_argument("--threshold", type=float, help="the share of pixels above it weighs the target's loss")
-    parser.add_argument("--turn", type=int, default=1000, help="steps between switches of the dual teacher")
-    parser.add_argument("--score", choices=("snd", "entropy"), default="snd", help="of the dynamic teacher")
-    args = parser.parse_args()
-    run = Run(args)
-    if args.paste_from == "target" and args.batch == run.world:
+    settings = parse(MeanTeacherSettings, __doc__)
+    run = Run(settings)
+    if settings.paste_from == "target" and settings.batch == run.world:
         raise SystemExit("--paste-from target: a process pastes between its own images, and --batch gives each but one")
-    data = open_data(args, run)
-    torch.manual_seed(args.seed)
-    net = build(args, data.label_map.num_classes).to(run.device)
+    data = open_data(settings, run)
+    torch.manual_seed(settings.seed)
+    net = build(settings, data.label_map.num_classes)
     look_at_masks(data, run)
-    student = run.wrap(net)
+    # In train mode BatchNorm sees the batch: the running statistics would be a mixture of both domains.
+    how = {"momentum": settings.momentum, "train_mode": not settings.frozen_bn}
+    if settings.teacher == "mean":
+        teacher: MeanTeacher | DualTeacher | DynamicTeacher = MeanTeacher(net, sync_buffers=True, **how)
+    elif settings.teacher == "dual":
+        teacher = DualTeacher(net, sync_buffers=True, **how)
+    else:
+        teacher = DynamicTeacher(net, score=settings.score, **how)
+    student, optimizer, teacher = run.prepare(net), run.optimizer(net), teacher.to(run.device)
+    run.register(teacher=teacher)
+    run.restore()
+    run.expect(settings.steps)
     score_before(net, data, run)
 
-    # In train mode BatchNorm sees the batch: the running statistics would be a mixture of both domains.
-    settings = {"momentum": args.momentum, "train_mode": not args.frozen_bn}
-    # All processes keep a teacher, and a checkpoint holds one of them: their buffers must be the same.
-    if args.teacher == "mean":
-        teacher: MeanTeacher | DualTeacher | DynamicTeacher = MeanTeacher(net, sync_buffers=True, **settings)
-    elif args.teacher == "dual":
-        teacher = DualTeacher(net, sync_buffers=True, **settings)
-    else:
-        teacher = DynamicTeacher(net, score=args.score, **settings)
-
-    optimizer, schedule = optimizer_of(args, net, args.steps)
-    source = Batches(data.source, run, "source", training_transform(args.crop))
-    target = Batches(data.target, run, "target", training_transform(args.crop))
+    transform = training_transform(settings.crop, scale=settings.scale_range)
+    source, target = run.loader(data.source, "source", transform), run.loader(data.target, "target", transform)
     strong = AugmentationSequential(
         ColorJiggle(0.3, 0.3, 0.3, 0.05, p=1.0), RandomGaussianBlur((3, 3), (0.1, 1.0), p=0.3), data_keys=["input"]
     )
     recolour = strong if data.target[0][0].shape[0] == 3 else relit  # of other channels, none is a colour
     agreement = AgreementStatistics(data.label_map.num_classes).to(run.device)
     student.train()
-    state = {"net": net, "teacher": teacher, "optimizer": optimizer, "schedule": schedule}
-    for step in run.steps(args.teacher, args.steps, **state):
-        if args.teacher == "dual" and step and step % args.turn == 0:
-            teacher.switch()
-        if args.teacher != "dynamic":
-            teacher.update(net)
-        for part in range(args.accumulate):
-            (source_images, source_labels), (target_images, _) = (
-                batches[step * args.accumulate + part] for batches in (source, target)
-            )
-            source_images, target_images = as_floats(source_images), as_floats(target_images)
+    steps = run.steps(settings.teacher, settings.steps, source, target)
+    for step, (source_images, source_labels), (target_images, _) in steps:
+        if run.is_first_pass:
+            if settings.teacher == "dual" and step and step % settings.turn == 0:
+                teacher.switch()
+            if settings.teacher != "dynamic":
+                teacher.update(net)
+        source_images, target_images = as_floats(source_images), as_floats(target_images)
+        with run.autocast():
             teacher_logits = teacher(target_images)
-            pseudo = select_fixed(teacher_logits, threshold=args.threshold, weigh_by="batch")
-            mix = teacher.mixing if args.teacher == "dual" else class_mix
-            other = (source_images, source_labels) if args.paste_from == "source" else None
-            mixed = mix(target_images, pseudo.labels, pixel_weight=pseudo.pixel_weight, source=other)
-            with run.forward(student):
-                # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
-                total = cross_entropy(student(source_images), source_labels, reduction="sum")
-                source_loss = run.mean(total, (source_labels != IGNORE_INDEX).sum())
-                logits = student(as_floats(recolour(mixed.images)))
-                # Divided by all pixels, as published: the fewer have labels, the less these count.
-                target_loss = cross_entropy(logits, mixed.labels, pixel_weight=mixed.pixel_weight, normalize="all")
+        pseudo = select_fixed(teacher_logits, threshold=settings.threshold, weigh_by="batch")
+        mix = teacher.mixing if settings.teacher == "dual" else class_mix
+        other = (source_images, source_labels) if settings.paste_from == "source" else None
+        mixed = mix(target_images, pseudo.labels, pixel_weight=pseudo.pixel_weight, source=other)
+        if settings.teacher == "dynamic" and run.is_first_pass:
+            teacher.observe(target_images, net)  # before the student learns from it
+        with run.accumulate(student):
+            # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
+            total = cross_entropy(student(source_images), source_labels, reduction="sum")
+            source_loss = run.mean(total, (source_labels != IGNORE_INDEX).sum())
+            logits = student(as_floats(recolour(mixed.images)))
+            # Divided by all pixels, as published: the fewer have labels, the less these count.
+            target_loss = cross_entropy(logits, mixed.labels, pixel_weight=mixed.pixel_weight, normalize="all")
             loss = source_loss + target_loss
-            if args.teacher == "dynamic" and part == 0:
-                teacher.observe(target_images, net)  # before the student learns from it
-            run.learn(loss, optimizer, schedule)
-        if args.teacher == "dynamic":
+            run.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        if settings.teacher == "dynamic" and run.is_last_pass:
             teacher.update(net)
-        if step % 10 == 0:
+        if step % settings.log_every == 0:
             # Where something was pasted the student saw another image; NaN is not counted.
             agreement.update(teacher_logits.masked_fill(mixed.pasted[:, None], torch.nan), logits.detach())
-            run.scalars(step, loss=loss, agreement=agreement.compute().share, weight=pseudo.pixel_weight.mean())
+            run.log(loss=loss, agreement=agreement.compute().share, weight=pseudo.pixel_weight.mean())
             agreement.reset()
-        if run.main and step + 1 == args.steps:
-            shown = mixed._replace(images=visible(mixed.images))
-            sheet = mixing_sheet(visible(target_images), pseudo.labels, shown, data.label_map.palette)
+        if run.main and step + 1 == settings.steps:
+            pasted = mixed._replace(images=three_channels(mixed.images))
+            sheet = mixing_sheet(three_channels(target_images), pseudo.labels, pasted, data.label_map.palette)
             record_picture(run.out, "mixing", sheet)
 
-    score = evaluate(prepare(net, data, run), data, run, 1)
-    run.say(f"{args.teacher} teacher: {line(score, data)}")
-    note_round(run, data, 1, score=score)
-    run.finish(net, report(score, data))
+    score = evaluate(net, data, run, 1)
+    run.say(f"round 1: {settings.teacher} teacher: {line(score, data)}")
+    run.finish(net, summary(score, data))
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import _prediction as predicting
 import numpy as np
 import torch
-from _common import predicting
-from _common.predicting import Item
+from _prediction import Item
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm

@@ -14,13 +14,14 @@ import shutil
 from pathlib import Path
 
 import torch
-from _common.data import as_floats, batches, code_digest, draw, save_atomically, streets
-from _common.model import SmallUNet
-from _common.report import LOSS_EVERY, note_round, print_round, print_table, write_picture, write_results
-from _common.train import evaluate, jitter, predict, reestimate_batchnorm, train_source
+from _common.files import code_digest, save_atomically
+from _common.progress import progress
+from _networks.small_unet import SmallUNet
+from _quickstart.benchmark import as_floats, batches, draw, streets
+from _quickstart.pages import LOSS_EVERY, print_round, print_table, record, write_picture, write_results
+from _quickstart.training import evaluate, jitter, predict, reestimate_batchnorm, train_source
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from tqdm import trange
 
 from selftrain_seg.confidence import top_confidence
 from selftrain_seg.datasets import SyntheticStreets
@@ -97,26 +98,26 @@ def adapt(
     settings = [CODE, args.source_steps, args.steps, args.images, args.mine, args.threads]
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
     history = []
-    for round in range(args.rounds):
-        checkpoint = args.out / "rounds" / f"{method}-seed{seed}-{key}-round{round + 1}.pt"
-        if checkpoint.exists():  # a killed run goes on where it was
+    for number in range(args.rounds):
+        checkpoint = args.out / "rounds" / f"{method}-seed{seed}-{key}-round{number + 1}.pt"
+        if checkpoint.exists():  # a killed run continues from here
             saved = torch.load(checkpoint, map_location=args.device, weights_only=True)
             net.load_state_dict(saved["net"])
             history.append(saved["iou"])
-            print(f"{NAMES[method]}, round {round + 1}: target mIoU {saved['iou'].nanmean():.1f} (from {checkpoint})")
-            note_round(args.notes, run_name(args, method, seed), round + 1, args.steps, saved, target)
+            print(f"{NAMES[method]}, round {number + 1}: target mIoU {saved['iou'].nanmean():.1f} (from {checkpoint})")
+            record(args.notes, run_name(args, method, seed), number + 1, args.steps, saved, target)
             continue
-        torch.manual_seed(1000 * seed + round)
-        generator = torch.Generator().manual_seed(1000 * seed + round)
-        corner_generator = torch.Generator(args.device).manual_seed(1000 * seed + round)
+        torch.manual_seed(1000 * seed + number)
+        generator = torch.Generator().manual_seed(1000 * seed + number)
+        corner_generator = torch.Generator(args.device).manual_seed(1000 * seed + number)
 
         reestimate_batchnorm(net, target)
         labels, rare, notes = target.tensors[1], None, {}  # the labels that the bound trains on
         if method in ("cbst", "mrkld", "global"):
-            portion = linear_portion(round, start=0.3, step=0.1, stop=0.5)
+            portion = linear_portion(number, start=0.3, step=0.1, stop=0.5)
             labels, thresholds, counts, summary = label_target(net, target, method, portion)
             rare = rare_classes(counts, k=3)
-            print_round(f"{NAMES[method]}, round {round + 1}, portion {portion}", CLASSES, thresholds, summary)
+            print_round(f"{NAMES[method]}, round {number + 1}, portion {portion}", CLASSES, thresholds, summary)
             notes = {"thresholds": thresholds, "selected": summary.share, "precision": summary.precision}
             notes |= {"labels": labels[:3].clone(), "rare": rare}
         size = (target.tensors[0].shape[-2] * 3 // 4, target.tensors[0].shape[-1] * 3 // 4)  # of crops
@@ -127,9 +128,7 @@ def adapt(
         optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, args.steps, power=0.9)
         losses = []
-        for step in trange(
-            args.steps, desc=f"{NAMES[method]} round {round + 1}", unit="step", leave=False, disable=None
-        ):
+        for step in progress(range(args.steps), f"{NAMES[method]} round {number + 1}", unit="step"):
             images, truth = source[draw(source, 4, generator)]
             loss = cross_entropy(net(jitter(as_floats(images))), truth)
             if method == "source":
@@ -141,8 +140,8 @@ def adapt(
                 corners = mine_crops(chosen, rare, size, generator=corner_generator)
                 images, chosen = crop(images, corners, size), crop(chosen, corners, size)
             # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
-            learn = mrkld_loss if method == "mrkld" else cross_entropy
-            loss = loss + learn(net(jitter(as_floats(images))), chosen)
+            target_loss = mrkld_loss if method == "mrkld" else cross_entropy
+            loss = loss + target_loss(net(jitter(as_floats(images))), chosen)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -155,8 +154,8 @@ def adapt(
         notes |= {"iou": history[-1], "losses": torch.tensor([float(loss) for loss in losses])}
         saved = {"net": net.state_dict(), **notes}
         save_atomically(saved, checkpoint)
-        print(f"{NAMES[method]}, round {round + 1}: target mIoU {history[-1].nanmean():.1f}")
-        note_round(args.notes, run_name(args, method, seed), round + 1, args.steps, saved, target)
+        print(f"{NAMES[method]}, round {number + 1}: target mIoU {history[-1].nanmean():.1f}")
+        record(args.notes, run_name(args, method, seed), number + 1, args.steps, saved, target)
     return history
 
 
@@ -181,8 +180,8 @@ def run(args: argparse.Namespace, seed: int, results: dict[str, list[Tensor]]) -
     net = SmallUNet(len(CLASSES)).to(device, memory_format=torch.channels_last)
     net.load_state_dict(torch.load(weights, map_location=device, weights_only=True))
 
-    shown, truth = (tensor[:6] for tensor in val.tensors)
-    columns = {"source only": predict(net, shown)}
+    images, truth = (tensor[:6] for tensor in val.tensors)
+    columns = {"source only": predict(net, images)}
     results.setdefault("source only", []).append(evaluate(net, val, len(CLASSES)))
     reestimate_batchnorm(net, target)
     results.setdefault("BatchNorm re-estimated", []).append(evaluate(net, val, len(CLASSES)))
@@ -190,17 +189,18 @@ def run(args: argparse.Namespace, seed: int, results: dict[str, list[Tensor]]) -
     curves = {}
     for method in [args.method, *(CONTROLS if args.compare else ())]:
         adapted, before = copy.deepcopy(net), results["BatchNorm re-estimated"][-1]
-        record_round(args.notes, 0, classes=CLASSES, iou=before, group=run_name(args, method, seed))
+        for number, iou in ((-1, results["source only"][-1]), (0, before)):
+            record_round(args.notes, number, classes=CLASSES, iou=iou, group=run_name(args, method, seed))
         history = adapt(adapted, method, source, target, val, args, seed)
         curves[NAMES[method]] = [before, *history]
         results.setdefault(NAMES[method], []).append(curves[NAMES[method]][-1])
         if method == args.method:
-            columns[f"adapted ({NAMES[method]})"] = predict(adapted, shown)
+            columns[f"adapted ({NAMES[method]})"] = predict(adapted, images)
             with torch.no_grad():
-                top = top_confidence(adapted(as_floats(shown[:4])))
-            figure = confidence_map(top.log_confidence.exp(), images=shown[:4])
+                top = top_confidence(adapted(as_floats(images[:4])))
+            figure = confidence_map(top.log_confidence.exp(), images=images[:4])
             record_picture(args.notes, f"{run_name(args, method, seed)}, confidence", figure)
-    columns = {"target image": shown, **columns, "ground truth": truth}
+    columns = {"target image": images, **columns, "ground truth": truth}
     sheet = image_sheet(columns, palette=SyntheticStreets.palette, classes=CLASSES)
     record_picture(args.notes, f"predictions, seed {seed}", sheet)
     write_picture(args.out / "quickstart-report.png", sheet, curves, CLASSES)

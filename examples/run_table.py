@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from _common.data import code_digest, save_json
+from _common.files import code_digest, save_json
 
 HERE = Path(__file__).parent
 CODE = code_digest(*sorted(HERE.glob("*.py")))  # numbers of other code do not belong into one table
@@ -45,6 +45,10 @@ TRAINERS = {
     "mean teacher": "mean_teacher.py --init {source} --teacher mean",
     "dual teacher": "mean_teacher.py --init {source} --teacher dual",
     "dynamic teacher": "mean_teacher.py --init {source} --teacher dynamic",
+    "SAC": "sac.py --init {source}",
+    "UniMatch": "unimatch.py --init {source}",
+    "MIC": "mic.py --init {source}",
+    "DAFormer (MIC without masks)": "mic.py --init {source} --mask-weight 0",
 }
 BOUND = {
     "target labels (bound)": "source_only.py --domain target --init {source} --steps 360 --lr 2e-3 --reestimate-bn 1"

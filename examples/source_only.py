@@ -7,60 +7,59 @@ target's labels, the upper bound. Under ``torchrun``, as all trainers here, it u
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
-from _common import arguments
-from _common.evaluation import evaluate, line, prepare, report, score_before
-from _common.folders import look_at_masks, open_data, training_transform
-from _common.loading import Batches, as_floats
-from _common.networks import build, optimizer_of
-from _common.rounds import note_round
+from _common.evaluation import evaluate, line, score_before, summary
+from _common.loading import as_floats
 from _common.run import Run
+from _common.settings import Settings, command_line, parse
+from _data.augmentation import training_transform
+from _data.checks import look_at_masks
+from _data.opening import open_data
+from _networks.build import build
 
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.losses import cross_entropy
 
 
+@dataclass(kw_only=True)
+class SourceSettings(Settings):
+    """Settings of training on labelled images."""
+
+    domain: Literal["source", "target"] = "source"  # target: with the target's labels, the upper bound
+
+
+@command_line
 def main() -> None:
-    parser = arguments.parser(
-        __doc__,
-        small={"steps": 1000, "batch": 8, "lr": 4e-3},
-        papers={
-            "steps": 80000,
-            "batch": 4,
-            "lr": 2.5e-4,
-            "optimizer": "sgd",
-            "largest_crop": [512, 1024],
-            "frozen_bn": True,
-        },
-    )
-    parser.add_argument("--domain", choices=("source", "target"), default="source", help="target: the upper bound")
-    args = parser.parse_args()
-    run = Run(args)
-    data = open_data(args, run)
-    torch.manual_seed(args.seed)
-    net = build(args, data.label_map.num_classes).to(run.device)
+    settings = parse(SourceSettings, __doc__)
+    run = Run(settings)
+    data = open_data(settings, run)
+    torch.manual_seed(settings.seed)
+    net = build(settings, data.label_map.num_classes)
     look_at_masks(data, run)
-    student = run.wrap(net)
+    student, optimizer = run.prepare(net), run.optimizer(net)
+    run.restore()
+    run.expect(settings.steps)
     score_before(net, data, run)
 
-    optimizer, schedule = optimizer_of(args, net, args.steps)
-    labelled = data.source if args.domain == "source" else data.target_with(True)
-    batches = Batches(labelled, run, args.domain, training_transform(args.crop))
+    labelled = data.source if settings.domain == "source" else data.target_with(True)
+    transform = training_transform(settings.crop, scale=settings.scale_range)
     student.train()
-    for step in run.steps("labelled", args.steps, net=net, optimizer=optimizer, schedule=schedule):
-        for part in range(args.accumulate):
-            images, labels = batches[step * args.accumulate + part]
-            with run.forward(student):
-                total = cross_entropy(student(as_floats(images)), labels, reduction="sum")
+    for _, (images, labels) in run.steps("labelled", settings.steps, run.loader(labelled, settings.domain, transform)):
+        with run.accumulate(student):
+            total = cross_entropy(student(as_floats(images)), labels, reduction="sum")
             loss = run.mean(total, (labels != IGNORE_INDEX).sum())
-            run.learn(loss, optimizer, schedule)
-        run.scalars(step, loss=loss)
+            run.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        run.log(loss=loss)
 
-    score = evaluate(prepare(net, data, run), data, run, 1)
-    trained = f"trained on {args.domain}" if args.steps else "not trained"
+    score = evaluate(net, data, run, 1)
+    trained = f"trained on {settings.domain}" if settings.steps else "not trained"
     run.say(f"{trained}; on the target: {line(score, data)}")
-    note_round(run, data, 1, score=score)
-    run.finish(net, report(score, data))
+    run.finish(net, summary(score, data))
 
 
 if __name__ == "__main__":

@@ -90,9 +90,7 @@ def differences(one: dict[str, object], other: dict[str, object]) -> list[str]:
 def last_step(out: Path) -> str:
     """Where a run was when it was killed: how many labels, and the last checkpoint."""
     labels = len(list(out.glob("pseudo-labels*/round-*/labels/**/*.png")))
-    steps = (
-        sorted(path.name.partition("-rank")[0] for path in (out / "checkpoints").glob("*.pt")) if out.exists() else []
-    )
+    steps = sorted(path.name for path in (out / "checkpoints").glob("[!.]*")) if out.exists() else []
     return f"with {labels} labels after {steps[-1] if steps else 'no step'}"
 
 

@@ -70,11 +70,11 @@ KINDS = {
         lambda: SelectionStatistics(CLASSES), lambda m, z: m.update(select_hard(z, 0.5), z.roll(1, 3).argmax(1))
     ),
     "agreement": Kind(lambda: AgreementStatistics(CLASSES), lambda m, z: m.update(z, z.roll(1, 3))),
+    "confusion": Kind(lambda: ConfusionMatrix(CLASSES), lambda m, z: m.update(z, z.roll(1, 3).argmax(1))),
     "agreement of classes": Kind(
         lambda: ClassAgreement(CLASSES), lambda m, z: m.update(z.argmax(1), z.roll(1, 3).argmax(1))
     ),
     "precision": Kind(lambda: PrecisionThreshold(CLASSES), lambda m, z: m.update(z, z.roll(1, 3).argmax(1))),
-    "confusion": Kind(lambda: ConfusionMatrix(CLASSES), lambda m, z: m.update(z, z.roll(1, 3).argmax(1))),
     "freematch": Kind(lambda: FreeMatchSelector(CLASSES, momentum=0.5), _call),
     "flexmatch": Kind(lambda: FlexMatchSelector(CLASSES, threshold=0.5, momentum=0.5), _call),
     "softmatch": Kind(lambda: SoftMatchSelector(CLASSES, momentum=0.5), _call),

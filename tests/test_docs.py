@@ -169,9 +169,29 @@ def imported_modules(tree: ast.AST) -> Iterator[str]:
 
 @functools.cache
 def options(file: Path) -> frozenset[str]:
-    """What ``add_argument`` is called with in a script and in the modules beside it that it imports."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    out = set()
+    """Options of a script and of the modules beside it that it imports: of ``add_argument``, and fields of settings."""
+    out: set[str] = set()
+    found, waiting = {file}, [file]
+    while waiting:
+        tree = parsed(waiting.pop())
+        out |= own_options(tree)
+        for module in imported_modules(tree):
+            for folder in (file.parent, file.parent.parent):
+                path = folder / f"{module.replace('.', '/')}.py"
+                path = path if path.is_file() else path.with_suffix("") / "__init__.py"
+                if path.is_file() and path not in found and ROOT / "selftrain_seg" not in path.parents:
+                    found.add(path)
+                    waiting.append(path)
+    return frozenset(out)
+
+
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def own_options(tree: ast.Module) -> set[str]:
+    out: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
             names = [one.value for one in node.args if isinstance(one, ast.Constant) and str(one.value).startswith("-")]
@@ -179,12 +199,11 @@ def options(file: Path) -> frozenset[str]:
             out.update(names)
             if action.endswith("BooleanOptionalAction"):
                 out.update(f"--no-{name.removeprefix('--')}" for name in names)
-    for module in imported_modules(tree):
-        for folder in (file.parent, file.parent.parent):
-            path = folder / f"{module.replace('.', '/')}.py"
-            if path.is_file() and path != file and ROOT / "selftrain_seg" not in path.parents:
-                out |= options(path)
-    return frozenset(out)
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Settings"):
+            for field in (field for field in node.body if isinstance(field, ast.AnnAssign)):
+                name = ast.unparse(field.target).replace("_", "-")
+                out.update([f"--{name}", f"--no-{name}"] if ast.unparse(field.annotation) == "bool" else [f"--{name}"])
+    return out
 
 
 def bad_words(words: list[str]) -> Iterator[str]:

@@ -61,6 +61,16 @@ def view():
     return type(parameters)(*(each.to(GPU) if isinstance(each, torch.Tensor) else each for each in parameters))
 
 
+def perturbed():
+    module = torch.nn.Identity()
+
+    def call(features):
+        with teachers.perturb_features(module, beside=True):
+            return module(features)
+
+    return call
+
+
 def bank(method):
     return getattr(mining.ReliabilityBank(10, C).to(GPU), method)
 
@@ -138,6 +148,9 @@ TABLE = {
     "replay": (132, lambda: (views.replay, logits(), view())),
     "replay, labels": (66, lambda: (views.replay, labels(), view())),
     "replay_inverse": (154, lambda: (views.replay_inverse, torch.empty(B, C, 64, 64, device=GPU), view())),
+    "average_views": (316, lambda: (views.average_views, [torch.empty(B, C, 64, 64, device=GPU)] * 2, [view()] * 2)),
+    "mask_patches": (9, lambda: (views.mask_patches, images())),
+    "perturb_features": (6, lambda: (perturbed(), images())),
     "WeakStrongViews": (345, lambda: (views.WeakStrongViews((64, 64)), images())),
 }
 

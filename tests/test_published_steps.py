@@ -1,4 +1,4 @@
-"""Two published steps, written with this library in ten lines and with plain arithmetic from the papers' formulas."""
+"""Three published steps, written with this library in ten lines and with plain arithmetic from the papers' formulas."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from selftrain_seg.losses import cross_entropy, mrkld_loss
-from selftrain_seg.selectors import select_hard, select_reweighted
+from selftrain_seg.losses import class_weighted_loss, cross_entropy, focal_class_weight, mrkld_loss
+from selftrain_seg.selectors import RunningConfidenceSelector, select_hard, select_reweighted
 from selftrain_seg.thresholds import ClassBalancedThreshold
 
 
@@ -117,3 +117,49 @@ def test_cbst_round(portion):
         published = torch.autograd.grad(output, list(network.parameters()), torch.from_numpy(gradient).float())
         for one, other in zip(ours, published, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * other.abs().max().item())
+
+
+def ours_sac(selector, teacher_probs, strong):
+    pseudo = selector(teacher_probs.log())
+    weight = focal_class_weight(selector.running_confidence, exponent=3.0)
+    loss = class_weighted_loss(strong, pseudo.labels, weight, pixel_weight=pseudo.confidence, normalize="all")
+    return pseudo.labels, loss
+
+
+def published_sac(running, teacher_probs, strong):
+    """The new running confidence, labels, the loss and its gradient; probabilities and logits (B, C, H, W)."""
+    p, beta = teacher_probs, 1e-3
+    mean = p.mean((0, 2, 3))
+    running = mean.copy() if running is None else 0.99 * running + 0.01 * mean
+    best, winner = p.max(1), p.argmax(1)
+    labels = np.full(winner.shape, 255)
+    for b in range(len(p)):
+        for c in range(p.shape[1]):
+            mine = winner[b] == c
+            if mine.any():
+                bar = max(0.2, 0.75 * best[b][mine].max() * (1 - np.exp(-running[c] / beta)))
+                labels[b][mine & (best[b] > bar)] = c
+    weight = (1 - running) ** 3
+    q = np.exp(strong - strong.max(1, keepdims=True))
+    q /= q.sum(1, keepdims=True)
+    hot = (labels[:, None] == np.arange(p.shape[1])[:, None, None]).astype(float)
+    factor = (hot * weight[:, None, None]).sum(1) * best / labels.size
+    loss = (factor * -(hot * np.log(q)).sum(1)).sum()
+    return running, labels, loss, factor[:, None] * (q - hot)
+
+
+def test_sac_steps():
+    selector, running = RunningConfidenceSelector(6, upper=0.75, lower=0.2, momentum=0.99), None
+    for step in range(3):
+        probs = random(2, 6, 19, 23, seed=10 + step, scale=2.0).double()
+        probs[:, 5] -= 12  # a class that is almost never predicted
+        probs = probs.softmax(1)
+        strong = random(2, 6, 19, 23, seed=20 + step).double().requires_grad_()
+        labels, loss = ours_sac(selector, probs, strong)
+        running, expected_labels, expected, gradient = published_sac(running, probs.numpy(), strong.detach().numpy())
+        np.testing.assert_allclose(selector.running_confidence.numpy(), running, rtol=1e-5)
+        assert np.array_equal(labels.numpy(), expected_labels)
+        assert 0.05 < (expected_labels != 255).mean() < 0.95
+        np.testing.assert_allclose(loss.item(), expected, rtol=1e-5)
+        found = torch.autograd.grad(loss, strong)[0].numpy()
+        np.testing.assert_allclose(found, gradient, rtol=0, atol=1e-5 * np.abs(gradient).max())

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_docs import options as options_of
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -46,11 +48,7 @@ def test_pictures_and_links_exist():
 
 
 def options(*files: Path) -> set[str]:
-    return {
-        option
-        for file in files
-        for option in re.findall(r"add_argument\(\s*f?\"(--[\w-]+)\"", file.read_text(encoding="utf-8"))
-    }
+    return {option for file in files for option in options_of(file)}
 
 
 def test_documented_options_exist():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 
 import torch
-from _common.data import as_floats, save_atomically
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from pictures.scene import SIZE, Scene
 from pictures.style import BLUE, ORANGE, WIDTH
+from pictures.training import as_floats
+from pictures.training import save as save_atomically
 from selftrain_seg.batchnorm import choose_alpha, estimate_statistics
 from selftrain_seg.datasets import SyntheticStreets
 from selftrain_seg.restyle import restyled_confusion

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from _common.data import as_floats, save_atomically
-from _common.model import SmallUNet
-from _common.train import reestimate_batchnorm, train_source
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import selftrain_seg
+from pictures.training import SmallUNet, as_floats, reestimate_batchnorm, save, train_source
 from selftrain_seg.datasets import SyntheticStreets
 
 SIZE = (128, 256)
@@ -22,8 +20,12 @@ STEPS = 500
 
 
 class Scene(NamedTuple):
-    """Images uint8 and labels uint8 of each part of the benchmark, and a network that knows the source only."""
+    """Images uint8 and labels uint8 of each part of the benchmark, and a network that knows the source only.
 
+    ``source_only`` is as it was trained; ``net`` has the same weights, its BatchNorm re-estimated on target images.
+    """
+
+    source_only: SmallUNet
     net: SmallUNet
     source: TensorDataset
     target: TensorDataset
@@ -34,14 +36,17 @@ class Scene(NamedTuple):
 def load(cache: Path) -> Scene:
     """Draw the images and train the network, or read them from the cache: about a minute and a half the first time."""
     parts = [_streets(domain, split, cache) for domain, split in LENGTHS]
-    net = SmallUNet(SyntheticStreets.num_classes).to(memory_format=torch.channels_last)
-    path = cache / f"guide-{selftrain_seg.__version__}-{STEPS}steps.pt"
+    path = cache / f"guide-{selftrain_seg.__version__}-{STEPS}steps-both.pt"
     if not path.exists():
-        trained = train_source(parts[0], SyntheticStreets.num_classes, steps=STEPS, seed=0, batch=4)
+        trained = train_source(parts[0], steps=STEPS, batch=4)
+        states = {"source_only": {name: value.clone() for name, value in trained.state_dict().items()}}
         reestimate_batchnorm(trained, parts[1])
-        save_atomically(trained.state_dict(), path)
-    net.load_state_dict(torch.load(path, weights_only=True))
-    return Scene(net.eval(), *parts, cache)
+        save({**states, "net": trained.state_dict()}, path)
+    nets = {}
+    for name, state in torch.load(path, weights_only=True).items():
+        nets[name] = SmallUNet(SyntheticStreets.num_classes).to(memory_format=torch.channels_last).eval()
+        nets[name].load_state_dict(state)
+    return Scene(nets["source_only"], nets["net"], *parts, cache)
 
 
 def _streets(domain: str, split: str, cache: Path) -> TensorDataset:
@@ -51,7 +56,7 @@ def _streets(domain: str, split: str, cache: Path) -> TensorDataset:
         pairs = SyntheticStreets(domain, split, size=SIZE, length=length)
         images, labels = zip(*pairs, strict=True)
         content = {"images": (torch.stack(images) * 255).round().byte(), "labels": torch.stack(labels).byte()}
-        save_atomically(content, path)
+        save(content, path)
     saved = torch.load(path, weights_only=True)
     return TensorDataset(saved["images"], saved["labels"])
 

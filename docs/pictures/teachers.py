@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 
 import torch
-from _common.data import as_floats, save_atomically
-from _common.data import draw as draw_batch
-from _common.train import jitter
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -16,6 +13,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from pictures.scene import Scene
 from pictures.style import BLUE, GREEN, GREY, ORANGE, WIDTH
+from pictures.training import as_floats, jitter, save
 from selftrain_seg.losses import cross_entropy
 from selftrain_seg.mining import class_mix
 from selftrain_seg.selectors import select_fixed
@@ -30,7 +28,7 @@ def draw(scene: Scene) -> Figure:
     """Draw mIoU on the target above, and how far the teachers are from the student below."""
     path = scene.cache / f"guide-teachers-{STEPS}-{EVERY}-{BATCH}-{IMAGES}.pt"
     if not path.exists():
-        save_atomically(_train(scene), path)
+        save(_train(scene), path)
     curves = torch.load(path, weights_only=True)
     steps = range(0, STEPS + 1, EVERY)
     figure, (above, below) = plt.subplots(2, 1, figsize=(WIDTH, 6.8), height_ratios=[3, 2], layout="constrained")
@@ -55,8 +53,8 @@ def _train(scene: Scene) -> dict[str, Tensor]:
         if step % EVERY == 0:
             iou.append([_evaluate(net, scene) for net in (student, *(teacher.model for teacher in teachers.values()))])
             distance.append([float(parameter_distance(teacher.model, student)) for teacher in teachers.values()])
-        source, labels = scene.source[draw_batch(scene.source, BATCH, generator)]
-        target, _ = scene.target[draw_batch(scene.target, BATCH, generator)]
+        source, labels = scene.source[torch.randint(len(scene.source), (BATCH,), generator=generator)]
+        target, _ = scene.target[torch.randint(len(scene.target), (BATCH,), generator=generator)]
         source, target, labels = as_floats(source), as_floats(target), labels.long()
         pseudo = select_fixed(teachers[LABELLING](target), threshold=0.9, weigh_by="batch")
         mixed = class_mix(

@@ -1,140 +1,101 @@
-"""Batches by number: step 7 holds the same images with the same augmentations whenever and wherever it is asked for."""
+"""Torch's DataLoader: random batches that can be resumed, and all images in order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from _common.run import Run
+from _common.settings import Unreadable
+
+if TYPE_CHECKING:
+    from _common.run import Run
 
 Transform = Callable[..., tuple[Any, ...]]
+_PIXELS_AT_ONCE = 25 * 64 * 128  # small images are predicted together, large ones one by one
 
 
-class Batches:
-    """Random batches of a data set, shared among ranks.
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Batch sampler by number: a batch holds the same images and seeds whenever and wherever it is asked for.
 
     Args:
-        dataset: its items are (image, labels) or (image, labels, further maps).
-        run: says how large a batch is, and which part is this rank's.
+        run: says how large a batch is, and which part is this process's.
         name: of the stage; other names draw others.
-        transform: called with an item's parts; draws from torch's generator, which is seeded for each image.
+        length: images in the data set.
         order: numbers of the images to take, in order; None for one random permutation after the other.
     """
 
-    def __init__(
-        self, dataset: Dataset[Any], run: Run, name: str, transform: Transform, order: Sequence[int] | None = None
-    ) -> None:
-        self.dataset, self.run, self.name, self.transform, self.order = dataset, run, name, transform, order
-        self._next, self._batches = -1, iter(())
+    def __init__(self, run: Run, name: str, length: int, order: Sequence[int] | None = None) -> None:
+        self.run, self.name, self.length, self.order = run, name, length, order
+        self.first = 0  # batch to begin with
         self._epoch, self._permutation = -1, torch.empty(0)
 
-    def __getitem__(self, number: int) -> tuple[Any, ...]:
-        """Batch ``number``, on the device; the next one is read meanwhile if there are workers."""
-        if number != self._next:
-            args = self.run.args
-            loader = DataLoader(
-                _Seeded(self.dataset, self.transform),
-                batch_sampler=_Plan(self, number),
-                num_workers=args.workers,
-                pin_memory=self.run.device.type == "cuda",
-                persistent_workers=False,
-                generator=torch.Generator(),  # or else a loader's start would move torch's own, after a resume only
-            )
-            self._batches = _named(loader)
-        self._next = number + 1
-        # Unlabelled images come with their names.
-        return tuple(
-            part.to(self.run.device, non_blocking=True) if isinstance(part, Tensor) else part
-            for part in next(self._batches)
-        )
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        number = self.first
+        while True:
+            yield self.batch(number)
+            number += 1
 
-    def plan(self, number: int) -> list[tuple[int, int]]:
-        """(number of the image, seed) for each image of this rank's part of a batch."""
-        size, world = self.run.args.batch, self.run.world
-        places = range(
-            number * size + self.run.rank * size // world, number * size + (self.run.rank + 1) * size // world
-        )
+    def batch(self, number: int) -> list[tuple[int, int]]:
+        """(number of the image, seed) for each image of this process's part of a batch."""
+        size, rank, world = self.run.settings.batch, self.run.rank, self.run.world
+        places = range(number * size + rank * size // world, number * size + (rank + 1) * size // world)
         return [(self._image(place), self.run.seed(self.name, "image", place)) for place in places]
 
     def _image(self, place: int) -> int:
         if self.order is not None:
             return int(self.order[place % len(self.order)])
-        epoch, place = divmod(place, len(self.dataset))
+        epoch, place = divmod(place, self.length)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.run.seed(self.name, "epoch", epoch))
-            self._epoch, self._permutation = epoch, torch.randperm(len(self.dataset), generator=generator)
+            self._epoch, self._permutation = epoch, torch.randperm(self.length, generator=generator)
         return int(self._permutation[place])
 
 
-class Unreadable(Exception):
-    """An image or mask that cannot be read; its text says which, and why."""
+def loader_of(
+    dataset: Dataset[Any], run: Run, name: str, transform: Transform, order: Sequence[int] | None = None
+) -> DataLoader[Any]:
+    """Random batches of a stage, without end. ``transform`` gets an item's parts, and a generator seeded for each."""
+    return DataLoader(
+        _Seeded(dataset, transform),
+        batch_sampler=StepSampler(run, name, len(dataset), order),
+        num_workers=run.settings.workers,
+        pin_memory=run.device.type == "cuda",
+        generator=torch.Generator(),  # or else a loader's start would move torch's own, after a resume only
+    )
 
 
-def _read(dataset: Dataset[Any], index: int) -> Any:
-    try:
-        return dataset[index]
-    except (OSError, ValueError) as error:
-        raise Unreadable(str(error).replace("\n", " ")) from error
+def in_blocks(dataset: Dataset[Any], run: Run) -> Iterator[tuple[Tensor, Any]]:
+    """Yield (images, labels or names) in order: neighbours of one size together, images as floats in [0, 1].
+
+    A convolution may round otherwise in another batch. So images are put together by their place in the data set, and
+    processes share whole blocks: a prediction is the same on any number of processes, and after a restart.
+    """
+    size = run.settings.predict_batch or max(1, _PIXELS_AT_ONCE // dataset[0][0][0].numel())
+    blocks = [range(first, min(first + size, len(dataset))) for first in range(0, len(dataset), size)]
+    mine = blocks[run.rank :: run.world]
+    workers = {"num_workers": run.settings.workers, "generator": torch.Generator()}
+    for items in DataLoader(_Plain(dataset), batch_sampler=mine, collate_fn=list, **workers):
+        groups: dict[tuple[Any, ...], list[Any]] = {}
+        for image, other in items:
+            groups.setdefault((image.shape, getattr(other, "shape", None)), []).append((image, other))
+        for group in groups.values():
+            most = run.settings.predict_batch or max(1, _PIXELS_AT_ONCE // group[0][0][0].numel())
+            for first in range(0, len(group), most):
+                images, others = default_collate(group[first : first + most])
+                others = others.to(run.device) if isinstance(others, Tensor) else list(others)
+                yield as_floats(images.to(run.device)), others
 
 
-def _named(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Yield batches; end with one line where a file cannot be read."""
-    try:
-        yield from loader
-    except Unreadable as error:
-        # A worker's traceback comes as the text of its error, which ends with the original one's.
-        raise SystemExit(str(error).rstrip().rpartition("\n")[2].rpartition("Unreadable: ")[2]) from None
-
-
-class _Some(Dataset[Any]):
-    """Some samples of a data set."""
-
-    def __init__(self, dataset: Dataset[Any], places: Sequence[int]) -> None:
-        self.dataset, self.places = dataset, places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> Any:
-        return _read(self.dataset, self.places[index])
-
-
-class _Plan:
-    def __init__(self, batches: Batches, start: int) -> None:
-        self.batches, self.number = batches, start
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        while True:
-            yield self.batches.plan(self.number)
-            self.number += 1
-
-
-class _Seeded(Dataset[Any]):
-    def __init__(self, dataset: Dataset[Any], transform: Transform) -> None:
-        self.dataset, self.transform = dataset, transform
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
-        index, seed = key
-        parts = _read(self.dataset, index)
-        state = torch.get_rng_state()
-        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds the GPUs, too
-        try:
-            return self.transform(*parts)
-        finally:
-            torch.set_rng_state(state)
-
-
-def in_order(dataset: Dataset[Any], run: Run, indices: Sequence[int], *, size: int | None = None) -> Iterator[Any]:
-    """Yield batches of a data set in order, images as floats in [0, 1]; of the given images only."""
-    subset = _Some(dataset, list(indices))
-    settings = {"num_workers": run.args.workers, "collate_fn": _collate, "generator": torch.Generator()}
-    loader = DataLoader(subset, batch_size=size or 1, **settings)
-    for images, others in _named(loader):
-        yield as_floats(images.to(run.device)), others.to(run.device) if isinstance(others, Tensor) else others
+def one_by_one(dataset: Dataset[Any], run: Run, size: int = 1) -> Iterator[tuple[Tensor, Any]]:
+    """Yield batches of ``size`` of every N-th image in order, N being the number of processes."""
+    mine = torch.utils.data.Subset(_Plain(dataset), range(run.rank, len(dataset), run.world))
+    workers = {"num_workers": run.settings.workers, "generator": torch.Generator()}
+    for images, names in DataLoader(mine, batch_size=size, **workers):
+        yield as_floats(images.to(run.device)), list(names)
 
 
 def as_floats(images: Tensor) -> Tensor:
@@ -143,6 +104,33 @@ def as_floats(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _collate(items: list[Any]) -> tuple[Tensor, Any]:
-    images, others = zip(*items, strict=True)
-    return default_collate(list(images)), default_collate(list(others))
+class _Plain(Dataset[Any]):
+    """The items as they are; what cannot be read says so."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        try:
+            return self.dataset[index]
+        except (OSError, ValueError) as error:
+            raise Unreadable(str(error).replace("\n", " ")) from error
+
+
+class _Seeded(_Plain):
+    def __init__(self, dataset: Dataset[Any], transform: Transform) -> None:
+        super().__init__(dataset)
+        self.transform = transform
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
+        index, seed = key
+        parts = super().__getitem__(index)
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds the GPUs, too
+        try:
+            return self.transform(*parts)
+        finally:
+            torch.set_rng_state(state)

@@ -1,62 +1,65 @@
-"""A round of offline pseudo-labels: one pass over the target images for statistics, one for labels, on all ranks."""
+"""A round of offline pseudo-labels: one pass over the target images for statistics, one for labels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from _data.opening import Data
+from _reporting import warn_of_few_labels
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from _common.evaluation import Score, predict, visible
-from _common.folders import Data
-from _common.loading import in_order
+from _common.evaluation import predict, ready_to_predict
+from _common.loading import in_blocks
+from _common.progress import progress
 from _common.run import Run
-from selftrain_seg import IGNORE_INDEX, PseudoLabels
+from selftrain_seg import PseudoLabels
 from selftrain_seg.mining import SmallClassCrop, classes_below, rare_classes
 from selftrain_seg.store import PseudoLabelStore, StoredRound
-from selftrain_seg.visualize import record_picture, record_round, selection_map
 
-_FEW = 0.001  # share of selected pixels, below which a round is most likely a mistake
+
+class Estimator(Protocol):
+    """What thresholds are estimated with: ``ClassBalancedThreshold``, say."""
+
+    def update(self, logits: Tensor) -> None:
+        """Count a batch."""
+
+    def compute(self) -> Tensor:
+        """Return thresholds (C,)."""
 
 
 def open_store(run: Run, data: Data, folder: str = "pseudo-labels", **settings: Any) -> PseudoLabelStore:
     """Open the pseudo-labels of a run."""
     label_map = data.label_map
-    if run.args.init is None and not getattr(run.args, "warmup_steps", 0):
+    if run.settings.init is None and not getattr(run.settings, "warmup_steps", 0):
         run.say("without --init: the first labels are those of a network that has learnt nothing about these classes")
-    return PseudoLabelStore(
-        run.out / folder,
-        label_map.num_classes,
-        classes=label_map.classes,
-        palette=label_map.palette,
-        **{"keep": (), **settings},
-    )
+    about = {"classes": label_map.classes, "palette": label_map.palette, "keep": (), **settings}
+    return PseudoLabelStore(run.out / folder, label_map.num_classes, **about)
 
 
-def finished(store: PseudoLabelStore, round: int) -> StoredRound | None:
+def finished(store: PseudoLabelStore, number: int) -> StoredRound | None:
     """Open a round that an earlier attempt has finished; None where labels are missing or damaged."""
-    if round not in store.rounds() or store.verify(round):
+    if number not in store.rounds() or store.verify(number):
         return None
-    return store.round(round)
+    return store.round(number)
 
 
-def thresholds_of(store: PseudoLabelStore, round: int, run: Run, estimate: Callable[[], Tensor]) -> Tensor:
+def thresholds_of(store: PseudoLabelStore, number: int, run: Run, estimate: Callable[[], Tensor]) -> Tensor:
     """Estimate a round's thresholds, or take those that an earlier attempt was begun with."""
-    begun = round in store.interrupted() or round in store.rounds()
-    kept = store.settings(round).thresholds if begun else None
+    exists = number in store.interrupted() or number in store.rounds()
+    kept = store.settings(number).thresholds if exists else None
     return estimate() if kept is None else kept.to(run.device)
 
 
 @torch.no_grad()
-def gather(net: nn.Module, data: Data, run: Run, update: Callable[[Tensor], None]) -> None:
-    """Call ``update(logits)`` for this rank's share of the target images.
-
-    One image at a time: a convolution may round otherwise in a larger batch, and so on another number of ranks.
-    """
-    for images, _ in in_order(data.target, run, range(run.rank, len(data.target), run.world)):
-        update(predict(net, images, run))
+def estimate_thresholds(net: nn.Module, data: Data, run: Run, estimator: Estimator) -> Tensor:
+    """One pass over the target images, shared by the processes; what they count is added up."""
+    blocks = in_blocks(data.target, run)
+    for images, _ in progress(blocks, "estimating thresholds", disable=not run.main):
+        estimator.update(predict(net, images, run))
+    return estimator.compute()
 
 
 @torch.no_grad()
@@ -65,78 +68,60 @@ def write_labels(
     data: Data,
     run: Run,
     store: PseudoLabelStore,
-    round: int,
+    number: int,
     select: Callable[[Tensor], PseudoLabels],
     **settings: Any,
 ) -> StoredRound:
-    """Label the target images that are not labelled yet, each rank its share; returns the complete round."""
-    places = {name: place for place, name in enumerate(data.target.names)}
-    with store.write(round, data.target.names, **settings) as writer:
-        mine = [places[name] for name in writer.missing()[run.rank :: run.world]]
-        for images, names in in_order(data.target, run, mine):
-            writer.add(names, select(predict(net, images, run)))
+    """Label the target images that are not labelled yet, each process its share; returns the complete round.
+
+    ``settings`` go to ``store.write``; ``number`` counts from 0, as the store does.
+    """
+    with store.write(number, data.target.names, **settings) as writer:
+        missing = set(writer.missing())
+        for images, names in progress(
+            in_blocks(data.target, run), f"labelling, round {number + 1}", disable=not run.main
+        ):
+            if missing & set(names):  # blocks stay whole: in smaller ones convolutions may round otherwise
+                writer.add(names, select(predict(net, images, run)))
         stored = writer.finish()
-    run.say(f"round {round + 1}: {stored}")
-    warn_of_few(run, round, stored)
+    run.say(f"round {number + 1}: {stored}")
+    warn_of_few_labels(run, number + 1, stored)
     return stored
 
 
-def warn_of_few(run: Run, round: int, stored: StoredRound) -> None:
-    """Warn of a round with next to no labels, counted from 0: there is nothing to learn from it."""
-    if stored.selected_share < _FEW:
-        run.say(
-            f"warning: round {round + 1} selected only {100 * stored.selected_share:.3g} % of the target's pixels: "
-            "start from a network that knows the classes (--init), or select more"
-        )
-
-
-def note_round(
-    run: Run,
+def label_target(
+    net: nn.Module,
     data: Data,
-    round: int,
-    *,
-    score: Score | None = None,
-    stored: StoredRound | None = None,
-    thresholds: Tensor | None = None,
-    group: str = "",
-) -> None:
-    """Leave what the report shows of a round, counted from 1: its IoU; how much of its labels is right, and where.
+    run: Run,
+    store: PseudoLabelStore,
+    stage: str,
+    number: int,
+    estimator: Estimator,
+    select: Callable[[Tensor, Tensor], PseudoLabels],
+    portion: float,
+) -> StoredRound:
+    """Label all target images: thresholds from one pass, labels from another; or open what an earlier attempt finished.
 
-    Thresholds and shares it finds in the store, but for thresholds that are not kept there. The truth of the target
-    images, where it lies beside them, is seen by nothing but this.
+    Args:
+        net: the network that labels, as it is when the round begins.
+        data: with target images.
+        run: with the settings of prediction.
+        store: of the run.
+        stage: that learns from these labels. If it has begun, the network is another by now.
+        number: of the round, counted from 0.
+        estimator: of the thresholds, of which the round keeps the portion.
+        select: called with (logits, thresholds).
+        portion: kept with the labels.
     """
-    if not run.main:
-        return
-    precision = None if stored is None else _precision(run, data, round, stored, group)
-    values = {"thresholds": thresholds, "precision": precision, "iou": None if score is None else score.iou}
-    record_round(run.out, round, classes=data.label_map.classes, group=group, **values)
-
-
-def _precision(run: Run, data: Data, round: int, stored: StoredRound, group: str) -> Tensor | None:
-    """Right pixels of those labelled, of each class, on up to 50 images; a picture of the first three."""
-    if not data.has_truth:
-        return None
-    try:
-        target = data.target_with(True)
-    except (OSError, ValueError):  # there is no truth
-        return None
-    counts = torch.zeros(2, data.label_map.num_classes, dtype=torch.int64)
-    shown: list[tuple[Tensor, Tensor, Tensor]] = []
-    for place in range(0, len(stored), -(-len(stored) // 50)):
-        try:
-            (image, truth), labels = target[place], stored.labels(place)
-        except (OSError, ValueError) as error:  # training does not need it
-            run.say(f"no precision of round {round}: {error}")
-            return None
-        known = (labels != IGNORE_INDEX) & (truth != IGNORE_INDEX)
-        for row, pixels in enumerate((known, known & (labels == truth))):
-            counts[row] += labels[pixels].bincount(minlength=counts.shape[1])
-        if len(shown) < 3 and (not shown or image.shape == shown[0][0].shape):
-            shown.append((image.as_subclass(Tensor), labels, truth.as_subclass(Tensor)))
-    images, labels, truth = (torch.stack(part) for part in zip(*shown, strict=True))
-    name = f"round {round} selection {group}".strip()
-    record_picture(run.out, name, selection_map(visible(images), labels, truth=truth))
-    return counts[1] / counts[0]
+    if run.has_begun(stage):  # the network has learnt from them
+        return store.round(number)
+    stored = finished(store, number)
+    if stored is not None:
+        return stored
+    net = ready_to_predict(net, data, run)
+    thresholds = thresholds_of(store, number, run, lambda: estimate_thresholds(net, data, run, estimator))
+    kept = {"thresholds": thresholds, "portion": portion}
+    return write_labels(net, data, run, store, number, lambda logits: select(logits, thresholds), **kept)
 
 
 def small_class_crop(stored: StoredRound, size: Sequence[int]) -> SmallClassCrop:
@@ -151,12 +136,12 @@ def small_class_crop(stored: StoredRound, size: Sequence[int]) -> SmallClassCrop
 
 
 class Labelled(Dataset[Any]):
-    """Target images with several maps of a round: (image, labels, confidence), say.
+    """Target images with the maps of a round: (image, labels, confidence), say.
 
     Args:
         images: names and images, ``Data.target``.
         stored: the round.
-        fields: two or more of ``stored.fields``.
+        fields: of ``stored.fields``, two or more.
     """
 
     def __init__(self, images: Dataset[Any], stored: StoredRound, fields: Sequence[str]) -> None:

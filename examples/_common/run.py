@@ -1,299 +1,388 @@
-"""What surrounds a training loop: processes, precision, checkpoints, progress."""
+"""What surrounds a training loop: processes and precision (by Accelerate), checkpoints, random numbers, progress."""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 import random
+import shutil
 import time
-from argparse import Namespace
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
-import torch.distributed as dist
+from _networks.build import parameter_groups
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from _common.arguments import check
-from _common.data import save_atomically, save_json
+from _common.files import save_atomically, save_json, sync_folder
+from _common.loading import loader_of
+from _common.progress import progress
+from _common.settings import Settings, check
 from selftrain_seg.distributed import all_reduce_sum
-from selftrain_seg.visualize import record_step, report
+from selftrain_seg.visualize import record_about, record_step, report
 
-AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Arguments that may differ when a run goes on: they say where it runs and what it tells, not what training does.
-_MAY_CHANGE = ("out", "rounds", "device", "workers", "threads", "checkpoint_every", "log_every", "scales", "flip")
-# They may have moved; ``Run.check_data`` looks at what is in them.
-_FOLDERS = (
-    *("root", "source_root", "source_images", "source_masks", "target_images", "target_masks", "val_images"),
-    *("val_masks", "source_names", "target_names", "val_names", "classes"),
-)
+# Settings that may differ when a run is resumed: they say where it runs and what it tells, not what training does.
+_MAY_CHANGE = {"out", "rounds", "device", "workers", "threads", "checkpoint_every", "log_every", "scales", "flip"}
+_MAY_CHANGE |= {"tracker", "eval_every", "fusion", "missing_classes"}
+# Folders may have moved; ``Run.check_data`` looks at what is in them.
+_FOLDERS = {"root", "source_root", "source_images", "source_masks", "target_images", "target_masks", "val_images"}
+_FOLDERS |= {"val_masks", "source_names", "target_names", "val_names", "classes"}
+
+_REPORT_EVERY = 60  # seconds, at least, between reports of a run that is under way
 
 
 class Run:
-    """One run, of one process or of many under ``torchrun``.
+    """One run, of one process or of many under ``torchrun`` or ``accelerate launch``.
 
-    Everything random in a step is drawn from (seed, stage, step), never from what happened before, so a killed run
-    that starts again from its last checkpoint does what it would have done.
+    Everything random in a step is drawn from (seed, stage, step), never from what happened before, so a run that was
+    killed and continues from its last checkpoint does what it would have done.
     """
 
-    def __init__(self, args: Namespace) -> None:
-        check(args)
-        self.args, self.out, self.started = args, args.out, time.time()
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        cuda = torch.cuda.is_available()
-        self.device = torch.device(args.device if args.device != "auto" else "cuda" if cuda else "cpu")
-        if self.device.type == "cuda":
-            if self.device.index is None:
-                self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-            torch.cuda.set_device(self.device)
-        torch.set_num_threads(args.threads)
-        if self.world > 1:
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-        if args.batch % self.world:
-            raise SystemExit(f"--batch {args.batch} cannot be shared by {self.world} processes")
-        self.main = self.rank == 0
+    def __init__(self, settings: Settings) -> None:
+        check(settings)
+        self.settings, self.out, self.started = settings, settings.out, time.time()
+        if settings.device not in ("auto", "cpu"):
+            os.environ["ACCELERATE_TORCH_DEVICE"] = settings.device
+        tracker = None if settings.tracker == "none" else settings.tracker
+        if tracker is not None and tracker not in map(str, get_available_trackers()):
+            raise SystemExit(f"--tracker {tracker}: not installed: pip install {tracker}, or --tracker none")
+        try:
+            self.accelerator = Accelerator(
+                # Without an accelerator Accelerate makes no process group unless it is told so.
+                cpu=settings.device == "cpu" or (settings.device == "auto" and not torch.accelerator.is_available()),
+                mixed_precision=settings.amp,
+                gradient_accumulation_steps=settings.accumulate,
+                dynamo_backend="inductor" if settings.compile else None,
+                log_with=tracker,
+                project_config=ProjectConfiguration(str(self.out), logging_dir=str(self.out)),
+                # The domains go through the network apart, so BatchNorm's buffers are averaged afterwards.
+                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            )
+        except ValueError as error:
+            raise SystemExit(f"--amp {settings.amp}, --device {settings.device}: {error}") from None
+        device = self.accelerator.device
+        self.device = torch.device("cpu") if device.type == "cpu" else device  # not cpu:0, which torch.load refuses
+        self.rank = self.accelerator.process_index
+        self.world, self.main = self.accelerator.num_processes, self.accelerator.is_main_process
+        torch.set_num_threads(settings.threads)
+        if settings.batch % self.world:
+            raise SystemExit(f"--batch {settings.batch} cannot be shared by {self.world} processes")
         self.out.mkdir(parents=True, exist_ok=True)
-        self._check_arguments()
-        self.board = SummaryWriter(self.out / "tensorboard") if self.main else None
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.amp == "fp16")
-        self._passes = self._pictures = 0
-
-    def seed(self, *place: Any) -> int:
-        """Return the seed that belongs to a place of this run."""
-        digest = hashlib.blake2b(repr((self.args.seed, *place)).encode(), digest_size=7).digest()
-        return int.from_bytes(digest, "big")
-
-    def say(self, text: str) -> None:
-        """Print on the first rank."""
+        self.started_with = ""
+        self.resumed = self._check_settings()
         if self.main:
-            tqdm.write(text)
+            record_about(self.out)
+        self.accelerator.init_trackers("tensorboard" if settings.tracker == "tensorboard" else "selftrain-seg")
+        self.stage, self.step, self.finished = "", 0, {}
+        self.evaluation: Callable[[str], None] | None = None  # what --eval-every calls
+        self._registered: dict[str, Any] = {}
+        self.is_first_pass = True  # of a step
+        self._pictures, self._total, self._losses, self._reported = 0, 0, {}, self.started
 
-    def scalars(self, step: int, **values: Tensor | float) -> None:
-        """Write numbers, averaged over ranks, for TensorBoard and the report every so often. All ranks must call it."""
-        if step % self.args.log_every == 0:
-            numbers = torch.stack([torch.as_tensor(value).detach().float().cpu() for value in values.values()])
-            means = all_reduce_sum(numbers) / self.world
-            if self.board is not None:
-                named = dict(zip(values, means.tolist(), strict=True))
-                for name, value in named.items():
-                    self.board.add_scalar(name, value, step)
-                record_step(self.out, step, named)
+    # Networks, optimizers, losses
 
-    def picture(self, name: str, image: Tensor) -> None:
-        """Write an image (3, H, W), uint8 or in [0, 1], to TensorBoard, numbered in the order of coming."""
-        if self.board is not None:
-            self._pictures += 1
-            self.board.add_image(name, image, self._pictures)
+    def prepare(self, net: nn.Module) -> nn.Module:
+        """Move a network to the device and wrap it for training: processes, mixed precision, torch.compile."""
+        if self.world > 1 and self.device.type == "cuda":
+            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        with warnings.catch_warnings():  # newer versions of torch name it otherwise, older ones do not
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return self.accelerator.prepare_model(net.to(self.device))
 
-    def wrap(self, net: nn.Module) -> nn.Module:
-        """Make a network ready for training: DistributedDataParallel and torch.compile where asked for."""
-        if self.world > 1:
-            if self.device.type == "cuda" and not self.args.frozen_bn:
-                net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-            # The domains go through the network apart, so BatchNorm's buffers are averaged afterwards, not sent before.
-            net = DistributedDataParallel(net, broadcast_buffers=False)
-        return torch.compile(net) if self.args.compile else net
+    def optimizer(self, net: nn.Module, lr: float | None = None) -> Any:
+        """Make the optimizer of ``--optimizer``, with ``--lr`` unless another is given."""
+        groups = list(parameter_groups(net, self.settings.lr if lr is None else lr))
+        if self.settings.optimizer == "sgd":
+            return self.wrap_optimizer(torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4))
+        return self.wrap_optimizer(torch.optim.AdamW(groups, weight_decay=1e-2))
 
-    @contextlib.contextmanager
-    def forward(self, *nets: nn.Module) -> Iterator[None]:
-        """Automatic mixed precision, and no communication before the last of the accumulated passes."""
-        last = (self._passes + 1) % self.args.accumulate == 0
-        dtype = AMP.get(self.args.amp)
-        with contextlib.ExitStack() as stack:
-            if not last and self.world > 1:
-                for net in nets:
-                    stack.enter_context(getattr(net, "_orig_mod", net).no_sync())
-            stack.enter_context(torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None))
-            try:
-                yield
-            except ValueError as error:
-                raise said(error) from None
+    def wrap_optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
+        """Let checkpoints, accumulation and the learning rate's schedule know an optimizer."""
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        return self.accelerator.prepare_optimizer(optimizer)
 
-    def learn(
-        self, loss: Tensor, optimizer: torch.optim.Optimizer, schedule: Any, *more: tuple[torch.optim.Optimizer, Any]
-    ) -> bool:
-        """Backward; after ``--accumulate`` of them step optimizer and schedule. Returns whether they stepped.
+    def accumulate(self, *networks: nn.Module) -> AbstractContextManager[None]:
+        """Around a backward pass: processes exchange gradients and optimizers step in the last pass of a step only."""
+        return self.accelerator.accumulate(*networks)
 
-        ``more`` pairs of optimizer and schedule step along: those of a discriminator, say, whose loss is in the sum.
-        """
-        self.scaler.scale(loss / self.args.accumulate).backward()
-        self._passes += 1
-        if self._passes % self.args.accumulate:
-            return False
-        pairs = ((optimizer, schedule), *more)
-        for one, _ in pairs:
-            self.scaler.step(one)
-        self.scaler.update()
-        for one, its_schedule in pairs:
-            one.zero_grad()
-            its_schedule.step()
-        return True
+    def autocast(self) -> AbstractContextManager[None]:
+        """Mixed precision for networks that ``prepare`` has not seen, such as teachers."""
+        return self.accelerator.autocast()
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward, scaled for fp16 and by the number of passes."""
+        self.accelerator.backward(loss)
 
     def mean(self, total: Tensor, count: Tensor) -> Tensor:
-        """Divide a sum by the count of all ranks, so that averaging gradients over ranks gives that of one process."""
+        """Divide a sum by the count of all processes, so that their average gradient is that of one process."""
         return total * self.world / all_reduce_sum(count).clamp(min=1)
 
-    def steps(self, stage: str, total: int, **state: Any) -> Iterator[int]:
-        """Yield the steps of a stage that are still to do; keep ``state`` every so often and at the end.
-
-        Args:
-            stage: its name, unique in this run.
-            total: its steps.
-            state: what has a ``state_dict``; loaded from the last checkpoint, if there is one.
-        """
-        state["scaler"] = self.scaler
-        start = self._load(stage, state)
-        bar = tqdm(range(start, total), stage, total, initial=start, unit="step", leave=False, disable=self._quiet())
-        for step in bar:
-            self._passes = 0
-            seed = self.seed(stage, step, self.rank)
-            torch.manual_seed(seed)
-            random.seed(seed)
-            yield step
-            if (step + 1) % self.args.checkpoint_every == 0 or step + 1 == total:
-                self._save(stage, step + 1, state)
-
-    def resumed(self) -> bool:
-        """Tell whether there is any checkpoint to go on from."""
-        return any((self.out / "checkpoints").glob("*.pt"))
-
-    def begun(self, stage: str) -> bool:
-        """Tell whether there is a checkpoint of a stage to go on from."""
-        return any(self._complete(stage, step) for step, _ in self._checkpoints(stage))
+    @property
+    def is_last_pass(self) -> bool:
+        """Whether the optimizer has stepped in this pass."""
+        return self.accelerator.sync_gradients
 
     def average_buffers(self, net: nn.Module) -> None:
-        """Give all ranks the same BatchNorm statistics."""
+        """Give all processes the same BatchNorm statistics."""
         for buffer in net.buffers():
             if self.world > 1 and buffer.is_floating_point():
                 buffer.copy_(all_reduce_sum(buffer) / self.world)
 
+    # Batches and steps
+
+    def seed(self, *place: Any) -> int:
+        """Return the seed that belongs to a place of this run."""
+        digest = hashlib.blake2b(repr((self.settings.seed, *place)).encode(), digest_size=7).digest()
+        return int.from_bytes(digest, "big")
+
+    def loader(self, dataset: Dataset[Any], name: str, transform: Callable[..., Any], order: Any = None) -> DataLoader:
+        """Random batches of a stage, see ``loading.loader_of``."""
+        return loader_of(dataset, self, name, transform, order)
+
+    def steps(
+        self,
+        stage: str,
+        total: int,
+        *loaders: DataLoader[Any],
+        lr_scale: Any = 1.0,
+        decay: tuple[int, int] | None = None,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield (step, batch of each loader) for every step of a stage that is left, ``--accumulate`` times each.
+
+        Args:
+            stage: its name, unique in this run.
+            total: its steps.
+            loaders: of :meth:`loader`.
+            lr_scale: factor of all learning rates, or optimizer -> factor.
+            decay: (first step, last step) of the schedule that this stage is a part of; its own by default, which
+                begins with a new optimizer state.
+        """
+        first, last = decay or (0, total)
+        done = self._enter(stage, renew=decay is None)
+        for loader in loaders:
+            loader.batch_sampler.first = done * self.settings.accumulate
+        batches = [iter(loader) for loader in loaders]
+        with progress(what=stage, total=total, initial=done, unit="step", disable=not self.main) as bar:
+            for step in range(done, total):
+                self._set_learning_rates(lr_scale, (first + step) / max(1, last))
+                for part in range(self.settings.accumulate):
+                    self.is_first_pass = part == 0
+                    seed = self.seed(stage, step * self.settings.accumulate + part, self.rank)
+                    torch.manual_seed(seed)
+                    random.seed(seed)
+                    yield step, *(self._on_device(next(batch)) for batch in batches)
+                self.step = step + 1
+                bar.set_postfix(self._told(), refresh=False)
+                bar.update()
+                if self.step % self.settings.checkpoint_every == 0 or self.step == total:
+                    self._save()
+                every = self.settings.eval_every
+                if every and self.step % every == 0 and self.step < total and self.evaluation is not None:
+                    self.evaluation(f"{stage}, step {self.step}")
+
+    def expect(self, total: int) -> None:
+        """Tell how many steps the whole run has, for the time that is left."""
+        self._total, self._here = total, self.steps_done
+
+    def passed(self, stage: str) -> bool:
+        """Tell whether a later stage has begun."""
+        return stage != self.stage and stage in self.finished
+
+    def has_begun(self, stage: str) -> bool:
+        """Tell whether a stage has a checkpoint, or had one."""
+        return stage == self.stage or stage in self.finished
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of all stages so far."""
+        return sum(self.finished.values()) + self.step
+
+    def _enter(self, stage: str, renew: bool) -> int:
+        if stage != self.stage:
+            if self.stage:
+                self.finished[self.stage] = self.step
+            self.stage, self.step = stage, 0
+            for optimizer in self.accelerator._optimizers if renew else ():
+                optimizer.optimizer.state.clear()
+        return self.step
+
+    def _set_learning_rates(self, scale: Any, share: float) -> None:
+        decayed = max(0.0, 1 - share) ** 0.9 if self.settings.schedule == "poly" else 1.0
+        for optimizer in self.accelerator._optimizers:
+            factor = decayed * (scale.get(optimizer, 1.0) if isinstance(scale, dict) else scale)
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+
+    def _on_device(self, batch: Any) -> tuple[Any, ...]:
+        # Unlabelled images come with their names.
+        return tuple(part.to(self.device, non_blocking=True) if isinstance(part, Tensor) else part for part in batch)
+
+    # Checkpoints
+
+    def register(self, **objects: Any) -> None:
+        """Keep the ``state_dict`` of objects in checkpoints, each process its own."""
+        self._registered |= objects
+
+    def restore(self) -> None:
+        """Continue from the last checkpoint, if there is one."""
+        folder = self.out / "checkpoints"
+        found = [path for path in folder.glob("[!.]*") if (path / "progress.json").exists()]
+        told = {path: json.loads((path / "progress.json").read_text(encoding="utf-8")) for path in found}
+        if not told:
+            return
+        last = max(found, key=lambda path: sum(told[path]["finished"].values()) + told[path]["step"])
+        self.accelerator.load_state(str(last))
+        own = torch.load(last / self._own_file, map_location=self.device, weights_only=True)
+        for net, buffers in zip(self.accelerator._models, own["buffers"], strict=True):
+            for name, buffer in net.named_buffers():
+                buffer.copy_(buffers[name])
+        for name, thing in self._registered.items():
+            thing.load_state_dict(own[name])
+        self.stage, self.step, self.finished = (told[last][name] for name in ("stage", "step", "finished"))
+        self.say(f"{self.stage}: continues after step {self.step} (from {last})")
+
+    @property
+    def _own_file(self) -> str:
+        return f"rank{self.rank}of{self.world}.pt"
+
+    def _save(self) -> None:
+        """The first process saves what all share, each its own; the folder gets its name when it is complete."""
+        folder = self.out / "checkpoints"
+        made, half = folder / f"{self.stage}-{self.step:06d}", folder / f".{self.stage}-{self.step:06d}.tmp"
+        if self.main:
+            for old in (made, *folder.glob(".*.tmp")):
+                shutil.rmtree(old, ignore_errors=True)
+            half.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(half), safe_serialization=False)
+        own = {name: thing.state_dict() for name, thing in self._registered.items()}
+        own["buffers"] = [dict(net.named_buffers()) for net in self.accelerator._models]
+        torch.save(own, half / self._own_file)
+        self.accelerator.wait_for_everyone()
+        if self.main:
+            told = {"stage": self.stage, "step": self.step, "finished": self.finished}
+            (half / "progress.json").write_text(json.dumps(told), encoding="utf-8")
+            sync_folder(half)
+            half.rename(made)
+            for path in folder.iterdir():
+                if path != made:
+                    shutil.rmtree(path)
+            if time.time() - self._reported >= _REPORT_EVERY:
+                report(self.out)
+                self._reported = time.time()
+
+    # What is told
+
+    def say(self, text: str) -> None:
+        """Print on the first process."""
+        if self.main:
+            tqdm.write(text)
+
+    def log(self, **values: Tensor | float) -> None:
+        """Write numbers, averaged over processes, to the tracker and the report every so often. All must call it."""
+        if self.steps_done % self.settings.log_every == 0 and self.is_last_pass:
+            numbers = torch.stack([torch.as_tensor(value).detach().float().cpu() for value in values.values()])
+            means = all_reduce_sum(numbers) / self.world
+            self._losses = dict(zip(values, means.tolist(), strict=True))
+            self.accelerator.log(self._losses, step=self.steps_done)
+            if self.main:
+                record_step(self.out, self.steps_done, self._losses)
+
+    def picture(self, name: str, image: Tensor) -> None:
+        """Send an image (3, H, W), uint8, to the tracker if it shows images, numbered in the order of coming."""
+        self._pictures += 1
+        for tracker in self.accelerator.trackers if self.main else ():
+            if hasattr(tracker, "log_images"):
+                pixels = image.permute(1, 2, 0)[None].cpu().numpy().astype(np.uint8)
+                settings = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({name: pixels}, step=self._pictures, **settings)
+
+    def _told(self) -> dict[str, str]:
+        told = {name: f"{value:.3g}" for name, value in list(self._losses.items())[:3]}
+        if self._total:
+            done, here = self.steps_done, self.steps_done - self._here
+            left = (time.time() - self.started) / max(1, here) * (self._total - done)
+            told["run"] = f"{100 * done / self._total:.0f} %, {tqdm.format_interval(int(max(0, left)))} left"
+        return told
+
+    def keep_best(self, net: nn.Module, score: float, where: str) -> None:
+        """Keep the weights that have had the highest validation mIoU, in ``best.pt``."""
+        path = self.out / "best.json"
+        best = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if self.main and (best is None or score > best["mIoU"]):
+            save_atomically({name: tensor.cpu() for name, tensor in net.state_dict().items()}, self.out / "best.pt")
+            save_json({"mIoU": score, "at": where}, path)
+
     def finish(self, net: nn.Module, results: dict[str, Any]) -> None:
         """Write the network's weights, ``result.json`` and ``report.html``."""
         memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else _peak_resident()
-        results = {
-            "data": self.args.data,
-            "seed": self.args.seed,
-            "seconds": time.time() - self.started,
-            "peak_memory_mb": memory / 1e6,
-            **results,
-        }
+        about = {"data": self.settings.data, "seed": self.settings.seed, "seconds": time.time() - self.started}
+        results = {**about, "peak_memory_mb": memory / 1e6, **results}
         if self.main:
+            if (self.out / "best.json").exists():
+                best = json.loads((self.out / "best.json").read_text(encoding="utf-8"))
+                results |= {"best mIoU": best["mIoU"], "best at": best["at"]}
+                self.say(f"best: mIoU {best['mIoU']:.1f} {best['at']}, weights in {self.out / 'best.pt'}")
             save_atomically({name: tensor.cpu() for name, tensor in net.state_dict().items()}, self.out / "model.pt")
             save_json(results, self.out / "result.json")
-            self.board.close()
             self.say(f"report: {report(self.out)}")
-        if self.world > 1:
-            dist.destroy_process_group()
+        self.accelerator.end_training()
 
-    def _check_arguments(self) -> None:
-        """What is there was made with these very arguments, or there is nothing yet."""
-        path = self.out / "arguments.json"
-        named = {name: value for name, value in vars(self.args).items() if name not in _MAY_CHANGE}
+    # What a run was begun with
+
+    def _check_settings(self) -> bool:
+        """What is there was made with these very settings, or there is nothing yet; tells whether this run resumes."""
+        path, smoke = self.out / "arguments.json", self.settings.smoke
+        named = {name: value for name, value in dataclasses.asdict(self.settings).items() if name not in _MAY_CHANGE}
         folders = {name: str(named.pop(name)) for name in _FOLDERS if named.get(name) is not None}
-        asked = {name: value for name, value in named.items() if name not in (*_FOLDERS, "smoke")}
+        asked = {name: value for name, value in named.items() if name not in {*_FOLDERS, "smoke"}}
         asked = json.loads(json.dumps({**asked, "processes": self.world}, default=str))
-        kept = {**asked, **folders, **({"smoke": True} if self.args.smoke else {})}
-        begun = any(self.out.glob("checkpoints/*.pt")) or any(self.out.glob("pseudo-labels*/round-*"))
-        self._goes_on, self._begun_with = begun, ""
+        begun = any(self.out.glob("checkpoints/[!.]*")) or any(self.out.glob("pseudo-labels*/round-*"))
         if begun and path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
-            if found.get("smoke", False) != self.args.smoke:
-                self._begun_with = f"{'without ' if self.args.smoke else ''}--smoke; "
+            if found.get("smoke", False) != smoke:
+                self.started_with = f"{'without ' if smoke else ''}--smoke; "
             changed = [name for name, value in asked.items() if found.get(name) != value]
             if changed:
                 what = "; ".join(f"{name} {found.get(name)}, now {asked[name]}" for name in changed)
                 raise SystemExit(
-                    f"{self.out} was begun with {self._begun_with}{what}: choose another --out, or remove the folder"
+                    f"{self.out} was begun with {self.started_with}{what}: choose another --out, or remove the folder"
                 )
             if self.main:
                 save_json({**found, **folders}, path)  # where the data is now
         elif self.main:
             # What an attempt that never came to a checkpoint told about itself is not part of this run.
-            told = (
-                "steps.jsonl",
-                "rounds/**/round-*.json",
-                "pictures/*.png",
-                "source-masks.json",
-                "data.json",
-                "seen/*.pt",
-            )
-            for pattern in told:
+            for pattern in ("*.jsonl", "rounds/**/*.json", "pictures/*.png", "source-masks.json", "data.json",
+                            "about.json", "seen/*.pt", "best.*"):  # fmt: skip
                 for old in self.out.glob(pattern):
                     old.unlink()
-            save_json(kept, path)
+            save_json({**asked, **folders, **({"smoke": True} if smoke else {})}, path)
+        return begun
 
     def check_data(self, parts: dict[str, str]) -> None:
-        """Refuse to go on with other data than the run was begun with.
-
-        Args:
-            parts: a digest of each part of the data; it is kept in ``data.json``.
-        """
-        if not self.main:
-            return
+        """Refuse to resume with other data than the run was begun with; ``parts`` are digests, see ``data.json``."""
         path = self.out / "data.json"
-        if self._goes_on and path.exists():
+        if self.main and self.resumed and path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
             changed = [name for name in {**found, **parts} if found.get(name) != parts.get(name)]
             if changed:
                 raise SystemExit(
-                    f"{self.out} was begun with {self._begun_with}other data ({', '.join(changed)}: names or sizes of "
+                    f"{self.out} was begun with {self.started_with}other data ({', '.join(changed)}: names or sizes of "
                     "files differ): give the same files, choose another --out, or remove the folder"
                 )
-        save_json(parts, path)
-
-    def _quiet(self) -> bool | None:
-        return None if self.main else True  # None: no bar where the output is no terminal
-
-    def _checkpoint(self, stage: str, step: int, rank: int) -> Any:
-        return self.out / "checkpoints" / f"{stage}-{step:06d}-rank{rank}of{self.world}.pt"
-
-    def _complete(self, stage: str, step: int) -> bool:
-        return all(self._checkpoint(stage, step, rank).exists() for rank in range(self.world))
-
-    def _save(self, stage: str, step: int, state: dict[str, Any]) -> None:
-        """Each rank writes its own file; what came before goes when all have."""
-        content = {name: thing.state_dict() for name, thing in state.items()}
-        save_atomically(content, self._checkpoint(stage, step, self.rank))
-        if self.world > 1:
-            dist.barrier()
-        for path in self._checkpoints(stage):
-            if path[0] < step and f"rank{self.rank}of" in path[1].name:
-                path[1].unlink()
-
-    def _checkpoints(self, stage: str) -> list[tuple[int, Any]]:
-        folder, start = self.out / "checkpoints", f"{stage}-"
-        found = [path for path in folder.iterdir() if path.name.startswith(start)] if folder.exists() else []
-        return sorted((int(path.name[len(start) :].split("-")[0]), path) for path in found if path.suffix == ".pt")
-
-    def _load(self, stage: str, state: dict[str, Any]) -> int:
-        if self.world > 1:
-            dist.barrier()
-        for half in (self.out / "checkpoints").glob(f"{stage}-*-rank{self.rank}of{self.world}.pt.*.tmp"):
-            half.unlink()  # of a process that was killed while it wrote
-        for step in sorted({step for step, _ in self._checkpoints(stage)}, reverse=True):
-            if self._complete(stage, step):
-                path = self._checkpoint(stage, step, self.rank)
-                saved = torch.load(path, map_location=self.device, weights_only=True)
-                for name, thing in state.items():
-                    thing.load_state_dict(saved[name])
-                self.say(f"{stage}: goes on after step {step} (from {path})")
-                return step
-        return 0
-
-
-def said(error: Exception) -> Exception:
-    """Say what to do about BatchNorm that gets one value a channel; other errors are returned as they are."""
-    if "more than 1 value per channel" not in str(error):
-        return error
-    return SystemExit(
-        f"BatchNorm of pooled features cannot learn from one image at a time ({error}): a larger --batch, --resize "
-        "where images have sizes of their own, --frozen-bn or --reestimate-bn 0"
-    )
+        if self.main:
+            save_json(parts, path)
 
 
 def _peak_resident() -> float:

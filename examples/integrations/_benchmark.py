@@ -15,9 +15,10 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from _common.data import code_digest, save_atomically, streets
-from _common.model import SmallUNet
-from _common.train import train_source
+from _common.files import code_digest, save_atomically
+from _networks.small_unet import SmallUNet
+from _quickstart.benchmark import streets
+from _quickstart.training import train_source
 
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.datasets import SyntheticStreets

@@ -1,9 +1,9 @@
 """Small classes: which ones they are, crops that contain them, images that show them, and mixing them in.
 
 ``mine_crops`` and ``crop`` work on whole batches on the device; ``SmallClassCrop`` follows the same law, one
-sample at a time, in the workers of a DataLoader. ``ClassBalancedSampler`` and ``RareClassSampler`` choose the
-images from a ``ClassIndex``; ``ReliabilityBank`` tells which classes of which images to trust. ``class_mix``,
-``cut_mix`` and ``paste_classes`` carry regions from one image of a batch to another.
+sample at a time, in the workers of a DataLoader. ``ClassBalancedSampler``, ``ImportanceSampler`` and
+``RareClassSampler`` choose the images from a ``ClassIndex``; ``ReliabilityBank`` tells which classes of which images
+to trust. ``class_mix``, ``cut_mix`` and ``paste_classes`` carry regions from one image of a batch to another.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from selftrain_seg.mining.index import ClassIndex
 from selftrain_seg.mining.mixed import MixedBatch
 from selftrain_seg.mining.paste import paste_classes
 from selftrain_seg.mining.reliability import ReliabilityBank
-from selftrain_seg.mining.samplers import ClassBalancedSampler, RareClassSampler
+from selftrain_seg.mining.samplers import ClassBalancedSampler, ImportanceSampler, RareClassSampler
 
 if TYPE_CHECKING:
     from selftrain_seg.mining.transform import SmallClassCrop
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ClassBalancedSampler",
     "ClassIndex",
+    "ImportanceSampler",
     "MixedBatch",
     "RareClassSampler",
     "ReliabilityBank",

@@ -10,6 +10,7 @@ from selftrain_seg.teachers.flip import flip_agreement
 from selftrain_seg.teachers.mean import MeanTeacher
 from selftrain_seg.teachers.mutual import MutualLabels, mutual_labels
 from selftrain_seg.teachers.parts import predict_in_parts
+from selftrain_seg.teachers.perturb import perturb_features
 from selftrain_seg.teachers.scores import entropy_score, soft_neighbourhood_density
 from selftrain_seg.teachers.watch import Agreement, AgreementStatistics, parameter_distance
 
@@ -26,6 +27,7 @@ __all__ = [
     "flip_agreement",
     "mutual_labels",
     "parameter_distance",
+    "perturb_features",
     "predict_in_parts",
     "soft_neighbourhood_density",
 ]

@@ -79,8 +79,8 @@ def check_forward(name: str, module: nn.Module) -> None:
     if isinstance(forward, types.FunctionType) or _refers(forward):
         raise ValueError(
             f"`student`: expected modules with their own forward, got {name} with one that was put on it and that a"
-            " copy would share with the student; make the teacher outside of `drop_blocks` and before the student's"
-            " forward is replaced"
+            " copy would share with the student; make the teacher outside of `drop_blocks` and"
+            " `perturb_features`, and before the student's forward is replaced"
         )
 
 

@@ -1,6 +1,17 @@
 """A weak and a strong view of each image, and the geometry that carries a teacher's output into them and back."""
 
+from selftrain_seg.views.averaging import average_views
 from selftrain_seg.views.geometry import ViewParameters, replay, replay_inverse
+from selftrain_seg.views.masking import mask_patches
 from selftrain_seg.views.weak_strong import StrongSettings, Views, WeakStrongViews
 
-__all__ = ["StrongSettings", "ViewParameters", "Views", "WeakStrongViews", "replay", "replay_inverse"]
+__all__ = [
+    "StrongSettings",
+    "ViewParameters",
+    "Views",
+    "WeakStrongViews",
+    "average_views",
+    "mask_patches",
+    "replay",
+    "replay_inverse",
+]

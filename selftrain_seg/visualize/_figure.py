@@ -84,7 +84,7 @@ def picture_grid(
         from matplotlib.patches import Patch
 
         handles = [Patch(facecolor=colour, edgecolor="#808080", linewidth=0.4) for _, colour in legend]
-        drawn = figure.legend(
+        figure.legend(
             handles,
             [name for name, _ in legend],
             loc="lower center",
@@ -97,7 +97,6 @@ def picture_grid(
             labelspacing=0.35,
             borderaxespad=0.2,
         )
-        drawn.set_in_layout(False)
     return plain_text(figure), axes
 
 
@@ -162,6 +161,13 @@ def share_text(value: float) -> str:
     if np.isnan(value):
         return "–"
     return f"{100 * value:.1f} %" if value < 9.995 else f"{100 * value:.0f} %"
+
+
+def signed_text(points: float) -> str:
+    """+3.6, −1.2, 0.0."""
+    if np.isnan(points):
+        return "–"
+    return "0.0" if abs(points) < 0.05 else f"{points:+.1f}".replace("-", "−")
 
 
 def caption(axis: Axes, text: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from selftrain_seg.store._files import MANIFEST, read_json
 from selftrain_seg.visualize._host import Array
+from selftrain_seg.visualize.about import ABOUT, PROGRESS
 from selftrain_seg.visualize.records import PICTURES, ROUNDS, STEPS
 
 VALUES = ("thresholds", "selected", "precision", "iou")
@@ -28,6 +29,8 @@ class Round:
     classes: list[str]
     values: dict[str, Array] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
+    share: float = math.nan  # of all pixels that were labelled
+    name: str = ""
 
 
 @dataclass
@@ -36,6 +39,8 @@ class RunFolder:
 
     arguments: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    progress: dict[str, Any] = field(default_factory=dict)
     groups: dict[str, dict[int, Round]] = field(default_factory=dict)
     steps: dict[str, dict[int, float]] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
@@ -53,7 +58,8 @@ def read_run(folder: Path) -> RunFolder:
             run.damaged.append(path.relative_to(folder).as_posix())
             return None
 
-    for name, kept in (("arguments.json", run.arguments), ("result.json", run.result)):
+    objects = {"arguments.json": run.arguments, "result.json": run.result, ABOUT: run.about, PROGRESS: run.progress}
+    for name, kept in objects.items():
         if (folder / name).exists():
             kept.update(read(folder / name, _mapping) or {})
     for path in sorted(folder.glob(f"{_STORE}*/round-*/{MANIFEST}")):
@@ -81,6 +87,7 @@ def _merge(run: RunFolder, group: str, found: tuple[int, Round] | None) -> None:
     if old is not None and len(old.classes) == len(new.classes):
         new.values = {**old.values, **new.values}
         new.facts = {**old.facts, **new.facts}
+        new.share = old.share
     rounds[number] = new
 
 
@@ -94,7 +101,7 @@ def _recorded_round(path: Path) -> tuple[int, Round]:
     classes = [str(name) for name in content["classes"]]
     if not classes:
         raise ValueError("no classes")
-    made = Round(classes)
+    made = Round(classes, name=str(content.get("name", "")))
     for name in VALUES:
         if content.get(name) is not None:
             made.values[name] = _numbers(content[name], len(classes))
@@ -117,7 +124,8 @@ def _stored_round(path: Path) -> tuple[int, Round]:
     if isinstance(content["portion"], float):
         made.facts["portion"] = f"{content['portion']:g}"
     made.facts["images"] = f"{content['images']:,}"
-    made.facts["pixels selected"] = f"{100 * content['selected_share']:.1f} %"
+    made.share = float(content["selected_share"])
+    made.facts["pixels labelled"] = f"{100 * made.share:.1f} %"
     return int(content["round"]) + 1, made
 
 

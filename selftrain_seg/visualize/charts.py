@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +42,7 @@ def class_bars(
         thresholds: (R, C), or (C,) for one round: confidences that the classes' pixels must reach.
         selected: (R, C) or (C,): selected pixels of each class / its predicted pixels, ``SelectionSummary.share``.
         precision: (R, C) or (C,): right pixels / selected ones, ``SelectionSummary.precision``.
-        rounds: R names of the rounds; None for 1 to R.
+        rounds: R names of the rounds, or their numbers; None for 1 to R.
 
     Returns:
         A ``matplotlib.figure.Figure`` with one panel for each of the three that is given.
@@ -97,9 +97,14 @@ def curves(
 
 
 def bars_figure(
-    classes: Sequence[str], panels: Mapping[str, Any], rounds: Sequence[int | str] | None, ink: Ink
+    classes: Sequence[str],
+    panels: Mapping[str, Any],
+    rounds: Sequence[int | str] | None,
+    ink: Ink,
+    *,
+    panel: float = 2.6,
 ) -> Figure:
-    """``class_bars`` in light or dark."""
+    """``class_bars`` in light or dark, with panels of so many inches."""
     if not panels:
         raise ValueError("`thresholds`, `selected`, `precision`: expected at least one of them")
     tables = {name: _table(name, values, len(classes)) for name, values in panels.items()}
@@ -111,8 +116,8 @@ def bars_figure(
     if not len(classes):
         raise ValueError("`classes`: expected at least one")
     longest = max(map(len, map(str, classes)))
-    row = max(0.2, 0.07 * number + 0.06)
-    label, panel, top, bottom = 0.15 + 0.068 * longest, 2.6, 0.32, 0.32
+    row = 0.2 if set(tables) <= {"threshold", "IoU"} else max(0.2, 0.07 * number + 0.06)
+    label, top, bottom = 0.15 + 0.068 * longest, 0.32, 0.32
     height = top + bottom + row * len(classes) + (0.24 if number > 1 else 0.0)
     width = label + panel * len(tables)
     figure = _figure.new_figure(width, height, ink)
@@ -130,6 +135,8 @@ def bars_figure(
         _bare(axis, ink, name)
         if name == "threshold":
             _dots(axis, table, shades, ink)
+        elif name == "IoU":
+            _moves(axis, table, shades, ink)
         else:
             _bars(axis, table, shades, ink)
     if number > 1:
@@ -137,8 +144,31 @@ def bars_figure(
     return _figure.plain_text(figure)
 
 
-def curves_figure(series: Mapping[str, Any], x: Sequence[float] | None, xlabel: str, ylabel: str, ink: Ink) -> Figure:
-    """``curves`` in light or dark."""
+def curves_figure(
+    series: Mapping[str, Any],
+    x: Sequence[float] | None,
+    xlabel: str,
+    ylabel: str,
+    ink: Ink,
+    *,
+    from_zero: bool = False,
+    most: float = np.inf,
+    names: Sequence[str] | None = None,
+    marked: float | None = None,
+) -> Figure:
+    """``curves`` in light or dark.
+
+    Args:
+        series: as in ``curves``, and so are the next three.
+        x: places.
+        xlabel: what they are.
+        ylabel: what the values are.
+        ink: of the surroundings.
+        from_zero: start the axis of values at 0, if none is below.
+        most: the axis of values ends here at the latest; 100 says that they are percentages.
+        names: of the places, instead of numbers.
+        marked: place of the value of a single line that is ringed.
+    """
     if not series:
         raise ValueError("`series`: expected at least one")
     lines = {name: np.asarray(on_host(values), np.float64) for name, values in series.items()}
@@ -162,14 +192,44 @@ def curves_figure(series: Mapping[str, Any], x: Sequence[float] | None, xlabel: 
             axis.plot(places[there], values[there], color=colour, linewidth=0.7, alpha=0.35)
             values = np.where(there, _averaged(values, there), np.nan)
         axis.plot(places[there], values[there], marker=marker, color=colour, linewidth=1.6, ms=4, label=label)
-    if number <= 12 and np.all(places == np.round(places)):
+    if names is not None and number <= 12:
+        axis.set_xticks(places, names)
+    elif number <= 12 and np.all(places == np.round(places)):
         axis.set_xticks(places, [f"{place:.0f}" for place in places])
+    if from_zero:
+        _start_at_zero(axis, lines.values(), most)
+        if number > 12 and axis.get_xlim()[0] > 0:
+            axis.set_xlim(left=0)
+    if most == 100 and not several and number <= 8:
+        _write_values(axis, places, next(iter(lines.values())), marked, ink)
     axis.set_xlabel(xlabel, fontsize=9, color=ink.text)
     axis.set_ylabel(ylabel, fontsize=9, color=ink.text)
     axis.margins(x=0.03)
     if several:
         figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False, labelcolor=ink.text)
     return _figure.plain_text(figure)
+
+
+def _start_at_zero(axis: Axes, lines: Iterable[Array], most: float) -> None:
+    """Values on an axis from 0, with room above for the highest; as it was if one is below 0."""
+    every = np.concatenate(list(lines))
+    every = every[np.abs(every) < _LARGEST]
+    if len(every) and every.min() >= 0:
+        top = 1.15 * every.max() or 1.0
+        axis.set_ylim(0, min(top, most) if most >= every.max() else top)
+
+
+def _write_values(axis: Axes, places: Array, values: Array, marked: float | None, ink: Ink) -> None:
+    for place, value in zip(places, values, strict=True):
+        if np.abs(value) < _LARGEST:
+            weight = "bold" if place == marked else "normal"
+            steep = place == places[0] and len(values) > 1 and values[1] > 1.1 * value  # the line would cross it
+            text = axis.annotate(
+                f"{value:.1f}", (place, value), (8, -4) if steep else (0, 7), textcoords="offset points"
+            )
+            text.set(ha="left" if steep else "center", fontsize=8, color=ink.text, fontweight=weight)
+            if place == marked:
+                axis.plot([place], [value], "o", ms=10, mfc="none", mec=ink.last, mew=1.6)
 
 
 def _table(name: str, values: Any, num_classes: int) -> Array:
@@ -197,11 +257,27 @@ def _bars(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
         _last(axis, place, _figure.share_text(value), ink)
 
 
+def _moves(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
+    """Percentages as dots, and how far the last is from the first."""
+    for place in range(table.shape[1]):
+        there = table[np.isfinite(table[:, place]), place]
+        if len(there):
+            axis.hlines(place, there.min(), there.max(), color=ink.faint, linewidth=1.5, zorder=1)
+        change = table[-1, place] - table[0, place]
+        _last(axis, place, _figure.signed_text(change), ink)
+    for row, shade in zip(table, shades, strict=True):
+        axis.scatter(row, np.arange(len(row)), s=22, color=shade, zorder=2, clip_on=False)
+    axis.set_xlim(0, 100)
+    axis.set_xticks([0, 50, 100], ["0", "50", "100 %"])
+
+
 def _dots(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
     odds = _figure.log_odds(table)
     finite = odds[np.isfinite(odds)]
-    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
-    room = max(1.0, 0.08 * (high - low))
+    low, high = 0.0, float(_figure.log_odds(np.array(0.9)))  # 0.5 and 0.9 are always on the axis
+    if len(finite):
+        low, high = min(low, finite.min()), max(high, finite.max())
+    room = max(0.5, 0.08 * (high - low))
     low, high = low - room, high + room
     for place in range(table.shape[1]):
         row = np.clip(odds[:, place], low, high)
@@ -244,7 +320,7 @@ def _rounds_legend(figure: Figure, names: Sequence[int | str], shades: list[str]
     shown = sorted({0, *range(0, len(names), max(1, -(-len(names) // 6))), len(names) - 1})
     figure.legend(
         [Patch(color=shades[number]) for number in shown],
-        [f"round {names[number]}" for number in shown],
+        [names[number] if isinstance(names[number], str) else f"round {names[number]}" for number in shown],
         loc="lower center",
         ncols=len(shown),
         fontsize=8,

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder for :func:`report`: JSON and PNG files, each complete or not there."""
+"""What a run writes into its folder for :func:`report`: JSON and PNG files, each complete or not there."""
 
 from __future__ import annotations
 
@@ -40,26 +40,32 @@ def record_round(
     precision: Tensor | None = None,
     iou: Tensor | None = None,
     group: str = "",
+    name: str = "",
 ) -> Path:
-    """Write down what a round was, for :func:`report`. Of several processes one calls it.
+    """Record what a round selected and reached, for :func:`report`. One process calls it.
+
+    Rounds of training count from 1. What they are measured against goes before them: -1 is the network trained on
+    the source only, 0 the network that round 1 starts from, with BatchNorm re-estimated on the target if it is.
 
     Args:
-        run_dir: folder of the run; made if it is not there.
-        round: its number; 0 is before the first.
+        run_dir: folder of the run; created if it does not exist.
+        round: its number, -1 or above.
         classes: C names.
         thresholds: (C,) confidences that pixels had to reach.
         selected: (C,) selected pixels of each class / its predicted pixels, ``SelectionSummary.share``.
         precision: (C,) right pixels / selected ones, ``SelectionSummary.precision``.
         iou: (C,) IoU after the round, in percent.
-        group: of several networks or methods in one run, which; it has rounds of its own.
+        group: which of several networks or methods in one run; each has its own rounds.
+        name: what the report calls the round. By default -1 is "source only", 0 is "BatchNorm re-estimated" if
+            there is a round -1 and "before" if not, and all others are "round" and their number.
 
     Returns:
-        The file, ``rounds/round-0001.json`` or ``rounds/{group}/round-0001.json``. What was written of this round
-        before is replaced.
+        The file, ``rounds/round-0001.json`` or ``rounds/{group}/round-0001.json``; that of round -1 is
+        ``round-source.json``. It replaces what was written of this round before.
 
     Raises:
         TypeError: ``round`` is not an int.
-        ValueError: ``round`` is below 0; there is no class; a tensor is not (C,) or out of its range; ``group``
+        ValueError: ``round`` is below -1; there is no class; a tensor is not (C,) or out of its range; ``group``
             cannot be the name of a file.
         OSError: the file cannot be written.
 
@@ -71,22 +77,25 @@ def record_round(
         ...     file.name, json.loads(file.read_text())["iou"]
         ('round-0001.json', [93.5, None])
     """
-    _checks.check_count(round, "round", minimum=0)
+    _checks.check_count(round, "round", minimum=-1)
     if not len(classes):
         raise ValueError("`classes`: expected at least one name")
     content: dict[str, Any] = {"round": int(round), "classes": [str(name) for name in classes]}
+    if name:
+        content["name"] = str(name)
     values = {"thresholds": thresholds, "selected": selected, "precision": precision, "iou": iou}
-    for name, value in values.items():
+    for value_name, value in values.items():
         if value is not None:
             array = on_host(value)
             if array.shape != (len(classes),):
-                raise ValueError(f"`{name}`: expected (C,) = ({len(classes)},), got {array.shape}")
-            if (array < 0).any() or (array > _AT_MOST[name]).any():
+                raise ValueError(f"`{value_name}`: expected (C,) = ({len(classes)},), got {array.shape}")
+            if (array < 0).any() or (array > _AT_MOST[value_name]).any():
                 found = f"{np.nanmin(array):.3g} to {np.nanmax(array):.3g}"
-                raise ValueError(f"`{name}`: expected values in [0, {_AT_MOST[name]:g}], got {found}")
-            content[name] = [_plain(number) for number in array]
+                raise ValueError(f"`{value_name}`: expected values in [0, {_AT_MOST[value_name]:g}], got {found}")
+            content[value_name] = [_plain(number) for number in array]
     folder = Path(run_dir) / ROUNDS
-    path = (folder / _file_name(group, "group") if group else folder) / f"round-{round:04d}.json"
+    file = "round-source.json" if round < 0 else f"round-{round:04d}.json"
+    path = (folder / _file_name(group, "group") if group else folder) / file
     write(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
     return path
 
@@ -94,13 +103,13 @@ def record_round(
 def record_step(run_dir: str | os.PathLike[str], step: int, values: Mapping[str, Tensor | float]) -> None:
     r"""Add a line of numbers to ``steps.jsonl``, for :func:`report`: every so often, as the host reads them.
 
-    Of several processes one calls it. A run that goes on from a checkpoint may write steps again: the last line
-    counts. So does every whole line, whatever a killed process left of another.
+    One process calls it. A run that resumes from a checkpoint may write some steps twice: the last line counts. A
+    line that a killed process left unfinished is ignored.
 
     Args:
-        run_dir: folder of the run; made if it is not there.
-        step: number of the step, over all rounds.
-        values: name -> number, or tensor of one.
+        run_dir: folder of the run; created if it does not exist.
+        step: number of the step, counted over all rounds.
+        values: name -> number, or tensor with one element.
 
     Raises:
         TypeError: ``step`` is not an int.
@@ -129,15 +138,15 @@ def record_step(run_dir: str | os.PathLike[str], step: int, values: Mapping[str,
 
 
 def record_picture(run_dir: str | os.PathLike[str], name: str, picture: Figure | Tensor) -> Path:
-    """Write a picture for :func:`report`, which shows all in the order of their names, numbers counted as such.
+    """Write a picture for :func:`report`, which shows them by name, ``round 2`` before ``round 10``.
 
     Args:
-        run_dir: folder of the run; made if it is not there.
+        run_dir: folder of the run; created if it does not exist.
         name: of the picture, also its caption: ``"round 1, selection"``.
         picture: a ``matplotlib.figure.Figure``, or an image (3, H, W), uint8 or floating point in [0, 1].
 
     Returns:
-        The file, ``pictures/{name}.png``. What was there of this name is replaced.
+        The file, ``pictures/{name}.png``. It replaces a picture of the same name.
 
     Raises:
         TypeError: ``picture`` is neither, or an image of another dtype.

@@ -34,7 +34,7 @@ OVERHEAD = 0.15
 
 
 def small_net():
-    path = Path(__file__).parents[2] / "examples" / "_common" / "model.py"
+    path = Path(__file__).parents[2] / "examples" / "_networks" / "small_unet.py"
     spec = importlib.util.spec_from_file_location("examples_model", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import multiprocessing
-import pickle
 import re
 import shutil
 import sys
@@ -31,10 +31,9 @@ def common(monkeypatch):
 def bare_run(tmp_path, **changes):
     """What the functions under test read of a run."""
     settings = {"reestimate_bn": 1, "seed": 0, "data": "folders", "batch": 4, "workers": 0, "tile": None}
-    settings |= {"scales": [1.0], "flip": False, "network": "own", "overlap": 0.25, **changes}
-    args = Namespace(**settings)
+    settings |= {"scales": [1.0], "flip": False, "network": "own", "overlap": 0.25, "predict_batch": 0, **changes}
     return Namespace(
-        args=args,
+        settings=Namespace(**settings),
         device=torch.device("cpu"),
         out=tmp_path,
         rank=0,
@@ -43,7 +42,10 @@ def bare_run(tmp_path, **changes):
         picture=lambda *_: None,
         say=lambda _: None,
         average_buffers=lambda _: None,
-        resumed=lambda: False,
+        keep_best=lambda *_: None,
+        autocast=contextlib.nullcontext,
+        evaluation=None,
+        stage="",
     )
 
 
@@ -68,43 +70,48 @@ def pooled(classes=4):
 # Evaluation
 
 
-@pytest.mark.parametrize(
-    ("sizes", "batches"),
-    [
-        ([(8, 8)], [1]),  # looped for ever
-        ([(8, 8)] * 5, [5]),
-        ([(8, 8), (6, 10), (8, 8)], [2, 1]),  # could not be put together
-        ([(9, 7)] * 6, [4, 2]),
-        ([(9, 7)] * 7, [4, 3]),
-        ([(9, 7)] * 9, [4, 5]),
-    ],
-)
-def test_statistics_of_any_number_and_sizes_of_images(common, monkeypatch, tmp_path, sizes, batches):
+@pytest.mark.parametrize("sizes", [[(8, 8)], [(8, 8)] * 5, [(8, 8), (6, 10), (8, 8)], [(9, 7)] * 9])
+def test_statistics_of_any_number_and_sizes_of_images(common, tmp_path, sizes):
     from _common import evaluation
 
-    monkeypatch.setattr(evaluation, "_PIXELS_AT_ONCE", 0)
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    seen = []
-    net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    evaluation.prepare(net, Namespace(target=target_of(*sizes)), bare_run(tmp_path))
-    assert seen == batches
+    target = target_of(*sizes)
+    evaluation.ready_to_predict(net, Namespace(target=target), bare_run(tmp_path))
+    values = torch.cat([net[0](image[None])[0].flatten(1) for image, _ in target], dim=1)
+    torch.testing.assert_close(net[1].running_mean, values.mean(dim=1).detach())
+    torch.testing.assert_close(net[1].running_var, values.var(dim=1).detach())
 
 
-def test_statistics_of_tiles_cover_the_image(common, tmp_path):
-    from _common.evaluation import _tiles
+def test_images_are_put_together_by_place_and_size(common, tmp_path):
+    from _common.loading import in_blocks
 
-    image = torch.arange(7 * 9).view(1, 1, 7, 9)
-    parts = list(_tiles(image, [4, 4]))
-    assert {part.shape for part in parts} == {(1, 1, 4, 4)}
-    assert {int(value) for part in parts for value in part.flatten()} == set(range(63))
-    assert [part.shape for part in _tiles(image, [8, 4])] == [(1, 1, 7, 4)] * 3
+    target = target_of((8, 8), (6, 10), (8, 8), (8, 8), (6, 10), (8, 8), (9, 9))
+    whole = [names for _, names in in_blocks(target, bare_run(tmp_path, predict_batch=3))]
+    assert whole == [["0", "2"], ["1"], ["3", "5"], ["4"], ["6"]]
+    found = []
+    for rank in (0, 1):
+        run = bare_run(tmp_path, predict_batch=3)
+        run.rank, run.world = rank, 2
+        found += [names for _, names in in_blocks(target, run)]
+    assert sorted(found) == sorted(whole)
 
 
-def test_one_value_a_channel_is_refused_before_training(common, tmp_path):
+def test_batchnorm_of_pooled_features_is_scored_before_training(common, tmp_path):
     from _common.evaluation import score_before
 
+    from selftrain_seg.datasets import LabelMap
+
+    data = Namespace(
+        target=target_of((8, 8), (9, 7)), val=None, label_map=LabelMap.binary(), subsets={}, has_truth=False
+    )
+    assert score_before(pooled(2), data, bare_run(tmp_path)).seen
+
+
+def test_one_value_a_channel_is_said_in_options(common, tmp_path):
+    from _common.settings import command_line
+
     with pytest.raises(SystemExit, match=r"one image at a time .*--batch.*--frozen-bn or --reestimate-bn 0"):
-        score_before(pooled(), Namespace(target=target_of((8, 8))), bare_run(tmp_path))
+        command_line(lambda: pooled(2).train()(torch.rand(1, 3, 8, 8)))()
 
 
 def test_first_score_leaves_the_network_and_the_generator_as_they_are(common, tmp_path):
@@ -149,13 +156,13 @@ def test_validation_images_of_several_sizes_give_the_iou_of_all(common, tmp_path
         for c in (0, 1)
     ]
     data = Namespace(val=val, label_map=LabelMap.binary(), subsets={"mIoU": (0, 1)})
-    for changes in ({}, {"tile": [4, 4]}):
+    for changes in ({"reestimate_bn": 0}, {"reestimate_bn": 0, "tile": [4, 4]}):
         iou = evaluate(net.eval(), data, bare_run(tmp_path, **changes), 1).iou
         assert iou.tolist() == pytest.approx(expected)
 
 
 def test_small_unet_takes_odd_sizes_and_any_channels(common):
-    from _common.model import SmallUNet
+    from _networks.small_unet import SmallUNet
 
     torch.manual_seed(0)
     net = SmallUNet(5, channels=4).eval()
@@ -169,7 +176,7 @@ def test_small_unet_takes_odd_sizes_and_any_channels(common):
 
 
 def test_json_has_no_nan(common, tmp_path):
-    from _common.data import save_json
+    from _common.files import save_json
 
     path = tmp_path / "new" / "result.json"
     save_json({"iou": {"road": float("nan"), "sky": 1.5}, "list": (float("inf"), 2, None, "x")}, path)
@@ -214,14 +221,17 @@ def test_a_finished_round_is_used_as_it_is(common, tmp_path, monkeypatch):
     import cbst
     import crst
     import dst_cbc
+    from _common import rounds
 
     store, _ = finished_round(tmp_path)
-    for trainer, label in ((cbst, "label_target"), (crst, "label_target"), (dst_cbc, "label_others")):
-        more = {"prior": None} if trainer is cbst else {}
-        monkeypatch.setattr(trainer, "gather", lambda *_: pytest.fail("estimated again"))
-        monkeypatch.setattr(trainer, "write_labels", lambda *_, **__: pytest.fail("written again"))
-        found = getattr(trainer, label)(None, None, None, store, 0, **more)
+    monkeypatch.setattr(rounds, "estimate_thresholds", lambda *_: pytest.fail("estimated again"))
+    monkeypatch.setattr(rounds, "write_labels", lambda *_, **__: pytest.fail("written again"))
+    for begun in (False, True):
+        started = Namespace(has_begun=lambda stage, begun=begun: begun)
+        found = rounds.label_target(None, None, started, store, "round1", 0, None, None, 0.2)
         assert found.names == ("a", "b")
+    for trainer in (cbst, crst, dst_cbc):
+        assert trainer.label_target.__module__ == "_common.rounds"
 
 
 def test_a_damaged_round_is_mended_with_its_own_thresholds(common, tmp_path):
@@ -255,8 +265,9 @@ def test_classes_that_are_never_predicted_are_not_mined(common, tmp_path):
 @pytest.mark.parametrize("start", ["spawn", "forkserver"])
 def test_loaders_work_however_their_processes_start(common, tmp_path, start):
     """macOS, Windows and Python 3.14 do not fork: everything that a worker needs must be picklable."""
-    from _common.folders import Part, training_transform
-    from _common.loading import _collate, _Seeded
+    from _common.loading import _Seeded
+    from _data.augmentation import training_transform
+    from _data.opening import Part
 
     from selftrain_seg.datasets import GTA5, SyntheticStreets
     from selftrain_seg.mining import SmallClassCrop
@@ -271,7 +282,6 @@ def test_loaders_work_however_their_processes_start(common, tmp_path, start):
     ((images, labels),) = list(loader)
     assert images.shape == (2, 3, 32, 32)
     assert labels.shape == (2, 32, 32)
-    assert pickle.loads(pickle.dumps(_collate)) is _collate  # noqa: S301
 
 
 # Runs a trainer, each of whose loaders hands its data set over as to a process that is not forked.
@@ -334,7 +344,7 @@ def test_defaults_belong_to_the_network_not_to_the_data(common, monkeypatch):
     changed = {name for name, value in vars(own).items() if vars(streets)[name] != value}
     assert changed == {"data"}
     paper = parsed(monkeypatch, "cbst.py", "--data", "gta5")
-    assert (paper.network, paper.optimizer, paper.frozen_bn, paper.lr) == ("deeplabv2_resnet101", "sgd", True, 5e-5)
+    assert (paper.network, paper.optimizer, paper.frozen_bn, paper.lr) == ("deeplabv2_resnet101", "sgd", True, 1e-4)
     assert parsed(monkeypatch, "cbst.py", "--network=deeplabv2_resnet101").optimizer == "sgd"
     scratch = parsed(monkeypatch, "cbst.py", "--data", "folders", "--from-scratch")
     assert (scratch.frozen_bn, scratch.optimizer) == (False, "sgd")
@@ -349,20 +359,20 @@ def test_defaults_belong_to_the_network_not_to_the_data(common, monkeypatch):
         ({"batch": 0}, "--batch 0: expected at least 1"),
         ({"rounds": -1}, "--rounds -1: expected at least 0"),
         ({"checkpoint_every": 0}, "--checkpoint-every 0: expected at least 1"),
-        ({"crop": [0, 5]}, r"--crop \[0, 5\]: expected a height and a width"),
+        ({"crop": [0, 5]}, "--crop 0 5: expected a height and a width"),
         ({"overlap": 1.0}, "--overlap 1.0: expected a share"),
         ({"lr": -1.0}, "--lr -1: expected a number above 0"),
         ({"lr": float("nan")}, "--lr nan: expected a number above 0"),
         ({"portion": [20.0, 5.0, 50.0]}, "--portion 20 5 50: expected start, step and stop as shares of 1"),
         ({"portion": [0.5, 0.1, 0.2]}, "--portion 0.5 0.1 0.2: .* start at most stop"),
         ({"source_portion": [0.0, 0.1, 0.2]}, "--source-portion 0 0.1 0.2: expected"),
-        ({"scales": [1.0, 0.0]}, "--scales 0: expected numbers above 0"),
+        ({"scales": [1.0, 0.0]}, "--scales 1 0: expected numbers above 0"),
         ({"data": "streets", "source_images": Path("a")}, "^--source-images needs --data folders$"),
         ({"data": "voc", "classes": Path("a")}, "^--classes needs --data folders$"),
     ],
 )
 def test_numbers_that_cannot_be(common, changes, message):
-    from _common.arguments import check
+    from _common.settings import check
 
     sound = {"steps": 1, "batch": 1, "crop": None, "largest_crop": [1, 1], "tile": None, "resize": None, "overlap": 0.2}
     check(Namespace(**sound))
@@ -398,8 +408,8 @@ def words_of(root):
 
 def opened(monkeypatch, out, words):
     """What a trainer opens before it builds its network, its run, and what it says."""
-    from _common.folders import open_data
     from _common.run import Run
+    from _data.opening import open_data
 
     with monkeypatch.context() as patch:
         args = parsed(patch, "source_only.py", *words, "--out", out)
@@ -408,13 +418,12 @@ def opened(monkeypatch, out, words):
     try:
         return open_data(args, started), started, told
     finally:
-        started.board.close()
+        started.accelerator.end_training()
 
 
 def begin(out):
     """As if there were a checkpoint."""
-    (out / "checkpoints").mkdir()
-    (out / "checkpoints" / "labelled-000001-rank0of1.pt").touch()
+    (out / "checkpoints" / "labelled-000001").mkdir(parents=True)
 
 
 @pytest.mark.parametrize("part", ["source", "target", "val", "classes"])
@@ -459,7 +468,7 @@ def test_one_class_is_refused(common, monkeypatch, tmp_path):
 
 
 def test_a_mask_of_another_size_is_found_at_the_start(common, monkeypatch, tmp_path):
-    from _common.folders import look_at_masks
+    from _data.checks import look_at_masks
 
     words = own_folders(tmp_path / "data")
     mask = tmp_path / "data" / "source" / "masks" / "1.png"
@@ -471,7 +480,7 @@ def test_a_mask_of_another_size_is_found_at_the_start(common, monkeypatch, tmp_p
 
 
 def test_a_mask_of_an_image_that_is_turned_is_as_it_is_shown(common, tmp_path):
-    from _common.folders import _header_size
+    from _data.checks import _header_size
 
     image = Image.new("L", (10, 12))
     exif = image.getexif()
@@ -482,20 +491,19 @@ def test_a_mask_of_an_image_that_is_turned_is_as_it_is_shown(common, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_truncated_image_ends_in_one_line(common, monkeypatch, tmp_path, workers):
-    from _common.folders import training_transform
-    from _common.loading import Batches, in_order
+    from _common.loading import in_blocks
+    from _common.settings import command_line
+    from _data.augmentation import training_transform
 
     words = own_folders(tmp_path / "data")
     image = tmp_path / "data" / "source" / "images" / "2.png"
     image.write_bytes(image.read_bytes()[:-60])
     data, started, _ = opened(monkeypatch, tmp_path / "out", [*words, "--workers", workers])
-    batches = Batches(data.source, started, "stage", training_transform((8, 8)))
-    with pytest.raises(SystemExit, match=r"^\S*2\.png: ") as caught:
-        [batches[number] for number in range(3)]
-    assert "\n" not in str(caught.value)
-    with pytest.raises(SystemExit, match=r"^\S*2\.png: ") as caught:
-        list(in_order(data.source, started, [0, 2]))
-    assert "\n" not in str(caught.value)
+    batches = iter(started.loader(data.source, "stage", training_transform((8, 8))))
+    for read in (lambda: [next(batches) for _ in range(3)], lambda: list(in_blocks(data.source, started))):
+        with pytest.raises(SystemExit, match=r"^\S*2\.png: ") as caught:
+            command_line(read)()
+        assert "\n" not in str(caught.value)
 
 
 def test_dark_images_of_16_bits_are_asked_about(common, monkeypatch, tmp_path):
@@ -508,7 +516,9 @@ def test_dark_images_of_16_bits_are_asked_about(common, monkeypatch, tmp_path):
     assert not any("brightest" in text for text in told)
 
 
-@pytest.mark.parametrize("script", ["cbst", "crst", "dst_cbc", "iast", "mean_teacher", "source_only"])
+@pytest.mark.parametrize(
+    "script", ["cbst", "crst", "dst_cbc", "iast", "mean_teacher", "mic", "sac", "source_only", "unimatch"]
+)
 def test_the_network_is_built_before_the_masks_are_read(common, monkeypatch, tmp_path, script):
     words = own_folders(tmp_path / "data")
     module = importlib.import_module(script)
@@ -520,14 +530,14 @@ def test_the_network_is_built_before_the_masks_are_read(common, monkeypatch, tmp
 
 
 def test_one_channel_of_logits_is_refused(common):
-    from _common.networks import Scaled
+    from _networks.build import Scaled
 
     with pytest.raises(SystemExit, match=r"return as_logits\(x, binary=True\)"):
         Scaled(nn.Conv2d(3, 1, 1))(torch.zeros(1, 3, 4, 4))
 
 
 def test_a_round_with_next_to_no_labels_warns(common, tmp_path):
-    from _common.rounds import warn_of_few
+    from _reporting import warn_of_few_labels
 
     told, stored = [], []
     for number, selected in enumerate((1, 2)):  # of 1600 pixels
@@ -537,7 +547,7 @@ def test_a_round_with_next_to_no_labels_warns(common, tmp_path):
             writer.add(["a"], PseudoLabels(labels, torch.ones(labels.shape)))
             stored.append(writer.finish())
     for one in stored:
-        warn_of_few(Namespace(say=told.append), 0, one)
+        warn_of_few_labels(Namespace(say=told.append), 1, one)
     assert len(told) == 1
     assert told[0].startswith("warning: round 1 selected only 0.0625 % of the target's pixels")
 
@@ -562,7 +572,8 @@ def test_no_rounds_give_the_score_of_what_was_given(script, begun, tmp_path):
     before = json.loads((tmp_path / "rounds" / "round-0000.json").read_text(encoding="utf-8"))["iou"]
     found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert list(found["iou"].values()) == pytest.approx(before)
-    assert f"before training: mIoU {found['mIoU']:.1f}" in output
+    assert f"BatchNorm re-estimated on the target images: mIoU {found['mIoU']:.1f}" in output
+    assert (tmp_path / "rounds" / "round-source.json").exists()
     assert not (tmp_path / "pseudo-labels").exists()
 
 
@@ -596,6 +607,6 @@ def test_a_run_killed_before_its_first_checkpoint_uses_the_finished_round(begun,
     labels = {path: path.stat().st_mtime_ns for path in killed.rglob("pseudo-labels/**/*")}
     # As if labelled on a machine that rounds otherwise: estimated again, the thresholds would not be these.
     output = run("cbst.py", killed, *words, "--threads", 2)
-    assert "goes on after step" not in output
+    assert "continues after step" not in output
     assert {path: path.stat().st_mtime_ns for path in killed.rglob("pseudo-labels/**/*")} == labels
     assert (killed / "result.json").exists()

@@ -84,6 +84,9 @@ TRAINERS = {
     "dtst": ["dtst.py"],
     "mean teacher": ["mean_teacher.py", "--paste-from", "source"],
     "dual teacher": ["mean_teacher.py", "--teacher", "dual"],
+    "sac": ["sac.py", "--views", 2],
+    "unimatch": ["unimatch.py"],
+    "mic": ["mic.py"],
 }
 
 
@@ -140,7 +143,7 @@ def test_images_of_many_sizes_even_one_target_image(made, starts, tmp_path):
         sizes.mkdir(exist_ok=True)
         Image.new("RGB", size, (number, 90, 30)).save(sizes / f"{number}.png")
     words[words.index("--target-images") + 1] = sizes
-    for script in ("dtst.py", "mean_teacher.py", "iast.py"):
+    for script in ("dtst.py", "mean_teacher.py", "iast.py", "sac.py"):
         out = tmp_path / script
         run(script, out, *FOLDERS, *words, "--steps", 2, "--init", starts["streets"])
         assert result(out)["mIoU"] >= 0

@@ -55,7 +55,7 @@ def test_batchnorm_alone(source, tmp_path):
     trained = torch.load(model, weights_only=True)
     for name, tensor in trained.items():
         assert torch.equal(tensor, as_is[name]), name
-        statistics = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        statistics = name.endswith(("running_mean", "running_var"))
         assert torch.equal(tensor, bn[name]) is not statistics, name
     assert result(tmp_path / "as-is")["iou"] != result(tmp_path / "bn")["iou"]
 
@@ -68,10 +68,10 @@ def test_killed_and_restarted_gives_the_same_network(teacher, source, tmp_path):
     options += ["--turn", 5] if teacher == "dual" else []
     run("mean_teacher.py", tmp_path / "whole", *options)
     killed = tmp_path / "killed"
-    moment = {"wait_for": "checkpoints/*-000004-*.pt", "seed": len(teacher), "within": 0.1}
+    moment = {"wait_for": "checkpoints/*-000004", "seed": len(teacher), "within": 0.1}
     run_and_kill("mean_teacher.py", killed, *options, **moment)
     assert not (killed / "result.json").exists(), "killed too late to show anything"
-    assert "goes on after step" in run("mean_teacher.py", killed, *options)
+    assert "continues after step" in run("mean_teacher.py", killed, *options)
     assert_same_network(tmp_path / "whole", killed)
     assert result(tmp_path / "whole") == result(killed)
     assert not list(killed.rglob("*.tmp"))
@@ -81,8 +81,8 @@ def test_two_processes(source, tmp_path):
     model, root = source
     options = ["--smoke", "--root", root, "--init", model, "--accumulate", 2, "--amp", "bf16", "--teacher", "dynamic"]
     run_as_people_do("mean_teacher.py", tmp_path, *options, processes=2)
-    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
-    first, second = (torch.load(path, weights_only=True) for path in sorted((tmp_path / "checkpoints").iterdir()))
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    first, second = (torch.load(path, weights_only=True) for path in sorted(folder.glob("rank*of2.pt")))
     for name, tensor in first["teacher"].items():
         # Each rank keeps its own target batches, and in train mode BatchNorm's running statistics serve nothing.
         if name != "_extra_state" and "running_" not in name:
@@ -101,7 +101,7 @@ def test_other_settings_are_refused(source, tmp_path):
     with pytest.raises(AssertionError, match="was begun with processes 1, now 2"):
         run("source_only.py", tmp_path, *options, processes=2)
     assert (tmp_path / "model.pt").read_bytes() == before
-    assert "goes on after step 2" in run("source_only.py", tmp_path, *options, "--flip", "--checkpoint-every", 7)
+    assert "continues after step 2" in run("source_only.py", tmp_path, *options, "--flip", "--checkpoint-every", 7)
 
 
 def test_what_cannot_work_is_said(source, tmp_path):

@@ -18,7 +18,8 @@ from tests.examples.trainers import EXAMPLES, environment, result, run
 
 sys.path.insert(0, str(EXAMPLES))
 
-from _common import networks, weights
+from _networks import build as networks
+from _networks import weights
 
 SMALL = "lraspp_mobilenet_v3_large"
 

@@ -17,7 +17,7 @@ from tests.examples.trainers import EXAMPLES, environment, run, run_and_kill, ru
 
 sys.path.insert(0, str(EXAMPLES))
 
-from _common.model import SmallUNet
+from _networks.small_unet import SmallUNet
 
 IDS = {0: "ground", 2: "water", 7: "roof", 40: "tree"}
 

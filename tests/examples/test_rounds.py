@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -73,23 +74,23 @@ def test_options(script, options, root, tmp_path):
 @pytest.mark.parametrize(
     ("name", "moments"),
     [
-        ("cbst", ["checkpoints/round2-000002-*.pt"]),
+        ("cbst", ["checkpoints/round2-000002"]),
         ("crst", ["pseudo-labels/round-0001/settings.json"]),
-        ("dmt", ["checkpoints/round1-000002-*.pt", "checkpoints/second-round2-000002-*.pt"]),
+        ("dmt", ["checkpoints/round1-000002", "checkpoints/second-round2-000002"]),
     ],
 )
 def test_killed_and_restarted_gives_the_same_labels_and_network(name, moments, root, tmp_path):
     script, *options = RUNS[name]
     options += [*SMALL, "--root", root, "--steps", 8, "--accumulate", 2, "--amp", "bf16"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert "goes on after step" not in run(script, whole, *options)
+    assert "continues after step" not in run(script, whole, *options)
     for seed, moment in enumerate(moments):
         run_and_kill(script, killed, *options, wait_for=moment, seed=seed, within=0.1)
         assert not (killed / "result.json").exists(), "killed too late to show anything"
-        if moment == "checkpoints/round1-000002-*.pt":  # the first student learns what the second has labelled
+        if moment == "checkpoints/round1-000002":  # the first student learns what the second has labelled
             assert_damage_is_named("pseudo-labels-second/round-0000/labels/**/*.png", script, killed, *options)
             assert not list(killed.glob("checkpoints/round1-000008-*"))
-    assert "goes on after step" in run(script, killed, *options)
+    assert "continues after step" in run(script, killed, *options)
 
     assert files(whole) == files(killed)
     kinds = {"cbst": 1, "crst": 2, "dmt": 2 * 2}[name]  # labels, and soft labels or confidence
@@ -112,7 +113,7 @@ def assert_damage_is_named(pattern, script, out, *options):
 @pytest.mark.parametrize("mined", [False, True])
 def test_maps_move_with_their_labels(mined, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    from _common.folders import training_transform
+    from _data.augmentation import training_transform
 
     torch.manual_seed(0)
     labels = torch.arange(20 * 30).remainder(250).reshape(20, 30)
@@ -137,10 +138,10 @@ def test_maps_move_with_their_labels(mined, monkeypatch):
 def test_statistics_do_not_depend_on_what_was_drawn_before(monkeypatch):
     """Dropout is on while they are estimated: on all ranks, and after a restart, they must be the same."""
     monkeypatch.syspath_prepend(EXAMPLES)
-    from _common.evaluation import prepare
+    from _common.evaluation import ready_to_predict
 
-    args = Namespace(reestimate_bn=1, seed=0, data="gta5", batch=2, workers=0, tile=None)
-    run = Namespace(args=args, device=torch.device("cpu"))
+    settings = Namespace(reestimate_bn=1, seed=0, data="gta5", batch=2, workers=0, tile=None, predict_batch=0)
+    run = Namespace(settings=settings, device=torch.device("cpu"), main=True, rank=0, world=1, autocast=nullcontext)
     # Three images in twos would leave one, of which no statistics of one value a channel can be taken.
     data = Namespace(target=[(torch.rand(3, 8, 8), str(number)) for number in range(3)])
     pool = torch.nn.AdaptiveAvgPool2d(1)
@@ -149,7 +150,7 @@ def test_statistics_do_not_depend_on_what_was_drawn_before(monkeypatch):
     for seed in range(2):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        assert prepare(net, data, run) is net
+        assert ready_to_predict(net, data, run) is net
         assert torch.equal(torch.get_rng_state(), state)
         assert not net.training
         found.append(net[-1].running_mean.clone())
@@ -177,3 +178,19 @@ def test_two_processes(name, root, tmp_path):
         assert len(values) == 10
         assert len(set(values)) > 5
         assert found[tag] == pytest.approx(values, rel=1e-5)
+
+
+def test_resumed_on_two_processes_gives_the_same_labels_and_network(root, tmp_path):
+    """Each process has BatchNorm statistics of its own; a checkpoint is in the middle of nothing else."""
+    options = ["cbst.py", *SMALL, "--root", root, "--steps", 3]
+    options = [word for place, word in enumerate(options) if "--rounds" not in options[max(0, place - 1) : place + 1]]
+    script, *options = options
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run(script, whole, *options, "--rounds", 2, processes=2)
+    run(script, resumed, *options, "--rounds", 1, processes=2)
+    assert not (resumed / "pseudo-labels" / "round-0001").exists()
+    assert "round1: continues after step 3" in run(script, resumed, *options, "--rounds", 2, processes=2)
+    assert files(whole) == files(resumed)
+    assert len(files(whole)) == 2 * (6 + 1)
+    assert_same_network(whole, resumed)
+    assert json.dumps(result(whole)["iou"]) == json.dumps(result(resumed)["iou"])

@@ -26,6 +26,7 @@ _SERVER.set_forkserver_preload(
     [
         *("kornia.augmentation", "matplotlib.figure", "matplotlib.backends.backend_agg", "torch._dynamo"),
         *("torch.utils.tensorboard", "torchmetrics.classification", "torchvision.transforms.v2"),
+        *("accelerate", "tyro"),
     ]
 )
 

@@ -9,14 +9,14 @@ from scipy import stats
 from torch.utils.data import DataLoader, Dataset
 
 from selftrain_seg.datasets import SyntheticStreets
-from selftrain_seg.mining import ClassBalancedSampler, ClassIndex, RareClassSampler
+from selftrain_seg.mining import ClassBalancedSampler, ClassIndex, ImportanceSampler, RareClassSampler
 from selftrain_seg.mining import index as mining_index
 from selftrain_seg.mining._order import Randomness
 from tests.oracles import mixing as oracle
 
 # Python 3.12 and later warn of any fork beside threads; torch has some.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-SAMPLERS = [ClassBalancedSampler, RareClassSampler]
+SAMPLERS = [ClassBalancedSampler, ImportanceSampler, RareClassSampler]
 
 
 def generator(seed=0):
@@ -279,7 +279,34 @@ def test_rare_law(temperature, min_share):
     assert sampler.class_probabilities.sum().item() == pytest.approx(1)
 
 
+@pytest.mark.parametrize(("uniform", "min_share"), [(0.25, 0.0), (0.0, 0.0), (1.0, 0.0), (0.25, 0.05)])
+def test_importance_law(uniform, min_share):
+    index = random_index(12)
+    sampler = ImportanceSampler(index, uniform=uniform, min_share=min_share, num_samples=20000)
+    contains = index.contains(min_share)
+    expected = oracle.importance_probabilities(index.counts.tolist(), contains.tolist(), uniform)
+    np.testing.assert_allclose(sampler.image_probabilities.numpy(), expected, rtol=1e-12)
+    observed, expected = np.bincount(list(sampler), minlength=12), 20000 * expected
+    assert observed[expected == 0].sum() == 0
+    often = expected > 5
+    merged = (np.append(counts[often], counts[~often].sum() + 10) for counts in (observed, expected))
+    assert stats.chisquare(*merged).pvalue > 1e-3
+
+
+def test_importance_with_candidates_and_many_pixels():
+    counts = torch.full((4, 2), 2**30)
+    counts[:, 1] = torch.tensor([0, 0, 0, 7])
+    index = ClassIndex(counts, torch.full((4,), 2**31 - 1))
+    assert ImportanceSampler(index, uniform=0.0).image_probabilities.tolist() == [0.125, 0.125, 0.125, 0.625]
+    candidates = torch.tensor([[True, True], [False, False], [True, True], [False, False]])
+    sampler = ImportanceSampler(index, uniform=0.0, candidates=candidates, num_samples=500)
+    assert sampler.image_probabilities.tolist() == [0.5, 0.0, 0.5, 0.0]  # class 1 may be drawn nowhere
+    assert set(sampler) == {0, 2}
+    assert set(ImportanceSampler(index, uniform=1.0, candidates=candidates, num_samples=500)) == {0, 2}
+
+
 def test_defaults_are_the_papers():
+    assert ImportanceSampler(random_index()).uniform == 0.25
     assert ClassBalancedSampler(random_index()).sub_epoch == 500
     assert RareClassSampler(random_index()).temperature == 0.01
 
@@ -434,9 +461,12 @@ def test_update_with_another_index(kind):
     assert set(sampler) == set(again)
     sampler.set_epoch(0)
     again.set_epoch(0)
-    if kind is RareClassSampler:
+    if kind is not ClassBalancedSampler:
         assert list(sampler) == list(again)
+    if kind is RareClassSampler:
         assert torch.equal(sampler.class_probabilities, again.class_probabilities)
+    if kind is ImportanceSampler:
+        assert torch.equal(sampler.image_probabilities, again.image_probabilities)
 
 
 def test_update_shuffles_anew():
@@ -534,6 +564,8 @@ def test_bad_states():
         ClassBalancedSampler(index, sub_epoch=7).load_state_dict(state)
     with pytest.raises(ValueError, match=r"`state`: expected that of a sampler with .*RareClassSampler.*got one with"):
         RareClassSampler(index).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"`state`: expected that of a sampler with .*'uniform': 0.5.*got one with"):
+        ImportanceSampler(index, uniform=0.5).load_state_dict(ImportanceSampler(index).state_dict())
     swapped = ClassIndex(index.counts.flip(0), index.pixels)  # as many images of each class, but others
     with pytest.raises(ValueError, match="`state`: expected that of a sampler with the same index"):
         ClassBalancedSampler(swapped).load_state_dict(state)
@@ -639,6 +671,10 @@ def test_bad_arguments(kind):
     if kind is ClassBalancedSampler:
         fails(TypeError, "`sub_epoch`", sub_epoch=1.5)
         fails(ValueError, "`sub_epoch`", sub_epoch=0)
+    elif kind is ImportanceSampler:
+        fails(TypeError, "`uniform`", uniform="a little")
+        fails(ValueError, "`uniform`", uniform=1.5)
+        fails(ValueError, "`uniform`", uniform=-0.1)
     else:
         fails(TypeError, "`temperature`", temperature="low")
         fails(ValueError, "`temperature`", temperature=0.0)

@@ -62,6 +62,19 @@ def rare_image_probabilities(counts, contains, temperature):
     return out
 
 
+def importance_probabilities(counts, contains, uniform):
+    """Of each image, by the law of SAC."""
+    images, classes = range(len(counts)), range(len(counts[0]))
+    drawable = [c for c in classes if any(contains[i][c] for i in images)]
+    some = [i for i in images if any(contains[i])]
+    out = np.array([uniform / len(some) if i in some else 0.0 for i in images])
+    for c in drawable:
+        pixels = [counts[i][c] if contains[i][c] else 0 for i in images]
+        for i in images:
+            out[i] += (1 - uniform) * pixels[i] / sum(pixels) / len(drawable)
+    return out
+
+
 def iou_by_loops(before, now, num_classes):
     """Per class |before = c and now = c| / |before = c or now = c| of pixels that had a class; 0 if c is in none."""
     out = []

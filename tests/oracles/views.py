@@ -102,3 +102,29 @@ def strong_by_loops(image, jitter, grey, sigma, cut_out, fill):
         for axis in (1, 2):
             image = ndimage.gaussian_filter1d(image, sigma, axis=axis, mode="nearest", radius=radius)
     return np.where(cut_out, fill, image)
+
+
+def average_by_loops(views, image_size, mode):
+    """(C, H, W), (H, W) bool: of views (array, scaled, corner, flipped, upside_down, turns) of one image."""
+    total, count = 0.0, np.zeros(image_size)
+    for array, *geometry in views:
+        back, seen = inverse_by_loops(array, image_size, *geometry, mode, 0.0)
+        total = total + back
+        count += seen
+    average = np.zeros(total.shape)
+    for i in range(image_size[0]):
+        for j in range(image_size[1]):
+            if count[i, j]:
+                average[:, i, j] = total[:, i, j] / count[i, j]
+    return average, count > 0
+
+
+def hidden_by_loops(numbers, size, patch_size, ratio):
+    """(H, W) bool, from a number of each patch of one image: patches are filled in one after another."""
+    hidden = np.zeros(size, dtype=bool)
+    for i, row in enumerate(numbers):
+        for j, number in enumerate(row):
+            if number < ratio:
+                top, left = i * patch_size, j * patch_size
+                hidden[top : top + patch_size, left : left + patch_size] = True
+    return hidden

@@ -5,17 +5,32 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import selftrain_seg
 from selftrain_seg import PseudoLabels
 from selftrain_seg.store import PseudoLabelStore
-from selftrain_seg.visualize import curves, record_picture, record_round, record_step, report
+from selftrain_seg.visualize import (
+    curves,
+    record_about,
+    record_picture,
+    record_progress,
+    record_round,
+    record_step,
+    report,
+)
+from selftrain_seg.visualize._figure import LIGHT
+from selftrain_seg.visualize.charts import curves_figure
 from tests.examples.trainers import result, run, run_and_kill
 
 CLASSES = ["road", "<b>sky</b>", 'a "b" & $c$']
@@ -123,21 +138,28 @@ def test_shows_everything_that_was_recorded(folder):
     path = report(folder)
     assert path == folder / "report.html"
     page = read(path)
-    ious = page.table("IoU, %")
-    assert ious[0] == ["IoU, %", "before", "round 1", "round 2", "second, round 1"]
-    assert ious[1] == ["mIoU", "55.0", "60.5", "61.0", "2.0"]
-    assert ious[2] == ["road", "50.0", "51.0", "52.0", "1.0"]
-    assert ious[4] == [CLASSES[2], "–", "–", "–", "3.0"]
+    first, second = (table for table in page.tables if table[0][0] == "IoU, %")
+    assert first[0] == ["IoU, %", "before", "round 1", "round 2 (best)", "change"]
+    assert first[1] == ["mIoU", "55.0", "60.5", "61.0", "+6.0"]
+    assert first[2] == ["road", "50.0", "51.0", "52.0", "+2.0"]
+    assert first[4] == [CLASSES[2], "–", "–", "–", "–"]
+    assert second == [
+        ["IoU, %", "second, round 1"],
+        ["mIoU", "2.0"],
+        ["road", "1.0"],
+        [CLASSES[1], "2.0"],
+        [CLASSES[2], "3.0"],
+    ]
     numbers = page.table("class")
     assert numbers[0][1:3] == ["threshold, round 1", "threshold, round 2"]
     assert numbers[2] == [CLASSES[1], "1−1e−9", "1−1e−9", "50.0 %", "50.0 %", "100.0 %", "100.0 %"]
     assert numbers[3] == [CLASSES[2], "1", "1", "–", "–", "–", "–"]
     rounds = page.table("round")
     assert rounds[-1] == ["2", "87.5 %", "61.0"]
-    charts = ["mIoU by round", "source loss by step", "target loss by step"]
+    charts = ["mIoU by round.", "source loss by step", "target loss by step"]
     assert set(charts) < set(page.alts)
-    assert len(page.alts) == 3 + 3 + 2
-    assert len(page.pictures) == 2 * 6 + 2  # charts in light and dark
+    assert len(page.alts) == 3 + 4 + 2
+    assert len(page.pictures) == 2 * 7 + 2  # charts in light and dark
     assert page.alts[-2:] == ["round 9", "round 10"]
     assert np.array_equal(np.asarray(page.pictures[-2])[0, 0], [230, 230, 230])
     assert "<i>&amp;" in page.texts
@@ -203,6 +225,7 @@ def test_what_makes_no_sense_is_left_out_too(folder, value):
         file.write('{"step": "x", "source_loss": 1}\n{"step": 3, "source_loss": [1]}\n[1]\n"x"\n{"step": Infinity}\n')
     page = read(report(folder))
     assert "left out: rounds/round-0001.json" in page.text
+    assert "after round 2" in page.text
     assert [row[0] for row in page.table("round")[1:]] == ["2"]
 
 
@@ -288,7 +311,10 @@ def test_several_networks_in_the_result(tmp_path):
     found["after"] = {"mIoU": 3.5, "rare": None, "iou": {"a": 3.0, "c": 4.0}}
     (tmp_path / "result.json").write_text(json.dumps(found))
     record_round(tmp_path, 1, classes=["a"], iou=torch.tensor([7.0]))
-    assert read(report(tmp_path)).table("IoU, %") == [
+    page = read(report(tmp_path))
+    assert "2.0 % mIoU" not in page.text
+    assert "3.5 % mIoU" in page.texts
+    assert page.table("IoU, %") == [
         ["IoU, %", "before", "after"],
         ["mIoU", "1.5", "3.5"],
         ["rare", "1.0", "–"],
@@ -303,7 +329,8 @@ def test_many_rounds_are_thinned_in_charts_but_not_in_the_table(tmp_path):
         record_round(tmp_path, number, classes=["a"], selected=torch.tensor([0.5]), iou=torch.tensor([float(number)]))
     page = read(report(tmp_path))
     assert len(page.table("round")) == 31
-    assert page.table("IoU, %")[0] == ["IoU, %", *(f"round {number}" for number in (1, 7, 13, 18, 24, 30))]
+    shown = [f"round {number}" for number in (1, 5, 12, 19, 26)]
+    assert page.table("IoU, %")[0] == ["IoU, %", *shown, "round 30 (best)", "change"]
 
 
 # What is written.
@@ -342,12 +369,184 @@ def test_names_that_cannot_be_files(name, tmp_path):
 def test_errors_of_the_recorders(tmp_path):
     with pytest.raises(ValueError, match=r"`iou`: expected \(C,\) = \(3,\), got \(2,\)"):
         record_round(tmp_path, 0, classes=CLASSES, iou=torch.rand(2))
-    with pytest.raises(ValueError, match="`round`: expected at least 0, got -1"):
-        record_round(tmp_path, -1, classes=CLASSES)
+    with pytest.raises(ValueError, match="`round`: expected at least -1, got -2"):
+        record_round(tmp_path, -2, classes=CLASSES)
     with pytest.raises(TypeError, match="`step`: expected an int"):
         record_step(tmp_path, 0.5, {})
     with pytest.raises(ValueError, match=r"`picture`: expected \(3, H, W\)"):
         record_picture(tmp_path, "a", torch.rand(1, 3, 2, 2))
+
+
+# Did it help, by how much, over what; where it comes from; how far it is.
+
+
+def rounds_of(folder, means, *, group=""):
+    """Rounds from -1 on, with two classes whose mean is given."""
+    for number, value in enumerate(means, -1):
+        record_round(folder, number, classes=["a", "b"], iou=torch.tensor([value - 1.0, value + 1.0]), group=group)
+
+
+def test_says_what_was_gained_over_what(tmp_path):
+    rounds_of(tmp_path, [40.0, 60.0, 66.5, 65.0])
+    assert (tmp_path / "rounds" / "round-source.json").exists()
+    page = read(report(tmp_path))
+    assert "65.0 % mIoU" in page.texts
+    assert "+5.0 over BatchNorm re-estimated (60.0)" in page.texts
+    assert "+25.0 over source only (40.0)" in page.text
+    assert "The best is round 1 with 66.5 %." in page.text
+    table = page.table("IoU, %")
+    assert table[0] == ["IoU, %", "source only", "BatchNorm re-estimated", "round 1 (best)", "round 2", "change"]
+    assert table[1] == ["mIoU", "40.0", "60.0", "66.5", "65.0", "+5.0"]
+    assert table[2] == ["a", "39.0", "59.0", "65.5", "64.0", "+5.0"]
+    assert [text for text in page.texts if re.fullmatch(r"[+−][\d.]+", text)] == ["+6.5", "+5.0", *["+5.0"] * 3]
+
+
+def test_a_loss_is_a_loss(tmp_path):
+    rounds_of(tmp_path, [40.0, 60.0, 50.0])
+    page = read(report(tmp_path))
+    assert "−10.0 over BatchNorm re-estimated (60.0)" in page.texts
+    assert page.table("IoU, %")[2][-1] == "−10.0"
+
+
+def test_one_measurement_is_compared_with_nothing(tmp_path):
+    rounds_of(tmp_path, [40.0])
+    page = read(report(tmp_path))
+    assert page.table("IoU, %") == [["IoU, %", "source only"], ["mIoU", "40.0"], ["a", "39.0"], ["b", "41.0"]]
+    assert " over " not in page.text
+
+
+def test_gains_of_several_networks_are_a_table(tmp_path):
+    rounds_of(tmp_path, [40.0, 60.0, 66.0], group="first")
+    rounds_of(tmp_path, [40.0, 60.0, 62.0, 58.0], group="second")
+    assert read(report(tmp_path)).table("mIoU, %") == [
+        ["mIoU, %", "before", "at the end", "gain", "best"],
+        ["first", "60.0", "66.0", "+6.0", "66.0 (round 1)"],
+        ["second", "60.0", "58.0", "−2.0", "62.0 (round 1)"],
+    ]
+
+
+def test_rounds_have_names(tmp_path):
+    for number, name in enumerate(["as loaded", "adversarial warm-up"]):
+        record_round(tmp_path, number, classes=["a"], iou=torch.tensor([50.0 + number]), name=name)
+    page = read(report(tmp_path))
+    assert page.table("IoU, %")[0] == ["IoU, %", "as loaded", "adversarial warm-up (best)", "change"]
+    assert "+1.0 over as loaded (50.0)" in page.texts
+
+
+def test_many_rounds_keep_start_best_and_last(tmp_path):
+    rounds_of(tmp_path, [10.0, 20.0, *range(30, 50), 48.0, 47.0])
+    headings = read(report(tmp_path)).table("IoU, %")[0]
+    assert len(headings) == 8
+    assert headings[1:3] == ["source only", "BatchNorm re-estimated"]
+    assert headings[5:] == ["round 20 (best)", "round 22", "change"]
+
+
+def test_where_a_run_comes_from(tmp_path):
+    path = record_about(tmp_path, command="python train.py --name '<my run>'")
+    first = json.loads(path.read_text())
+    assert first["resumed"] == []
+    assert first["versions"]["torch"] == torch.__version__
+    assert first["versions"]["selftrain_seg"] == selftrain_seg.__version__
+    record_round(tmp_path, 1, classes=["a"], iou=torch.tensor([50.0]))
+    page = read(report(tmp_path))
+    assert "python train.py --name '<my run>'" in page.texts
+    assert f"torch {torch.__version__}" in page.text
+    assert first["started"][:10] in page.text
+    assert "resumed" not in page.text
+    record_about(tmp_path, command="another")
+    again = json.loads(path.read_text())
+    assert len(again.pop("resumed")) == 1
+    assert again == {name: value for name, value in first.items() if name != "resumed"}
+    assert "resumed 1 time, last" in read(report(tmp_path)).text
+
+
+def test_the_command_is_that_of_the_process(tmp_path):
+    code = "import sys; from selftrain_seg.visualize import record_about; record_about(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, tmp_path, "--name", "a b"], check=True)
+    words = shlex.split(json.loads((tmp_path / "about.json").read_text())["command"])
+    assert words == [Path(sys.executable).name, "-c", code, str(tmp_path), "--name", "a b"]
+
+
+@pytest.mark.parametrize("content", ['{"command": "x"', "[1]", '{"resumed": 3}', ""])
+def test_a_damaged_origin_is_written_anew(tmp_path, content):
+    (tmp_path / "about.json").write_text(content)
+    read(report(tmp_path))
+    assert json.loads(record_about(tmp_path, command="y").read_text())["command"] == "y"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"about": {"command": 3, "started": [1], "resumed": [None], "versions": {"x": {}}, "processes": "many"}},
+        {"progress": {"done": "1", "total": 2}},
+        {"progress": {"done": 5, "total": 2}},
+        {"progress": {"done": -1, "total": 2, "stage": ["x"]}},
+    ],
+)
+def test_what_others_wrote_there_breaks_nothing(tmp_path, content):
+    for name, value in content.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    assert "Under way" not in read(report(tmp_path)).text
+
+
+def test_a_run_under_way_says_how_far_it_is(tmp_path):
+    rounds_of(tmp_path, [40.0, 60.0, 62.0])
+    record_progress(tmp_path, 1340, 3000, stage="round 2")
+    written = json.loads((tmp_path / "progress.json").read_text())["date"]
+    page = read(report(tmp_path))
+    assert "progress" in page.tags
+    assert f"round 2: 1,340 of 3,000. Last update: {written[:10]} {written[11:16]} UTC." in page.texts
+    record_progress(tmp_path, 3000, 3000)
+    assert "progress" not in read(report(tmp_path)).tags
+    record_progress(tmp_path, 2, 3)
+    (tmp_path / "result.json").write_text('{"mIoU": 62.0}')
+    assert "progress" not in read(report(tmp_path)).tags
+
+
+def test_errors_of_progress(tmp_path):
+    with pytest.raises(ValueError, match="`done`: expected at most `total` = 2, got 3"):
+        record_progress(tmp_path, 3, 2)
+    with pytest.raises(ValueError, match="`total`: expected at least 1, got 0"):
+        record_progress(tmp_path, 0, 0)
+    with pytest.raises(TypeError, match="`done`: expected an int"):
+        record_progress(tmp_path, 0.5, 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command(tmp_path):
+    for name in ("one", "two"):
+        rounds_of(tmp_path / name, [40.0, 60.0])
+    command = [sys.executable, "-m", "selftrain_seg.visualize"]
+
+    def call(*words):
+        return subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    done = call("one", "two")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [str(Path(name) / "report.html") for name in ("one", "two")]
+    read(tmp_path / "two" / "report.html")
+    assert call("one", "--out", "x.html").stdout == "x.html\n"
+    assert (tmp_path / "x.html").read_bytes() == (tmp_path / "one" / "report.html").read_bytes()
+    done = call("one", "two", "--out", "x.html")
+    assert done.returncode == 2
+    assert "--out takes the report of one run" in done.stderr
+    done = call("none")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "python -m selftrain_seg.visualize: `run_dir`: expected a folder, got 'none'\n",
+    )
+
+
+def test_axes_start_at_zero():
+    figure = curves_figure({"a": [70.0, 72.0]}, [1, 2], "round", "", LIGHT, from_zero=True, most=100)
+    assert figure.axes[0].get_ylim() == (0, pytest.approx(82.8))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["70.0", "72.0"]
+    figure = curves_figure({"a": [99.0, NAN]}, [1, 2], "round", "", LIGHT, from_zero=True, most=100)
+    assert figure.axes[0].get_ylim() == (0, 100)
+    figure = curves_figure({"a": [-1.0, 3.0]}, [1, 2], "round", "", LIGHT, from_zero=True)
+    assert figure.axes[0].get_ylim()[0] < -1
+    figure = curves_figure({"a": [NAN, NAN]}, [1, 2], "round", "", LIGHT, from_zero=True)
+    assert figure.axes[0].get_ylim()[1] > 0
 
 
 # A trainer's own folder.
@@ -360,7 +559,8 @@ def test_of_a_trainer_killed_and_finished(tmp_path):
     run_and_kill("dst_cbc.py", out, *options, wait_for="checkpoints/round2-000002-*.pt", seed=0, within=0.1)
     assert not (out / "report.html").exists()
     partial = read(report(out))
-    assert partial.table("IoU, %")[0] == ["IoU, %", "before", "round 1", "second, before", "second, round 1"]
+    headings = [table[0][1:3] for table in partial.tables if table[0][0] == "IoU, %"]
+    assert headings == [["before", "round 1 (best)"], ["second, before", "second, round 1 (best)"]]
     assert {"Pseudo-labels", "Pseudo-labels: second", "Training", "Pictures", "Arguments"} <= set(partial.texts)
 
     output = run("dst_cbc.py", out, *options)

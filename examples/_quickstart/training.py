@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import torch
+from _common.progress import progress
+from _networks.small_unet import SmallUNet
 from kornia.augmentation import ColorJiggle
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import TensorDataset
 from torchmetrics.classification import MulticlassJaccardIndex
-from tqdm import trange
 
-from _common.data import as_floats, batches, draw
-from _common.model import SmallUNet
+from _quickstart.benchmark import as_floats, batches, draw
 from selftrain_seg import IGNORE_INDEX
 
 jitter = ColorJiggle(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=1.0)
@@ -27,8 +27,8 @@ def train_source(
     net = SmallUNet(num_classes).to(dataset.tensors[0].device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    progress = trange(steps, desc="training on source", unit="step", disable=None)
-    for step in progress:
+    bar = progress(range(steps), "training on source", unit="step")
+    for step in bar:
         index = draw(dataset, batch, generator)
         images, labels = dataset[index]
         loss = F.cross_entropy(net(jitter(as_floats(images))), labels.long(), ignore_index=IGNORE_INDEX)
@@ -37,7 +37,7 @@ def train_source(
         optimizer.step()
         schedule.step()
         if step % 20 == 0:
-            progress.set_postfix(loss=f"{loss.item():.3f}")
+            bar.set_postfix(loss=f"{loss.item():.3f}")
     return net
 
 

@@ -8,12 +8,12 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
+from _common.files import save_json
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from _common.data import save_json
 from selftrain_seg.datasets import SyntheticStreets
 from selftrain_seg.mining import mine_crops
 from selftrain_seg.selectors import SelectionSummary
@@ -91,32 +91,30 @@ def write_picture(
     temporary.replace(path)
 
 
-def note_round(
-    folder: Path, run: str, round: int, steps: int, saved: Mapping[str, Tensor], target: TensorDataset
-) -> None:
+def record(folder: Path, run: str, number: int, steps: int, saved: Mapping[str, Tensor], target: TensorDataset) -> None:
     """Leave what the report shows of a round.
 
     Args:
         folder: of the report's files.
         run: name of the method, with several seeds and of the seed.
-        round: counted from 1.
+        number: of the round, counted from 1.
         steps: of each round.
         saved: the round's checkpoint.
         target: images, and the truth, which nothing else sees.
     """
     told = {name: saved[name] for name in ("thresholds", "selected", "precision", "iou") if name in saved}
-    record_round(folder, round, classes=SyntheticStreets.classes, group=run, **told)
-    for number, loss in enumerate(saved["losses"].tolist()):
-        record_step(folder, (round - 1) * steps + LOSS_EVERY * number, {f"{run} loss": loss})
+    record_round(folder, number, classes=SyntheticStreets.classes, group=run, **told)
+    for place, loss in enumerate(saved["losses"].tolist()):
+        record_step(folder, (number - 1) * steps + LOSS_EVERY * place, {f"{run} loss": loss})
     if "labels" in saved:
         images, truth = (tensor[: len(saved["labels"])].cpu() for tensor in target.tensors)
         labels = saved["labels"].cpu()
-        record_picture(folder, f"{run}, round {round} selection", selection_map(images, labels, truth=truth))
+        record_picture(folder, f"{run}, round {number} selection", selection_map(images, labels, truth=truth))
         if "crop" in saved:
             size, rare = tuple(saved["crop"].tolist()), saved["rare"].cpu()
             corners = mine_crops(labels, rare, size, chance=1.0, generator=torch.Generator().manual_seed(0))
             sheet = crop_sheet(images, corners, size, labels=labels, classes=rare)
-            record_picture(folder, f"{run}, round {round} crops around rare classes", sheet)
+            record_picture(folder, f"{run}, round {number} crops around rare classes", sheet)
 
 
 def write_results(

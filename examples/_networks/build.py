@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import sys
-from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,8 +17,9 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 from tqdm import tqdm
 
-from _common.model import SmallUNet
-from _common.weights import State, load_backbone, load_network, published_names
+from _networks.settings import NetworkSettings
+from _networks.small_unet import SmallUNet
+from _networks.weights import State, load_backbone, load_network, published_names
 from selftrain_seg import as_logits, pad_to_multiple
 
 # Layers that do not come with pre-trained weights, and learn ten times as fast as those that do.
@@ -32,23 +32,23 @@ NAMES = (
 )
 
 
-def build(args: Namespace, num_classes: int) -> nn.Module:
+def build(settings: NetworkSettings, num_classes: int) -> nn.Module:
     """Build ``--network``, with ``--backbone-weights``, downloaded ones or none, and load ``--init``."""
-    own = getattr(args, "backbone_weights", None)
-    download = args.init is None and own is None and not args.from_scratch
-    channels = getattr(args, "channels", 3)
-    net = _named(args.network, num_classes, channels, download)
-    if own is not None and args.init is None:
+    own = getattr(settings, "backbone_weights", None)
+    download = settings.init is None and own is None and not settings.from_scratch
+    channels = getattr(settings, "channels", 3)
+    net = _named(settings.network, num_classes, channels, download)
+    if own is not None and settings.init is None:
         if isinstance(net, SmallUNet):
             raise SystemExit(f"--backbone-weights {own}: small-unet has no backbone; --init takes weights of all of it")
         prefix, backbone = backbone_of(net)
         tqdm.write(load_backbone(backbone, own, prefix=prefix))
     if channels != 3 and isinstance(net, Scaled):
         widen(net, channels)
-    if args.init is not None:
-        load_network(net, args.init)
-    if args.frozen_bn:  # of what has learnt: a new head's statistics are those of nothing
-        freeze_batchnorm(net if args.init is not None else backbone_of(net)[1])
+    if settings.init is not None:
+        load_network(net, settings.init)
+    if settings.frozen_bn:  # of what has learnt: a new head's statistics are those of nothing
+        freeze_batchnorm(net if settings.init is not None else backbone_of(net)[1])
     return net.to(memory_format=torch.channels_last)
 
 
@@ -315,15 +315,3 @@ def parameter_groups(net: nn.Module, lr: float) -> Iterator[dict[str, object]]:
     yield {"params": others, "lr": lr}
     if heads:
         yield {"params": heads, "lr": 10 * lr}
-
-
-def optimizer_of(
-    args: Namespace, net: nn.Module, total: int, *, lr: float | None = None
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Make the optimizer and its polynomial schedule over ``total`` steps, from ``--lr`` unless another is given."""
-    groups = list(parameter_groups(net, args.lr if lr is None else lr))
-    if args.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4)
-    else:
-        optimizer = torch.optim.AdamW(groups, weight_decay=1e-2)
-    return optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, total, power=0.9)

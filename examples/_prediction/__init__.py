@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from _networks.build import NAMES, build
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as TF
 
-from _common.networks import NAMES, build
 from selftrain_seg.confidence import fuse_views
 from selftrain_seg.datasets import LabelMap, SegmentationFolder
 from selftrain_seg.teachers import predict_in_parts

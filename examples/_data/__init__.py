@@ -1,0 +1,1 @@
+"""The pairs of data sets to adapt between: opened, looked at before training, augmented."""

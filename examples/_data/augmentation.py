@@ -1,0 +1,98 @@
+"""Random crops, mirroring and colours of training images and everything that belongs to their pixels."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
+
+from selftrain_seg import IGNORE_INDEX
+
+
+def training_transform(
+    size: Sequence[int], *, crop: Callable[..., Any] | None = None, scale: Sequence[float] = (1.0, 1.0)
+) -> Callable[..., Any]:
+    """Augment (image, labels, further maps) or (image, name): size, crop, mirroring, colours. Values keep their range.
+
+    Where a crop goes beyond the image, labels are ignored and further maps 0.
+
+    Args:
+        size: height and width of the crop.
+        crop: in place of a crop anywhere: ``selftrain_seg.mining.SmallClassCrop``, say.
+        scale: smallest and largest factor by which the image is resized before the crop.
+    """
+    if crop is None:
+        fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE_INDEX}
+        crop = v2.RandomCrop(tuple(size), pad_if_needed=True, fill=fill)
+    jitter = v2.ColorJitter(0.2, 0.2, 0.2, 0.03)
+    return functools.partial(_augment, tuple(scale), v2.Compose([crop, v2.RandomHorizontalFlip()]), jitter)
+
+
+def _augment(
+    scale: tuple[float, float],
+    move: Callable[..., Any],
+    recolour: Callable[..., Any],
+    image: tv_tensors.Image,
+    labels: Any,
+    *maps: Tensor,
+) -> tuple[Any, ...]:
+    if isinstance(labels, Tensor):
+        labels = tv_tensors.Mask(labels)
+    if scale != (1.0, 1.0):
+        factor = float(torch.empty(()).uniform_(*scale))
+        size = [max(1, round(factor * side)) for side in image.shape[-2:]]
+        image = TF.resize(image, size, antialias=True)
+        labels = TF.resize(labels, size) if isinstance(labels, Tensor) else labels
+        maps = tuple(TF.resize(tv_tensors.Mask(part), size).as_subclass(Tensor) for part in maps)
+    # Maps move as images do: a crop finds its place in the only mask, and fills the others with 0.
+    image, labels, *moved = move(image, labels, *(tv_tensors.Image(part) for part in maps))
+    moved = [new.reshape(*old.shape[:-2], *new.shape[-2:]) for new, old in zip(moved, maps, strict=True)]
+    parts = (recolour(image) if image.shape[0] in (1, 3) else relit(image), labels, *moved)
+    return tuple(part.as_subclass(Tensor) if isinstance(part, Tensor) else part for part in parts)
+
+
+def mark_padding(transform: Callable[..., Any]) -> Callable[[Any, Any], tuple[Any, ...]]:
+    """Give unlabelled images (image, name) a map in place of the name: 0, and 255 where a crop goes beyond the image.
+
+    Args:
+        transform: of :func:`training_transform`.
+    """
+    return functools.partial(_marked, transform)
+
+
+def _marked(transform: Callable[..., Any], image: Tensor, _: Any) -> tuple[Any, ...]:
+    return transform(image, torch.zeros(image.shape[-2:], dtype=torch.uint8))
+
+
+def relit(image: Tensor, strength: float = 0.2) -> Tensor:
+    """Change brightness and contrast of images (..., C, H, W) whose channels are no colours, of each by its own."""
+    top = 1.0 if image.is_floating_point() else 255.0
+    factors = 1 + strength * (2 * torch.rand(2, *image.shape[:-3], 1, 1, 1) - 1)
+    brightness, contrast = factors.to(image.device)
+    floats = image.float()
+    mean = floats.mean(dim=(-3, -2, -1), keepdim=True)
+    made = ((floats - mean) * contrast + mean * brightness).clamp(0, top)
+    return made.to(image.dtype) if image.is_floating_point() else made.round().to(image.dtype)
+
+
+def whole_image(size: Sequence[int], resize: Sequence[int] | None = None) -> Callable[[Any, Any], tuple[Tensor, Any]]:
+    """Transform (image, labels) or (image, name) into tensors of one size.
+
+    Args:
+        size: images of other sizes are cut or padded to it.
+        resize: in place of that, all are resized to this.
+    """
+    fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE_INDEX}
+    cut = v2.RandomCrop(tuple(size), pad_if_needed=True, fill=fill)
+    return functools.partial(_moved, cut if resize is None else v2.Resize(tuple(resize), antialias=True))
+
+
+def _moved(move: Callable[..., Any], image: Tensor, labels: Any) -> tuple[Tensor, Any]:
+    image, labels = move(image, tv_tensors.Mask(labels) if isinstance(labels, Tensor) else labels)
+    return image.as_subclass(Tensor), labels.as_subclass(Tensor) if isinstance(labels, Tensor) else labels

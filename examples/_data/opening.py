@@ -1,0 +1,284 @@
+"""The pairs of data sets to adapt between, read from their folders."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from _common.files import digest_of
+from _common.settings import in_options
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as TF
+
+import selftrain_seg
+from _data.checks import ask_about_white, check_values, digests
+from selftrain_seg import IGNORE_INDEX
+from selftrain_seg.datasets import (
+    BDD100K,
+    GTA5,
+    SYNTHIA,
+    Cityscapes,
+    LabelMap,
+    SegmentationFolder,
+    SyntheticStreets,
+    VOCSegmentation,
+)
+
+if TYPE_CHECKING:
+    from _common.run import Run
+    from _common.settings import Settings
+
+
+class Data(NamedTuple):
+    """Two domains: labelled images of one, and of the other images only.
+
+    Attributes:
+        source: labelled images; None for a trainer that does without.
+        target: names and images without labels; ``target_with(labels)`` gives them labels, by a function of the name,
+            or True for those of files.
+        val: labelled images of the target domain, the labels in the size of the files; None if there are none.
+        label_map: classes, names and colours.
+        subsets: heading -> classes that a mean IoU is taken over.
+        has_truth: whether the target images have labels in files, too. They serve to measure precision only.
+    """
+
+    source: Any
+    target: Any
+    target_with: Callable[[Any], Dataset[Any]]
+    val: Any
+    label_map: LabelMap
+    subsets: dict[str, tuple[int, ...]]
+    has_truth: bool = True
+
+
+class Part(Dataset[Any]):
+    """Some images of a data set, all of one size if asked for.
+
+    Args:
+        dataset: its items are (image, labels) or (image, name).
+        places: numbers of the images; None for all.
+        resize: height and width that images get, and labels unless ``whole_labels``.
+        whole_labels: labels stay as they are.
+        labels: in place of names, labels in the size of the resized image, by a function of the name.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        places: Sequence[int] | None = None,
+        *,
+        resize: Sequence[int] | None = None,
+        whole_labels: bool = False,
+        labels: Callable[[str], Tensor] | None = None,
+    ) -> None:
+        self.dataset, self.places = dataset, list(range(len(dataset)) if places is None else places)
+        self.names = tuple(dataset.names[place] for place in self.places)
+        self.resize, self.whole_labels, self.labels = resize, whole_labels, labels
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        image, other = self.dataset[self.places[index]]
+        if self.resize is not None:
+            image = TF.resize(image, list(self.resize), antialias=True)
+            if isinstance(other, Tensor) and not self.whole_labels:
+                other = TF.resize(tv_tensors.Mask(other), list(self.resize))
+        return image, other if self.labels is None else self.labels(other)
+
+    def masks(self) -> Dataset[Tensor]:
+        """The labels alone; nothing decodes the images."""
+        return _Masks(self)
+
+
+class _Masks(Dataset[Tensor]):
+    def __init__(self, part: Part) -> None:
+        self.part, self.masks = part, part.dataset.masks()
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, index: int) -> Tensor:
+        labels = self.masks[self.part.places[index]]
+        if self.part.resize is None or self.part.whole_labels:
+            return labels
+        return TF.resize(tv_tensors.Mask(labels), list(self.part.resize)).as_subclass(Tensor)
+
+
+def open_data(settings: Settings, run: Run, *, source_free: bool = False) -> Data:
+    """Open the data sets that ``--data`` names, the source only if it is needed, and say what is in them.
+
+    Sets ``--crop`` where it was not given: all trainers cut images so that any sizes go together.
+    """
+    try:
+        data = _opened(settings, run, source_free)
+        first = data.target[0][0]
+        sizes = [first.shape[-2:]] if data.source is None else [first.shape[-2:], data.source[0][0].shape[-2:]]
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"--data {settings.data}: {in_options(error)}") from None
+    check_values(first, data.target.names[0])
+    if settings.crop is None:
+        most = [settings.largest_crop, settings.tile or settings.largest_crop]
+        settings.crop = [min(sides) for sides in zip(*sizes, *most, strict=True)]
+        if getattr(settings, "mine", False):  # in a crop of the whole image there is nothing to look for
+            settings.crop = [min(crop, 3 * side // 4) for crop, side in zip(settings.crop, sizes[0], strict=True)]
+    parts = {"source": data.source, "target": data.target, "val": data.val}
+    counts = ", ".join(f"{len(part)} {name}" for name, part in parts.items() if part is not None)
+    channels, height, width = first.shape
+    run.say(
+        f"{settings.data}: {counts} images; the first of the target is {height} x {width}, {channels} channels; "
+        f"crops of {settings.crop[0]} x {settings.crop[1]}"
+    )
+    if any(crop > max(sides) for crop, sides in zip(settings.crop, zip(*sizes, strict=True), strict=True)):
+        run.say("the crops are larger than the first images: labels beyond the edge of an image are ignored")
+    run.say(
+        f"{settings.network}: {settings.optimizer}, learning rate {settings.lr:g}, "
+        f"BatchNorm {'frozen' if settings.frozen_bn else 'learns'}"
+        f"{', its statistics re-estimated' if settings.reestimate_bn else ''}"
+    )
+    if data.val is None:
+        run.say(f"no validation masks, so no mIoU{'' if data.has_truth else '; no target masks, so no precision'}")
+    if settings.data != "streets":  # what is drawn is known by the arguments and the code
+        run.check_data(digests(parts, settings))
+    ask_about_white(data, settings, run)
+    if run.main:
+        data.label_map.save(run.out / "classes.json")  # for predict.py
+    return data
+
+
+def _opened(settings: Settings, run: Run, source_free: bool) -> Data:
+    if settings.data == "streets":
+        return _streets(settings, run)
+    if settings.data == "folders":
+        return _folders(settings, source_free)
+    if settings.root is None:
+        raise SystemExit(f"--data {settings.data}: say where the data is with --root")
+    if settings.data == "voc":
+        return _voc(settings)
+    if settings.source_root is None and not source_free:
+        raise SystemExit(f"--data {settings.data}: say where the source images are with --source-root")
+    label_map = LabelMap.cityscapes()
+    everything = {"mIoU": tuple(range(19))}
+    if settings.data == "synthia":
+        everything = {"mIoU-16": label_map.synthia_subset(16), "mIoU-13": label_map.synthia_subset(13)}
+    source: Any = None
+    if not source_free and (settings.source_root / "leftImg8bit").is_dir():
+        source = Cityscapes(settings.source_root)
+    elif not source_free:
+        source = SYNTHIA(settings.source_root) if settings.data == "synthia" else GTA5(settings.source_root)
+    if settings.data == "bdd100k":
+        return _adaptation(settings, source, functools.partial(BDD100K, settings.root), label_map, everything)
+    known = label_map
+    if settings.data == "synthia" and settings.missing_classes == "ignored":
+        known = label_map.ignoring("terrain", "truck", "train")
+    open_target = functools.partial(Cityscapes, settings.root, label_map=known)
+    return _adaptation(settings, source, open_target, label_map, everything)
+
+
+def _adaptation(
+    settings: Settings, source: Any, open_target: Any, label_map: LabelMap, subsets: dict[str, tuple[int, ...]]
+) -> Data:
+    def target(labels: Any) -> Part:
+        given = labels if callable(labels) else None
+        return Part(open_target(split="train", labels=labels is True), resize=settings.resize, labels=given)
+
+    val = Part(open_target(split="val"), resize=settings.resize, whole_labels=True)
+    return Data(source and Part(source, resize=settings.resize), target(False), target, val, label_map, subsets)
+
+
+def _streets(settings: Settings, run: Run) -> Data:
+    """The embedded benchmark, drawn at first use and written as GTA5 and Cityscapes folders."""
+    source, target, val = settings.images
+    code = digest_of(sorted((Path(selftrain_seg.__file__).parent / "datasets").glob("*streets*.py")))
+    root = settings.root or Path("runs") / "streets" / f"seed{settings.seed}-{source}-{target}-{val}-{code}"
+    drawn = (root / "complete").read_text(encoding="utf-8") if (root / "complete").exists() else None
+    if drawn not in (None, code):
+        raise SystemExit(f"--root {root}: drawn by other code than this version's; remove it, or choose another")
+    if run.main and drawn is None:
+        incomplete = root / "incomplete"  # only what was drawn here is ever removed
+        if root.exists() and not incomplete.exists() and any(root.iterdir()):
+            raise SystemExit(f"--root {root}: holds other files than the embedded benchmark's; real data needs --data")
+        root.mkdir(parents=True, exist_ok=True)
+        incomplete.write_text(code, encoding="utf-8")
+        for part in ("source", "target"):
+            shutil.rmtree(root / part, ignore_errors=True)
+        run.say(f"drawing the embedded benchmark into {root}")
+        seed = {"seed": settings.seed}
+        SyntheticStreets("source", "train", length=source, **seed).export(root / "source", "gta5", progress=True)
+        SyntheticStreets("target", "train", length=target, **seed).export(root / "target", progress=True)
+        SyntheticStreets("target", "val", length=val, **seed).export(root / "target", progress=True)
+        incomplete.rename(root / "complete")
+    if run.world > 1:
+        torch.distributed.barrier()
+    label_map = LabelMap.streets()
+    subsets = {"mIoU": tuple(range(label_map.num_classes)), "rare": SyntheticStreets.rare}
+    open_target = functools.partial(Cityscapes, root / "target", label_map=label_map)
+    return _adaptation(settings, GTA5(root / "source", label_map=label_map), open_target, label_map, subsets)
+
+
+def _voc(settings: Settings) -> Data:
+    """Semi-supervised: a part of VOC's training images is labelled, all others are the target."""
+    everything = VOCSegmentation(settings.root, "train_aug")
+    labelled, others = everything.draw_labelled(settings.labelled, seed=settings.seed)
+
+    def target(labels: Any) -> Part:
+        dataset = VOCSegmentation(settings.root, "train_aug", labels=labels is True)
+        return Part(dataset, others, resize=settings.resize, labels=labels if callable(labels) else None)
+
+    val = Part(VOCSegmentation(settings.root, "val"), resize=settings.resize, whole_labels=True)
+    subsets = {"mIoU": tuple(range(everything.num_classes))}
+    source = Part(everything, labelled, resize=settings.resize)
+    return Data(source, target(False), target, val, everything.label_map, subsets)
+
+
+def _folders(settings: Settings, source_free: bool) -> Data:
+    """A user's own images and masks."""
+    needed = ["target_images", "classes", *(() if source_free else ("source_images", "source_masks"))]
+    missing = [f"--{name.replace('_', '-')}" for name in needed if getattr(settings, name) is None]
+    if missing:
+        raise SystemExit(f"--data folders: {', '.join(missing)} missing")
+    if (settings.val_images is None) != (settings.val_masks is None):
+        raise SystemExit("--data folders: --val-images and --val-masks go together")
+    label_map = LabelMap.load(settings.classes)
+    if label_map.ignore_index != IGNORE_INDEX or label_map.num_classes > IGNORE_INDEX:
+        raise ValueError(
+            f"{settings.classes}: expected at most {IGNORE_INDEX} classes, with {IGNORE_INDEX} for what is ignored, "
+            f"got {label_map.num_classes} with {label_map.ignore_index}"
+        )
+    if label_map.num_classes == 1:
+        raise ValueError(
+            f'{settings.classes}: 1 class: name the background too, such as {{"0": "background", "1": "cell"}}'
+        )
+    reading = {"label_map": label_map, "channels": settings.channels, "white": settings.white}
+    masked = {"mask_suffix": settings.mask_suffix, "read_masks": settings.read_masks}
+    masked["unpaired"] = "leave out" if settings.leave_out_unpaired else "error"
+
+    def part(dataset: Any, most: int, **options: Any) -> Part:
+        ending = settings.mask_suffix.rpartition(".")[0] or settings.mask_suffix
+        images = [place for place, name in enumerate(dataset.names) if not (ending and name.endswith(ending))]
+        return Part(dataset, images[:most] if settings.smoke else images, resize=settings.resize, **options)
+
+    def target(labels: Any) -> Part:
+        if labels is True and settings.target_masks is None:
+            raise ValueError("labels of the target images are needed: say where they are with --target-masks")
+        masks = {"masks": settings.target_masks, **masked} if labels is True else {}
+        dataset = SegmentationFolder(settings.target_images, names=settings.target_names, **masks, **reading)
+        return part(dataset, 12, labels=labels if callable(labels) else None)
+
+    source = val = None
+    if not source_free:
+        masks = {"masks": settings.source_masks, "names": settings.source_names, **masked}
+        source = part(SegmentationFolder(settings.source_images, **masks, **reading), 16)
+    if settings.val_images is not None:
+        masks = {"masks": settings.val_masks, "names": settings.val_names, **masked}
+        val = part(SegmentationFolder(settings.val_images, **masks, **reading), 8, whole_labels=True)
+    if settings.target_masks is not None:
+        target(True)  # or its error now, not after the first round
+    subsets = {"mIoU": tuple(range(label_map.num_classes))}
+    return Data(source, target(False), target, val, label_map, subsets, settings.target_masks is not None)

@@ -1,0 +1,1 @@
+"""Segmentation networks by name, and weights from files."""

@@ -1,0 +1,46 @@
+"""The embedded benchmark in memory, generated once and cached on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from _common.files import save_atomically
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from tqdm import tqdm
+
+from selftrain_seg.datasets import SyntheticStreets
+
+
+def streets(domain: str, split: str, length: int, seed: int, cache: Path, device: torch.device) -> TensorDataset:
+    """Return ``SyntheticStreets`` as a dataset of tensors on a device: images uint8, labels uint8."""
+    path = cache / f"streets-{domain}-{split}-{length}-seed{seed}.pt"
+    if not path.exists():
+        dataset = SyntheticStreets(domain=domain, split=split, length=length, seed=seed)
+        loader = DataLoader(dataset, batch_size=25, num_workers=min(2, os.cpu_count() or 1))
+        parts = []
+        for images, labels in tqdm(loader, desc=f"drawing {domain} {split}", unit="batch", leave=False, disable=None):
+            parts.append(((images * 255).round().byte(), labels.byte()))
+        images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        save_atomically({"images": images, "labels": labels}, path)
+    saved = torch.load(path, weights_only=True)
+    return TensorDataset(saved["images"].to(device), saved["labels"].to(device))
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """Convert uint8 images to float32 in [0, 1], channels last."""
+    return (images.float() / 255).contiguous(memory_format=torch.channels_last)
+
+
+def batches(dataset: TensorDataset, size: int = 50) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (images float32, labels int64) of the whole set in order."""
+    for images, labels in zip(*(tensor.split(size) for tensor in dataset.tensors), strict=True):
+        yield as_floats(images), labels.long()
+
+
+def draw(dataset: TensorDataset, size: int, generator: torch.Generator) -> Tensor:
+    """Draw the indices of a random batch."""
+    return torch.randint(len(dataset), (size,), generator=generator).to(dataset.tensors[0].device)

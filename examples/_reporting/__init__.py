@@ -1,0 +1,109 @@
+"""What a run leaves for its report: pictures of predictions and labels, and how much of the labels is right."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.utils import make_grid
+
+from selftrain_seg import IGNORE_INDEX
+from selftrain_seg.confidence import top_confidence
+from selftrain_seg.visualize import (
+    confidence_map,
+    image_sheet,
+    overlay,
+    record_picture,
+    record_round,
+    selection_map,
+)
+
+if TYPE_CHECKING:
+    from _common.run import Run
+    from _data.opening import Data
+
+    from selftrain_seg.store import StoredRound
+
+_FEW = 0.001  # share of selected pixels, below which a round is most likely a mistake
+
+
+def record(
+    run: Run,
+    data: Data,
+    number: int,
+    *,
+    iou: Tensor | None = None,
+    stored: StoredRound | None = None,
+    thresholds: Tensor | None = None,
+    group: str = "",
+) -> None:
+    """Leave what the report shows of a round: its IoU; how much of its labels is right, and where.
+
+    Thresholds and shares it finds in the store, but for thresholds that are not kept there. The truth of the target
+    images, where it lies beside them, is seen by nothing but this.
+    """
+    if run.main:
+        precision = None if stored is None else _precision(run, data, number, stored, group)
+        values = {"thresholds": thresholds, "precision": precision, "iou": iou}
+        record_round(run.out, number, classes=data.label_map.classes, group=group, **values)
+
+
+def _precision(run: Run, data: Data, number: int, stored: StoredRound, group: str) -> Tensor | None:
+    """Right pixels of those labelled, of each class, on up to 50 images; a picture of the first three."""
+    if not data.has_truth:
+        return None
+    try:
+        target = data.target_with(True)
+    except (OSError, ValueError):  # there is no truth
+        return None
+    counts = torch.zeros(2, data.label_map.num_classes, dtype=torch.int64)
+    samples: list[tuple[Tensor, Tensor, Tensor]] = []
+    for place in range(0, len(stored), -(-len(stored) // 50)):
+        try:
+            (image, truth), labels = target[place], stored.labels(place)
+        except (OSError, ValueError) as error:  # training does not need it
+            run.say(f"no precision of round {number}: {error}")
+            return None
+        known = (labels != IGNORE_INDEX) & (truth != IGNORE_INDEX)
+        for row, pixels in enumerate((known, known & (labels == truth))):
+            counts[row] += labels[pixels].bincount(minlength=counts.shape[1])
+        if len(samples) < 3 and (not samples or image.shape == samples[0][0].shape):
+            samples.append((image.as_subclass(Tensor), labels, truth.as_subclass(Tensor)))
+    images, labels, truth = (torch.stack(part) for part in zip(*samples, strict=True))
+    name = f"round {number} selection {group}".strip()
+    record_picture(run.out, name, selection_map(three_channels(images), labels, truth=truth))
+    return counts[1] / counts[0]
+
+
+def warn_of_few_labels(run: Run, number: int, stored: StoredRound) -> None:
+    """Warn of a round with next to no labels: there is nothing to learn from it."""
+    if stored.selected_share < _FEW:
+        run.say(
+            f"warning: round {number} selected only {100 * stored.selected_share:.3g} % of the target's pixels: "
+            "start from a network that knows the classes (--init), or select more"
+        )
+
+
+def draw_predictions(images: Tensor, logits: Tensor, labels: Tensor | None, data: Data, run: Run, name: str) -> None:
+    """Leave pictures of a few images: labels over them for the tracker; these and the confidence for the report."""
+    images, logits = three_channels(images[:6]), logits[:6]
+    if logits.shape[-2:] != images.shape[-2:]:
+        logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear")
+        labels = None if labels is None else F.interpolate(labels[:, None].float(), size=images.shape[-2:])[:, 0].long()
+    palette, top = data.label_map.palette, top_confidence(logits)
+    maps = {"prediction": top.labels} | ({} if labels is None else {"truth": labels[:6]})
+    painted = {column: overlay(images, seen, palette, opacity=0.6) for column, seen in maps.items()}
+    rows = ((255 * images).round().byte(), *painted.values())
+    run.picture(f"images, predictions{'' if labels is None else ', truth'}", make_grid(torch.cat(rows), len(images)))
+    columns = {"image": images[:4], **{column: seen[:4] for column, seen in painted.items()}}
+    sheet = image_sheet(columns, palette=palette, classes=data.label_map.classes)
+    record_picture(run.out, f"{name} predictions", sheet)
+    confidence = confidence_map(top.log_confidence[:4].exp(), images=images[:4])
+    record_picture(run.out, f"{name} confidence", confidence)
+
+
+def three_channels(images: Tensor) -> Tensor:
+    """Three channels that can be looked at: the first three, or the first as grey."""
+    return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)

@@ -1,0 +1,129 @@
+"""MIC on DAFormer's recipe: masked image consistency (Hoyer et al., CVPR 2023, arXiv:2212.01322).
+
+A mean teacher labels target images. The student learns from source images, drawn so that rare classes are shown often
+(rare-class sampling); from target images with half of the classes of a source image on top (ClassMix); and from target
+images of which most patches are hidden, so that it must infer their labels from what is around them (MIC). The share
+of pixels that the teacher is sure of weighs the last two. ``--mask-weight 0`` is DAFormer (Hoyer et al., CVPR 2022,
+arXiv:2111.14887). The student is what is evaluated and saved.
+
+Differs from the published code: no distance to ImageNet features, no second crop for a rare class that the first has
+missed, no HRDA; the learning rate does not warm up; hidden pixels are grey, there the mean of ImageNet. Networks other
+than DeepLabV2 come by name: ``--network hf:FOLDER`` of a SegFormer is next to DAFormer's.
+
+``python examples/source_only.py && python examples/mic.py --init runs/source_only/model.pt``
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from _common.evaluation import evaluate, line, score_before, summary
+from _common.loading import as_floats
+from _common.progress import progress
+from _common.run import Run
+from _common.settings import Settings, command_line, parse
+from _data.augmentation import mark_padding, training_transform
+from _data.checks import look_at_masks
+from _data.opening import open_data
+from _networks.build import build
+
+from selftrain_seg import IGNORE_INDEX
+from selftrain_seg.losses import cross_entropy
+from selftrain_seg.mining import ClassIndex, RareClassSampler, class_mix
+from selftrain_seg.selectors import select_fixed
+from selftrain_seg.teachers import MeanTeacher
+from selftrain_seg.views import StrongSettings, WeakStrongViews, mask_patches
+
+
+@dataclass(kw_only=True)
+class MICSettings(Settings):
+    """Settings of MIC."""
+
+    momentum: float = 0.999  # of the teacher
+    threshold: float = 0.968  # the share of pixels above it weighs the target's losses
+    temperature: float = 0.01  # of rare-class sampling; the lower, the more often the rarest class
+    ignored_rows: tuple[int, int] = (0, 0)  # at the top and at the bottom of target crops, where labels are not trusted
+    mask_weight: float = 1.0  # of the loss on masked images; 0 leaves them out
+    mask_ratio: float = 0.7  # of patches that are hidden
+    patch: int = 32  # side of a patch, in pixels
+    jitter: float = 0.2  # of brightness, contrast, saturation and hue
+
+
+@command_line
+def main() -> None:
+    settings = parse(MICSettings, __doc__)
+    run = Run(settings)
+    data = open_data(settings, run)
+    num_classes = data.label_map.num_classes
+    torch.manual_seed(settings.seed)
+    net = build(settings, num_classes)
+    look_at_masks(data, run)
+    # In train mode BatchNorm sees the batch: the running statistics would be a mixture of both domains.
+    teacher = MeanTeacher(net, momentum=settings.momentum, train_mode=not settings.frozen_bn, sync_buffers=True)
+    student, optimizer, teacher = run.prepare(net), run.optimizer(net), teacher.to(run.device)
+    run.register(teacher=teacher)
+    run.restore()
+    run.expect(settings.steps)
+    score_before(net, data, run)
+
+    masks = progress(data.source.masks(), "classes of the source masks", disable=not run.main)
+    sampler = RareClassSampler(
+        ClassIndex.from_masks(masks, num_classes),
+        temperature=settings.temperature,
+        num_samples=settings.steps * settings.accumulate * settings.batch,
+        seed=run.seed("rare classes"),
+        rank=0,  # the order of all processes; the loader shares it among them
+        num_replicas=1,
+    )
+    transform = training_transform(settings.crop, scale=settings.scale_range)
+    source = run.loader(data.source, "source", transform, list(sampler))
+    target = run.loader(data.target, "target", mark_padding(transform))
+
+    noise = StrongSettings(
+        jitter=(settings.jitter,) * 4, grey_chance=0.0, blur_sigma_px=(0.15, 1.15), blur_chance=0.5, cut_out_chance=0.0
+    )
+    views = WeakStrongViews(settings.crop, scale=(1.0, 1.0), flip_chance=0.0, strong=noise)
+    top, bottom = settings.ignored_rows
+    student.train()
+    steps = run.steps("adaptation", settings.steps, source, target)
+    for _, (source_images, source_labels), (target_images, padding) in steps:
+        if run.is_first_pass:
+            teacher.update(net)
+        source_images, target_images = as_floats(source_images), as_floats(target_images)
+        with run.autocast():
+            teacher_logits = teacher(target_images)
+        valid = padding != IGNORE_INDEX
+        pseudo = select_fixed(teacher_logits, threshold=settings.threshold, weigh_by="batch", valid=valid)
+        weight = pseudo.pixel_weight
+        weight[:, :top] = 0
+        weight[:, weight.shape[1] - bottom :] = 0
+        mixed = class_mix(
+            target_images, pseudo.labels, pixel_weight=weight, source=(source_images, source_labels), rounding="ceil"
+        )
+        with run.accumulate(student):
+            # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
+            source_loss = cross_entropy(student(source_images), source_labels, normalize="all")
+            recoloured = views.strong(mixed.images, views.draw(mixed.images))
+            mixed_loss = cross_entropy(
+                student(recoloured), mixed.labels, pixel_weight=mixed.pixel_weight, normalize="all"
+            )
+            loss = source_loss + mixed_loss
+            masked_loss = torch.zeros((), device=run.device)
+            if settings.mask_weight:
+                recoloured = views.strong(target_images, views.draw(target_images))
+                masked, _ = mask_patches(recoloured, settings.patch, settings.mask_ratio, value=0.5)
+                masked_loss = cross_entropy(student(masked), pseudo.labels, pixel_weight=weight, normalize="all")
+                loss = loss + settings.mask_weight * masked_loss
+            run.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        run.log(loss=loss, mixed_loss=mixed_loss, masked_loss=masked_loss, weight=weight.mean())
+
+    score = evaluate(net, data, run, 1)
+    run.say(f"round 1: {line(score, data)}")
+    run.finish(net, summary(score, data))
+
+
+if __name__ == "__main__":
+    main()

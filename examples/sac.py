@@ -1,0 +1,133 @@
+"""SAC: self-supervised augmentation consistency (Araslanov and Roth, CVPR 2021, arXiv:2105.00097).
+
+A slow teacher looks at every target image in several views, mirrored and zoomed into, and what it says is averaged in
+the frame of the image. From this average the student learns each view, with its colours changed: pixels that are sure
+for their class, the surer and the rarer the class the more they count. Target images with rare classes are drawn more
+often, by the labels that the network gives them before it adapts. Start from a network whose BatchNorm statistics are
+those of the target (``--reestimate-bn 1``, round 0 of the report), as SAC does from its "ABN" baseline. The student is
+what is evaluated and saved.
+
+Differs from the published code: the running confidence follows the averaged probabilities, there those of each view;
+that baseline is trained here on source images, then re-estimated, there both at once; images keep their size, and every
+step has as many source as target images, of which each is seen in ``--views``; source colours are not renormalised.
+Without ``--frozen-bn`` the teacher's BatchNorm works with the statistics of the batch.
+
+``python examples/source_only.py && python examples/sac.py --init runs/source_only/model.pt``
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from _common.evaluation import evaluate, line, ready_to_predict, score_before, summary
+from _common.loading import as_floats
+from _common.rounds import finished, open_store, write_labels
+from _common.run import Run
+from _common.settings import Settings, command_line, parse
+from _data.augmentation import mark_padding, training_transform
+from _data.checks import look_at_masks
+from _data.opening import open_data
+from _networks.build import build
+
+from selftrain_seg import IGNORE_INDEX
+from selftrain_seg.losses import class_weighted_loss, cross_entropy, focal_class_weight
+from selftrain_seg.mining import ClassIndex, ImportanceSampler
+from selftrain_seg.selectors import RunningConfidenceSelector, select_hard
+from selftrain_seg.teachers import MeanTeacher
+from selftrain_seg.views import StrongSettings, WeakStrongViews, average_views, replay
+
+
+@dataclass(kw_only=True)
+class SACSettings(Settings):
+    """Settings of SAC."""
+
+    views: int = 4  # of each target image: one of all of it, the others zoomed in
+    zoom: tuple[float, float] = (1.0, 2.0)  # range of their factor
+    momentum: float = 0.99  # of the teacher
+    teacher_every: int = 100  # steps between updates of the teacher
+    target_weight: float = 5.0  # of the loss on target images
+    upper: float = 0.75  # share of its class's peak that a pixel must exceed
+    running_momentum: float = 0.99  # of the running confidence
+    focal: float = 3.0  # how much less the frequent and sure classes count
+    uniform: float = 0.25  # share of target images that are drawn whatever they show
+
+
+@command_line
+def main() -> None:
+    settings = parse(SACSettings, __doc__)
+    run = Run(settings)
+    data = open_data(settings, run)
+    num_classes = data.label_map.num_classes
+    torch.manual_seed(settings.seed)
+    net = build(settings, num_classes)
+    look_at_masks(data, run)
+    how = {"buffers": "average", "train_mode": not settings.frozen_bn, "sync_buffers": True}
+    teacher = MeanTeacher(net, momentum=settings.momentum, warmup=False, **how)
+    selector = RunningConfidenceSelector(num_classes, upper=settings.upper, momentum=settings.running_momentum)
+    student, optimizer = run.prepare(net), run.optimizer(net)
+    teacher, selector = teacher.to(run.device), selector.to(run.device)
+    run.register(teacher=teacher, selector=selector)
+    run.restore()
+    run.expect(settings.steps)
+    store = open_store(run, data)
+    score_before(net, data, run)
+
+    # What each target image shows, as the network that came says: that decides how often it is drawn.
+    stored = store.round(0) if run.has_begun("adaptation") else finished(store, 0)
+    if stored is None:
+        label_all = functools.partial(select_hard, thresholds=0.0)
+        stored = write_labels(ready_to_predict(net, data, run), data, run, store, 0, label_all)
+    sampler = ImportanceSampler(
+        ClassIndex(stored.counts, stored.pixels),
+        uniform=settings.uniform,
+        num_samples=settings.steps * settings.accumulate * settings.batch,
+        seed=run.seed("importance"),
+        rank=0,  # the order of all processes; the loader shares it among them
+        num_replicas=1,
+    )
+    transform = training_transform(settings.crop, scale=settings.scale_range)
+    source = run.loader(data.source, "source", transform)
+    target = run.loader(data.target, "target", mark_padding(transform), list(sampler))
+
+    noise = StrongSettings(
+        jitter=(0.4, 0.4, 0.4, 0.1), jitter_chance=0.5, blur_chance=1.0, cut_out_area=(0.0, 0.0), cut_out_chance=0.0
+    )
+    whole = WeakStrongViews(settings.crop, scale=(1.0, 1.0), strong=noise)
+    zoomed = WeakStrongViews(settings.crop, scale=settings.zoom, strong=noise)
+    student.train()
+    steps = run.steps("adaptation", settings.steps, source, target)
+    for step, (source_images, source_labels), (images, padding) in steps:
+        if run.is_first_pass and step % settings.teacher_every == 0:
+            teacher.update(net)
+        images = as_floats(images)
+        drawn = [whole.draw(images), *(zoomed.draw(images) for _ in range(settings.views - 1))]
+        views = [replay(images, parameters) for parameters in drawn]
+        with run.autocast():
+            teacher_logits = teacher(torch.cat(views))
+        average, _ = average_views(teacher_logits.float().softmax(dim=1).chunk(len(drawn)), drawn)
+        probs = torch.cat([replay(average, parameters) for parameters in drawn])
+        valid = torch.cat([replay(padding != IGNORE_INDEX, parameters) for parameters in drawn])
+        pseudo = selector(probs.log(), valid=valid)
+        weight = focal_class_weight(selector.running_confidence, exponent=settings.focal)
+        noisy = torch.cat([whole.strong(view, parameters) for view, parameters in zip(views, drawn, strict=True)])
+        with run.accumulate(student):
+            # The domains apart: in one batch BatchNorm would mix them. Both divide by all pixels, as published.
+            source_loss = cross_entropy(student(as_floats(source_images)), source_labels, normalize="all")
+            target_loss = class_weighted_loss(
+                student(noisy), pseudo.labels, weight, pixel_weight=pseudo.confidence, normalize="all"
+            )
+            run.backward(source_loss + settings.target_weight * target_loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        selected = (pseudo.labels != IGNORE_INDEX).float().mean()
+        run.log(source_loss=source_loss, target_loss=target_loss, selected=selected)
+
+    score = evaluate(net, data, run, 1)
+    run.say(f"round 1: {line(score, data)}")
+    run.finish(net, summary(score, data))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What the rounds of a run reached: networks side by side, what they are compared with, and the best of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from selftrain_seg.visualize._host import Array
+from selftrain_seg.visualize._run_folder import Round, RunFolder
+
+SOURCE, ADAPTED, BEFORE = "source only", "BatchNorm re-estimated", "before"
+
+
+class Column(NamedTuple):
+    """One measured network: its name, its round if it has one, and class -> IoU in percent."""
+
+    name: str
+    number: int | None
+    iou: Mapping[str, float]
+
+    @property
+    def mean(self) -> float:
+        """Mean IoU of the classes that have one; NaN if none has."""
+        return mean(np.array(list(self.iou.values()), np.float64))
+
+
+@dataclass
+class Track:
+    """Networks that follow from each other, in order; ``reference`` is the place of the one that gains count from."""
+
+    group: str
+    columns: Sequence[Column]
+    reference: int
+
+    @property
+    def by_round(self) -> bool:
+        """Whether the networks are those of rounds."""
+        return self.columns[0].number is not None
+
+    @property
+    def best(self) -> int | None:
+        """Place of the highest mIoU after the reference; None if nothing comes after it."""
+        means = [one.mean for one in self.columns]
+        after = [place for place in range(self.reference + 1, len(means)) if np.isfinite(means[place])]
+        return max(after, key=lambda place: means[place]) if after else None
+
+    def gain(self, place: int, over: int | None = None) -> float:
+        """Points of mIoU over another network, the reference by default; NaN for those that training starts from."""
+        over = self.reference if over is None else over
+        return self.columns[place].mean - self.columns[over].mean if place > over else float("nan")
+
+
+def round_name(number: int, made: Round, numbers: Sequence[int]) -> str:
+    """What a round is called."""
+    if made.name:
+        return made.name
+    if number > 0:
+        return f"round {number}"
+    return SOURCE if number < 0 else ADAPTED if min(numbers) < 0 else BEFORE
+
+
+def of_rounds(run: RunFolder) -> list[Track]:
+    """One track for each group whose rounds have an IoU."""
+    tracks = []
+    for group, rounds in sorted(run.groups.items()):
+        measured = {number: made for number, made in sorted(rounds.items()) if "iou" in made.values}
+        if measured:
+            columns = [
+                Column(
+                    round_name(number, made, list(measured)),
+                    number,
+                    dict(zip(made.classes, map(float, made.values["iou"]), strict=True)),
+                )
+                for number, made in measured.items()
+            ]
+            starts = [place for place, one in enumerate(columns) if one.number is not None and one.number <= 0]
+            tracks.append(Track(group, columns, max(starts, default=0)))
+    return tracks
+
+
+def of_result(result: Mapping[str, Any]) -> Track | None:
+    """The networks of ``result.json``, if it has several."""
+    named = {"result": result, **result}
+    columns = [Column(words(name), None, _ious(value)) for name, value in named.items() if has_iou(value)]
+    if len(columns) < 2:
+        return None
+    starts = [place for place, one in enumerate(columns) if one.name in (SOURCE, ADAPTED, BEFORE)]
+    return Track("", columns, max(starts, default=0))
+
+
+def has_iou(value: Any) -> bool:
+    """Whether a part of ``result.json`` is a measured network."""
+    return isinstance(value, Mapping) and isinstance(value.get("iou"), Mapping)
+
+
+def _ious(value: Mapping[str, Any]) -> dict[str, float]:
+    return {str(name): as_float(one) for name, one in value["iou"].items()}
+
+
+def mean(values: Array) -> float:
+    """Mean of the finite ones; NaN if there is none."""
+    there = values[np.isfinite(values)]
+    return float(there.mean()) if len(there) else float("nan")
+
+
+def is_number(value: Any) -> bool:
+    """Whether JSON had a number here."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def as_float(value: Any) -> float:
+    """A number as such; NaN for all else."""
+    return float(value) if is_number(value) else float("nan")
+
+
+def words(name: str) -> str:
+    """A name in lower case as words; any other as it is."""
+    return str(name).replace("_", " ").replace("-", " ") if str(name).islower() else str(name)
