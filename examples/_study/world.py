@@ -76,7 +76,7 @@ def open_world(source: Folders, target: Folders, val: Folders, classes: Path, si
     count = len(labelled.images)
     if count < _LEAST:
         raise SystemExit(f"--source: expected at least {_LEAST} images, since an eighth is held out, got {count}")
-    place = torch.arange(count) * 8 % count * 8 // count  # eight runs, each in eight parts
+    place = torch.arange(count) * min(8, count // 8) % count * 8 // count  # up to eight runs, each in eight parts
     held_out, rest = labelled.take(place == 7), labelled.take(place != 7)
     even = torch.arange(len(held_out.images)) % 2 == 0
     check, trust = (restyle(held_out.take(part), unlabelled, 0) for part in (even, ~even))
