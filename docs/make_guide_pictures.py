@@ -12,7 +12,20 @@ import argparse
 from pathlib import Path
 
 import torch
-from pictures import confidence, datasets, hero, losses, selectors, sheets, store, teachers, thresholds, views
+from pictures import (
+    batchnorm,
+    confidence,
+    datasets,
+    hero,
+    losses,
+    restyle,
+    selectors,
+    sheets,
+    store,
+    teachers,
+    thresholds,
+    views,
+)
 from pictures.scene import load
 from pictures.style import save
 
@@ -30,6 +43,8 @@ PICTURES = {
     "losses.png": losses.draw,
     "views.png": views.draw,
     "teachers.png": teachers.draw,
+    "batchnorm.png": batchnorm.draw,
+    "restyle.png": restyle.draw,
     "datasets.png": datasets.draw,
     "store.png": store.draw,
 }

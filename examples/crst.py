@@ -48,6 +48,7 @@ class CRSTSettings(Settings):
     rounds: int = 6  # of labelling and training
     portion: tuple[float, float, float] = (0.2, 0.05, 0.5)  # of pixels that are labelled: start, step, stop
     source_portion: tuple[float, float, float] | None = None  # of source images in use: start, step, stop
+    source_redraw: bool = False  # draw the source images anew in each round; by default some are added
     mine: bool = False  # crop around small classes
 
 
@@ -86,7 +87,8 @@ def main() -> None:
         order = None
         if settings.source_portion is not None:
             share = PortionSchedule(*settings.source_portion)(number)
-            order = source_subset(len(data.source), share, seed=settings.seed).tolist()
+            order = source_subset(len(data.source), share, seed=settings.seed + number * settings.source_redraw)
+            order = order.tolist()
         mined = small_class_crop(stored, settings.crop) if settings.mine else None
         mining = training_transform(settings.crop, crop=mined, scale=settings.scale_range)
         labelled = Labelled(data.target, stored, ("labels", "soft")) if soft_labels else data.target_with(stored.labels)

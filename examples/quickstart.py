@@ -189,7 +189,8 @@ def run(args: argparse.Namespace, seed: int, results: dict[str, list[Tensor]]) -
     curves = {}
     for method in [args.method, *(CONTROLS if args.compare else ())]:
         adapted, before = copy.deepcopy(net), results["BatchNorm re-estimated"][-1]
-        record_round(args.notes, 0, classes=CLASSES, iou=before, group=run_name(args, method, seed))
+        for number, iou in ((-1, results["source only"][-1]), (0, before)):
+            record_round(args.notes, number, classes=CLASSES, iou=iou, group=run_name(args, method, seed))
         history = adapt(adapted, method, source, target, val, args, seed)
         curves[NAMES[method]] = [before, *history]
         results.setdefault(NAMES[method], []).append(curves[NAMES[method]][-1])

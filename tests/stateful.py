@@ -11,6 +11,7 @@ from torch import Tensor
 from selftrain_seg._state import Stateful
 from selftrain_seg.confidence import SpatialPrior
 from selftrain_seg.mining import ReliabilityBank
+from selftrain_seg.restyle import ConfusionMatrix
 from selftrain_seg.selectors import (
     FlexMatchSelector,
     FreeMatchSelector,
@@ -63,6 +64,7 @@ KINDS = {
         lambda: SelectionStatistics(CLASSES), lambda m, z: m.update(select_hard(z, 0.5), z.roll(1, 3).argmax(1))
     ),
     "agreement": Kind(lambda: AgreementStatistics(CLASSES), lambda m, z: m.update(z, z.roll(1, 3))),
+    "confusion": Kind(lambda: ConfusionMatrix(CLASSES), lambda m, z: m.update(z, z.roll(1, 3).argmax(1))),
     "freematch": Kind(lambda: FreeMatchSelector(CLASSES, momentum=0.5), _call),
     "flexmatch": Kind(lambda: FlexMatchSelector(CLASSES, threshold=0.5, momentum=0.5), _call),
     "softmatch": Kind(lambda: SoftMatchSelector(CLASSES, momentum=0.5), _call),

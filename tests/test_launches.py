@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 
-from selftrain_seg import confidence, losses, mining, selectors, teachers, views
+from selftrain_seg import confidence, losses, mining, restyle, selectors, teachers, views
 from tests.launches import GPU, HostWaits, launched
 
 B, C, H, W = 2, 19, 128, 256
@@ -139,6 +139,11 @@ TABLE = {
     "SpatialPrior.update": (33, lambda: (confidence.SpatialPrior(C, (64, 128), sigma_px=4.0).to(GPU).update, labels())),
     "select_fixed, weighed": (12, lambda: (partial(selectors.select_fixed, weigh_by="image"), logits())),
     "AgreementStatistics.update": (39, lambda: (teachers.AgreementStatistics(C).to(GPU).update, logits(), logits())),
+    "flip_agreement": (14, lambda: (teachers.flip_agreement, network, images())),
+    "ConfusionMatrix.update": (15, lambda: (restyle.ConfusionMatrix(C).to(GPU).update, logits(), labels())),
+    "match_moments": (54, lambda: (restyle.match_moments, images(), images())),
+    "match_moments, Lab": (121, lambda: (partial(restyle.match_moments, space="lab"), images(), images())),
+    "swap_amplitudes": (47, lambda: (partial(restyle.swap_amplitudes, beta=0.05), images(), images())),
     "focal_class_weight": (3, lambda: (losses.focal_class_weight, class_numbers())),
     "replay": (132, lambda: (views.replay, logits(), view())),
     "replay, labels": (66, lambda: (views.replay, labels(), view())),

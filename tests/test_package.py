@@ -83,7 +83,7 @@ def test_import_is_light():
 
 def test_numerical_stages_need_torch_only():
     stages = ("confidence", "thresholds", "selectors", "losses", "mining", "views", "teachers", "distributed", "store")
-    stages += ("visualize",)
+    stages += ("visualize", "batchnorm", "restyle")
     loaded = modules_after("\n".join(f"import selftrain_seg.{name}" for name in stages))
     assert not loaded & {"kornia", "torchvision", "matplotlib", "scipy"}
 

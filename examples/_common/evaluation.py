@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from _data.opening import Data
-from _reporting import draw_predictions, record, record_unlabelled
+from _reporting import draw_predictions, record
+from _reporting.without_masks import measure_without_masks
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import update_bn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from _common.files import save_atomically
-from _common.loading import _PIXELS_AT_ONCE, in_blocks
+from _common.loading import in_blocks
 from _common.progress import progress
 from _common.run import Run
-from _common.settings import in_options
 from selftrain_seg import IGNORE_INDEX
+from selftrain_seg.batchnorm import estimate_statistics, set_statistics
 from selftrain_seg.confidence import fuse_views
-from selftrain_seg.distributed import all_reduce_sum
-from selftrain_seg.teachers import predict_in_parts, soft_neighbourhood_density
-
-_WATCHED = 50  # target images that a network is watched on where there are no validation masks
+from selftrain_seg.teachers import predict_in_parts
 
 
 class Score(NamedTuple):
@@ -43,31 +39,32 @@ class Score(NamedTuple):
 def predict(net: Callable[[Tensor], Tensor], images: Tensor, run: Run) -> Tensor:
     """Logits of whole images, in parts that overlap where ``--tile`` asks for it."""
     tile = run.settings.tile
-    if tile is None:
-        return net(images)
-    stride = [max(1, round(side * (1 - run.settings.overlap))) for side in tile]
-    return predict_in_parts(net, images, window=tuple(tile), stride=tuple(stride), taper=True)
+    with run.autocast():
+        if tile is None:
+            return net(images).float()
+        stride = [max(1, round(side * (1 - run.settings.overlap))) for side in tile]
+        return predict_in_parts(net, images, window=tuple(tile), stride=tuple(stride), taper=True).float()
 
 
 def ready_to_predict(net: nn.Module, data: Data, run: Run) -> nn.Module:
     """Evaluation mode, with BatchNorm's statistics of the target images, or the average over processes."""
-    if run.settings.reestimate_bn:
-        try:
-            reestimate_batchnorm(net, data, run)
-        except ValueError as error:
-            raise SystemExit(in_options(error)) from None
+    if run.settings.reestimate_bn and has_batchnorm(net):
+        reestimate_batchnorm(net, data, run)
     else:
         run.average_buffers(net)
     return net.eval()
 
 
+def has_batchnorm(net: nn.Module) -> bool:
+    """Tell whether a network has BatchNorm that is not frozen."""
+    return any(isinstance(module, _BatchNorm) for module in net.modules())
+
+
 def reestimate_batchnorm(net: nn.Module, data: Data, run: Run) -> None:
-    """Give BatchNorm the statistics of all target images, the same on every process."""
-    blocks = progress(in_blocks(data.target, run, every_image=True), "BatchNorm's statistics", disable=not run.main)
-    batches = (torch.cat(batch) for batch in _batches_for_statistics((images for images, _ in blocks), run))
-    with torch.random.fork_rng():
-        torch.manual_seed(run.settings.seed)  # dropout is on: alike on all processes, and after a restart
-        update_bn(batches, net)
+    """Give BatchNorm the statistics of all target images; processes share the images."""
+    blocks = progress(in_blocks(data.target, run), "BatchNorm's statistics", disable=not run.main)
+    images = (images for images, _ in blocks)
+    set_statistics(net, estimate_statistics(net, images, forward=lambda batch: predict(net, batch, run)))
 
 
 def score_before(net: nn.Module, data: Data, run: Run, *, group: str = "") -> Score:
@@ -83,16 +80,11 @@ def score_before(net: nn.Module, data: Data, run: Run, *, group: str = "") -> Sc
     with _unchanged(net):
         score = evaluate(net.eval(), data, run, -1, group=group, ready=True)
         text = line(score, data)
-        if any(isinstance(module, _BatchNorm) for module in net.modules()):
-            try:
-                reestimate_batchnorm(net, data, run)
-                adapted = evaluate(net.eval(), data, run, 0, group=group, ready=True)
-                text += f"; BatchNorm re-estimated on the target images: {line(adapted, data)}"
-                score = adapted if run.settings.reestimate_bn else score
-            except ValueError as error:
-                if run.settings.reestimate_bn:
-                    raise SystemExit(in_options(error)) from None
-                text += "; BatchNorm cannot be re-estimated from one image at a time"
+        if has_batchnorm(net):
+            reestimate_batchnorm(net, data, run)
+            adapted = evaluate(net.eval(), data, run, 0, group=group, ready=True)
+            text += f"; BatchNorm re-estimated on the target images: {line(adapted, data)}"
+            score = adapted if run.settings.reestimate_bn else score
     run.say(f"before training{f', {group}' if group else ''}: {text}")
     return score
 
@@ -127,8 +119,9 @@ def evaluate(
     name = {-1: "source only", 0: "before"}.get(number, f"round {number}")
     name = f"{name} {group}".strip()
     if data.val is None:
-        score = Score(None, _watch(net, data, run, number, group, name))
-        record_unlabelled(run, number, f"{group} " if group else "", score.seen)
+        score = Score(
+            None, measure_without_masks(lambda images: _fused(net, images, run), data, run, number, group, name)
+        )
     else:
         score = _measure(net, data, run, name)
         if not group:
@@ -156,37 +149,26 @@ def _measure(net: nn.Module, data: Data, run: Run, name: str | None) -> Score:
 
 
 def _fused(net: nn.Module, images: Tensor, run: Run) -> Tensor:
-    """Logits, or log-probabilities averaged over ``--scales`` and ``--flip``."""
+    """Logits, or log-probabilities or logits averaged over ``--scales`` and ``--flip``."""
     scales, flip = tuple(run.settings.scales), run.settings.flip
     if scales == (1.0,) and not flip:
         return predict(net, images, run)
+    if run.settings.fusion == "logits":
+        return _mean_logits(net, images, run)
     return fuse_views(lambda view: predict(net, view, run), images, scales=scales, flip=flip).log()
 
 
-@torch.no_grad()
-def _watch(net: nn.Module, data: Data, run: Run, number: int, group: str, name: str) -> dict[str, float]:
-    """How sure the network is on some target images, how its outputs cluster, and how its labels have changed."""
-    places = range(0, len(data.target), -(-len(data.target) // _WATCHED))
-    folder, ending = run.out / "seen", f"{group}-rank{run.rank}of{run.world}.pt"
-    before = [folder / f"{earlier}{ending}" for earlier in range(-1, number)]
-    earlier = next((torch.load(path, weights_only=True) for path in reversed(before) if path.exists()), None)
-    sums, labels = torch.zeros(5, dtype=torch.float64), []  # images, entropy, density, pixels compared, equal ones
-    for images, _ in in_blocks(torch.utils.data.Subset(data.target, places), run):
-        for logits in _fused(net, images, run).float().split(1):
-            log_probs = logits.log_softmax(dim=1)
-            entropy = -(log_probs.exp() * log_probs).sum(dim=1).mean() / torch.tensor(logits.shape[1]).log()
-            generator = torch.Generator(logits.device).manual_seed(run.settings.seed)
-            density = soft_neighbourhood_density(logits, generator=generator)
-            labels.append(logits.argmax(dim=1)[0].byte().cpu())
-            sums[:3] += torch.stack([torch.ones(()), entropy.cpu(), density.cpu()]).double()
-            if earlier is not None:
-                sums[3:] += torch.tensor([labels[-1].numel(), int((labels[-1] == earlier[len(labels) - 1]).sum())])
-        if len(labels) == len(images) and run.main:
-            draw_predictions(images, _fused(net, images, run), None, data, run, name)
-    save_atomically(labels, folder / f"{number}{ending}")
-    images, entropy, density, compared, equal = all_reduce_sum(sums).tolist()
-    seen = {"entropy": entropy / images, "SND": density / images}
-    return seen | ({"labels as before, %": 100 * equal / compared} if compared else {})
+def _mean_logits(net: nn.Module, images: Tensor, run: Run) -> Tensor:
+    """Logits averaged over views, each brought back to the images' size and side."""
+    size, total = images.shape[-2:], []
+    for scale in run.settings.scales:
+        resized = [max(1, round(scale * side)) for side in size]
+        view = images if scale == 1 else F.interpolate(images, resized, mode="bilinear", antialias=True)
+        logits = [predict(net, view, run)]
+        if run.settings.flip:
+            logits.append(predict(net, view.flip(-1), run).flip(-1))
+        total += [F.interpolate(part, size, mode="bilinear") for part in logits]
+    return torch.stack(total).mean(dim=0)
 
 
 def mean_iou(score: Score, data: Data) -> float:
@@ -222,30 +204,3 @@ def _unchanged(net: nn.Module) -> Iterator[None]:
         buffer.copy_(kept[name])
     for module, training in modes.items():
         module.training = training
-
-
-def _batches_for_statistics(items: Iterable[Tensor], run: Run) -> Iterator[list[Tensor]]:
-    """Many small images of one size at once, of large ones a batch; never a single one left if there are others."""
-    waiting: dict[torch.Size, list[Tensor]] = {}
-    for images in items:
-        for part in (part for image in images.split(1) for part in _tiles(image, run.settings.tile)):
-            size = max(run.settings.batch, 2 * _PIXELS_AT_ONCE // part[0, 0].numel())
-            batch = waiting.setdefault(part.shape, [])
-            batch.append(part)
-            if len(batch) == size + 2:
-                yield batch[:size]
-                del batch[:size]
-    yield from waiting.values()
-
-
-def _tiles(images: Tensor, size: Any) -> Iterator[Tensor]:
-    """Parts of an image that cover it."""
-    if size is None:
-        yield images
-        return
-    starts = []
-    for length, side in zip(images.shape[-2:], size, strict=True):
-        starts.append([*range(0, max(length - side, 0), side), max(length - side, 0)])
-    for top in starts[0]:
-        for left in starts[1]:
-            yield images[..., top : top + size[0], left : left + size[1]]

@@ -68,20 +68,15 @@ def loader_of(
     )
 
 
-def in_blocks(dataset: Dataset[Any], run: Run, every_image: bool = False) -> Iterator[tuple[Tensor, Any]]:
+def in_blocks(dataset: Dataset[Any], run: Run) -> Iterator[tuple[Tensor, Any]]:
     """Yield (images, labels or names) in order: neighbours of one size together, images as floats in [0, 1].
 
     A convolution may round otherwise in another batch. So images are put together by their place in the data set, and
     processes share whole blocks: a prediction is the same on any number of processes, and after a restart.
-
-    Args:
-        dataset: its items are (image, labels) or (image, name).
-        run: with ``--predict-batch``.
-        every_image: yield all blocks to every process.
     """
     size = run.settings.predict_batch or max(1, _PIXELS_AT_ONCE // dataset[0][0][0].numel())
     blocks = [range(first, min(first + size, len(dataset))) for first in range(0, len(dataset), size)]
-    mine = blocks if every_image else blocks[run.rank :: run.world]
+    mine = blocks[run.rank :: run.world]
     workers = {"num_workers": run.settings.workers, "generator": torch.Generator()}
     for items in DataLoader(_Plain(dataset), batch_sampler=mine, collate_fn=list, **workers):
         groups: dict[tuple[Any, ...], list[Any]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from typing import Any
 
 from tqdm import tqdm
@@ -15,12 +16,15 @@ class _Lines(tqdm):  # type: ignore[type-arg]
     """Prints lines in place of a bar, for log files."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **{**settings, "mininterval": SECONDS, "file": io.StringIO(), "ncols": 0})
+        super().__init__(*args, **{**settings, "mininterval": 1, "file": io.StringIO(), "ncols": 0})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Print where it is, unless it has only begun or has ended."""
-        if msg is None and self.n > self.initial:
+        """Print where it is, half a minute after the start or after the last time."""
+        now = time.monotonic()
+        if msg is None and now - getattr(self, "printed", now) >= SECONDS:
             print(str(self), flush=True)
+            self.printed = now
+        self.printed = getattr(self, "printed", now)
         return True
 
 

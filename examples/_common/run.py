@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from _networks.build import parameter_groups
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -31,10 +32,12 @@ from selftrain_seg.visualize import record_about, record_step, report
 
 # Settings that may differ when a run is resumed: they say where it runs and what it tells, not what training does.
 _MAY_CHANGE = {"out", "rounds", "device", "workers", "threads", "checkpoint_every", "log_every", "scales", "flip"}
-_MAY_CHANGE |= {"tracker", "eval_every"}
+_MAY_CHANGE |= {"tracker", "eval_every", "fusion", "missing_classes"}
 # Folders may have moved; ``Run.check_data`` looks at what is in them.
 _FOLDERS = {"root", "source_root", "source_images", "source_masks", "target_images", "target_masks", "val_images"}
 _FOLDERS |= {"val_masks", "source_names", "target_names", "val_names", "classes"}
+
+_REPORT_EVERY = 60  # seconds, at least, between reports of a run that is under way
 
 
 class Run:
@@ -49,7 +52,9 @@ class Run:
         self.settings, self.out, self.started = settings, settings.out, time.time()
         if settings.device not in ("auto", "cpu"):
             os.environ["ACCELERATE_TORCH_DEVICE"] = settings.device
-        trackers = {"none": None, "mlflow": "mlflow"}.get(settings.tracker, settings.tracker)
+        tracker = None if settings.tracker == "none" else settings.tracker
+        if tracker is not None and tracker not in map(str, get_available_trackers()):
+            raise SystemExit(f"--tracker {tracker}: not installed: pip install {tracker}, or --tracker none")
         try:
             self.accelerator = Accelerator(
                 # Without an accelerator Accelerate makes no process group unless it is told so.
@@ -57,7 +62,7 @@ class Run:
                 mixed_precision=settings.amp,
                 gradient_accumulation_steps=settings.accumulate,
                 dynamo_backend="inductor" if settings.compile else None,
-                log_with=trackers,
+                log_with=tracker,
                 project_config=ProjectConfiguration(str(self.out), logging_dir=str(self.out)),
                 # The domains go through the network apart, so BatchNorm's buffers are averaged afterwards.
                 kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -79,7 +84,7 @@ class Run:
         self.evaluation: Callable[[str], None] | None = None  # what --eval-every calls
         self._registered: dict[str, Any] = {}
         self.is_first_pass = True  # of a step
-        self._pictures, self._total, self._losses = 0, 0, {}
+        self._pictures, self._total, self._losses, self._reported = 0, 0, {}, self.started
 
     # Networks, optimizers, losses
 
@@ -227,7 +232,7 @@ class Run:
     def restore(self) -> None:
         """Continue from the last checkpoint, if there is one."""
         folder = self.out / "checkpoints"
-        found = [path for path in folder.glob("*") if (path / "progress.json").exists()]
+        found = [path for path in folder.glob("[!.]*") if (path / "progress.json").exists()]
         told = {path: json.loads((path / "progress.json").read_text(encoding="utf-8")) for path in found}
         if not told:
             return
@@ -268,12 +273,9 @@ class Run:
             for path in folder.iterdir():
                 if path != made:
                     shutil.rmtree(path)
-            if self.rounds_recorded():
+            if time.time() - self._reported >= _REPORT_EVERY:
                 report(self.out)
-
-    def rounds_recorded(self) -> bool:
-        """Tell whether there is anything to report."""
-        return any((self.out / "rounds").rglob("*.json"))
+                self._reported = time.time()
 
     # What is told
 

@@ -41,8 +41,9 @@ class Settings(DataSettings, NetworkSettings):
     device: str = "auto"  # cpu, cuda or cuda:1; a GPU if there is one
     threads: int = 1  # CPU threads; more are slower where cores are busy
 
-    scales: tuple[float, ...] = (1.0,)  # evaluation averages the probabilities of the images at these scales
+    scales: tuple[float, ...] = (1.0,)  # evaluation averages what the network says of images at these scales
     flip: bool = False  # evaluation mirrors images, too
+    fusion: Literal["probabilities", "logits"] = "probabilities"  # what evaluation averages
     eval_every: int = 0  # evaluate every so many steps; 0: at the end of each round only
     predict_batch: int = 0  # images that labelling and evaluation predict at once; 0: as many as are small
 

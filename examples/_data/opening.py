@@ -174,7 +174,10 @@ def _opened(settings: Settings, run: Run, source_free: bool) -> Data:
         source = SYNTHIA(settings.source_root) if settings.data == "synthia" else GTA5(settings.source_root)
     if settings.data == "bdd100k":
         return _adaptation(settings, source, functools.partial(BDD100K, settings.root), label_map, everything)
-    open_target = functools.partial(Cityscapes, settings.root, label_map=label_map)
+    known = label_map
+    if settings.data == "synthia" and settings.missing_classes == "ignored":
+        known = label_map.ignoring("terrain", "truck", "train")
+    open_target = functools.partial(Cityscapes, settings.root, label_map=known)
     return _adaptation(settings, source, open_target, label_map, everything)
 
 

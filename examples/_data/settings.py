@@ -15,6 +15,9 @@ class DataSettings:
     source_root: Path | None = None  # folder of GTA5 or SYNTHIA; for bdd100k of GTA5 or Cityscapes
     root: Path | None = None  # folder of Cityscapes, BDD100K or VOC; for streets, where the benchmark is drawn to
     images: tuple[int, int, int] = (1000, 500, 200)  # streets: source, target and validation images
+    missing_classes: Literal["counted", "ignored"] = "counted"
+    """synthia: pixels of classes that SYNTHIA does not have (terrain, truck, train) are wrong whatever they are
+    predicted as, or are left out of the truth; both are in use"""
     labelled: int = 106  # voc: one image in so many is labelled
 
     source_images: Path | None = None  # folders: the images to learn from

@@ -104,8 +104,8 @@ def record(folder: Path, run: str, number: int, steps: int, saved: Mapping[str, 
     """
     told = {name: saved[name] for name in ("thresholds", "selected", "precision", "iou") if name in saved}
     record_round(folder, number, classes=SyntheticStreets.classes, group=run, **told)
-    for number, loss in enumerate(saved["losses"].tolist()):
-        record_step(folder, (number - 1) * steps + LOSS_EVERY * number, {f"{run} loss": loss})
+    for place, loss in enumerate(saved["losses"].tolist()):
+        record_step(folder, (number - 1) * steps + LOSS_EVERY * place, {f"{run} loss": loss})
     if "labels" in saved:
         images, truth = (tensor[: len(saved["labels"])].cpu() for tensor in target.tensors)
         labels = saved["labels"].cpu()

@@ -17,7 +17,6 @@ from selftrain_seg.visualize import (
     overlay,
     record_picture,
     record_round,
-    record_step,
     selection_map,
 )
 
@@ -103,12 +102,6 @@ def draw_predictions(images: Tensor, logits: Tensor, labels: Tensor | None, data
     record_picture(run.out, f"{name} predictions", sheet)
     confidence = confidence_map(top.log_confidence[:4].exp(), images=images[:4])
     record_picture(run.out, f"{name} confidence", confidence)
-
-
-def record_unlabelled(run: Run, number: int, name: str, seen: dict[str, float]) -> None:
-    """Leave what can be told of a round without validation masks, as curves by round."""
-    if run.main:
-        record_step(run.out, max(0, number), {f"{name} by round": value for name, value in seen.items()})
 
 
 def three_channels(images: Tensor) -> Tensor:

@@ -43,9 +43,9 @@ def main() -> None:
     update_bn(in_order, network)
     print(f"BatchNorm re-estimated: mIoU {score(network, val):.1f}")
 
-    for round in range(rounds):
+    for number in range(rounds):
         network.eval()
-        kc = ClassBalancedThreshold(CLASSES, portion=linear_portion(round, start=0.3, step=0.1))
+        kc = ClassBalancedThreshold(CLASSES, portion=linear_portion(number, start=0.3, step=0.1))
         with torch.no_grad():
             for images, _ in in_order:
                 kc.update(network(images))
@@ -58,14 +58,14 @@ def main() -> None:
                 labels.append(pseudo.labels)
                 statistics.update(pseudo, truth)  # the truth measures precision; nothing else sees it
         found = statistics.compute()
-        print(f"round {round + 1}: thresholds {thresholds.min():.3f} to {thresholds.max():.3f}")
-        print(f"round {round + 1}: selected {found.share.nanmean():.2f}, precision {found.precision.nanmean():.2f}")
+        print(f"round {number + 1}: thresholds {thresholds.min():.3f} to {thresholds.max():.3f}")
+        print(f"round {number + 1}: selected {found.share.nanmean():.2f}, precision {found.precision.nanmean():.2f}")
 
         network.train()
         labelled = TensorDataset(target.tensors[0], torch.cat(labels))
         optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
-        pairs = zip(batches(source, steps, 2 * round), batches(labelled, steps, 2 * round + 1), strict=True)
+        pairs = zip(batches(source, steps, 2 * number), batches(labelled, steps, 2 * number + 1), strict=True)
         for (source_images, source_labels), (target_images, target_labels) in pairs:
             # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
             loss = F.cross_entropy(network(source_images), source_labels, ignore_index=255)
@@ -75,7 +75,7 @@ def main() -> None:
             optimizer.step()
             schedule.step()
         update_bn(in_order, network)  # the running statistics were those of both domains
-        print(f"round {round + 1}: mIoU {score(network, val):.1f}")
+        print(f"round {number + 1}: mIoU {score(network, val):.1f}")
 
     torch.save(network.state_dict(), args.out / "plain.pt")
 

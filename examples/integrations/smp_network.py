@@ -72,8 +72,8 @@ def main() -> None:
     print(f"BatchNorm re-estimated: mIoU {score(network, val):.1f}")
 
     teacher = MeanTeacher(network, momentum=0.99, train_mode=True, buffers="keep")
-    for round in range(args.rounds):
-        kc = ClassBalancedThreshold(CLASSES, portion=linear_portion(round, start=0.4, step=0.1))
+    for number in range(args.rounds):
+        kc = ClassBalancedThreshold(CLASSES, portion=linear_portion(number, start=0.4, step=0.1))
         for images, _ in target_loader:
             kc.update(teacher(images))
         thresholds = kc.compute()
@@ -87,8 +87,8 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             teacher.update(network)
-        print(f"round {round + 1}: thresholds {thresholds.min():.3f} to {thresholds.max():.3f}")
-        print(f"round {round + 1}: mIoU {score(teacher.model, val):.1f}")
+        print(f"round {number + 1}: thresholds {thresholds.min():.3f} to {thresholds.max():.3f}")
+        print(f"round {number + 1}: mIoU {score(teacher.model, val):.1f}")
         teacher.train()
 
     teacher.model.save_pretrained(args.out / "smp")

@@ -6,6 +6,7 @@ Every teacher is a Module: ``teacher(images)`` returns logits without gradient.
 from selftrain_seg.teachers.block_drop import drop_blocks
 from selftrain_seg.teachers.dual import DualTeacher
 from selftrain_seg.teachers.dynamic import DynamicTeacher, TeacherDecision
+from selftrain_seg.teachers.flip import flip_agreement
 from selftrain_seg.teachers.mean import MeanTeacher
 from selftrain_seg.teachers.mutual import MutualLabels, mutual_labels
 from selftrain_seg.teachers.parts import predict_in_parts
@@ -23,6 +24,7 @@ __all__ = [
     "TeacherDecision",
     "drop_blocks",
     "entropy_score",
+    "flip_agreement",
     "mutual_labels",
     "parameter_distance",
     "perturb_features",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -42,6 +43,7 @@ def bare_run(tmp_path, **changes):
         say=lambda _: None,
         average_buffers=lambda _: None,
         keep_best=lambda *_: None,
+        autocast=contextlib.nullcontext,
         evaluation=None,
         stage="",
     )
@@ -68,46 +70,46 @@ def pooled(classes=4):
 # Evaluation
 
 
-@pytest.mark.parametrize(
-    ("sizes", "batches"),
-    [
-        ([(8, 8)], [1]),  # looped for ever
-        ([(8, 8)] * 5, [5]),
-        ([(8, 8), (6, 10), (8, 8)], [2, 1]),  # could not be put together
-        ([(9, 7)] * 6, [4, 2]),
-        ([(9, 7)] * 7, [4, 3]),
-        ([(9, 7)] * 9, [4, 5]),
-    ],
-)
-def test_statistics_of_any_number_and_sizes_of_images(common, monkeypatch, tmp_path, sizes, batches):
+@pytest.mark.parametrize("sizes", [[(8, 8)], [(8, 8)] * 5, [(8, 8), (6, 10), (8, 8)], [(9, 7)] * 9])
+def test_statistics_of_any_number_and_sizes_of_images(common, tmp_path, sizes):
     from _common import evaluation
 
-    monkeypatch.setattr(evaluation, "_PIXELS_AT_ONCE", 0)
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    seen = []
-    net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    evaluation.ready_to_predict(net, Namespace(target=target_of(*sizes)), bare_run(tmp_path))
-    assert seen == batches
+    target = target_of(*sizes)
+    evaluation.ready_to_predict(net, Namespace(target=target), bare_run(tmp_path))
+    values = torch.cat([net[0](image[None])[0].flatten(1) for image, _ in target], dim=1)
+    torch.testing.assert_close(net[1].running_mean, values.mean(dim=1).detach())
+    torch.testing.assert_close(net[1].running_var, values.var(dim=1).detach())
 
 
-def test_statistics_of_tiles_cover_the_image(common, tmp_path):
-    from _common.evaluation import _tiles
+def test_images_are_put_together_by_place_and_size(common, tmp_path):
+    from _common.loading import in_blocks
 
-    image = torch.arange(7 * 9).view(1, 1, 7, 9)
-    parts = list(_tiles(image, [4, 4]))
-    assert {part.shape for part in parts} == {(1, 1, 4, 4)}
-    assert {int(value) for part in parts for value in part.flatten()} == set(range(63))
-    assert [part.shape for part in _tiles(image, [8, 4])] == [(1, 1, 7, 4)] * 3
+    target = target_of((8, 8), (6, 10), (8, 8), (8, 8), (6, 10), (8, 8), (9, 9))
+    whole = [names for _, names in in_blocks(target, bare_run(tmp_path, predict_batch=3))]
+    assert whole == [["0", "2"], ["1"], ["3", "5"], ["4"], ["6"]]
+    found = []
+    for rank in (0, 1):
+        run = bare_run(tmp_path, predict_batch=3)
+        run.rank, run.world = rank, 2
+        found += [names for _, names in in_blocks(target, run)]
+    assert sorted(found) == sorted(whole)
 
 
-def test_one_value_a_channel_is_refused_before_training(common, tmp_path):
+def test_batchnorm_of_pooled_features_is_scored_before_training(common, tmp_path):
     from _common.evaluation import score_before
 
     from selftrain_seg.datasets import LabelMap
 
     data = Namespace(target=target_of((8, 8)), val=None, label_map=LabelMap.binary(), subsets={}, has_truth=False)
+    assert score_before(pooled(2), data, bare_run(tmp_path)).seen
+
+
+def test_one_value_a_channel_is_said_in_options(common, tmp_path):
+    from _common.settings import command_line
+
     with pytest.raises(SystemExit, match=r"one image at a time .*--batch.*--frozen-bn or --reestimate-bn 0"):
-        score_before(pooled(2), data, bare_run(tmp_path))
+        command_line(lambda: pooled(2).train()(torch.rand(1, 3, 8, 8)))()
 
 
 def test_first_score_leaves_the_network_and_the_generator_as_they_are(common, tmp_path):

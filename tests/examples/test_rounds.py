@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -140,7 +141,7 @@ def test_statistics_do_not_depend_on_what_was_drawn_before(monkeypatch):
     from _common.evaluation import ready_to_predict
 
     settings = Namespace(reestimate_bn=1, seed=0, data="gta5", batch=2, workers=0, tile=None, predict_batch=0)
-    run = Namespace(settings=settings, device=torch.device("cpu"), main=True)
+    run = Namespace(settings=settings, device=torch.device("cpu"), main=True, rank=0, world=1, autocast=nullcontext)
     # Three images in twos would leave one, of which no statistics of one value a channel can be taken.
     data = Namespace(target=[(torch.rand(3, 8, 8), str(number)) for number in range(3)])
     pool = torch.nn.AdaptiveAvgPool2d(1)

@@ -137,7 +137,16 @@ PLACES = {
     ),
     *(f"{part}_{what}" for part in ("source", "target", "val") for what in ("images", "masks", "names")),
     *("network", "init", "second_init", "backbone_weights", "from_scratch", "accumulate", "amp", "compile", "workers"),
-    *("eval_every", "predict_batch", "tracker", "read_masks", "leave_out_unpaired", "check_meaning"),
+    *(
+        "fusion",
+        "missing_classes",
+        "eval_every",
+        "predict_batch",
+        "tracker",
+        "read_masks",
+        "leave_out_unpaired",
+        "check_meaning",
+    ),
     *("seed", "device", "threads", "out", "checkpoint_every", "log_every", "smoke", "resize", "overlap", "labelled"),
 }
 
