@@ -75,10 +75,12 @@ def main() -> None:
     score_before(net, data, run)
 
     # What each target image shows, as the network that came says: that decides how often it is drawn.
-    stored = store.round(0) if run.has_begun("adaptation") else finished(store, 0)
-    if stored is None:
-        label_all = functools.partial(select_hard, thresholds=0.0)
-        stored = write_labels(ready_to_predict(net, data, run), data, run, store, 0, label_all)
+    if run.has_begun("adaptation"):
+        stored = store.round(0)
+    else:
+        net, stored = ready_to_predict(net, data, run), finished(store, 0)
+        if stored is None:
+            stored = write_labels(net, data, run, store, 0, functools.partial(select_hard, thresholds=0.0))
     sampler = ImportanceSampler(
         ClassIndex(stored.counts, stored.pixels),
         uniform=settings.uniform,
