@@ -22,7 +22,13 @@ from selftrain_seg.selectors import (
     select_hard,
 )
 from selftrain_seg.teachers import AgreementStatistics
-from selftrain_seg.thresholds import ClassBalancedThreshold, ConfidenceSketch, GlobalThreshold
+from selftrain_seg.thresholds import (
+    ClassAgreement,
+    ClassBalancedThreshold,
+    ConfidenceSketch,
+    GlobalThreshold,
+    PrecisionThreshold,
+)
 
 CLASSES, SIZE = 4, (6, 5)
 
@@ -65,6 +71,10 @@ KINDS = {
     ),
     "agreement": Kind(lambda: AgreementStatistics(CLASSES), lambda m, z: m.update(z, z.roll(1, 3))),
     "confusion": Kind(lambda: ConfusionMatrix(CLASSES), lambda m, z: m.update(z, z.roll(1, 3).argmax(1))),
+    "agreement of classes": Kind(
+        lambda: ClassAgreement(CLASSES), lambda m, z: m.update(z.argmax(1), z.roll(1, 3).argmax(1))
+    ),
+    "precision": Kind(lambda: PrecisionThreshold(CLASSES), lambda m, z: m.update(z, z.roll(1, 3).argmax(1))),
     "freematch": Kind(lambda: FreeMatchSelector(CLASSES, momentum=0.5), _call),
     "flexmatch": Kind(lambda: FlexMatchSelector(CLASSES, threshold=0.5, momentum=0.5), _call),
     "softmatch": Kind(lambda: SoftMatchSelector(CLASSES, momentum=0.5), _call),

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -69,7 +70,9 @@ class Run:
             )
         except ValueError as error:
             raise SystemExit(f"--amp {settings.amp}, --device {settings.device}: {error}") from None
-        self.device, self.rank = self.accelerator.device, self.accelerator.process_index
+        device = self.accelerator.device
+        self.device = torch.device("cpu") if device.type == "cpu" else device  # not cpu:0, which torch.load refuses
+        self.rank = self.accelerator.process_index
         self.world, self.main = self.accelerator.num_processes, self.accelerator.is_main_process
         torch.set_num_threads(settings.threads)
         if settings.batch % self.world:
@@ -92,7 +95,9 @@ class Run:
         """Move a network to the device and wrap it for training: processes, mixed precision, torch.compile."""
         if self.world > 1 and self.device.type == "cuda":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-        return self.accelerator.prepare_model(net.to(self.device))
+        with warnings.catch_warnings():  # newer versions of torch name it otherwise, older ones do not
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return self.accelerator.prepare_model(net.to(self.device))
 
     def optimizer(self, net: nn.Module, lr: float | None = None) -> Any:
         """Make the optimizer of ``--optimizer``, with ``--lr`` unless another is given."""
@@ -213,7 +218,7 @@ class Run:
         return self.step
 
     def _set_learning_rates(self, scale: Any, share: float) -> None:
-        decayed = (1 - share) ** 0.9 if self.settings.schedule == "poly" else 1.0
+        decayed = max(0.0, 1 - share) ** 0.9 if self.settings.schedule == "poly" else 1.0
         for optimizer in self.accelerator._optimizers:
             factor = decayed * (scale.get(optimizer, 1.0) if isinstance(scale, dict) else scale)
             for group in optimizer.param_groups:

@@ -1,6 +1,12 @@
 """kc: how confident a prediction must be, per class, for a chosen portion of it to be selected."""
 
+from selftrain_seg.thresholds.agreement import ClassAgreement
+from selftrain_seg.thresholds.aligned import aligned_portion
+from selftrain_seg.thresholds.cautious import cautious_portion
 from selftrain_seg.thresholds.estimators import ClassBalancedThreshold, GlobalThreshold
+from selftrain_seg.thresholds.floor import apply_floor
+from selftrain_seg.thresholds.precision import PrecisionThreshold
+from selftrain_seg.thresholds.reliable import reliable_portion
 from selftrain_seg.thresholds.schedules import (
     CBST_SP_PORTIONS,
     DST_CBC_PORTIONS,
@@ -19,10 +25,16 @@ __all__ = [
     "GTA5_SOURCE_PORTIONS",
     "IAST_PORTIONS",
     "SYNTHIA_SOURCE_PORTIONS",
+    "ClassAgreement",
     "ClassBalancedThreshold",
     "ConfidenceSketch",
     "GlobalThreshold",
     "PortionSchedule",
+    "PrecisionThreshold",
+    "aligned_portion",
+    "apply_floor",
+    "cautious_portion",
     "linear_portion",
+    "reliable_portion",
     "source_subset",
 ]

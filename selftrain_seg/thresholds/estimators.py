@@ -73,16 +73,14 @@ class _Threshold(Stateful):
         if not isinstance(portion, Tensor):
             _checks.check_real(portion, "portion", 0.0, 1.0, open_low=True)
             return float(portion)
-        if self._pooled:
-            raise ValueError("`portion`: expected a number, one portion for all classes, got a tensor")
         if tuple(portion.shape) != (self.num_classes,):
             raise ValueError(
                 f"`portion`: expected a number or (C,) = ({self.num_classes},), got {tuple(portion.shape)}"
             )
         # A float32 0.7 means 0.7, not 0.699999988.
         shares: Tensor = portion if portion.dtype == torch.float64 else portion.double().round(decimals=6)
-        if not bool(((shares > 0) & (shares <= 1)).all()):
-            raise ValueError(f"`portion`: expected values in (0.0, 1.0], got {shares}")
+        if not bool(((shares >= 0) & (shares <= 1)).all()):
+            raise ValueError(f"`portion`: expected values in [0.0, 1.0], got {shares}")
         return shares
 
     @torch.no_grad()
@@ -196,7 +194,8 @@ class _Threshold(Stateful):
         the data, and for no CUDA graph.
 
         Args:
-            portion: a number in (0, 1], or (C,) one a class; by default the one given at construction.
+            portion: a number in (0, 1], or (C,) one a class in [0, 1]; by default the one given at construction. A
+                class of portion 0 gets 1 whatever ``small`` says (``inf`` with a prior).
 
         Returns:
             (C,) float64 probabilities on the device of the statistics. A class too small for the portion
@@ -206,7 +205,7 @@ class _Threshold(Stateful):
 
         Raises:
             TypeError: ``portion`` is neither a number nor a tensor.
-            ValueError: a portion outside (0, 1]; nothing was counted yet; or exact mode on several ranks.
+            ValueError: a portion out of its range; nothing was counted yet; or exact mode on several ranks.
         """
         wanted = self.portion if portion is None else self._checked(portion)
         counts = self.sketch.counts
@@ -216,16 +215,21 @@ class _Threshold(Stateful):
         return self._thresholds(flat[:-1].view_as(counts), wanted)
 
     def _thresholds(self, counts: Tensor, portion: float | Tensor) -> Tensor:
+        rows = 1
+        if isinstance(portion, Tensor):
+            portion, rows = portion.to(counts.device), self.num_classes
         if self._pooled:
-            counts = counts.sum(dim=0, keepdim=True)
-        portion = portion.to(counts.device) if isinstance(portion, Tensor) else portion
+            counts = counts.sum(dim=0, keepdim=True).repeat(rows, 1)
         score, taken = self.sketch.ranked(counts, portion, self.rank)
         if self.exact:
             size = counts.sum(dim=1)
             score = self._exact_kth_largest((taken.long() + (self.rank == "first_out")).minimum(size), size)
         peaks = self._peaks()
-        nothing = 0.0 if self.small == "all" else 1.0 if peaks is None else torch.inf
-        thresholds = torch.where(taken > 0, _probability_below(score), nothing).expand(self.num_classes)
+        nothing = 1.0 if peaks is None else torch.inf
+        few = 0.0 if self.small == "all" else nothing
+        thresholds = torch.where(taken > 0, _probability_below(score), few).expand(self.num_classes)
+        if isinstance(portion, Tensor):
+            thresholds = torch.where(portion > 0, thresholds, nothing)
         if peaks is not None:
             thresholds = torch.where(thresholds.isfinite(), thresholds * peaks.double(), thresholds)
         return thresholds.clone()
@@ -237,7 +241,7 @@ class _Threshold(Stateful):
         if not self._pooled:
             by_class = self.exact_classes[order].sort(stable=True).indices
             scores = scores[by_class]
-        first = size.cumsum(0) - size
+        first = 0 if self._pooled else size.cumsum(0) - size
         if not len(scores):
             return torch.full(size.shape, torch.nan, dtype=torch.float64, device=size.device)
         return scores[(first + k - 1).clamp(0, len(scores) - 1)]
@@ -267,7 +271,8 @@ class ClassBalancedThreshold(_Threshold):
 
     Args:
         num_classes: C, at least 2.
-        portion: share of pixels to select, in (0, 1], or a (C,) tensor of shares. CBST, CRST: 0.2 at first.
+        portion: share of pixels to select, in (0, 1], or a (C,) tensor of shares in [0, 1], of which 0 selects
+            nothing below certainty. CBST, CRST: 0.2 at first.
         pool: ``"predicted"``: the pool of class c is the pixels predicted as c, with confidence ``max_c p_c``;
             ``"all"``: p_c at all pixels (CRST's kc from probabilities).
         rank: which element is taken: ``"last_in"`` (CBST, CRST) or ``"first_out"`` (DST-CBC), see above.
@@ -314,12 +319,13 @@ class ClassBalancedThreshold(_Threshold):
 class GlobalThreshold(_Threshold):
     """Estimate the confidence that the most confident ``portion`` of all pixels reaches, whatever their class.
 
-    The threshold of plain self-training: one pool, one value. As ``ClassBalancedThreshold`` in all else: same
-    arguments (``portion`` is a number), methods, rank rules and reduction over ranks.
+    The threshold of plain self-training: one pool, one value. With a portion for each class the pool is still one,
+    and class c gets the confidence that the most confident ``portion[c]`` of all pixels reaches. As
+    ``ClassBalancedThreshold`` in all else: same arguments, methods, rank rules and reduction over ranks.
 
     Args:
         num_classes: C, at least 2.
-        portion: share of all pixels to select, in (0, 1].
+        portion: share of all pixels to select, in (0, 1], or a (C,) tensor of shares in [0, 1].
         pool: ``"predicted"`` or ``"all"``, see ``ClassBalancedThreshold``.
         rank: ``"last_in"`` or ``"first_out"``.
         small: ``"none"`` or ``"all"``, for a pool of less than one pixel of the portion.

@@ -20,6 +20,7 @@ from tests.stateful import KINDS, states
 
 CLASSES, RANKS, STEPS, SIDE = 4, 2, 3, 16
 ADDED = ("balanced", "balanced, prior", "global", "sketch", "spatial prior", "statistics", "agreement")
+ADDED += ("agreement of classes", "precision")
 
 
 def logits_of(step: int, rank: int) -> Tensor:

@@ -87,7 +87,7 @@ def test_two_processes(tmp_path):
         assert len(one) == len(two) > 5
         for name, tensor in two.items():
             torch.testing.assert_close(tensor, one[name.removeprefix("module.")], atol=tolerance, rtol=0, msg=name)
-    run("iast.py", tmp_path / "two", *options, processes=2)
+    assert "warmup: continues after step 3" in run("iast.py", tmp_path / "two", *options, processes=2)
     assert [len(found) for found in stored(tmp_path / "two")] == [7, 7]
     last = tmp_path / "two" / "checkpoints" / "round2-000003"
     thetas = [torch.load(last / f"rank{rank}of2.pt", weights_only=True)["selector"]["thresholds"] for rank in (0, 1)]

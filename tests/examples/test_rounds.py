@@ -178,3 +178,19 @@ def test_two_processes(name, root, tmp_path):
         assert len(values) == 10
         assert len(set(values)) > 5
         assert found[tag] == pytest.approx(values, rel=1e-5)
+
+
+def test_resumed_on_two_processes_gives_the_same_labels_and_network(root, tmp_path):
+    """Each process has BatchNorm statistics of its own; a checkpoint is in the middle of nothing else."""
+    options = ["cbst.py", *SMALL, "--root", root, "--steps", 3]
+    options = [word for place, word in enumerate(options) if "--rounds" not in options[max(0, place - 1) : place + 1]]
+    script, *options = options
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run(script, whole, *options, "--rounds", 2, processes=2)
+    run(script, resumed, *options, "--rounds", 1, processes=2)
+    assert not (resumed / "pseudo-labels" / "round-0001").exists()
+    assert "round1: continues after step 3" in run(script, resumed, *options, "--rounds", 2, processes=2)
+    assert files(whole) == files(resumed)
+    assert len(files(whole)) == 2 * (6 + 1)
+    assert_same_network(whole, resumed)
+    assert json.dumps(result(whole)["iou"]) == json.dumps(result(resumed)["iou"])

@@ -231,8 +231,9 @@ def test_errors():
             ClassBalancedThreshold(3, portion)
     with pytest.raises(TypeError, match="`portion`: expected a number, got str"):
         kc.compute("all")
-    with pytest.raises(ValueError, match=r"`portion`: expected values in \(0.0, 1.0\]"):
-        kc.compute(torch.tensor([0.1, 0.0, 0.3]))
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"`portion`: expected values in \[0.0, 1.0\]"):
+            kc.compute(torch.tensor([0.1, wrong, 0.3]))
     with pytest.raises(ValueError, match=r"`portion`: expected a number or \(C,\) = \(3,\)"):
         kc.compute(torch.tensor([0.1, 0.3]))
     with pytest.raises(ValueError, match="`pool`: expected one of 'predicted', 'all', got 'some'"):
@@ -251,10 +252,8 @@ def test_errors():
         kc.merge(ClassBalancedThreshold(3, 0.2, pool="all"))
     with pytest.raises(TypeError, match="`other`"):
         kc.merge(kc.sketch)
-    with pytest.raises(ValueError, match="one portion for all classes"):
-        estimate(GlobalThreshold, random_logits(), 0.3).compute(torch.full((5,), 0.3))
-    with pytest.raises(ValueError, match="one portion for all classes"):
-        GlobalThreshold(3, torch.full((3,), 0.3))
+    with pytest.raises(ValueError, match=r"`portion`: expected a number or \(C,\) = \(3,\)"):
+        GlobalThreshold(3, torch.full((2,), 0.3))
 
 
 @pytest.mark.parametrize("pool", ["predicted", "all"])

@@ -1,0 +1,141 @@
+"""The confidence from which on the labels of a class are right often enough, learnt on labelled images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selftrain_seg import _checks, ops
+from selftrain_seg._state import Stateful
+from selftrain_seg.distributed import all_reduce_sum
+from selftrain_seg.thresholds.sketch import ConfidenceSketch
+
+__all__ = ["PrecisionThreshold"]
+
+
+class PrecisionThreshold(Stateful):
+    """Find, for every class, the lowest threshold whose labels reach a given precision on labelled images.
+
+    Over the pixels predicted as c whose truth is known, ``kc_c`` is the lowest confidence t of one of them with
+    ``|predicted c, confidence ≥ t, truth c| ≥ precision · |predicted c, confidence ≥ t|``, to within a bin, and 1 where
+    there is none: a class that is never right is never labelled. Fed with source images restyled to the target it is
+    the floor of each class for ``apply_floor``.
+
+    Args:
+        num_classes: C, at least 2.
+        precision: share of the labels that shall be right, in (0, 1].
+
+    State / distributed:
+        Counts in fixed bins (``ConfidenceSketch``), each rank's own; memory does not grow with images. ``compute``
+        adds them over ranks, so every rank must call it.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> import torch
+        >>> margins = torch.tensor([4.0, 3.0, 2.0, 1.0]).reshape(1, 1, 1, 4)
+        >>> logits = torch.cat([margins, torch.zeros_like(margins)], dim=1)  # all predicted as class 0
+        >>> kc = PrecisionThreshold(2, precision=0.75)
+        >>> kc.update(logits, torch.tensor([[[0, 1, 0, 0]]]))  # right with 4; 1 of 2; 2 of 3; 3 of 4
+        >>> kc.compute()  # sigmoid(1); nothing is known of class 1
+        tensor([0.7311, 1.0000], dtype=torch.float64)
+        >>> kc.compute(precision=0.9)  # sigmoid(4)
+        tensor([0.9820, 1.0000], dtype=torch.float64)
+    """
+
+    updates: Tensor
+
+    def __init__(self, num_classes: int, precision: float = 0.9) -> None:
+        super().__init__()
+        _checks.check_count(num_classes, "num_classes", 2)
+        _checks.check_real(precision, "precision", 0.0, 1.0, open_low=True)
+        self.num_classes, self.precision = int(num_classes), float(precision)
+        self.known, self.right = ConfidenceSketch(num_classes), ConfidenceSketch(num_classes)
+        self.add_state("updates", torch.zeros((), dtype=torch.int64), over_ranks="sum")
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"num_classes={self.num_classes}, precision={self.precision}"
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch of labelled images. No host synchronisation.
+
+        Args:
+            logits: (B, C, H, W), any floating-point dtype and layout; detached. A pixel with a NaN logit is not
+                counted.
+            labels: (B, H, W), integer: the truth. Pixels outside [0, C), the ignore label for one, are not counted.
+
+        Raises:
+            TypeError: ``logits`` is no floating-point tensor, or ``labels`` no integer one.
+            ValueError: wrong rank, another number of classes, shapes that do not fit, or a device that is not that of
+                the counts.
+        """
+        _checks.check_logits(logits, self.num_classes)
+        _checks.check_integer(labels, "labels")
+        _checks.check_map(labels, logits, "labels")
+        self.check_home(logits, "logits")
+        found, truth = ops.read(logits.detach()), labels.long()
+        known = (truth >= 0) & (truth < self.num_classes)
+        self.known.update(found.score, torch.where(known, found.labels, -1))
+        self.right.update(found.score, torch.where(known & (found.labels == truth), truth, -1))
+        self.updates += 1
+
+    def merge(self, other: PrecisionThreshold) -> None:
+        """Add the counts of another one, as if its batches had been seen here.
+
+        Args:
+            other: a ``PrecisionThreshold`` with the same number of classes; it is not changed.
+
+        Raises:
+            TypeError: ``other`` is no ``PrecisionThreshold``.
+            ValueError: it has another number of classes.
+        """
+        if not isinstance(other, PrecisionThreshold):
+            raise TypeError(f"`other`: expected a PrecisionThreshold, got {type(other).__name__}")
+        if other.num_classes != self.num_classes:
+            raise ValueError(f"`other`: expected num_classes = {self.num_classes}, got {other.num_classes}")
+        self.known.merge(other.known)
+        self.right.merge(other.right)
+        self.updates += other.updates.to(self.updates.device)
+
+    def reset(self) -> None:
+        """Forget all batches; settings stay."""
+        super().reset()
+        self.known.reset()
+        self.right.reset()
+
+    @torch.no_grad()
+    def compute(self, precision: float | None = None) -> Tensor:
+        """Return the thresholds for a precision; any number of them can be asked of the same pass.
+
+        The host waits for the device: it is for the time between two passes over the data.
+
+        Args:
+            precision: a number in (0, 1]; by default the one given at construction.
+
+        Returns:
+            (C,) float64 probabilities on the device of the counts; 1 where no threshold reaches the precision, classes
+            that were not predicted included.
+
+        Raises:
+            TypeError: ``precision`` is no number.
+            ValueError: it is outside (0, 1], or nothing was counted yet.
+        """
+        wanted: Any = self.precision if precision is None else precision
+        _checks.check_real(wanted, "precision", 0.0, 1.0, open_low=True)
+        counts = [self.known.counts.flatten(), self.right.counts.flatten(), self.updates.view(1)]
+        flat = all_reduce_sum(torch.cat(counts))
+        if not bool(flat[-1] > 0):
+            raise ValueError("`compute`: expected at least one call of update before, got none")
+        counted = flat[:-1].view(2, *self.known.counts.shape).flip(2)
+        known, right = counted.cumsum(2).double()  # pixels in each bin and above it
+        reached = (counted[0] > 0) & (right >= known * wanted * (1.0 - 2.0**-50))
+        place = torch.arange(1, known.shape[1] + 1, device=known.device) * reached
+        edge = self.known.high - place.amax(1).double() * self.known.bin_width
+        probability = torch.sigmoid(edge)
+        below = torch.nextafter(probability, torch.zeros_like(probability))
+        return torch.where(reached.any(1), below, 1.0)
