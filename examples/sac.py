@@ -126,7 +126,7 @@ def main() -> None:
         selected = (pseudo.labels != IGNORE_INDEX).float().mean()
         run.log(source_loss=source_loss, target_loss=target_loss, selected=selected)
 
-    score = evaluate(net, data, run, 1)
+    score = evaluate(net, data, run, 1, stored=stored)
     run.say(f"round 1: {line(score, data)}")
     run.finish(net, summary(score, data))
 
