@@ -14,11 +14,8 @@ from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 __version__ = "0.2.0.dev0"
 
 _STAGES = ("confidence", "thresholds", "selectors", "losses")
-_ROOMS = (
-    *("batchnorm", "datasets", "distributed", "mining", "restyle", "stopping", "store", "teachers", "views"),
-    "visualize",
-)
-_SUBPACKAGES = (*_STAGES, *_ROOMS)
+_ROOMS = ("batchnorm", "datasets", "distributed", "mining", "restyle", "stopping", "store", "teachers", "views")
+_SUBPACKAGES = (*_STAGES, *_ROOMS, "visualize")
 
 __all__ = ["IGNORE_INDEX", "PseudoLabels", "__version__", "as_logits", "pad_to_multiple", "value_checks", *_SUBPACKAGES]
 

@@ -187,13 +187,17 @@ def thresholds_for(thresholds: Any, logits: Tensor) -> Tensor:
     """(C,) floating-point thresholds on the device of ``logits``; or, for a number in [0, 1], () on the host."""
     if not isinstance(thresholds, Tensor):
         check_real(thresholds, "thresholds", 0.0, 1.0)
-        # A product and not `full`, for which torch.compile would compile anew at every value.
-        return torch.ones((), dtype=torch.float64, device="cpu").mul(float(thresholds))
+        return on_host(thresholds)
     if tuple(thresholds.shape) != (logits.shape[1],):
         raise ValueError(f"`thresholds`: expected (C,) = ({logits.shape[1]},), got {tuple(thresholds.shape)}")
     if not thresholds.is_floating_point():
         raise TypeError(f"`thresholds`: expected a floating-point dtype, got {thresholds.dtype}")
     return thresholds.to(logits.device)
+
+
+def on_host(number: float) -> Tensor:
+    """() float64 on the CPU. A product and not `full`, for which torch.compile would compile anew at every value."""
+    return torch.ones((), dtype=torch.float64, device="cpu").mul(float(number))
 
 
 def check_prior(prior: Any, logits: Tensor) -> None:

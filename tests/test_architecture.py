@@ -18,10 +18,8 @@ SUBPACKAGES = sorted(selftrain_seg._SUBPACKAGES)
 # Data flows one way. A stage may import the stages before it; all may stand on the ground floor.
 STAGES = ("confidence", "thresholds", "selectors", "losses")
 GROUND_FLOOR = ("ops", "types", "_state", "_checks", "outputs")
-SIDE_ROOMS = (
-    *("mining", "teachers", "views", "datasets", "stopping", "store", "visualize", "distributed", "batchnorm"),
-    "restyle",
-)
+SIDE_ROOMS = ("mining", "teachers", "views", "datasets", "stopping", "store", "visualize", "distributed")
+SIDE_ROOMS += ("batchnorm", "restyle")
 SHARED = (*GROUND_FLOOR, "distributed")
 
 # Asking where a tensor is or who is looking: left to PyTorch's dispatcher, and to ops where it cannot be.

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from selftrain_seg import _checks
+
 _library: Any = torch.library.Library("selftrain_seg", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
@@ -66,8 +68,7 @@ def on_host(*numbers: float) -> Tensor:
     """Numbers as a float64 tensor on the CPU, for an operator whose host code reads them."""
     if not torch.compiler.is_compiling():
         return torch.tensor(numbers, dtype=torch.float64, device="cpu")
-    # Products, since torch.compile would compile anew at every value of a number.
-    return torch.stack([torch.ones((), dtype=torch.float64, device="cpu").mul(float(number)) for number in numbers])
+    return torch.stack([_checks.on_host(number) for number in numbers])
 
 
 def in_transform() -> bool:

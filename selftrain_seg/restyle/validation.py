@@ -34,8 +34,9 @@ def restyled_confusion(
 
     Every source image takes the style of a random image of the target batch beside it. With networks that differ in
     their BatchNorm statistics, or from round to round, the score says which does better on target-like images; its
-    height says nothing of the score on the target itself. Give it source images that the network was not trained on:
-    on those that it was, a network that has forgotten them seems worse than it is.
+    height says nothing of the score on the target itself, and where the target differs in more than colours (noise,
+    haze) it favours networks near to the source. Give it source images that the network was not trained on: on those
+    that it was, a network that has forgotten them seems worse than it is.
 
     Args:
         net: returns logits, or what ``selftrain_seg.as_logits`` finds them in. It predicts in evaluation mode and

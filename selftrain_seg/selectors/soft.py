@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from selftrain_seg import _checks, ops
@@ -64,8 +63,7 @@ def select_soft(
         alpha = alpha.to(logits.device).reshape(1)
     else:
         _checks.check_real(alpha, "alpha", 1e-6, 1e30)
-        # A product and not `full`, for which torch.compile would compile anew at every value.
-        alpha = torch.ones((), dtype=torch.float64, device="cpu").mul(float(alpha))
+        alpha = _checks.on_host(alpha)
     labels, predicted, confidence, soft = ops.soften(
         logits, thresholds, alpha, valid=valid, prior=prior, ignore_index=ignore_index
     )

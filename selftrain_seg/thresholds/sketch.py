@@ -125,8 +125,7 @@ class ConfidenceSketch(Stateful):
 
     def ranked(self, counts: Tensor, share: float | Tensor, rule: str) -> Tensor:
         """Scores of rows of counts, see ``ops.ranked``."""
-        if not isinstance(share, Tensor):
-            share = torch.ones((), dtype=torch.float64, device="cpu").mul(share)
+        share = share if isinstance(share, Tensor) else _checks.on_host(share)
         return ops.ranked(counts, share, rule=rule, low=self.low, bin_width=self.bin_width)
 
     def quantile(self, q: float) -> Tensor:

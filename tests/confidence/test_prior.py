@@ -4,7 +4,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 import selftrain_seg
-from selftrain_seg.confidence import SpatialPrior
+from selftrain_seg.confidence import SpatialPrior, top_confidence
 from selftrain_seg.selectors import select_reweighted
 from selftrain_seg.thresholds import ClassBalancedThreshold
 from tests.helpers import random_logits
@@ -121,3 +121,61 @@ def test_errors():
         SpatialPrior(2, (0, 4), sigma_px=1.0)
     with pytest.raises(ValueError, match="`num_classes`"):
         SpatialPrior(0, (4, 4), sigma_px=1.0)
+
+
+class TestWhatItIsRightFor:
+    """Classes that are told apart by one number, and that lie more often here than there.
+
+    Everything is integrated, nothing drawn. Along the width of the image, class c has the share π_c(x); the number f
+    that a pixel shows is normal around the mean of its class.
+    """
+
+    WIDTH, MEANS = 24, (-1.2, 0.0, 1.2)
+
+    @pytest.fixture
+    def world(self):
+        places = np.arange(self.WIDTH)
+        shares = np.stack([np.exp(-(((places - middle) / 7.0) ** 2)) + 0.1 for middle in (3, 12, 20)])
+        counts = np.round(200 * shares / shares.sum(0)).astype(int)
+        counts[0] += 200 - counts.sum(0)  # 200 label maps of one row
+        columns = [np.repeat(np.arange(3), column) for column in counts.T]
+        prior = SpatialPrior(3, (1, self.WIDTH), sigma_px=0)
+        prior.update(torch.from_numpy(np.stack(columns, axis=1))[:, None])
+        shown = np.linspace(-6, 6, 400)
+        likelihood = np.stack([np.exp(-((shown - mean) ** 2) / 2) for mean in self.MEANS])
+        likelihood /= likelihood.sum(1, keepdims=True)
+        return counts / 200, likelihood, prior.compute().expand(-1, len(shown), -1)
+
+    @staticmethod
+    def logits(shares, likelihood):
+        return torch.from_numpy(np.log(shares)[:, None] + np.log(likelihood)[:, :, None])[None]
+
+    @staticmethod
+    def accuracy(labels, shares, likelihood):
+        joint = shares[:, None] * likelihood[:, :, None] / shares.shape[1]
+        return np.take_along_axis(joint, labels.numpy(), axis=0).sum()
+
+    def test_a_network_that_does_not_know_where_pixels_lie_needs_it_once(self, world):
+        shares, likelihood, prior = world
+        blind = self.logits(np.broadcast_to(shares.mean(1, keepdims=True), shares.shape), likelihood)
+        knows = self.logits(shares, likelihood)  # as the first one does once it has learnt from labels of blind · prior
+        found = {
+            "blind": top_confidence(blind).labels,
+            "once": top_confidence(blind, prior=prior).labels,
+            "knows": top_confidence(knows).labels,
+            "twice": top_confidence(knows, prior=prior).labels,
+            "three times": top_confidence(knows, prior=prior**2).labels,
+        }
+        assert torch.equal(found["once"], found["knows"])  # p(c | f) · q_c(x) is p(c | f, x), up to a factor a pixel
+        score = {name: self.accuracy(labels, shares, likelihood) for name, labels in found.items()}
+        assert score["once"] > score["blind"] + 0.02
+        assert score["once"] > score["twice"] + 0.01
+        assert score["twice"] > score["three times"] + 0.01
+
+    def test_it_is_wrong_where_classes_lie_elsewhere(self, world):
+        shares, likelihood, prior = world
+        blind = self.logits(np.broadcast_to(shares.mean(1, keepdims=True), shares.shape), likelihood)
+        with_it, without = (
+            self.accuracy(top_confidence(blind, prior=q).labels, shares[:, ::-1], likelihood) for q in (prior, None)
+        )
+        assert with_it < without - 0.1
