@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
-import pkgutil
 import re
 
 from docutils import nodes
@@ -88,25 +87,19 @@ INTERNAL = {"extra_repr", "make_params", "transform", "add_state", "check_home",
 
 
 class PublicNames(Autosummary):
-    """A table of the public names of a subpackage, each with its first line: ``.. public-names:: losses``."""
+    """A table of a subpackage's functions and classes, each with its first line: ``.. public-names:: losses``."""
 
     required_arguments = 1
 
     def run(self):
         room = f"selftrain_seg.{self.arguments[0]}"
-        names = importlib.import_module(room).__all__
-        self.content = StringList([f"~{_home(room, name)}.{name}" for name in names], source=room)
-        self.env.ref_context["py:module"] = room  # where the names in their first lines are looked up
+        package = importlib.import_module(room)
+        found = {name: getattr(package, name) for name in package.__all__}
+        names = [name for name, value in found.items() if inspect.isroutine(value) or inspect.isclass(value)]
+        self.content = StringList(names, source=room)
+        self.options["nosignatures"] = True
+        self.env.ref_context["py:module"] = room  # where these names, and those in their first lines, are looked up
         return super().run()
-
-
-def _home(room, name):
-    """The module under which a public name is documented: that of a constant is where it is defined."""
-    package = importlib.import_module(room)
-    if callable(getattr(package, name)):
-        return room
-    modules = [f"{room}.{found.name}" for found in pkgutil.iter_modules(package.__path__)]
-    return next(module for module in modules if hasattr(importlib.import_module(module), name))
 
 
 def skip_member(app, what, name, obj, skip, options):

@@ -11,7 +11,7 @@ from selftrain_seg.datasets import SyntheticStreets
 from selftrain_seg.mining import class_mix, crop, mine_crops, paste_classes, rare_classes
 
 SIZE, CROP = (256, 512), (128, 256)
-WANTED = ("rider", "bicycle", "person", "sign", "light", "pole")
+WANTED = ("bicycle", "person", "sign", "light", "pole")
 OUTLINE = "#ff2a2a"
 
 
@@ -34,7 +34,7 @@ def main():
 
     corners = mine_crops(labels, rare, CROP, chance=1.0, generator=generator)
     class_mixed = class_mix(below, below_labels, source=(images, labels), generator=generator)
-    rider, bicycle = (streets.classes.index(name) for name in ("rider", "bicycle"))
+    rider, bicycle = streets.classes.index("rider"), streets.classes.index("bicycle")
     pasted = paste_classes(
         below,
         below_labels,

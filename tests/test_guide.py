@@ -53,6 +53,29 @@ def to_be_chosen(family):
             yield name
 
 
+def test_every_name_is_described_on_one_page():
+    described = [
+        name
+        for page in (DOCS / "api").glob("*.md")
+        for name in re.findall(r"^\.\. auto\w+:: (?:[\w.]+\.)?(\w+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    rooms = {room: getattr(selftrain_seg, room).__all__ for room in selftrain_seg._SUBPACKAGES}
+    public = {name for names in rooms.values() for name in names}
+    assert sorted(name for name in described if name in public) == sorted(public)
+
+
+def test_all_names_are_on_the_page_of_all_names():
+    page = (DOCS / "all_names.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\.\. public-names:: (\w+)$", page, re.MULTILINE)) == sorted(selftrain_seg._SUBPACKAGES)
+    for room in selftrain_seg._SUBPACKAGES:
+        module = getattr(selftrain_seg, room)
+        values = {name: getattr(module, name) for name in module.__all__}
+        constants = [
+            name for name, value in values.items() if not inspect.isroutine(value) and not inspect.isclass(value)
+        ]
+        assert [name for name in constants if f".{name}`" not in page] == []
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_says_when_to_use_what(family):
     table = re.search(r"^\| Situation \| Take \|\n\|---\|---\|\n((?:\|.*\|\n)+)", guide(family), re.MULTILINE)

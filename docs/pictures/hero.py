@@ -19,14 +19,14 @@ from selftrain_seg.selectors import select_reweighted
 from selftrain_seg.thresholds import ClassBalancedThreshold
 
 IMAGE = 0  # of the validation images
-ROUNDS, STEPS, BATCH = 3, 120, 4
+ROUNDS, STEPS, BATCH = 1, 120, 4
 
 
 def draw(scene: Scene) -> Figure:
     """Draw four panels, with the mIoU over all validation images above the predictions."""
     image, truth = (tensor[IMAGE] for tensor in scene.val.tensors)
     panels = {"camera image, no labels": image}
-    for name, net in {"before: trained on a game": scene.source_only, "after: self-training": adapted(scene)}.items():
+    for name, net in {"before: trained on a game": scene.source_only, "after: one round": adapted(scene)}.items():
         with torch.no_grad():
             labels = net(as_floats(image[None])).argmax(dim=1)[0]
         panels[f"{name}\nmIoU {evaluate(net, scene.val):.0f} %"] = coloured(labels.where(truth != 255, 255))
@@ -39,14 +39,14 @@ def draw(scene: Scene) -> Figure:
 
 
 def adapted(scene: Scene) -> nn.Module:
-    """CBST from the network with re-estimated BatchNorm: label, train on both domains, again."""
+    """CBST from the network with re-estimated BatchNorm: label the target images, train on both domains."""
     net = copy.deepcopy(scene.net)
-    path = scene.cache / f"guide-hero-{ROUNDS}-{STEPS}-{BATCH}.pt"
-    if not path.exists():
-        for number in range(ROUNDS):
+    for number in range(ROUNDS):
+        path = scene.cache / f"guide-hero-{STEPS}-{BATCH}-round{number + 1}.pt"
+        if not path.exists():
             _round(net, scene, number)
-        save(net.state_dict(), path)
-    net.load_state_dict(torch.load(path, weights_only=True))
+            save(net.state_dict(), path)
+        net.load_state_dict(torch.load(path, weights_only=True))
     return net.eval()
 
 

@@ -84,7 +84,7 @@ def picture_grid(
         from matplotlib.patches import Patch
 
         handles = [Patch(facecolor=colour, edgecolor="#808080", linewidth=0.4) for _, colour in legend]
-        drawn = figure.legend(
+        figure.legend(
             handles,
             [name for name, _ in legend],
             loc="lower center",
@@ -97,7 +97,6 @@ def picture_grid(
             labelspacing=0.35,
             borderaxespad=0.2,
         )
-        drawn.set_in_layout(False)
     return plain_text(figure), axes
 
 

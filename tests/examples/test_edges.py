@@ -101,7 +101,9 @@ def test_batchnorm_of_pooled_features_is_scored_before_training(common, tmp_path
 
     from selftrain_seg.datasets import LabelMap
 
-    data = Namespace(target=target_of((8, 8)), val=None, label_map=LabelMap.binary(), subsets={}, has_truth=False)
+    data = Namespace(
+        target=target_of((8, 8), (9, 7)), val=None, label_map=LabelMap.binary(), subsets={}, has_truth=False
+    )
     assert score_before(pooled(2), data, bare_run(tmp_path)).seen
 
 

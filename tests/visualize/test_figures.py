@@ -406,3 +406,19 @@ def test_interpolated_confidence():
 def test_bars_need_a_class():
     with pytest.raises(ValueError, match="`classes`: expected at least one"):
         class_bars([], precision=torch.empty(1, 0))
+
+
+def test_a_tight_picture_keeps_its_legend(tmp_path):
+    """As notebooks save every figure: nothing is cut off, and the legend stays below the pictures."""
+    labels = torch.zeros(1, 8, 16, dtype=torch.long)
+    figure = image_sheet({"truth": labels}, palette=[(255, 0, 0)], classes=["road"])
+    heights = []
+    for name, box in (("whole", None), ("tight", "tight")):
+        figure.savefig(tmp_path / f"{name}.png", dpi=100, bbox_inches=box, pad_inches=0)
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            red = (np.asarray(picture.convert("RGB")) == (255, 0, 0)).all(axis=2).any(axis=1)
+        rows = np.flatnonzero(np.diff(red.astype(int)))  # where red begins and ends: the picture, then the patch
+        heights.append(np.diff(rows).tolist())
+    for picture, gap, patch in heights:
+        assert (picture, patch) == (heights[0][0], heights[0][2])
+        assert gap >= 10
