@@ -1,9 +1,9 @@
-"""Small classes: which ones they are, crops that contain them, images that show them, and mixing them in.
+"""Show small classes more often: find them, crop around them, sample images that contain them, paste them.
 
-``mine_crops`` and ``crop`` work on whole batches on the device; ``SmallClassCrop`` follows the same law, one
-sample at a time, in the workers of a DataLoader. ``ClassBalancedSampler``, ``ImportanceSampler`` and
-``RareClassSampler`` choose the images from a ``ClassIndex``; ``ReliabilityBank`` tells which classes of which images
-to trust. ``class_mix``, ``cut_mix`` and ``paste_classes`` carry regions from one image of a batch to another.
+``mine_crops`` and ``crop`` work on whole batches on the device; ``SmallClassCrop`` does the same for one sample at a
+time, in DataLoader workers. ``ClassBalancedSampler``, ``ImportanceSampler`` and ``RareClassSampler`` sample images by
+the counts of a ``ClassIndex``; ``ReliabilityBank`` marks the classes of each image whose pseudo-labels are stable.
+``class_mix``, ``cut_mix`` and ``paste_classes`` paste regions of one image into another.
 """
 
 from __future__ import annotations

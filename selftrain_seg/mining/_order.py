@@ -1,4 +1,4 @@
-"""The frame of the samplers: one global order of images, its parts for the ranks, and how to resume it."""
+"""Base class of the samplers: one global order of images, its division among ranks, and its state for resuming."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from torch.utils.data import Sampler
 from selftrain_seg import _checks
 from selftrain_seg.mining.index import ClassIndex
 
-# Random numbers of this many places of the order come from one seed.
+# This many consecutive positions share one seed.
 _BLOCK = 512
 _UNIFORM, _SHUFFLE = 0, 1
 
 
 class Randomness:
-    """Random numbers that depend on seed, epoch and place only, so that nothing of them need be saved."""
+    """Random numbers that depend only on seed, epoch and position, so the generator has no state to save."""
 
     def __init__(self, seed: int, epoch: int) -> None:
         self.seed, self.epoch = seed, epoch
@@ -33,7 +33,7 @@ class Randomness:
         self._numbers: list[list[float]] = []
 
     def uniform(self, place: int) -> list[float]:
-        """Two numbers in [0, 1) for a place of the order."""
+        """Return the two numbers in [0, 1) of a position in the order."""
         block, row = divmod(place, _BLOCK)
         if block != self._block:
             source = np.random.default_rng([self.seed, self.epoch, _UNIFORM, block])
@@ -41,30 +41,30 @@ class Randomness:
         return self._numbers[row]
 
     def shuffle(self, images: np.ndarray[Any, Any], label: int, turn: int) -> np.ndarray[Any, Any]:
-        """A class's list of images in the random order of its ``turn``-th pass."""
+        """Return a class's images in the random order of its ``turn``-th pass."""
         source = np.random.default_rng([self.seed, self.epoch, _SHUFFLE, label, turn])
         return source.permutation(images)
 
 
 class Order:
-    """The order of one epoch, as far as it is drawn: one for all iterators, each of which has a place in it."""
+    """The part of one epoch's order drawn so far, shared by all iterators of that epoch."""
 
     def __init__(self, first: int = 0, ranks: int = 1, pending: bytes = b"") -> None:
-        self.first = first  # where iterators of a rank begin: after what was consumed before a restart
-        self.base = first * ranks  # the global place of the first image that is known here
+        self.first = first  # where each rank's iterators start: the images it consumed before a restart
+        self.base = first * ranks  # the global position of ``images[0]``
         self.images = array("i", pending)
         self.iterators: list[Place] = []
 
 
 class Place:
-    """How many images of the epoch an iterator has given out."""
+    """How many images of the epoch an iterator has yielded."""
 
     def __init__(self, taken: int) -> None:
         self.taken = taken
 
 
 class ClassSampler(Sampler[int]):
-    """Draws images one after another from ``self._lists``; a subclass says how (:meth:`_next`)."""
+    """Draws images one after another from ``self._lists``; subclasses implement :meth:`_next`."""
 
     def __init__(
         self,
@@ -91,10 +91,10 @@ class ClassSampler(Sampler[int]):
         return self.num_samples
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that begins next: its order is the same whenever seed, epoch and classes are the same.
+        """Start an epoch; its order depends only on seed, epoch and classes.
 
-        Not needed in a plain loop, where epochs follow one another: once an iteration has reached its end, the next
-        one is of the next epoch. After :meth:`load_state_dict`, the number of the epoch that was left goes on with it.
+        A plain loop does not need this: each complete iteration is followed by the next epoch. After
+        :meth:`load_state_dict`, calling it with the number of the interrupted epoch resumes that epoch.
 
         Args:
             epoch: at least 0.
@@ -108,19 +108,19 @@ class ClassSampler(Sampler[int]):
             self._start(int(epoch))
 
     def update(self, index: ClassIndex | None = None, *, candidates: Tensor | None = None) -> None:
-        """Draw by other classes from the next image on, in the middle of an epoch too.
+        """Change the classes that images are drawn by, from the next image on, even within an epoch.
 
-        Indices are drawn in the main process, so this takes effect whatever workers are running, after the few
-        batches they have been asked for already. Every rank must be given the same at the same step.
+        The main process draws the indices, so running DataLoader workers follow too, after the batches they have
+        already been asked for. Call it with the same arguments on all ranks at the same step.
 
         Args:
-            index: new class counts of the same images; None keeps the present ones.
+            index: new class counts of the same images; None keeps the current ones.
             candidates: (N, C) bool, which classes of which images may be drawn, such as
                 ``ReliabilityBank.candidates``; None for all.
 
         Raises:
             TypeError: ``index`` is not a ClassIndex, ``candidates`` is not a bool tensor.
-            ValueError: ``index`` has not as many images and classes as before; ``candidates`` is not (N, C); no
+            ValueError: ``index`` has another number of images or classes; ``candidates`` is not (N, C); no
                 image shows a class that may be drawn.
         """
         index = self.index if index is None else index
@@ -148,22 +148,22 @@ class ClassSampler(Sampler[int]):
         self._changed()
 
     def __iter__(self) -> Iterator[int]:
-        """Begin an epoch, or go on where a loaded state left it.
+        """Start an epoch, or resume one after :meth:`load_state_dict`.
 
-        If an iteration of the running epoch has reached its end, the next epoch begins. Otherwise the iterator is one
-        more of the running epoch: it gives the same images, from the start, and disturbs no other.
+        If an iteration of the current epoch has finished, the next epoch starts. Otherwise the iterator yields the
+        images of the current epoch from the start, independently of its other iterators.
 
         Warns:
-            UserWarning: the epoch is begun for the third time and no iteration has reached its end: a loop that
-                breaks off early shows the same images again and again.
+            UserWarning: this epoch starts for the third time without having finished: a loop that stops early sees
+                the same images each time.
         """
         if self._ended():
             self._start(self.epoch + 1)
         self._resumes = False
         if len(self._order.iterators) == 2:
             warnings.warn(
-                f"epoch {self.epoch} of this sampler is begun for the third time, and no iteration has reached its"
-                f" end: the images are the same each time. Call set_epoch({self.epoch + 1}) for others",
+                f"epoch {self.epoch} of this sampler starts for the third time, but no iteration has finished it, so"
+                f" the images are the same each time; call set_epoch({self.epoch + 1}) for others",
                 stacklevel=2,
             )
         place = Place(self._order.first)
@@ -176,8 +176,8 @@ class ClassSampler(Sampler[int]):
             while order.base + len(order.images) < end:
                 if order is not self._order:
                     raise RuntimeError(
-                        "this iterator is of an epoch that is over: its sampler has begun another one (by set_epoch,"
-                        " load_state_dict or a new iteration) before all of its images were drawn"
+                        "this iterator's epoch is over: its sampler has started another epoch (by set_epoch,"
+                        " load_state_dict or a new iteration) before the iterator was finished"
                     )
                 order.images.append(self._next(order.base + len(order.images)))
             image = order.images[end - self.num_replicas + self.rank - order.base]
@@ -185,35 +185,35 @@ class ClassSampler(Sampler[int]):
             yield image
 
     def _ended(self) -> bool:
-        """Whether an iteration of the running epoch has reached its end."""
+        """Whether an iteration of the current epoch has finished."""
         order = self._order
         return any(taken >= self.num_samples for taken in (order.first, *(place.taken for place in order.iterators)))
 
     def _taken(self) -> int:
-        """Images that the newest iterator that has not ended has given out; all if each has."""
+        """Number of images yielded by the newest unfinished iterator; all of them if every iterator has finished."""
         order = self._order
         if not order.iterators:
             return order.first
         return next((p.taken for p in reversed(order.iterators) if p.taken < self.num_samples), self.num_samples)
 
     def state_dict(self, *, consumed: int | None = None) -> dict[str, Any]:
-        """Return all that is needed to go on where the epoch was left.
+        """Return the state to resume the current epoch from.
 
-        A DataLoader with workers asks for indices ahead of the batches it hands out. Give ``consumed``, and the
-        images asked for but not yet trained on come first after resuming.
+        A DataLoader with workers requests indices ahead of the batches it returns. With ``consumed``, the images that
+        were requested but not trained on come first after resuming.
 
         Args:
-            consumed: images of this epoch that each rank has trained on, such as steps × batch size; None for as
-                many as the newest iterator that has not ended has given out.
+            consumed: images of this epoch that each rank has trained on, such as steps × batch size; None for the
+                number that the newest unfinished iterator has yielded.
 
         Returns:
-            Tensors and numbers, fit for ``torch.load(weights_only=True)``. The same on all ranks, so that of one
-            serves all.
+            Tensors and numbers that ``torch.load(weights_only=True)`` reads. All ranks return the same state, so
+            saving it on one rank is enough.
 
         Raises:
             TypeError: ``consumed`` is not an int.
-            ValueError: ``consumed`` is negative, more than were drawn, or before the place where this sampler was
-                itself resumed.
+            ValueError: ``consumed`` is negative, larger than the number of images drawn, or smaller than at the
+                point where this sampler was resumed.
         """
         order = self._order
         consumed = self._taken() if consumed is None else consumed
@@ -235,14 +235,14 @@ class ClassSampler(Sampler[int]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a sampler of the same data and number of ranks was left, with the next ``iter``.
+        """Resume the epoch of a saved state at the next ``iter``; the data and the number of ranks must be the same.
 
         Args:
             state: from :meth:`state_dict`.
 
         Raises:
-            ValueError: ``state`` was made by another sampler or with other settings, with another number of ranks,
-                or of other images or classes; or it is none of a sampler.
+            ValueError: ``state`` is not a sampler's, or comes from another class of sampler, other settings, another
+                number of ranks, or other images or classes.
         """
         missing = {"settings", "epoch", "seed", "num_replicas", "consumed", "pending", "candidates", "contains", "draw"}
         missing -= set(state)
@@ -273,28 +273,28 @@ class ClassSampler(Sampler[int]):
         self._begin()
 
     def _digest(self) -> str:
-        """Of the classes that may be drawn, image by image."""
+        """Digest of the classes that may be drawn in each image."""
         return hashlib.sha256(np.packbits(self._contains).tobytes()).hexdigest()
 
     def _settings(self) -> dict[str, Any]:
-        """What changes the order, beside seed, epoch and classes."""
+        """Settings that change the order, in addition to seed, epoch and classes."""
         return {}
 
     def _begin(self) -> None:
-        """An epoch starts: forget what was drawn."""
+        """Reset the state of drawing at the start of an epoch."""
 
     def _changed(self) -> None:
-        """``self._lists``, the images that may be drawn for each class, have become others."""
+        """Follow a change of ``self._lists``, the images that may be drawn for each class."""
 
     def _next(self, place: int) -> int:
-        """Draw the image at a place of the global order; called once for every place, in order."""
+        """Draw the image at a position in the global order; called once per position, in order."""
         raise NotImplementedError
 
     def _draw_state(self) -> dict[str, Any]:
         return {}
 
     def _load_draw_state(self, state: dict[str, Any]) -> None:
-        """Set what :meth:`_draw_state` told; the lists are in place."""
+        """Restore what :meth:`_draw_state` returned, after the lists are set."""
 
 
 def _check_index(index: Any) -> None:
@@ -303,20 +303,20 @@ def _check_index(index: Any) -> None:
 
 
 def _place(rank: int | None, num_replicas: int | None) -> tuple[int, int]:
-    """This process among the ranks; both from torch.distributed where they are not given."""
-    together = dist.is_available() and dist.is_initialized()
+    """Return (rank, number of ranks); torch.distributed supplies what is None."""
+    grouped = dist.is_available() and dist.is_initialized()
     processes = os.environ.get("WORLD_SIZE", "1")
-    if not together and rank is None and (num_replicas not in (None, 1) or (num_replicas is None and processes != "1")):
+    if not grouped and rank is None and (num_replicas not in (None, 1) or (num_replicas is None and processes != "1")):
         raise ValueError(
-            f"`rank`: expected it with {processes if num_replicas is None else num_replicas} processes that have no"
-            " process group, got None: all of them would draw the images of rank 0; make the sampler after"
-            " torch.distributed.init_process_group, or give `rank` and `num_replicas`"
+            f"`rank`: expected a rank, as {processes if num_replicas is None else num_replicas} processes run without"
+            " a process group, got None: all of them would draw the images of rank 0; make the sampler after"
+            " torch.distributed.init_process_group, or pass `rank` and `num_replicas`"
         )
     if num_replicas is None:
-        num_replicas = dist.get_world_size() if together else 1
+        num_replicas = dist.get_world_size() if grouped else 1
     _checks.check_count(num_replicas, "num_replicas")
     if rank is None:
-        rank = dist.get_rank() if together else 0
+        rank = dist.get_rank() if grouped else 0
     _checks.check_count(rank, "rank", minimum=0)
     if rank >= num_replicas:
         raise ValueError(f"`rank`: expected at most {num_replicas - 1}, got {rank}")

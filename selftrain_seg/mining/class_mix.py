@@ -1,4 +1,4 @@
-"""ClassMix: half of the classes of one image on top of another."""
+"""ClassMix: paste half of the classes of one image onto another."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ def class_mix(
 ) -> MixedBatch:
     """Paste half of the classes of another image onto each image of a batch.
 
-    Of the n classes that the labels of a source image show, ``n // 2`` are drawn at random (or
-    ``(n + 1) // 2``), and all of their pixels replace those of the image with the same number in the batch: image,
-    label and weight. Classes are counted and drawn in each image for itself, and pixels without a label are no
-    class: they are never pasted. No host synchronisation.
+    Of the n classes in the labels of a source image, ``n // 2`` (or ``(n + 1) // 2``) are drawn at random. All of
+    their pixels replace image, label and weight of the image at the same position in the batch. Each image draws
+    independently. Pixels without a label are never pasted. No host synchronisation.
 
     Args:
         images: (B, D, H, W), any dtype: the images pasted onto; gradients flow.
@@ -39,22 +38,22 @@ def class_mix(
         pixel_weight: (B, H, W), floating point: their pixel weights in the loss; None for none.
         source: (images, labels) or (images, labels, pixel_weight) to paste from, of the same shapes and dtypes, such as
             a labelled batch in domain adaptation. None takes the batch itself, shifted by one: image b gets
-            classes of image b + 1, the last one of the first. Where only one side has weights, the other's are 1.
-        rounding: of half an odd number of classes: ``"floor"`` as ClassMix was published, so that nothing is
-            pasted from an image of one class; ``"ceil"`` as in DACS and DAFormer.
-        ignore_index: the label that is no class; neither are values outside [0, 1024).
+            classes of image b + 1, and the last image gets classes of the first. If only one of the two has weights,
+            those of the other are 1.
+        rounding: how half of an odd number of classes is rounded: ``"floor"`` as in ClassMix, which pastes nothing
+            from an image of one class; ``"ceil"`` as in DACS and DAFormer.
+        ignore_index: label of the pixels without a class. Values outside [0, 1024) are not classes either.
         generator: source of the random numbers, on the device of ``images``; None for torch's default one.
 
     Returns:
         The mixed batch, in the order of ``images``; a copy.
 
     Raises:
-        TypeError: ``images`` is not a tensor, ``labels`` not an integer one, ``pixel_weight`` not a floating-point one,
-            or those of ``source`` alike.
+        TypeError: ``images`` is not a tensor, ``labels`` is not an integer tensor or ``pixel_weight`` is not a
+            floating-point tensor; likewise for ``source``.
         ValueError: ``images`` is not (B, D, H, W); ``labels`` or ``pixel_weight`` does not fit it or has no pixels;
-            ``source`` is not two or three tensors of the same shapes and dtypes, or None for a batch of one
-            image; ``rounding`` is another word; a
-            tensor or the generator is on another device.
+            ``source`` is not two or three tensors of the same shapes and dtypes, or is None for a batch of one
+            image; ``rounding`` is not one of the two; a tensor or the generator is on another device.
 
     References:
         Olsson et al., ClassMix: Segmentation-Based Data Augmentation for Semi-Supervised Learning, WACV 2021,

@@ -1,4 +1,4 @@
-"""Which classes are small: ranks and shares from the class counts of a whole data set."""
+"""Find small classes by the class counts of a whole data set."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["classes_below", "rare_classes"]
 def rare_classes(class_counts: Tensor, *, k: int = 3) -> Tensor:
     """Return the ``k`` classes with the fewest pixels among those that occur.
 
-    The classes with the smallest shares ``f_c = n_c / Σ n`` (CRST's ``rare``; the order of the shares is the
-    order of the counts). Differs from CRST, where a class that never occurs is the rarest of all: on SYNTHIA, which
-    has 16 of 19 classes, mining would then look for the three that no image shows.
+    These are the classes with the smallest shares ``f_c = n_c / Σ n`` (``rare`` in CRST). Differs from CRST, which
+    also returns classes that never occur: on SYNTHIA, which has 16 of 19 classes, it would mine the three that no
+    image shows.
 
-    How many occur depends on the counts, so on a GPU the host waits for the device: call it once a round, not once a
-    step.
+    The size of the result depends on the counts, so on a GPU the host waits for the device: call it once per round,
+    not in every step.
 
     Args:
         class_counts: (C,), integer or floating point, at least 0: pixels per class over the data set, such as
@@ -26,7 +26,7 @@ def rare_classes(class_counts: Tensor, *, k: int = 3) -> Tensor:
         k: how many classes, 1 to C; 3 in CBST and CRST.
 
     Returns:
-        (K,) int64 on the device of ``class_counts``, rarest first, ties in class order; K is ``k``, or fewer where
+        (K,) int64 on the device of ``class_counts``, rarest first, ties in class order; K is ``k``, or less if
         fewer classes occur.
 
     Raises:
@@ -54,16 +54,17 @@ def rare_classes(class_counts: Tensor, *, k: int = 3) -> Tensor:
 def classes_below(class_counts: Tensor, *, share: float = 1e-3) -> Tensor:
     """Return the classes that occur and cover less than ``share`` of all pixels.
 
-    Every c with ``0 < n_c / Σ n < share`` (CRST's ``mine``, less the classes that no image shows). How many
-    there are depends on the counts, so on a GPU the host waits for the device: call it once a round, not once a step.
+    Returns every c with ``0 < n_c / Σ n < share`` (``mine`` in CRST, without the classes that no image shows). The
+    size of the result depends on the counts, so on a GPU the host waits for the device: call it once per round, not
+    in every step.
 
     Args:
         class_counts: (C,), integer or floating point, at least 0: pixels per class over the data set, such as
             ``ClassBalancedThreshold.class_counts()``.
-        share: bound on the share, in [0, 1], itself excluded; 1e-3 in CBST and CRST.
+        share: exclusive upper bound on the share, in [0, 1]; 1e-3 in CBST and CRST.
 
     Returns:
-        (K,) int64 on the device of ``class_counts``, rarest first, ties in class order; K is 0 where no class
+        (K,) int64 on the device of ``class_counts``, rarest first, ties in class order; K is 0 if no class
         is that small.
 
     Raises:

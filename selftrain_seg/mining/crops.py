@@ -1,4 +1,4 @@
-"""Crops that favour small classes: where to cut, and the cut, for whole batches on the device."""
+"""Crops that favour small classes, drawn and cut for whole batches on the device."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ def mine_crops(
 ) -> Tensor:
     """Draw one crop per image, with probability ``chance`` around a pixel of a small class.
 
-    With probability ``chance`` an image's crop is mined: one of the ``classes`` present in its labels is drawn
-    uniformly, then one of that class's pixels uniformly, and the crop is centred there (the pixel lands at row
-    ``h // 2``, column ``w // 2``) and shifted back inside the image where it sticks out. Otherwise, or where
-    the image shows none of the classes, the crop is uniform over all places inside the image. Images of the
-    batch are drawn independently.
+    With probability ``chance`` the crop of an image is mined: one of the ``classes`` present in its labels is drawn
+    uniformly, then one of the pixels of that class. The crop is centred on this pixel, which lands at row ``h // 2``
+    and column ``w // 2``; a crop that would stick out is shifted back inside the image. Otherwise, or if the image
+    shows none of the classes, the crop is drawn uniformly from all positions inside the image. Each image draws
+    independently.
 
-    The preference of CRST is ``classes=classes_below(counts)``. That of CBST adds
-    ``fallback=rare_classes(counts)``: an image without any of the former takes the latter.
+    CRST uses ``classes=classes_below(counts)``. CBST adds ``fallback=rare_classes(counts)`` for images without any
+    of these.
 
-    No host synchronisation, and a fixed number of operations whatever the batch and the classes.
+    No host synchronisation; the number of operations is fixed.
 
     Args:
-        labels: (B, H, W), integer; labels or pseudo-labels. Values outside [0, 65536) take no part.
+        labels: (B, H, W), integer; labels or pseudo-labels. Values outside [0, 65536) are never mined.
         classes: (K,) int64, on any device, the classes to mine; repeats count once, K may be 0.
         size: (h, w) of the crop in pixels.
         fallback: (F,) int64, on any device, the classes to mine in images that show none of ``classes``; None for none.
-        image_counts: (B, C), integer: the pixels of each class in each image, if stored beside the labels.
-            Saves a pass over the labels and changes nothing else.
+        image_counts: (B, C), integer: the number of pixels of each class in each image, such as rows of
+            ``ClassIndex.counts``. It saves a pass over the labels; the result is the same.
         chance: probability of mining, in [0, 1]; 0.8 in CBST and CRST.
         ignore_index: never mined, even if it is among ``classes``.
         generator: source of the random numbers, on the device of ``labels``; None for torch's default one.
 
     Returns:
-        (B, 2) int64 on the device of ``labels``: (top, left) of each crop, for :func:`crop`. Along a dimension
-        in which the image is smaller than the crop it is 0.
+        (B, 2) int64 on the device of ``labels``: (top, left) of each crop, for :func:`crop`; 0 along a dimension
+        in which the image is smaller than the crop.
 
     Raises:
         TypeError: ``labels``, ``classes``, ``fallback`` or ``image_counts`` is not an integer tensor; an
@@ -99,18 +99,18 @@ def mine_crops(
 
 
 def crop(tensor: Tensor, corners: Tensor, size: tuple[int, int], *, fill: float | None = None) -> Tensor:
-    """Cut one crop per image out of a batch, at the same corners for any number of tensors.
+    """Cut one crop per image out of a batch.
 
-    Call it once for the images, once for the labels, once for whatever else belongs to them. Where an image is
-    smaller than the crop it is padded at the bottom and on the right.
+    Call it once for each tensor: images, labels, weights. An image that is smaller than the crop is padded at the
+    bottom and on the right.
 
     Args:
         tensor: (B, …, H, W), any dtype; gradients flow through floating-point tensors.
         corners: (B, 2), integer: (top, left) of each crop, from :func:`mine_crops`. A crop that would stick
             out of the image is shifted back inside.
         size: (h, w) of the crop in pixels.
-        fill: value of the padding. None stands for 255, the ignore label, in integer tensors (B, H, W) and
-            (B, 1, H, W) (label maps) and for 0 in all others.
+        fill: value of the padding. None means 255, the ignore label, for label maps (integer tensors (B, H, W) or
+            (B, 1, H, W)), and 0 for all others.
 
     Returns:
         (B, …, h, w), dtype and device of ``tensor``, a copy. A channels_last batch stays channels_last.
@@ -119,8 +119,7 @@ def crop(tensor: Tensor, corners: Tensor, size: tuple[int, int], *, fill: float 
         TypeError: ``tensor`` is not a tensor; ``corners`` is not an integer tensor; an element of ``size`` is
             not an int; ``fill`` is not a number.
         ValueError: ``tensor`` has fewer than 3 dimensions, or no pixels; ``corners`` is not (B, 2) or on
-            another device; ``size`` is not two values of at least 1; ``fill`` cannot be held by the dtype of
-            ``tensor``.
+            another device; ``size`` is not two values of at least 1; the dtype of ``tensor`` cannot hold ``fill``.
 
     Example:
         >>> import torch
@@ -160,11 +159,11 @@ def crop(tensor: Tensor, corners: Tensor, size: tuple[int, int], *, fill: float 
 
 
 def _rank(candidates: Tensor, fallbacks: int, keys: Tensor, ignore_index: int) -> Tensor:
-    """(B, K): per image the candidates in the random order of ``keys``, but the first ``fallbacks`` first.
+    """(B, K): the candidates of each image in the random order of ``keys``, the first ``fallbacks`` before the others.
 
-    The later a class stands, the more it is preferred. What must not be drawn (a repeat, the ignore label) is -1.
+    Later classes are preferred. Repeats and the ignore label are set to -1 and are never drawn.
     """
-    repeated = (candidates[:, None] == candidates).triu(1).any(1)  # but the last time, where a preferred class stands
+    repeated = (candidates[:, None] == candidates).triu(1).any(1)  # the last occurrence stays: it is the preferred one
     candidates = torch.where(repeated | (candidates == ignore_index), -1, candidates)
     preferred = torch.arange(candidates.shape[0], device=candidates.device) >= fallbacks
     return candidates[(keys + preferred * 2**62).argsort(1)]

@@ -1,4 +1,4 @@
-"""CutMix: a box of one image on top of another."""
+"""CutMix: paste a box of one image onto another."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ def cut_mix(
     ignore_index: int = IGNORE_INDEX,
     generator: torch.Generator | None = None,
 ) -> MixedBatch:
-    """Paste a box of another image onto each image of a batch, at the same place.
+    """Paste a box of another image onto each image of a batch, at the same position.
 
     The share of the image that the box covers is drawn for each image from ``Beta(alpha, alpha)``, or uniformly
-    from the range ``area``. The box has the image's proportions, ``sqrt(share)`` of its height and width rounded to
-    whole pixels, and lies at a uniformly drawn place inside the image. Differs from the paper, where a box of the
-    drawn size may stick out and is cut off: here the drawn share is the covered one. No host synchronisation.
+    from the range ``area``. The box has the proportions of the image: its sides are ``sqrt(share)`` of height and
+    width, rounded to whole pixels. Its position is uniform inside the image. Differs from the paper, which cuts off
+    a box that sticks out and so covers less than the drawn share. No host synchronisation.
 
     Args:
         images: (B, D, H, W), any dtype: the images pasted onto; gradients flow.
         labels: (B, H, W), integer: their labels or pseudo-labels.
         pixel_weight: (B, H, W), floating point: their pixel weights in the loss; None for none.
         source: (images, labels) or (images, labels, pixel_weight) to paste from, of the same shapes and dtypes. None
-            takes the batch itself, shifted by one: image b gets a box of image b + 1, the last one of the first.
-            Where only one side has weights, the other's are 1.
-        alpha: above 0; 1 in CutMix, a uniform share.
-        area: (low, high) in [0, 1], range of the share instead of the Beta law; (0.02, 0.4) in UniMatch, (0.5, 0.5)
-            in CutMix-Seg.
-        paste_ignored: whether pixels without a label are pasted too, with that label. False leaves the image as it
-            is there, so that no box brings padding along.
-        ignore_index: the label of pixels without one.
+            takes the batch itself, shifted by one: image b gets a box of image b + 1, and the last image a box of the
+            first. If only one of the two has weights, those of the other are 1.
+        alpha: above 0; 1 in CutMix, which makes the share uniform.
+        area: (low, high) in [0, 1], the range of a uniform share; None for the Beta distribution. (0.02, 0.4) in
+            UniMatch, (0.5, 0.5) in CutMix-Seg.
+        paste_ignored: whether pixels labelled ``ignore_index`` are pasted too. False keeps the image there, so that
+            a box never pastes padding.
+        ignore_index: label of the pixels without a class.
         generator: source of the random numbers, on the device of ``images``; None for torch's default one.
 
     Returns:
         The mixed batch, in the order of ``images``; a copy.
 
     Raises:
-        TypeError: ``images`` is not a tensor, ``labels`` not an integer one, ``pixel_weight`` not a floating-point one,
-            or those of ``source`` alike; ``alpha`` or an end of ``area`` is not a number.
+        TypeError: ``images`` is not a tensor, ``labels`` is not an integer tensor or ``pixel_weight`` is not a
+            floating-point tensor, likewise for ``source``; ``alpha`` or an end of ``area`` is not a number.
         ValueError: ``images`` is not (B, D, H, W); ``labels`` or ``pixel_weight`` does not fit it or has no pixels;
-            ``source`` is not two or three tensors of the same shapes and dtypes, or None for a batch of one
-            image; ``alpha`` is not above 0;
-            ``area`` is not (low, high) with 0 ≤ low ≤ high ≤ 1; a tensor or the generator is on another device.
+            ``source`` is not two or three tensors of the same shapes and dtypes, or is None for a batch of one
+            image; ``alpha`` is not above 0; ``area`` is not (low, high) with 0 ≤ low ≤ high ≤ 1; a tensor or the
+            generator is on another device.
 
     References:
         Yun et al., CutMix, ICCV 2019, arXiv:1905.04899. French et al., Semi-supervised semantic segmentation needs
@@ -96,7 +96,7 @@ def cut_mix(
 
 
 def _interval(length: int, side: Tensor, place: Tensor) -> Tensor:
-    """(B, length) bool: ``side`` of the length, at one of the places inside, all equally likely."""
+    """(B, length) bool: an interval that covers the share ``side`` of the length, uniformly placed inside it."""
     size = (length * side).round()
     start = (place * (length - size + 1)).floor()
     at = torch.arange(length, device=side.device)
@@ -104,11 +104,11 @@ def _interval(length: int, side: Tensor, place: Tensor) -> Tensor:
 
 
 def _beta(first: Tensor, second: Tensor, alpha: float) -> Tensor:
-    """Beta(alpha, alpha) from two uniform numbers: (1 + t / sqrt(2·alpha + t²)) / 2 for t of Student's law.
+    """Beta(alpha, alpha) from two uniform numbers: (1 + t / sqrt(2·alpha + t²)) / 2 with t of Student's distribution.
 
     Bailey's polar form of t with 2·alpha degrees of freedom is ``sqrt(2·alpha·(u^(-1/alpha) - 1))·cos(2πv)``.
     """
-    power = (1 - first).pow(1 / alpha)  # of a number in (0, 1]
+    power = (1 - first).pow(1 / alpha)  # 1 - first is in (0, 1]
     wave = (1 - power).sqrt() * (2 * math.pi * second).cos()
     ratio = wave / (power + wave.square()).sqrt().clamp(min=1e-300)
     return ((1 + ratio) / 2).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Which classes each image of a data set shows, counted once and kept on disk."""
+"""Class counts of every image of a data set, counted once and cached on disk."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _FORMAT = 1
 class ClassIndex:
     """Pixel counts of every class in every image of a data set.
 
-    ``counts[i, c]`` is the number of pixels of class c in image i. It is what the samplers draw from, what
-    ``mine_crops`` takes as ``image_counts`` and, summed, what ``rare_classes`` takes. Memory: 4·(C + 1) bytes an
-    image, 8 MB for 100,000 images and 19 classes.
+    ``counts[i, c]`` is the number of pixels of class c in image i. The samplers draw from it, ``mine_crops`` takes
+    its rows as ``image_counts``, and ``rare_classes`` takes its sum. It needs 4·(C + 1) bytes per image: 8 MB for
+    100,000 images and 19 classes.
 
     Args:
         counts: (N, C), integer, at least 0; kept as int32 on the CPU.
-        pixels: (N,), integer, at least 1: all pixels of each image, those without a label included.
+        pixels: (N,), integer, at least 1: the number of pixels of each image, with or without a label.
 
     Attributes:
         counts: (N, C) int32.
@@ -85,29 +85,29 @@ class ClassIndex:
         files: Iterable[str | os.PathLike[str]] | None = None,
         progress: bool = False,
     ) -> ClassIndex:
-        """Count the classes of any iterable of label maps, in its order.
+        """Count the classes of an iterable of label maps, in its order.
 
         Args:
-            masks: label maps as integer tensors, arrays or images, (H, W) each, of any sizes; or batches (B, H, W)
-                of them, so that a DataLoader may read them in parallel. Each is looked at once.
+            masks: label maps as integer tensors, arrays or images, (H, W) each, of any sizes; or batches (B, H, W),
+                for instance from a DataLoader that reads them in parallel. Iterated once.
             num_classes: C. Labels outside [0, C) are not counted.
-            ignore_index: the label that is not counted; outside [0, C).
-            cache: file that holds the counts. If it was made of the same masks it is read, and they are not counted
-                again; otherwise it is written, whole or not at all. Masks in a list, tuple, tensor or array are
-                known by their content; those of a data set of this package, by the names, sizes and times of change
-                of its files and by its label map; all others need ``files``.
-            files: the files that ``masks`` are read from, by which a cache knows whether they have changed.
-            progress: show a bar while counting, if tqdm is installed.
+            ignore_index: label that is not counted; outside [0, C).
+            cache: file for the counts. If it was made from the same masks, the counts are read from it; otherwise
+                they are counted and the file is written atomically. Masks in a list, tuple, tensor or array are
+                compared by content; those of a data set of this package by its label map and by names, sizes and
+                modification times of its files. Any other iterable needs ``files``.
+            files: the files that ``masks`` are read from; ``cache`` detects changes by their names, sizes and
+                modification times.
+            progress: show a progress bar if tqdm is installed.
 
         Returns:
             The index, one row per label map.
 
         Raises:
-            TypeError: ``num_classes`` or ``ignore_index`` is not an int, a mask is not of integers.
+            TypeError: ``num_classes`` or ``ignore_index`` is not an int; a mask does not hold integers.
             ValueError: ``num_classes`` is below 1; ``ignore_index`` is in [0, C); a mask is not (H, W) or (B, H, W),
-                has no pixels, or looks like an image in colours: (H, W, 3) or (H, W, 4); ``cache`` is not the file
-                of an index, or of one for other classes, or ``masks`` cannot tell whether they are those it was
-                made of.
+                has no pixels, or looks like a colour image, (H, W, 3) or (H, W, 4); ``cache`` is not the file of an
+                index, or has other classes; ``cache`` is given for masks that need ``files``.
             OSError: one of ``files`` cannot be found.
         """
         _checks.check_count(num_classes, "num_classes")
@@ -145,11 +145,10 @@ class ClassIndex:
         return f"ClassIndex({len(self)} images, {self.num_classes} classes)"
 
     def contains(self, min_share: float = 0.0) -> Tensor:
-        """Tell which images show which classes.
+        """Return which images show which classes.
 
         Args:
-            min_share: in [0, 1], share of the image's pixels a class must cover; a share rather than a number of
-                pixels, so that it means the same at every resolution. 0 asks for one pixel.
+            min_share: in [0, 1], share of the image's pixels that a class must cover; 0 requires one pixel.
 
         Returns:
             (N, C) bool.
@@ -163,16 +162,16 @@ class ClassIndex:
         return self.counts >= needed[:, None]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the index to a file, whole or not at all.
+        """Write the index to a file, atomically.
 
         Args:
-            path: where to; an existing file is replaced.
+            path: the file; an existing one is replaced.
         """
         _write(Path(path), self, {"num_classes": self.num_classes})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ClassIndex:
-        """Read what :meth:`save` or ``cache`` wrote; tensors only, so a file from elsewhere cannot run code.
+        """Read a file written by :meth:`save` or ``cache``. It is read without unpickling arbitrary objects.
 
         Args:
             path: the file.
@@ -188,7 +187,7 @@ class ClassIndex:
 
 
 class _Rows:
-    """A table of int64 rows that grows by doubling: no list of a hundred thousand small tensors."""
+    """A table of int64 rows that grows by doubling."""
 
     def __init__(self, columns: int) -> None:
         self.rows = np.empty((256, columns), np.int64)
@@ -208,15 +207,15 @@ class _Rows:
 
 
 def _count(mask: Any, num_classes: int) -> np.ndarray[Any, Any]:
-    """(B, C + 1): the pixels of each class, and of the image."""
+    """(B, C + 1): the number of pixels of each class, then of the whole image."""
     if isinstance(mask, (str, os.PathLike)):
-        raise TypeError(f"`masks`: expected label maps, got the path {os.fspath(mask)!r}; open it, or take a data set")
+        raise TypeError(f"`masks`: expected label maps, got the path {os.fspath(mask)!r}; open it, or pass a data set")
     labels = mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
     _checks.check_integer(labels, "masks")
     if labels.ndim == 3 and (labels.shape[2] in (3, 4) or len(getattr(mask, "getbands", tuple)()) > 1):
         raise ValueError(
-            f"`masks`: expected (H, W) or (B, H, W), got {tuple(labels.shape)}, which looks like (H, W, channels) of an"
-            " image in colours; turn colours into classes first, as LabelMap does, or give such narrow maps one by one"
+            f"`masks`: expected (H, W) or (B, H, W), got {tuple(labels.shape)}, which looks like a colour image"
+            " (H, W, channels); convert colours to classes first (LabelMap), or pass narrow label maps one by one"
         )
     if labels.ndim not in (2, 3) or 0 in labels.shape[-2:]:
         raise ValueError(f"`masks`: expected (H, W) or (B, H, W) with pixels, got {tuple(labels.shape)}")
@@ -233,9 +232,9 @@ def _count(mask: Any, num_classes: int) -> np.ndarray[Any, Any]:
 
 
 def _made_of(masks: Any, files: Iterable[str | os.PathLike[str]] | None) -> str:
-    """A digest of what the label maps are made of: changes where one of them does."""
+    """Digest of the sources of the label maps; it changes when one of them changes."""
     made = hashlib.sha256()
-    source = getattr(masks, "dataset", masks)  # of a DataLoader
+    source = getattr(masks, "dataset", masks)  # a DataLoader has a data set
     if files is None and hasattr(source, "made_of"):
         words, files = source.made_of()
         made.update(words.encode())
@@ -255,8 +254,8 @@ def _made_of(masks: Any, files: Iterable[str | os.PathLike[str]] | None) -> str:
             made.update(f"{values.shape}|{values.dtype.str}\n".encode() + values.tobytes())
     else:
         raise ValueError(
-            f"`files`: expected the files that the masks are read from, since this {type(source).__name__} does not"
-            " tell, and without them the cache could not know that a mask has changed"
+            f"`files`: expected the files that the masks are read from, as `cache` cannot detect changed masks in"
+            f" this {type(source).__name__} without them"
         )
     return made.hexdigest()
 
@@ -273,7 +272,7 @@ def _with_progress(masks: Iterable[Any], progress: bool) -> Iterable[Any]:
 
 
 def _write(path: Path, index: ClassIndex, settings: dict[str, Any]) -> None:
-    """Into a file beside it first, so that neither a crash nor a second process leaves half an index."""
+    """Write to a temporary file next to ``path`` and rename it, so that no reader sees an incomplete index."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -298,7 +297,7 @@ def _read(path: Path) -> tuple[ClassIndex, dict[str, Any]]:
 
 
 def _cached(path: Path, settings: dict[str, Any], made_of: str) -> ClassIndex | None:
-    """The index in the cache; None if there is none yet, or it is of masks that have changed."""
+    """The cached index; None if the file does not exist yet or the masks have changed."""
     try:
         index, content = _read(path)
     except FileNotFoundError:

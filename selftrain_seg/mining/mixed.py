@@ -1,4 +1,4 @@
-"""What mixing takes and returns: a batch, the batch it is mixed with, and the result."""
+"""Input checks, blending and the result of the mixing functions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class MixedBatch(NamedTuple):
     Attributes:
         images: (B, D, H, W), dtype of the images.
         labels: (B, H, W), dtype of the labels.
-        pixel_weight: (B, H, W) pixel weights, or None where none were given.
-        pasted: (B, H, W) bool, where the pixels come from another image: for mixing whatever else belongs to them.
+        pixel_weight: (B, H, W) pixel weights, or None if none were given.
+        pasted: (B, H, W) bool, True where the pixel comes from another image; use it to mix further tensors.
     """
 
     images: Tensor
@@ -50,18 +50,18 @@ def check_batch(
 
 
 def check_neighbours(images: Tensor, source: object) -> None:
-    """An image has no neighbour in a batch of one: mixed with itself it would stay as it is."""
+    """Refuse a batch of one image without a ``source``: an image mixed with itself does not change."""
     if source is None and images.shape[0] == 1:
         raise ValueError(
-            "`source`: expected another batch to paste from, as this one has a single image, got None (`drop_last=True`"
-            " of a DataLoader leaves out a last batch that is smaller)"
+            "`source`: expected another batch to paste from, as this one has a single image, got None (a DataLoader"
+            " with `drop_last=True` leaves out a smaller last batch)"
         )
 
 
 def blend(
     batch: tuple[Tensor, Tensor, Tensor | None], source: tuple[Tensor, Tensor, Tensor | None], pasted: Tensor
 ) -> MixedBatch:
-    """The source where ``pasted``, the batch elsewhere; a missing weight counts 1 beside a given one."""
+    """Take the source where ``pasted`` and the batch elsewhere; if only one has weights, those of the other are 1."""
     images = torch.where(pasted[:, None], source[0], batch[0])
     labels = torch.where(pasted, source[1], batch[1])
     pixel_weight = None

@@ -1,4 +1,4 @@
-"""Copy-paste of small classes: their regions, enlarged, at other places of another image."""
+"""Copy-paste of small classes: enlarge their regions and paste them at random positions of another image."""
 
 from __future__ import annotations
 
@@ -40,50 +40,49 @@ def paste_classes(
 ) -> MixedBatch:
     """Paste the regions of a small class into each image and its labels (the tail class copy-paste of DT-ST).
 
-    For each image, from the source image with the same number:
+    For each image, with the source image at the same position in the batch:
 
-    1. a class c is drawn with probability ``∝ class_weight[c]`` among those with at least ``min_class_pixels`` pixels;
-    2. its regions are found: 8-connected, of at least ``min_pixels`` pixels of class c, together with the pixels of
-       its ``companions`` where they touch;
-    3. each region is enlarged by a factor of its own, drawn uniformly from ``scale`` (image bilinearly, label and
-       weight by the nearest pixel), and put at a uniformly drawn place inside the image. One that does not fit into the
-       image is left out. Where regions overlap, the one that is further down in the source is on top.
+    1. A class c is drawn with probability ``∝ class_weight[c]`` among those with at least ``min_class_pixels`` pixels.
+    2. Its regions are found: 8-connected components of class c and its ``companions`` with at least ``min_pixels``
+       pixels of class c.
+    3. Each region is enlarged by its own factor, drawn uniformly from ``scale`` (image bilinearly, label and weight by
+       nearest neighbour), and pasted at a uniformly drawn position inside the image. Regions that do not fit are left
+       out. Where regions overlap, the one further down in the source is on top.
 
-    Where an image's source has no such class, or the drawn class no such region, nothing is pasted. No host
-    synchronisation on a GPU. Differs from DT-ST, which pastes any number of regions, in ``most``.
+    If the source has no such class, or the class no such region, nothing is pasted. No host synchronisation on a GPU.
+    Differs from DT-ST, which pastes any number of regions: here at most ``most``.
 
     Args:
-        images: (B, D, H, W), any dtype: the images pasted onto; gradients flow. Integer images are enlarged by the
-            nearest pixel.
+        images: (B, D, H, W), any dtype: the images pasted onto; gradients flow. Integer images are enlarged by nearest
+            neighbour.
         labels: (B, H, W), integer: their labels or pseudo-labels.
-        class_weight: (C,), floating point, on any device: how much each class is wanted; 0, negative or NaN for
-            never. DT-ST: ``1 - r`` with ``r = RunningConfidenceSelector.running_confidence`` for the tail classes, 0
-            for others.
+        class_weight: (C,), floating point, on any device: relative probability of each class; a class with 0, a
+            negative value or NaN is never drawn. DT-ST: ``1 - r`` with
+            ``r = RunningConfidenceSelector.running_confidence`` for the tail classes, 0 for others.
         pixel_weight: (B, H, W), floating point: their pixel weights in the loss; None for none.
         source: (images, labels) or (images, labels, pixel_weight) to paste from, of the same shapes and dtypes, such as
-            images that a sampler chose, with the labels that ``ReliabilityBank.filter`` left. None takes the batch
-            itself, shifted by one. Where only one side has weights, the other's are 1.
-        companions: for a class, those that it brings along, one way: ``{17: [12], 18: [12], 6: [5], 7: [5]}`` in DT-ST.
-            Motorcycles and bicycles bring their riders, lights and signs their poles; a rider or a pole comes alone.
-        protected: labels that are never covered, such as those of classes that stand in front; ``ignore_index``
-            among them keeps unlabelled pixels.
+            images that a sampler chose, with the labels that ``ReliabilityBank.filter`` kept. None takes the batch
+            itself, shifted by one. If only one of the two has weights, those of the other are 1.
+        companions: maps a class to the classes pasted with it: ``{17: [12], 18: [12], 6: [5], 7: [5]}`` in DT-ST pastes
+            motorcycles and bicycles with their riders, and lights and signs with their poles, but not the reverse.
+        protected: labels that are never covered, such as classes in the foreground; include ``ignore_index`` to keep
+            unlabelled pixels.
         scale: (low, high), above 0; (1, 2.5) in DT-ST.
         min_class_pixels: at least 1; 50 in DT-ST.
         min_pixels: at least 1; 20 in DT-ST.
-        most: regions pasted into an image, from 1 to 255; of more, a run of so many in reading order that begins at a
-            uniformly drawn one, so that each is as likely as the others.
-        ignore_index: the label that is no class, so that none of its pixels is pasted; neither are those with
-            labels outside [0, C).
+        most: maximum number of regions pasted into an image, from 1 to 255. If there are more, ``most`` consecutive
+            ones in reading order (cyclic, from a uniformly drawn first one) are pasted, so all are equally likely.
+        ignore_index: label of the pixels without a class. They are never pasted, nor are labels outside [0, C).
         generator: source of the random numbers, on the device of ``images``; None for torch's default one.
 
     Returns:
         The mixed batch, in the order of ``images``; a copy.
 
     Raises:
-        TypeError: ``images`` is not a tensor, ``labels`` not an integer one, ``pixel_weight`` not a floating-point one,
-            or those of ``source`` alike; ``class_weight`` is not a floating-point tensor; an end of ``scale`` is
-            not a number; ``min_class_pixels``, ``min_pixels``, ``most`` or a class in ``companions`` or ``protected``
-            is not an int; ``companions`` is no mapping.
+        TypeError: ``images`` is not a tensor, ``labels`` is not an integer tensor or ``pixel_weight`` is not a
+            floating-point tensor, likewise for ``source``; ``class_weight`` is not a floating-point tensor; an end of
+            ``scale`` is not a number; ``min_class_pixels``, ``min_pixels``, ``most`` or a class in ``companions`` or
+            ``protected`` is not an int; ``companions`` is not a mapping.
         ValueError: ``images`` is not (B, D, H, W); ``labels`` or ``pixel_weight`` does not fit it or has no pixels;
             ``source`` is not two or three tensors of the same shapes and dtypes; ``class_weight`` is not (C,) with
             C of at least 1; a class in ``companions`` is not in [0, C); ``scale`` is not (low, high) with
@@ -145,7 +144,7 @@ def paste_classes(
 
 
 def _draw_class(classes: Tensor, class_weight: Tensor, min_pixels: int, chance: Tensor) -> Tensor:
-    """(B,): a class with enough pixels; C + 1, which no pixel has, where there is none."""
+    """(B,): a drawn class with enough pixels; C + 1, which no pixel has, if there is none."""
     counts = torch.zeros(len(classes), len(class_weight) + 1, dtype=torch.int64, device=classes.device)
     one = torch.ones((), dtype=torch.int64, device=classes.device)
     counts.scatter_add_(1, classes.flatten(1), one.expand(classes.flatten(1).shape))
@@ -156,12 +155,12 @@ def _draw_class(classes: Tensor, class_weight: Tensor, min_pixels: int, chance: 
 
 
 def _company(classes: Tensor, drawn: Tensor, companions: Mapping[int, Sequence[int]], num_classes: int) -> Tensor:
-    """(B, H, W) bool: the drawn class and those that it brings along."""
+    """(B, H, W) bool: pixels of the drawn class and its companions."""
     own = classes == rearrange(drawn, "b -> b 1 1")
     pairs = {(int(one), int(other)) for one, others in companions.items() for other in others}
     if not pairs:
         return own
-    # A row for each class, and one for none, with an entry for each class and for pixels without one.
+    # Rows: the classes, "no label", "no class drawn". Columns: the classes, "no label".
     width = num_classes + 1
     travel = torch.zeros((num_classes + 2) * width, dtype=torch.bool, device=classes.device)
     travel.index_fill_(0, integers(sorted(one * width + other for one, other in pairs), classes.device), True)
@@ -172,7 +171,7 @@ def _company(classes: Tensor, drawn: Tensor, companions: Mapping[int, Sequence[i
 def _number_regions(
     classes: Tensor, drawn: Tensor, company: Tensor, min_pixels: int, most: int, chance: Tensor
 ) -> Tensor:
-    """(B, H, W) uint8: the components of the drawn class and its company, from 1 to ``most``; 0 elsewhere."""
+    """(B, H, W) uint8: number, from 1 to ``most``, of the region that the pixel belongs to; 0 elsewhere."""
     roots = connected_components(company).flatten(1)
     own = (classes == rearrange(drawn, "b -> b 1 1")).flatten(1)
     sizes = torch.zeros_like(roots, dtype=torch.int32).scatter_add_(1, roots, own.int())
@@ -186,12 +185,12 @@ def _number_regions(
 
 
 class _Origins(NamedTuple):
-    """Where the pixels of an image come from, as the region on top has it; where there is none, any."""
+    """Source pixels of each pixel, according to the region on top; arbitrary where there is no region."""
 
-    nearest: Tensor  # (B, H · W) int64 numbers of pixels
-    around: Tensor  # (B, 2, 2, H · W) int64, those whose centres are next above and below, left and right
-    down: Tensor  # (B, H · W) float64, how far from the upper to the lower
-    right: Tensor
+    nearest: Tensor  # (B, H · W) int64, index of the nearest pixel
+    around: Tensor  # (B, 2, 2, H · W) int64, the four pixels to interpolate: (above, below) × (left, right)
+    down: Tensor  # (B, H · W) float64, weight of the lower pixels
+    right: Tensor  # (B, H · W) float64, weight of the right pixels
 
 
 def _origins(top: Tensor, places: Places) -> _Origins:
@@ -207,14 +206,14 @@ def _origins(top: Tensor, places: Places) -> _Origins:
 
 
 def _take(maps: Tensor, pixels: Tensor) -> Tensor:
-    """(B, H, W) maps, or (B, D, H, W) images, at the pixels of each image."""
+    """Gather (B, H, W) maps or (B, D, H, W) images at pixel indices (B, H · W)."""
     if maps.ndim == 3:
         return maps.flatten(1).gather(1, pixels).view(maps.shape)
     return _at(maps, pixels).view(maps.shape)
 
 
 def _at(images: Tensor, pixels: Tensor) -> Tensor:
-    """(B, D, N) of the N pixels."""
+    """(B, D, N): the values at N pixel indices."""
     return images.flatten(2).gather(2, pixels[:, None].expand(-1, images.shape[1], -1))
 
 

@@ -1,4 +1,4 @@
-"""How reliable each class is in each image: whether two snapshots of the network agree on it (TCR of DT-ST)."""
+"""Reliability of each class in each image: the agreement of two snapshots of the network (TCR of DT-ST)."""
 
 from __future__ import annotations
 
@@ -20,51 +20,51 @@ _MAX_CLASSES = 255
 
 
 class ReliabilityBank(Stateful):
-    """Find, image by image, the classes whose pseudo-labels are steady over training.
+    """Find the classes of each image whose pseudo-labels are stable during training.
 
-    Every ``every_steps`` the current network labels all images (a snapshot), and for every image i and class c
+    Every ``every_steps`` steps the current network labels all images (a snapshot). For every image i and class c,
+    the labels of the previous and the current snapshot give
 
-        ``iou[i, c] = |prev_i = c and now_i = c| / |prev_i = c or now_i = c|``
+        ``iou[i, c] = |prev_i = c and now_i = c| / |prev_i = c or now_i = c|``.
 
-    is taken between its labels of the previous snapshot and the current ones. Pixels that had no label in the previous
-    one are left out; those that have none any more count as changed. DT-ST compares the network's labels of *all*
-    pixels (``top_confidence(logits).labels``), not the selected ones: how steady the network is and how sure it is
-    are two questions. ``m_c`` is the median of iou[·, c] over the images where it is positive. Class c of image i is a
-    **candidate** when ``iou[i, c] ≥ m_c`` and positive. After an image's first snapshot there is nothing to compare
-    yet: then c is a candidate when its mean confidence is positive and at or above the class's median over the images
-    that show it. Candidates feed :class:`ClassBalancedSampler` and :func:`paste_classes`; :meth:`filter` turns all
-    other regions into ``ignore_index``.
+    Pixels without a label in the previous snapshot are left out; pixels that have lost their label count as changed.
+    DT-ST compares the labels of *all* pixels (``top_confidence(logits).labels``), not only the selected ones. ``m_c``
+    is the median of iou[·, c] over the images where it is positive. Class c of image i is a **candidate** if
+    ``iou[i, c]`` is positive and at least ``m_c``. After the first snapshot of an image, there is nothing to compare:
+    c is a candidate if its mean confidence is positive and at least the median of the class over the images that show
+    it. Pass the candidates to :class:`ClassBalancedSampler`; :meth:`filter` sets the labels of all other classes to
+    ``ignore_index``, for instance for the source of :func:`paste_classes`.
 
-    Use: ``if bank.due(step)``, label every image once, in any batches, with ``bank.update(…)``, then
+    Usage: when ``bank.due(step)``, label every image once with ``bank.update(…)``, in any batches, then call
     ``bank.refresh(step)``.
 
     Args:
         num_images: N.
-        num_classes: C, at most 255 where ``size`` is given.
-        size: (h, w) at which labels are kept, as uint8 on the CPU, h·w bytes an image; larger labels are
-            subsampled (nearest). None keeps none: hand the previous labels to :meth:`update`, from disk.
+        num_classes: C, at most 255 if ``size`` is given.
+        size: (h, w) of the labels that the bank keeps, as uint8 on the CPU, h·w bytes per image; larger labels are
+            subsampled (nearest). None keeps no labels: pass the previous ones to :meth:`update`.
         every_steps: training steps between snapshots; 3000 in DT-ST.
-        median: of n values, ascending and counted from 0: "midpoint", the mean of the two in the middle where n is
-            even; or "rounded", number n/2 rounded, halves to the even number, as the published code of DT-ST has it:
-            up to half a place higher, which matters where few images show a class.
-        ignore_index: label of the pixels that belong to no class; outside [0, C).
+        median: "midpoint", the mean of the two middle values if their number n is even; or "rounded", the value at
+            position n/2 of the ascending order, counted from 0 and with halves rounded to even, as in the published
+            code of DT-ST. "rounded" is up to half a position higher, which matters for classes that few images show.
+        ignore_index: label of the pixels without a class; outside [0, C).
 
     Attributes:
-        iou: (N, C) float32; of each image's latest snapshot but the first, 0 where the class is absent.
+        iou: (N, C) float32, IoU of each image's latest two snapshots, 0 where the class is absent.
         confidence: (N, C) float32, mean confidence in each image's latest snapshot, 0 where the class is absent.
-        candidates: (N, C) bool, after the last :meth:`refresh`.
+        candidates: (N, C) bool, as of the last :meth:`refresh`.
         compared: (N,) bool, whether ``iou`` is known.
-        fresh: (N,) bool, the images labelled in the running snapshot.
+        fresh: (N,) bool, the images labelled in the current snapshot.
         kept: (N,) bool, the images whose labels this rank keeps.
-        labels: (N, h, w) uint8 on the CPU, or (0, 0, 0).
+        labels: (N, h, w) uint8 on the CPU; (0, 0, 0) without ``size``.
 
     State / distributed:
-        All of it is in the state_dict, a snapshot half taken too. :meth:`refresh` adds up what the ranks found by
-        one all-reduce; after it, all statistics are the same on all ranks. Labels are not exchanged: each rank
-        must label the same images in every snapshot (a DistributedSampler without shuffling), and saves its own
-        labels. Moving the module moves the statistics; labels stay on the CPU. Nothing is a buffer, so
-        ``DistributedDataParallel`` leaves every rank its own. With the previous labels handed in, ``update`` never
-        waits for the device.
+        The whole state is in the state_dict, including an unfinished snapshot. :meth:`refresh` sums the statistics
+        over ranks by one all-reduce; they are then the same on all ranks. Labels are not exchanged: each rank must
+        label the same images in every snapshot (a DistributedSampler without shuffling) and save its own labels.
+        Moving the module moves the statistics; labels stay on the CPU. None of the state is a registered buffer, so
+        ``DistributedDataParallel`` does not overwrite it. With ``previous`` given, ``update`` never waits for the
+        device.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -122,7 +122,7 @@ class ReliabilityBank(Stateful):
         if size is not None:
             size = _checks.check_size(size)
             if num_classes > _MAX_CLASSES:
-                raise ValueError(f"`num_classes`: expected at most {_MAX_CLASSES} to be kept, got {num_classes}")
+                raise ValueError(f"`num_classes`: expected at most {_MAX_CLASSES} with `size`, got {num_classes}")
             shape = (num_images, *size)
         self.num_images, self.num_classes, self.size = num_images, num_classes, size
         self.every_steps, self.median, self.ignore_index = every_steps, median, ignore_index
@@ -131,8 +131,8 @@ class ReliabilityBank(Stateful):
         self.add_state("confidence", torch.zeros(table))
         self.add_state("candidates", torch.zeros(table, dtype=torch.bool))
         self.add_state("compared", torch.zeros(num_images, dtype=torch.bool))
-        self.add_state("kept", torch.zeros(num_images, dtype=torch.bool))  # this rank keeps its labels
-        self.add_state("fresh", torch.zeros(num_images, dtype=torch.bool))  # seen in the running snapshot
+        self.add_state("kept", torch.zeros(num_images, dtype=torch.bool))
+        self.add_state("fresh", torch.zeros(num_images, dtype=torch.bool))
         none = torch.full((), _MAX_CLASSES, dtype=torch.uint8)
         self.add_state("labels", none.expand(shape), on_host=True)
         self.add_state("last_step", torch.zeros((), dtype=torch.int64), on_host=True)
@@ -145,13 +145,13 @@ class ReliabilityBank(Stateful):
         )
 
     def due(self, step: int) -> bool:
-        """Tell whether it is time for a snapshot.
+        """Return whether it is time for a snapshot.
 
         Args:
-            step: of training.
+            step: training step.
 
         Returns:
-            True before the first :meth:`refresh` and ``every_steps`` after the last one.
+            True before the first :meth:`refresh`, and from ``every_steps`` steps after the last one.
         """
         return int(self.snapshots) == 0 or step - int(self.last_step) >= self.every_steps
 
@@ -164,26 +164,26 @@ class ReliabilityBank(Stateful):
         *,
         previous: Tensor | None = None,
     ) -> None:
-        """Take in the labels of some images in the running snapshot; an image's second time is passed over.
+        """Add the labels of some images to the current snapshot.
 
-        That holds inside a batch, too: the first of equal indices counts.
+        An image counts once per snapshot: repeats, within a batch too, are ignored.
 
         Args:
             indices: (B,), integer in [0, N): which images.
-            labels: (B, H, W), integer: what the network says now, of all pixels as published, or of those it is sure
-                of. Values outside [0, C) belong to no class.
-            confidence: (B, H, W), floating point in [0, 1]; None leaves classes of images that cannot be compared
-                without candidates. NaN counts 0.
-            previous: (B, H, W), integer: the labels of the previous snapshot, where they are not kept here; None
-                for the first.
+            labels: (B, H, W), integer: the network's current labels, of all pixels (as in DT-ST) or of the selected
+                ones. Values outside [0, C) belong to no class.
+            confidence: (B, H, W), floating point in [0, 1]; NaN counts as 0. If None, images without a previous
+                snapshot have no candidates.
+            previous: (B, H, W), integer: the labels of the previous snapshot, if the bank does not keep them; None
+                for the first snapshot.
 
         Raises:
-            TypeError: ``indices``, ``labels`` or ``previous`` is not an integer tensor, ``confidence`` not a
-                floating-point one.
+            TypeError: ``indices``, ``labels`` or ``previous`` is not an integer tensor, or ``confidence`` is not a
+                floating-point tensor.
             ValueError: ``labels`` is not (B, H, W) with pixels; ``indices`` is not (B,); ``confidence`` or
-                ``previous`` has another shape than ``labels``, or another device; ``previous`` is given though
-                labels are kept here; an index on the CPU is outside [0, N), and inside ``value_checks()`` one on any
-                device. Elsewhere such an index fails on the GPU.
+                ``previous`` has another shape or device than ``labels``; ``previous`` is given although the bank
+                keeps the labels; an index is outside [0, N) (on a GPU checked inside ``value_checks()`` only;
+                otherwise it fails in the kernel).
         """
         self._check_batch(indices, labels)
         if confidence is not None:
@@ -192,14 +192,14 @@ class ReliabilityBank(Stateful):
                 raise TypeError(f"`confidence`: expected a floating-point dtype, got {confidence.dtype}")
         if previous is not None:
             if self.size is not None:
-                raise ValueError("`previous`: expected None, as this bank keeps the labels itself")
+                raise ValueError("`previous`: expected None, as this bank keeps the labels")
             _checks.check_integer(previous, "previous")
             _check_like(previous, labels, "previous")
         if labels.shape[0] == 0:
             return
 
         rows = self._rows(indices)
-        first = (rows[:, None] == rows).to(torch.uint8).argmax(1)  # of the same image in this batch
+        first = (rows[:, None] == rows).to(torch.uint8).argmax(1)  # first occurrence of the image in this batch
         stored = None
         if self.size is not None:
             labels = _subsample(labels, self.size)
@@ -221,26 +221,26 @@ class ReliabilityBank(Stateful):
             packed = torch.where(now == self.num_classes, _MAX_CLASSES, now).to("cpu", torch.uint8)[first.to("cpu")]
             self.labels[stored] = torch.where(old.to("cpu")[:, None, None], self.labels[stored], packed)
             self.kept.index_fill_(0, rows, True)
-        self.fresh.index_fill_(0, rows, True)  # an assignment through an index would make the host wait
+        self.fresh.index_fill_(0, rows, True)  # indexed assignment would make the host wait
 
     @torch.no_grad()
     def refresh(self, step: int) -> None:
-        """Close the snapshot: medians over all images, and new candidates.
+        """Finish the snapshot: compute the medians over all images and the new candidates.
 
-        An image that was not labelled in this snapshot keeps its last values and is measured by the new medians.
+        An image that was not labelled in this snapshot keeps its last values, which are compared with the new medians.
 
         Args:
-            step: of training.
+            step: training step.
 
         Raises:
             TypeError: ``step`` is not an int.
-            ValueError: ``step`` is negative, or before that of the last snapshot.
+            ValueError: ``step`` is negative or less than at the last snapshot.
         """
         _checks.check_count(step, "step", minimum=0)
         if int(self.snapshots) and step < int(self.last_step):
             raise ValueError(
-                f"`step`: expected at least {int(self.last_step)}, that of the last snapshot, got {step}: the next one"
-                " would be due far too late; `reset` begins anew"
+                f"`step`: expected at least {int(self.last_step)}, the step of the last snapshot, got {step}; call"
+                " `reset` to start a new training"
             )
         self._join_ranks()
         by_iou, by_confidence = (_at_or_above_median(each, self.median) for each in (self.iou, self.confidence))
@@ -257,7 +257,7 @@ class ReliabilityBank(Stateful):
             indices: (B,), integer in [0, N): which images.
 
         Returns:
-            (B, H, W), dtype and device of ``labels``: ``ignore_index`` where the class is no candidate in its image.
+            (B, H, W), dtype and device of ``labels``; ``ignore_index`` where the class is not a candidate.
 
         Raises:
             TypeError: ``labels`` or ``indices`` is not an integer tensor.
@@ -271,7 +271,7 @@ class ReliabilityBank(Stateful):
         return torch.where(keep, labels, self.ignore_index).to(labels.dtype)
 
     def _join_ranks(self) -> None:
-        """Take every image's values from the rank that labelled it, the mean where several did."""
+        """Share the values of every image; if several ranks labelled it, take their mean."""
         fresh, compared = self.fresh[:, None].float(), (self.fresh & self.compared)[:, None].float()
         parts = torch.cat([fresh, compared, fresh * self.confidence, compared * self.iou], dim=1)
         fresh, compared, confidence, iou = all_reduce_sum(parts).tensor_split([1, 2, 2 + self.num_classes], dim=1)
@@ -280,28 +280,28 @@ class ReliabilityBank(Stateful):
         self.compared.logical_or_(compared[:, 0] > 0)
 
     def _classes(self, labels: Tensor) -> Tensor:
-        """int64 classes, C for all that is none."""
+        """Labels as int64, with C for pixels without a class."""
         wide = labels.long()
         outside = (wide < 0) | (wide >= self.num_classes) | (wide == self.ignore_index)
         return torch.where(outside, self.num_classes, wide)
 
     def _iou(self, now: Tensor, before: Tensor) -> Tensor:
-        """(B, C), of the pixels that had a class, from the counts of all pairs; 0 where the class is in neither."""
+        """(B, C): IoU over the pixels that had a class before; 0 where the class is in neither map."""
         width = self.num_classes + 2
         pairs = label_sums(now, self.num_classes, before=before).view(-1, width, width)
         both = pairs.diagonal(dim1=1, dim2=2)
-        either = pairs[:, 1:-1].sum(1) + pairs.sum(2) - both  # now, before
+        either = pairs[:, 1:-1].sum(1) + pairs.sum(2) - both  # now + before - both
         return self._of_classes(both.double() / either.clamp(min=1))
 
     def _mean_confidence(self, now: Tensor, confidence: Tensor | None) -> Tensor:
-        """(B, C), 0 where the class is absent or nothing is known."""
+        """(B, C): mean confidence of each class; 0 where the class is absent or no confidence was given."""
         if confidence is None:
             return torch.zeros(len(now), self.num_classes, device=now.device)
         total = label_sums(now, self.num_classes, weights=confidence)
         return self._of_classes(total / label_sums(now, self.num_classes).clamp(min=1))
 
     def _of_classes(self, values: Tensor) -> Tensor:
-        """(B, C + 2) of places -> (B, C) float32."""
+        """Drop the first and the last column, which count pixels without a class: (B, C + 2) -> (B, C) float32."""
         return values[:, 1:-1].float()
 
     def _check_batch(self, indices: Tensor, labels: Tensor) -> None:
@@ -314,13 +314,13 @@ class ReliabilityBank(Stateful):
         check_indices(indices, self.num_images)
 
     def _rows(self, indices: Tensor) -> Tensor:
-        """Where the tables are; below 0 is as far outside as above the last, not the last but one."""
+        """Indices on the device of the tables; negative ones become N, so that they fail instead of wrapping around."""
         rows = indices.to(self.iou.device).long()
         return torch.where(rows < 0, self.num_images, rows)
 
 
 def _at_or_above_median(values: Tensor, median: str) -> Tensor:
-    """(N, C) bool: positive, and at or above the median of the column's positive values."""
+    """(N, C) bool: positive and at least the median of the positive values of the column."""
     counted = values > 0
     ordered = torch.where(counted, values, torch.inf).sort(dim=0).values
     number = counted.sum(0, keepdim=True)
@@ -332,7 +332,7 @@ def _at_or_above_median(values: Tensor, median: str) -> Tensor:
 
 
 def _subsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, h, w): the nearest pixels."""
+    """Subsample (B, H, W) maps to (B, h, w) by nearest neighbour."""
     for dim, wanted in ((1, size[0]), (2, size[1])):
         have = maps.shape[dim]
         if have != wanted:

@@ -1,4 +1,4 @@
-"""Samplers that show small classes more often: which image comes next."""
+"""Samplers that draw images with small classes more often."""
 
 from __future__ import annotations
 
@@ -19,29 +19,28 @@ __all__ = ["ClassBalancedSampler", "ImportanceSampler", "RareClassSampler"]
 class ClassBalancedSampler(ClassSampler):
     """Draw images so that every class is shown about equally often (the resampling of TCR in DT-ST).
 
-    For each place of the order a class c is drawn with probability ``∝ 1 / log(1.01 + d_c)``, where
-    ``d_c = n_c / Σ n`` and n_c counts the images with class c among those drawn so far in the running sub-epoch.
-    The image is the next one in the shuffled list of the images that contain c (shuffled anew when it ends), and
-    all of its classes are added to n. Classes that no image contains are never drawn.
+    For each image a class c is drawn with probability ``∝ 1 / log(1.01 + d_c)``, where ``d_c = n_c / Σ n`` and n_c
+    counts the images with class c drawn so far in the current sub-epoch. The image is the next one in the shuffled
+    list of images that contain c, which is reshuffled after each pass. All of its classes are added to n. Classes that
+    no image contains are never drawn.
 
-    The indices are drawn by the main process; see :meth:`update`. Drawing one takes about 10 µs.
+    The main process draws the indices; see :meth:`update`. One draw takes about 10 µs.
 
     Args:
         index: the class counts of the N images.
-        sub_epoch: at least 1, places of the global order after which n is forgotten; 500 in DT-ST.
-        min_share: in [0, 1], share of an image a class must cover to count as contained; 0 for any pixel.
+        sub_epoch: at least 1, number of images over all ranks after which n is reset; 500 in DT-ST.
+        min_share: in [0, 1], share of an image that a class must cover to count as contained; 0 requires one pixel.
         candidates: (N, C) bool, which classes of which images may be drawn; None for all.
-        num_samples: images an epoch over all ranks, rounded up to a multiple of their number; None for N.
+        num_samples: images per epoch over all ranks, rounded up to a multiple of the number of ranks; None for N.
         seed: at least 0, the same on all ranks.
-        rank: of this process; None for that of torch.distributed, or 0 of a single process.
-        num_replicas: number of ranks; None for that of torch.distributed, or 1 without it.
+        rank: rank of this process; None asks torch.distributed, and means 0 without a process group.
+        num_replicas: number of ranks; None asks torch.distributed, and means 1 without a process group.
 
     State / distributed:
-        All ranks draw one and the same global order, and rank r takes its places r, r + R, r + 2R, … . The order
-        depends on ``seed``, the epoch and the classes, not on the number of ranks. Each iteration that has reached its
-        end is followed by the next epoch, ``set_epoch`` chooses another. Iterators that run at the same time give the
-        same images, each at its own pace. ``state_dict`` and ``load_state_dict`` resume in the middle of an epoch; the
-        state of one rank serves all.
+        All ranks draw the same global order; of R ranks, rank r takes the positions r, r + R, r + 2R, … The order
+        depends on ``seed``, the epoch and the classes, not on the number of ranks. Each complete iteration is followed
+        by the next epoch; ``set_epoch`` chooses another. Concurrent iterators yield the same images independently.
+        ``state_dict`` and ``load_state_dict`` resume within an epoch; the state is the same on all ranks.
 
     Raises:
         TypeError: ``index`` is not a ClassIndex, ``candidates`` is not a bool tensor, ``min_share`` is not a
@@ -78,8 +77,8 @@ class ClassBalancedSampler(ClassSampler):
         self.sub_epoch = int(sub_epoch)
         classes = index.num_classes if isinstance(index, ClassIndex) else 0
         self._shown = np.zeros(classes)  # n
-        self._turns = np.zeros(classes, np.int64)  # passes begun through each class's list, and the place in it
-        self._cursors = np.zeros(classes, np.int64)
+        self._turns = np.zeros(classes, np.int64)  # number of the pass through each class's list
+        self._cursors = np.zeros(classes, np.int64)  # position in that pass
         super().__init__(
             index,
             num_samples=num_samples,
@@ -140,22 +139,22 @@ class ClassBalancedSampler(ClassSampler):
 class RareClassSampler(ClassSampler):
     """Draw images with rare classes more often (the rare class sampling of DAFormer).
 
-    For each place of the order a class c is drawn with probability ``P(c) ∝ exp((1 - f_c) / T)``, f_c its share of
-    all labelled pixels of the data set, then one of the images that contain c, uniformly and with replacement.
+    For each image a class c is drawn with probability ``P(c) ∝ exp((1 - f_c) / T)``, where f_c is its share of all
+    labelled pixels of the data set. Then one of the images that contain c is drawn, uniformly and with replacement.
     Classes that no image contains are never drawn.
 
-    The indices are drawn by the main process; see :meth:`update`. Drawing one takes about 2 µs.
+    The main process draws the indices; see :meth:`update`. One draw takes about 2 µs.
 
     Args:
         index: the class counts of the N images.
-        temperature: above 0, T; 0.01 in DAFormer. The larger, the more even.
-        min_share: in [0, 1], share of an image a class must cover to count as contained. The 3,000 pixels of
+        temperature: T, above 0; 0.01 in DAFormer. A larger T draws classes more evenly.
+        min_share: in [0, 1], share of an image that a class must cover to count as contained. The 3,000 pixels of
             DAFormer are a share of 0.0015 of a GTA5 image.
         candidates: (N, C) bool, which classes of which images may be drawn; None for all.
-        num_samples: images an epoch over all ranks, rounded up to a multiple of their number; None for N.
+        num_samples: images per epoch over all ranks, rounded up to a multiple of the number of ranks; None for N.
         seed: at least 0, the same on all ranks.
-        rank: of this process; None for that of torch.distributed, or 0 of a single process.
-        num_replicas: number of ranks; None for that of torch.distributed, or 1 without it.
+        rank: rank of this process; None asks torch.distributed, and means 0 without a process group.
+        num_replicas: number of ranks; None asks torch.distributed, and means 1 without a process group.
 
     Attributes:
         class_probabilities: (C,) float64, P.
@@ -214,7 +213,7 @@ class RareClassSampler(ClassSampler):
         counts = self.index.class_counts.double()
         drawable = torch.tensor([len(images) > 0 for images in self._lists])
         shares = counts / counts.sum().clamp(min=1)
-        exponent = (shares[drawable].min() - shares) / self.temperature  # 0 for the rarest: none overflows
+        exponent = (shares[drawable].min() - shares) / self.temperature  # at most 0, so exp never overflows
         self.class_probabilities = torch.where(drawable, exponent, -torch.inf).softmax(0)
         self._sums = list(map(float, self.class_probabilities.cumsum(0)))
         self._last = int((self.class_probabilities > 0).nonzero()[-1])
@@ -227,23 +226,23 @@ class RareClassSampler(ClassSampler):
 
 
 class ImportanceSampler(ClassSampler):
-    """Draw a class, all equally likely, then an image by how much of the class it shows (SAC).
+    """Draw a class uniformly, then an image in proportion to its pixels of that class (importance sampling of SAC).
 
     ``P(i) = u / M + (1 - u) · 1/K Σ_c n_ic / Σ_j n_jc`` over the K classes and M images that may be drawn, where n_ic
-    counts the pixels of class c in image i and u is ``uniform``. Unlabelled images are counted in their pseudo-labels,
-    which miss some: u sees to it that every image is drawn. Classes and images without pixels never are.
+    counts the pixels of class c in image i and u is ``uniform``. Counts of pseudo-labels are incomplete; u > 0 ensures
+    that every image may be drawn. Classes and images without pixels are never drawn.
 
-    The indices are drawn by the main process; see :meth:`update`. Drawing one takes some 10 µs.
+    The main process draws the indices; see :meth:`update`. One draw takes about 10 µs.
 
     Args:
         index: the class counts of the N images, such as those of a round of pseudo-labels.
-        uniform: u in [0, 1], how often an image is drawn uniformly; SAC: 0.25.
-        min_share: in [0, 1], share of an image a class must cover to count as contained; 0 for any pixel.
+        uniform: u in [0, 1], share of images drawn uniformly; SAC: 0.25.
+        min_share: in [0, 1], share of an image that a class must cover to count as contained; 0 requires one pixel.
         candidates: (N, C) bool, which classes of which images may be drawn; None for all.
-        num_samples: images an epoch over all ranks, rounded up to a multiple of their number; None for N.
+        num_samples: images per epoch over all ranks, rounded up to a multiple of the number of ranks; None for N.
         seed: at least 0, the same on all ranks.
-        rank: of this process; None for that of torch.distributed, or 0 of a single process.
-        num_replicas: number of ranks; None for that of torch.distributed, or 1 without it.
+        rank: rank of this process; None asks torch.distributed, and means 0 without a process group.
+        num_replicas: number of ranks; None asks torch.distributed, and means 1 without a process group.
 
     Attributes:
         image_probabilities: (N,) float64, P.

@@ -22,13 +22,12 @@ _MAX_CLASSES = 256
 class SmallClassCrop(v2.Transform):  # type: ignore[misc]
     """Crop an image and its label map, with probability ``chance`` around a pixel of a small class.
 
-    The law of :func:`mine_crops`, for one image: the crop is drawn from the ``tv_tensors.Mask`` of the sample,
-    and everything in the sample that has a place (images, masks, boxes) is cut there. A sample smaller than the
-    crop is padded at the bottom and on the right, its mask with ``ignore_index``.
+    Works like :func:`mine_crops`, for one image: the crop is drawn from the ``tv_tensors.Mask`` of the sample and
+    applied to its images, masks and boxes. A sample smaller than the crop is padded at the bottom and on the right,
+    its mask with ``ignore_index``.
 
-    The classes change from round to round while the workers of a DataLoader live on: :meth:`set_classes`
-    reaches them too, since the classes lie in shared memory. Random numbers come from torch's default
-    generator, which a DataLoader seeds differently in every worker and reproducibly from its own.
+    The classes are in shared memory, so :meth:`set_classes` also reaches DataLoader workers that are already running.
+    Random numbers come from torch's default generator, which a DataLoader seeds reproducibly in every worker.
 
     Args:
         classes: (K,) integers in [0, 256), the classes to mine; K may be 0.
@@ -36,21 +35,21 @@ class SmallClassCrop(v2.Transform):  # type: ignore[misc]
         fallback: (F,) integers in [0, 256), the classes to mine in images that show none of ``classes``; None
             for none.
         chance: probability of mining, in [0, 1]; 0.8 in CBST and CRST.
-        fill: padding of images, in their own values.
-        ignore_index: padding of masks; never mined.
+        fill: padding value of images.
+        ignore_index: padding value of masks; never mined.
 
     Attributes:
-        mined: (2, 256) bool buffer in shared memory: the classes, and those of the fallback.
+        mined: (2, 256) bool buffer in shared memory: row 0 marks the classes, row 1 those of the fallback.
 
     State / distributed:
-        ``mined`` is in the state_dict. Nothing is shared between ranks: set the same classes on all.
+        ``mined`` is in the state_dict. Ranks are independent: set the same classes on all.
 
     Raises:
         TypeError: ``classes`` or ``fallback`` is not an integer tensor, an element of ``size`` is not an int,
             ``chance`` or ``fill`` is not a number, ``ignore_index`` is not an int.
         ValueError: ``classes`` or ``fallback`` is not one-dimensional or has values outside [0, 256), ``size``
             is not two values of at least 1, ``chance`` is outside [0, 1]; when called, the sample has no mask
-            or several different ones, or is padded with what its dtype cannot hold.
+            or several masks, or its dtype cannot hold the padding value.
 
     References:
         Zou et al., Unsupervised Domain Adaptation for Semantic Segmentation via Class-Balanced Self-Training,
@@ -91,7 +90,7 @@ class SmallClassCrop(v2.Transform):  # type: ignore[misc]
         self.set_classes(classes, fallback=fallback)
 
     def set_classes(self, classes: Tensor, *, fallback: Tensor | None = None) -> None:
-        """Mine other classes from now on, also in DataLoader workers that are already running.
+        """Set the classes to mine, also for DataLoader workers that are already running.
 
         Args:
             classes: as in the constructor.
@@ -113,7 +112,7 @@ class SmallClassCrop(v2.Transform):  # type: ignore[misc]
             flat_inputs: the parts of the sample.
 
         Returns:
-            What :meth:`transform` needs: the padding, and the corner of the crop.
+            The padding and the corner of the crop, for :meth:`transform`.
         """
         masks = [part for part in flat_inputs if isinstance(part, tv_tensors.Mask)]
         if not masks:
@@ -140,11 +139,11 @@ class SmallClassCrop(v2.Transform):  # type: ignore[misc]
         """Cut one part of the sample; called by torchvision.
 
         Args:
-            inpt: the image, mask, or whatever else of the sample has a place.
-            params: what :meth:`make_params` has drawn.
+            inpt: an image, mask or boxes.
+            params: from :meth:`make_params`.
 
         Returns:
-            The part, padded and cropped, of the same type.
+            The padded and cropped part, of the same type.
         """
         if any(params["padding"]):
             fill = self.ignore_index if isinstance(inpt, tv_tensors.Mask) else self.fill
@@ -153,7 +152,7 @@ class SmallClassCrop(v2.Transform):  # type: ignore[misc]
             inpt = F.pad(inpt, params["padding"], fill=fill)
         return F.crop(inpt, params["top"], params["left"], *self.size)
 
-    # What torchvision calls the two methods before 0.21.
+    # torchvision before 0.21 calls the two methods by these names.
     def _get_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         return self.make_params(flat_inputs)
 
@@ -165,7 +164,7 @@ class SmallClassCrop(v2.Transform):  # type: ignore[misc]
         self._share()
 
     def _share(self) -> None:
-        """Let workers started from now on, by fork or by spawn, see what is written to the classes later."""
+        """Move the classes to shared memory, so that workers (by fork or spawn) see later changes."""
         self.mined.share_memory_()  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:

@@ -1,9 +1,9 @@
-"""Every touch of a (B, C, H, W) tensor of logits, as a handful of torch operators.
+"""The custom torch operators that read (B, C, H, W) logits; the rest of the package is built on them.
 
-Each operator has a plain implementation for any device, a fake one for the compiler and a Triton one for CUDA, which
-only a few operators on maps of labels lack; PyTorch's dispatcher chooses. So the same code runs eagerly, under
-``torch.compile``, in exported programs and in CUDA graphs, and nothing above this folder asks for a device, a compiler
-or a kernel. ``SELFTRAIN_SEG_KERNELS=0`` in the environment leaves the Triton implementations out.
+Each operator has a plain implementation for any device, a fake one for the compiler and, except for a few operators on
+label maps, a Triton one for CUDA. PyTorch's dispatcher chooses among them, so the same code runs eagerly, under
+``torch.compile``, in exported programs and in CUDA graphs. The environment variable ``SELFTRAIN_SEG_KERNELS=0``
+disables the Triton implementations.
 """
 
 from selftrain_seg.ops._blocks import wide

@@ -1,4 +1,4 @@
-"""The plain implementations go through a batch in blocks, so that what they compute on the way stays in the cache."""
+"""Process a batch in blocks, so that temporaries of the plain implementations stay in the cache."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 # Temporaries of about this many pixels (× C floats) stay in a CPU core's cache; whole-tensor temporaries are
-# several times slower there because every one of them is paged in from memory. On a GPU larger blocks keep the
-# launches few and still bound the temporaries.
+# several times slower there, as each is paged in from memory. On a GPU, larger blocks need few launches and
+# still bound the temporaries.
 _CPU_BLOCK_PIXELS = 1 << 14
 _GPU_BLOCK_PIXELS = 1 << 20
 
@@ -18,7 +18,7 @@ Block = tuple[slice, slice]
 
 
 def on_cpu(tensor: Tensor) -> bool:
-    """Whether the ways round what is slow in torch on a CPU are worth taking."""
+    """Whether to use the code paths that are faster on a CPU."""
     return tensor.device.type == "cpu"
 
 
@@ -48,7 +48,7 @@ def cut(tensor: Tensor | None, block: Block) -> Tensor | None:
 def fill(
     outputs: Sequence[Tensor], function: Callable[..., Sequence[Tensor]], logits: Tensor, *others: Tensor | None
 ) -> None:
-    """Fill maps block by block with what a function returns for the same blocks of the inputs."""
+    """Apply a function to the inputs block by block and store its results in maps."""
     for block in blocks(logits):
         parts = function(cut(logits, block), *(cut(other, block) for other in others))
         for whole, part in zip(outputs, parts, strict=True):
@@ -56,7 +56,7 @@ def fill(
 
 
 def wide(tensor: Tensor) -> torch.dtype:
-    """What is computed in: float32, or float64 for float64."""
+    """The dtype to compute in: float64 for float64, else float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 

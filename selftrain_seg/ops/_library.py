@@ -1,4 +1,4 @@
-"""How an operator is registered: once, with all its implementations."""
+"""Register operators with all their implementations."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ def operator(
     """Register an operator and return it; PyTorch's dispatcher chooses among its implementations.
 
     Args:
-        schema: its name, arguments and results, as in ``torch.library.define``.
-        plain: its implementation in torch, for any device. Inputs carry no gradient, and the host must not wait.
-        fake: makes results of the right shape, dtype and layout without values.
-        cpu: what is faster on a CPU, where the host may look at values; the results are the same, bit for bit.
-        kernel: whether ``ops.triton.launch`` has a function of its name, or the name of the file there that has.
-        reads_host: whether the host reads numbers from a tensor, which a CUDA graph made by the compiler must not keep.
+        schema: name, arguments and results, as in ``torch.library.define``.
+        plain: implementation in torch for any device. Inputs have no gradient, and it must not synchronise.
+        fake: returns tensors of the right shape, dtype and layout without values.
+        cpu: faster implementation for the CPU, which may read values on the host; bit-identical results.
+        kernel: whether ``ops.triton.launch`` has a function of this name, or the name of the file in ``ops.triton``
+            that has it.
+        reads_host: whether the host code reads numbers from a tensor, so that CUDA graphs of the compiler exclude it.
     """
     name = schema.partition("(")[0]
     tags = [tag for tag in [getattr(torch.Tag, "cudagraph_unsafe", None)] if reads_host and tag is not None]
@@ -51,10 +52,13 @@ def operator(
 
 
 def differentiable(name: str, save: Callable[..., None], backward: Callable[..., tuple[Tensor | None, ...]]) -> None:
-    """Give an operator's first output a gradient: see ``torch.library.register_autograd``. Not ``in_transform``."""
+    """Make the first output of an operator differentiable (``torch.library.register_autograd``).
+
+    It does not work under the transforms of ``in_transform``.
+    """
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.set_materialize_grads(False)  # maps of zeros for the other outputs would be written each time
+        ctx.set_materialize_grads(False)  # saves writing maps of zeros for the other outputs
         ctx.mark_non_differentiable(*output[1:])
         save(ctx, inputs, output)
 
@@ -65,22 +69,22 @@ def differentiable(name: str, save: Callable[..., None], backward: Callable[...,
 
 
 def on_host(*numbers: float) -> Tensor:
-    """Numbers as a float64 tensor on the CPU, for an operator whose host code reads them."""
+    """Numbers as a float64 tensor on the CPU, for operators whose host code reads them."""
     if not torch.compiler.is_compiling():
         return torch.tensor(numbers, dtype=torch.float64, device="cpu")
     return torch.stack([_checks.on_host(number) for number in numbers])
 
 
 def in_transform() -> bool:
-    """Whether a transform of ``torch.func`` or forward-mode differentiation is at work.
+    """Whether a transform of ``torch.func`` or forward-mode differentiation is active.
 
-    They do not see through operators: some fail, some silently drop derivatives. Plain torch serves them.
+    These do not support custom operators: some fail, some silently drop derivatives. Use plain torch under them.
     """
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _kernel(name: str, plain: Callable[..., Any], file: str) -> Callable[..., Any]:
-    """The Triton implementation, imported at the first call, which takes a moment; what it cannot do is plain."""
+    """The Triton implementation, imported at the first call; unsupported inputs use the plain one."""
 
     def run(*args: Any) -> Any:
         launch = importlib.import_module(f"selftrain_seg.ops.triton.{file}")
@@ -90,7 +94,7 @@ def _kernel(name: str, plain: Callable[..., Any], file: str) -> Callable[..., An
 
 
 def _kernel_keys() -> list[str]:
-    """Where Triton is used: on CUDA, and on the CPU if its interpreter is asked for (for tests: it is very slow)."""
+    """Dispatch keys that use Triton: CUDA, and the CPU if Triton's slow interpreter is enabled (for tests)."""
     switch = os.environ.get("SELFTRAIN_SEG_KERNELS", "")
     if switch == "0" or importlib.util.find_spec("triton") is None:
         return []

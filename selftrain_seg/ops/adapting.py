@@ -8,8 +8,8 @@ from torch import Tensor
 
 from selftrain_seg.ops._library import operator
 
-CERTAIN = 0.999  # what a threshold of 1 becomes
-_BITS = 30  # enough for the bits of a float32 from 0 to 1
+CERTAIN = 0.999  # replaces a threshold of 1
+_BITS = 30  # number of bits of a float32 in [0, 1]
 
 
 def adapt(
@@ -22,13 +22,13 @@ def adapt(
     gamma: float,
     by_image: bool,
 ) -> Tensor:
-    """Thresholds θ (S + 1, C) float64: those given, then, after each of S images in turn, those moved by it.
+    """Return thresholds θ (S + 1, C) float64: the given ones, then those after each of S images.
 
-    ``θ_c ← momentum · θ_c + (1 - momentum) · ψ_c``, 0.999 in place of 1 or more, with ψ_c the quantile at
-    ``1 - portion · θ_c^gamma``, linearly interpolated, of θ_c and the confidences of the pixels labelled c; as it is
-    where there are none. Without ``by_image`` the batch is taken as one image. A confidence of 0 marks an unusable
-    pixel. On a GPU with kernels the confidences are counted in bins of a 256th of log-odds and spread evenly over each,
-    so that any quantile is less than 0.001 off; elsewhere it is exact.
+    ``θ_c ← momentum · θ_c + (1 - momentum) · ψ_c``, with 0.999 in place of 1 or more. ψ_c is the quantile at
+    ``1 - portion · θ_c^gamma``, linearly interpolated, of θ_c and the confidences of the pixels labelled c; without
+    such pixels θ_c does not change. Without ``by_image`` the batch is treated as one image. A confidence of 0 marks an
+    unusable pixel. The GPU kernels count confidences in bins of 1/256 of log-odds and assume them uniform in each bin,
+    which is less than 0.001 off; all other implementations are exact.
     """
     moved: Tensor = _adapt(labels, confidence, thresholds, portion, momentum, gamma, by_image)
     return moved
@@ -51,15 +51,15 @@ def _plain(
     group = torch.where(confidence > 0, labels, rows - 1)
     if by_image:
         group = group + rows * rearrange(torch.arange(steps, device=labels.device), "b -> b 1 1")
-    # One sort of integers, which is a radix sort, puts the confidences of each class of each image side by
-    # side in ascending order: the bits of floats from 0 to 1 are in the order of their values.
+    # One radix sort of integers groups the confidences by image and class in ascending order: the bit patterns of
+    # floats in [0, 1] have the order of their values.
     keys = rearrange((group << _BITS) | confidence.view(torch.int32), "b h w -> (b h w)").sort().values
     edges = torch.arange(steps * rows + 1, device=labels.device) << _BITS
     edge = torch.searchsorted(keys, edges)
     starts, sizes = (rearrange(x, "(s r) -> s r", r=rows)[:, :-1] for x in (edge[:-1], edge.diff()))
     groups = rearrange(edges[:-1], "(s r) -> s r", r=rows)[:, :-1]
     for step, (group, start, size) in enumerate(zip(groups, starts, sizes, strict=True)):
-        theta = history[step]  # each depends on the one before
+        theta = history[step]  # each step depends on the previous one
         psi = _quantile(theta, 1.0 - portion * theta**gamma, keys, group, start, size)
         moved = momentum * theta + (1.0 - momentum) * psi
         history[step + 1] = torch.where(size > 0, torch.where(moved < 1.0, moved, CERTAIN), theta)
@@ -67,11 +67,11 @@ def _plain(
 
 
 def _quantile(theta: Tensor, share: Tensor, keys: Tensor, group: Tensor, start: Tensor, size: Tensor) -> Tensor:
-    """A quantile (C,) of θ and each class's confidences, given where these start in ``keys`` and their number."""
-    # A float32 lies below θ exactly if it lies below the least float32 that is not below θ.
+    """A quantile (C,) of θ and the confidences of each class, given their start in ``keys`` and their number."""
+    # A float32 is below θ if and only if it is below the smallest float32 that is at least θ.
     nearest = theta.float()
     least = torch.where(nearest.double() < theta, torch.nextafter(nearest, nearest + 1), nearest)
-    own = torch.searchsorted(keys, group | least.view(torch.int32)) - start  # θ's place among the confidences
+    own = torch.searchsorted(keys, group | least.view(torch.int32)) - start  # rank of θ among the confidences
     place = share.clamp(0.0, 1.0) * size
 
     def element(index: Tensor) -> Tensor:

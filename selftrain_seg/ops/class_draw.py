@@ -1,4 +1,4 @@
-"""Drawing half of the classes of each image, and finding their pixels."""
+"""Draw half of the classes of each image and mark their pixels."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from selftrain_seg.ops._library import operator
 
 
 def draw_classes(labels: Tensor, keys: Tensor, ignore_index: int, *, up: bool) -> Tensor:
-    """Mark the pixels of the half of an image's classes that has the greatest keys.
+    """Mark the pixels of the half of each image's classes with the largest keys.
 
     Args:
-        labels: (B, H, W), integer; what is outside [0, V) is no class.
-        keys: (B, V) int64, not negative: of each class.
-        ignore_index: the label that is no class.
-        up: whether half an odd number is rounded up.
+        labels: (B, H, W), integer; values outside [0, V) are not classes.
+        keys: (B, V) int64, not negative: key of each class.
+        ignore_index: label of the pixels without a class.
+        up: whether half of an odd number is rounded up.
 
     Returns:
         (B, H, W) bool.

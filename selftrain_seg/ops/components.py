@@ -11,25 +11,25 @@ from selftrain_seg.ops._library import operator
 def connected_components(mask: Tensor) -> Tensor:
     """Number the 8-connected components of each mask.
 
-    Every pixel points to a pixel of its component, at first to the first of its run in the row. In each round the
-    pixel pointed to is pointed at the least one that a neighbour knows, and pointers are shortened; components,
-    not pixels, travel, so that the rounds grow with the logarithm of a component's length. On a CPU they end when
-    nothing changes; elsewhere, where looking would make the host wait, after a number that is ample. On CUDA, Triton
-    kernels join the trees of pointers with atomic minima instead, in three launches.
+    Every pixel points to a pixel of its component, initially to the first one of its run in the row. In each round, the
+    target of a pixel is pointed at the smallest target of its neighbours, and pointers are shortened. As this merges
+    whole components, the number of rounds grows with the logarithm of a component's length. On a CPU the rounds end
+    when nothing changes; elsewhere, to avoid synchronisation, after a sufficient number. On CUDA, Triton kernels merge
+    the trees of pointers with atomic minima instead, in three launches.
 
     Args:
         mask: (B, H, W) bool.
 
     Returns:
-        (B, H, W) int64: the number (row · W + column) of the first pixel of the component, in reading order, and
-        for pixels outside the mask their own.
+        (B, H, W) int64: the number (row · W + column) of the first pixel of the component in reading order; pixels
+        outside the mask have their own number.
     """
     roots: Tensor = _components(mask)
     return roots
 
 
 def _anywhere(mask: Tensor, look: bool = False) -> Tensor:
-    """Propagate; ``look`` whether nothing changes any more, which makes the host wait for another device."""
+    """Propagate; with ``look`` stop when nothing changes, which synchronises with the device."""
     _, height, width = mask.shape
     numbers = torch.arange(height * width, device=mask.device).view(1, height, width)
     starts = mask.clone()
@@ -52,12 +52,12 @@ def _rounds(height: int, width: int) -> int:
 
 
 def _least_neighbour(values: Tensor, shape: torch.Size) -> Tensor:
-    """(B, H·W): the least value in each pixel's 3 × 3 neighbourhood."""
+    """(B, H·W): the minimum over the 3 × 3 neighbourhood of each pixel."""
     least = values.view(shape)
     for dim in (1, 2):
         before, least = least, least.clone()
         length = shape[dim] - 1
-        for here, there in ((0, 1), (1, 0)):  # in place: on a CPU new memory costs more than the comparison
+        for here, there in ((0, 1), (1, 0)):  # in place: on a CPU, allocation costs more than the comparison
             part = least.narrow(dim, here, length)
             torch.minimum(part, before.narrow(dim, there, length), out=part)
     return least.flatten(1)

@@ -1,4 +1,4 @@
-"""Histograms: of scores by class, and of classes."""
+"""Histograms of scores by class, and counts of classes."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def count(
     prior: Tensor | None = None,
     peaks: Tensor | None = None,
 ) -> None:
-    """Add a checked batch's scores to ``counts`` (C, K) int64, in place: the winners', or every class's at each pixel.
+    """Add the scores of a checked batch to ``counts`` (C, K) int64, in place: of the winners, or of all classes.
 
-    ``peaks`` are the prior's; they come along since a prior may be a part of the one they belong to.
+    ``peaks`` are those of the whole prior, of which ``prior`` may be a part.
     """
     prior = None if prior is None else prior.detach()
     _count(logits.detach(), counts, valid, prior, peaks, every_class, low, bin_width)
 
 
 def bin_index(scores: Tensor, classes: Tensor, size: tuple[int, int], low: float, bin_width: float) -> Tensor:
-    """Index of each score's bin in ``counts.flatten()`` for counts (C, K), int32; C·K for what is not to be counted."""
+    """Index of each score's bin in ``counts.flatten()`` for counts (C, K), int32; C·K for scores to leave out."""
     num_classes, bins = size
-    # No score may be counted above an edge it lies below: the threshold may be that very edge. With a bin width
-    # of a power of two (the default) float32 is exact; any other needs float64, which is slower.
+    # A score below an edge must not be counted above it, as the edge may become the threshold. With a bin width that
+    # is a power of two (the default), float32 is exact; others need float64, which is slower.
     if dyadic(low, bin_width):
         place = (scores.float() * (1.0 / bin_width)).floor() - low / bin_width
     else:
@@ -46,19 +46,19 @@ def bin_index(scores: Tensor, classes: Tensor, size: tuple[int, int], low: float
 
 
 def dyadic(low: float, bin_width: float) -> bool:
-    """Whether the edges of the bins are exact in float32: the width a power of two, the first one a multiple of it."""
+    """Whether bin edges are exact in float32: the width is a power of two and ``low`` a multiple of it."""
     return math.frexp(bin_width)[0] == 0.5 and (low / bin_width).is_integer()
 
 
 def tally(index: Tensor, size: int) -> Tensor:
-    """How often each number below ``size`` is in ``index``, where there are no others but ``size``: (size,) int64."""
-    # Not `bincount`, which makes the host wait for the device, nor `scatter_add`, which is ten times slower on a CPU.
+    """Count each number of ``index`` below ``size``: (size,) int64. ``index`` contains numbers up to ``size``."""
+    # `bincount` would synchronise with the device, and `scatter_add` is ten times slower on a CPU.
     one = torch.ones((), dtype=torch.int64, device=index.device).expand(index.numel())
     return one.new_zeros(size + 1).index_add(0, index.flatten(), one)[:size]
 
 
 def class_counts(labels: Tensor, which: Tensor, num_classes: int) -> Tensor:
-    """How many pixels of ``which`` (bool) have each label: (C,) int64, without waiting for the device."""
+    """Count the pixels of ``which`` (bool) by label: (C,) int64, without host synchronisation."""
     return tally(torch.where(which, labels, num_classes), num_classes)
 
 

@@ -1,4 +1,4 @@
-"""The batch's class distribution against a running one, in one pass over the logits each way."""
+"""Loss of the batch's class distribution against a running one, in one pass over the logits in each direction."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def fairness_loss(
 ) -> Tensor:
     """Compute the loss of ``losses.fairness_loss`` from checked arguments; differentiable in the logits.
 
-    Only the logits, and two numbers a pixel, are kept for it. Returns () float32, or float64 for float64 logits.
+    Saves the logits and two numbers per pixel for backward. Returns () float32, or float64 for float64 logits.
     """
     running_probs, running_histogram = running_probs.detach(), running_histogram.detach()
     if in_transform():
@@ -27,12 +27,12 @@ def fairness_loss(
 
 
 def _sums(z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """By class: the sum of the probabilities, differentiable, and the number of predictions."""
+    """Per class: the differentiable sum of the probabilities, and the number of predictions."""
     chosen = torch.ones_like(z[:, 0], dtype=torch.bool) if mask is None else mask
     kept = chosen.unsqueeze(1)
-    # Zeros in place of the other pixels' logits, not only of their probabilities: 0 · NaN is NaN in backward.
+    # Set the logits of the other pixels to 0, not only their probabilities: 0 · NaN is NaN in backward.
     probs = torch.softmax(torch.where(kept, z, 0), 1, dtype=wide(z))
-    # Integer counts: float32 ones stop adding up at 2^24. The divisor of both means cancels in the ratio.
+    # Count in integers, as float32 sums of ones stop at 2^24. The divisor of both means cancels in the ratio.
     counts = class_counts(probs.detach().argmax(1), chosen, z.shape[1])
     return torch.where(kept, probs, 0).sum((0, 2, 3)), counts
 
@@ -42,7 +42,7 @@ def _ratio(sums: Tensor, counts: Tensor) -> Tensor:
 
 
 def _share(ratio: Tensor) -> Tensor:
-    """Scaled to sum to 1, or to 0 where there is nothing."""
+    """Scale to a sum of 1; all zeros stay zeros."""
     whole = ratio.sum()
     return ratio / torch.where(whole > 0, whole, 1)
 
@@ -59,7 +59,7 @@ def _plain(
 def _forward_in_blocks(
     logits: Tensor, running_probs: Tensor, running_histogram: Tensor, mask: Tensor | None, factor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss; its derivative by the sum of each class's probabilities, (C,); and log Σ exp z, (B, H, W)."""
+    """The loss, its derivative with respect to each class's sum of probabilities (C,), and log Σ exp z (B, H, W)."""
     loss, slope, norm = _fake_forward(logits)
     nothing = logits.new_zeros(logits.shape[1], dtype=torch.float64)
     parts = [(nothing, nothing.long())]
@@ -121,7 +121,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     logits, running_probs, running_histogram, mask, factor, slope, norm = ctx.saved_tensors
-    if torch.is_grad_enabled():  # somebody wants to differentiate the gradient
+    if torch.is_grad_enabled():  # double backward
         loss = _plain(logits, running_probs, running_histogram, mask, float(factor))
         (gradient,) = torch.autograd.grad(loss, logits, grad, create_graph=True)
     else:

@@ -1,4 +1,4 @@
-"""Where the pixels of enlarged regions come from, and which region lies on top."""
+"""Place enlarged regions: source positions of their pixels, and the region on top at each pixel."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ from selftrain_seg.ops._library import operator
 
 
 class Places(NamedTuple):
-    """Where the pixels of an image come from, for each of K enlarged regions; rows first, then columns."""
+    """Source positions of the pixels of an image for each of K enlarged regions; rows first, then columns."""
 
-    where: (
-        Tensor  # (B, K, 3, H + W) int64: the pixel that covers it; the one whose centre is next before; the one behind
-    )
+    where: Tensor  # (B, K, 3, H + W) int64: the nearest source pixel, the one before and the one after
     inside: Tensor  # (B, K, H + W) bool, whether it lies in the enlarged box
-    share: Tensor  # (B, K, H + W) float64, how far from the centre of the second to that of the third
+    share: Tensor  # (B, K, H + W) float64, weight of the pixel after
 
 
 def fit(numbers: Tensor, factor: Tensor, chance: Tensor) -> Places:
-    """Enlarge the boxes of regions, and put each at a random place in the image; those that do not fit in are nowhere.
+    """Enlarge the boxes of regions and place each at a random position in the image; leave out those that do not fit.
 
     Args:
-        numbers: (B, H, W) uint8: of the region, from 1 to K; 0 for none.
-        factor: (B, K) float64, above 0: of both sides, which are rounded.
-        chance: (B, K, 2) float64 in [0, 1): choose the row and the column.
+        numbers: (B, H, W) uint8: number of the region, from 1 to K; 0 for none.
+        factor: (B, K) float64, above 0: scale of both sides, which are rounded.
+        chance: (B, K, 2) float64 in [0, 1): random numbers for row and column.
 
     Returns:
-        The places; those of a number that no pixel has are any.
+        The places; arbitrary for numbers without pixels.
     """
     (batch, height, width), regions = numbers.shape, factor.shape[1]
     shown = []
@@ -43,14 +41,14 @@ def fit(numbers: Tensor, factor: Tensor, chance: Tensor) -> Places:
 
 
 def topmost(numbers: Tensor, places: Places) -> Tensor:
-    """Lay the enlarged regions over one another.
+    """Find the region on top at each pixel.
 
     Args:
-        numbers: as for ``fit``.
-        places: from it.
+        numbers: as in ``fit``.
+        places: from ``fit``.
 
     Returns:
-        (B, H, W) uint8: the greatest number among the regions that cover a pixel; 0 for none.
+        (B, H, W) uint8: the largest number of the regions that cover a pixel; 0 for none.
     """
     top: Tensor = _topmost(numbers, places.where, places.inside)
     return top
@@ -74,13 +72,13 @@ def _anywhere(rows: Tensor, columns: Tensor, factor: Tensor, chance: Tensor) -> 
 
 
 def _axis(start: Tensor, length: Tensor, size: Tensor, place: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, 3, n): nearest, before and after; (N, n) inside, share."""
+    """Return (N, 3, n) nearest, before and after; (N, n) inside; (N, n) share."""
     step = torch.arange(side, device=start.device) - place[:, None]
     start, length, size = start[:, None], length[:, None], size[:, None]
     inside = (step >= 0) & (step < size)
     step = torch.where(inside, step, 0)
     centre = (2 * step + 1) * length
-    twice = centre - size  # 2·size·(distance from the first centre), so that no half is lost
+    twice = centre - size  # 2·size·(distance from the first centre), an integer
     before = start + twice.div(2 * size, rounding_mode="floor")
     where = torch.stack([start + centre // (2 * size), before, before + 1], dim=1).clamp(0, side - 1)
     return where, inside, twice.remainder(2 * size).double() / (2 * size)
@@ -109,7 +107,7 @@ def _topmost_anywhere(numbers: Tensor, where: Tensor, inside: Tensor) -> Tensor:
 
 
 def _topmost_on_cpu(numbers: Tensor, where: Tensor, inside: Tensor) -> Tensor:
-    """Box by box."""
+    """Loop over the boxes."""
     height = numbers.shape[1]
     top = torch.zeros_like(numbers, memory_format=torch.contiguous_format)
     for image, out, places, within in zip(numbers, top, where[:, :, 0], inside, strict=True):
@@ -123,7 +121,7 @@ def _topmost_on_cpu(numbers: Tensor, where: Tensor, inside: Tensor) -> Tensor:
 
 
 def _run(covered: Tensor) -> tuple[int, int]:
-    """Where the run of True begins, and how long it is."""
+    """Start and length of the run of True."""
     return int(covered.int().argmax()), int(covered.sum())
 
 

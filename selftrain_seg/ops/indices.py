@@ -1,4 +1,4 @@
-"""Indices from outside: -1 must not mean the last one."""
+"""Check indices of the caller; negative ones must not count from the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from selftrain_seg import _checks
 
 
 def check_indices(indices: Tensor, count: int, name: str = "indices") -> None:
-    """Raise ValueError unless all are in [0, count): where the host need not wait, or inside ``value_checks()``."""
+    """Raise ValueError unless all are in [0, count); on another device than the CPU, only inside ``value_checks()``."""
     if torch.compiler.is_compiling() or not (_checks._value_checks or indices.device.type == "cpu"):
         return
     wrong = indices[(indices < 0) | (indices >= count)]

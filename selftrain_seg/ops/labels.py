@@ -1,7 +1,7 @@
-"""What is searched and counted in (B, H, W) label maps: a pixel of a class, a crop around it, and sums by class.
+"""Search and count (B, H, W) label maps: find a pixel of a class, place a crop around it, and sum by class.
 
-Elsewhere than on the CPU nothing makes the host wait. There, memory is what to wait for: maps are narrowed, compared
-byte by byte and read in parts that stay in the cache. The results are the same, bit for bit.
+On a GPU nothing synchronises with the host. On a CPU memory is the bottleneck, so maps are converted to bytes and
+processed in parts that fit into the cache. The results are the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from torch import Tensor
 
 from selftrain_seg.ops._library import operator
 
-# Labels are looked up in a table with one entry per value; larger and negative values take no part.
+# Labels are looked up in a table with one entry per value; larger and negative values are ignored.
 _MAX_VALUES = 65536
 # Pixels (int64) whose temporaries stay in a CPU core's cache.
 _CACHED_PIXELS = 131072
-# Comparing bytes with so many classes takes no longer than looking the bytes up.
+# Up to this number of classes, comparing bytes is as fast as a table.
 _FEW_CLASSES = 16
-# Neighbouring pixels mostly fall in one bin, and on a CPU each count then waits for the one before. So neighbours are
-# counted in tables of their own, which are added up afterwards: twice as fast. As many as fit in 64 bits.
+# Neighbouring pixels mostly fall into the same bin, and on a CPU each count then waits for the previous one. Counting
+# neighbours in separate tables, as many as fit in 64 bits, and adding these up is twice as fast.
 _TABLES = ((torch.int16, 4), (torch.int32, 2), (torch.int64, 1))
-_MANY_PIXELS = 1 << 14  # below, adding up takes longer than is won
-# A weight is added up as an integer, so that sums do not depend on their order.
+_MANY_PIXELS = 1 << 14  # below this, adding up costs more than it saves
+# Weights are summed as integers, so that sums do not depend on the order.
 _UNITS = 2.0**24
 
 
 class Pixels(NamedTuple):
-    """One pixel of each image; where none was found, row and column are any."""
+    """One pixel of each image; row and column are arbitrary if none was found."""
 
     row: Tensor  # (B,) int64
     column: Tensor  # (B,) int64
@@ -36,12 +36,12 @@ class Pixels(NamedTuple):
 
 
 def find_pixels(labels: Tensor, ranked: Tensor, number: Tensor) -> Pixels:
-    """Find a pixel in each image: of the last class in ``ranked`` that occurs, the pixel ``number`` modulo n of the n.
+    """Find a pixel of the last class in ``ranked`` that occurs: of its n pixels, the one at index ``number`` modulo n.
 
     Args:
         labels: (B, H, W), integer, H and W at least 1.
-        ranked: (B, K) int64, no class of an image twice; what is outside [0, 65536) occurs nowhere. With K = 1 the
-            labels are read once.
+        ranked: (B, K) int64, distinct classes per image; values outside [0, 65536) are ignored. With K = 1 the labels
+            are read once.
         number: (B,) int64, not negative. Pixels are numbered in reading order.
     """
     return Pixels(*_find_pixels(labels, ranked, number))
@@ -54,14 +54,15 @@ def mine(
 
     Args:
         labels: as in ``find_pixels``.
-        ranked: as there.
-        draws: (B, 4) int64, not negative: around a pixel if below ``limit``; the pixel's number; the place elsewhere.
-        image_counts: (B, C), integer: the pixels of each class, if they are known.
+        ranked: as in ``find_pixels``.
+        draws: (B, 4) int64, not negative: the first one is compared with ``limit``; the second is the number of the
+            pixel; the others are row and column of a crop without one.
+        image_counts: (B, C), integer: number of pixels of each class, if known.
         size: (h, w) of the crop.
-        limit: what the first number is compared with.
+        limit: the crop is around a pixel if the first draw is below it.
 
     Returns:
-        (B, 2) int64, row and column of the corner: the pixel in the middle, as far as the crop lies in the image.
+        (B, 2) int64, row and column of the corner. The pixel is at the centre unless the crop had to be shifted inside.
     """
     corners: Tensor = _mine(labels, ranked, draws, image_counts, *size, limit)
     return corners
@@ -70,16 +71,16 @@ def mine(
 def label_sums(
     labels: Tensor, num_classes: int, *, before: Tensor | None = None, weights: Tensor | None = None
 ) -> Tensor:
-    """Count the pixels of each place in each image, or add up their weights.
+    """Count the pixels of each label in each image, or sum their weights.
 
-    The place of a label is its class + 1, 0 or C + 1 if it is below or above all classes; with other labels
-    ``before`` of the same pixels it is that of the pair, ``before · (C + 2) + labels``.
+    The column of a label is its class + 1; 0 and C + 1 stand for labels below and above all classes. With other labels
+    ``before`` of the same pixels, it is that of the pair, ``before · (C + 2) + labels``.
 
     Args:
         labels: (B, H, W), integer.
         num_classes: C.
         before: (B, H, W), integer.
-        weights: (B, H, W) in [0, 1], rounded to multiples of 2^-24, so that sums are exact; NaN counts 0.
+        weights: (B, H, W) in [0, 1], rounded to multiples of 2^-24, so that sums are exact; NaN counts as 0.
 
     Returns:
         (B, C + 2) or (B, (C + 2)²); int64, with weights float64.
@@ -94,7 +95,7 @@ def _find_anywhere(labels: Tensor, ranked: Tensor, number: Tensor) -> Pixels:
 
 def _find_on_cpu(labels: Tensor, ranked: Tensor, number: Tensor) -> Pixels:
     rows = max(1, _CACHED_PIXELS // max(1, labels.shape[0] * labels.shape[2]))
-    if ranked.shape[1] != 1:  # else the labels are read once: as they are
+    if ranked.shape[1] != 1:  # otherwise the labels are read only once
         labels = _narrow(labels)
         if labels.dtype == torch.uint8 and ranked.shape[1] < _FEW_CLASSES:
             ranked = _compare(labels, ranked, rows)
@@ -125,7 +126,7 @@ def _mine_fake(labels: Tensor, ranked: Tensor, *_: Any) -> Tensor:
 
 
 def _last_counted(image_counts: Tensor, ranked: Tensor) -> Tensor:
-    """(B, 1): the last class of which the stored counts know a pixel, -1 for none."""
+    """(B, 1): the last class with a positive stored count, -1 for none."""
     last = image_counts.shape[1] - 1
     ranked = torch.constant_pad_nd(ranked, (1, 0), -1)
     present = (ranked >= 0) & (ranked <= last) & (image_counts.gather(1, ranked.clamp(0, last)) > 0)
@@ -139,7 +140,7 @@ def _find(labels: Tensor, ranked: Tensor, number: Tensor, rows: int) -> Pixels:
         shown = ranked[:, 0]
         some = (shown >= 0) & (shown < values)
     else:
-        shown, labels = _look_up(labels, ranked, values, rows)  # from here on these are read: fewer bytes
+        shown, labels = _look_up(labels, ranked, values, rows)  # smaller maps, read from here on
         some = shown > 0
     shown = shown.to(labels.dtype)[:, None, None]
     counts = [_row_sums(_equal(labels[:, part], shown)) for part in _row_blocks(labels, 8 * rows)]
@@ -155,9 +156,9 @@ def _find(labels: Tensor, ranked: Tensor, number: Tensor, rows: int) -> Pixels:
 
 
 def _look_up(labels: Tensor, ranked: Tensor, values: int, rows: int) -> tuple[Tensor, Tensor]:
-    """(B,), (B, H, W): 1 + the last column of ``ranked`` whose class occurs in the image, 0 for none; each pixel's."""
+    """1 + the last column of ``ranked`` whose class occurs, 0 for none (B,), and the same per pixel (B, H, W)."""
     batch, columns = ranked.shape
-    # One table per image from label value to column of `ranked`; entries 0 and -1 catch what is out of range.
+    # One table per image from label value to column of `ranked`; entries 0 and -1 are for labels out of range.
     dtype = torch.uint8 if columns < 256 else torch.int32
     table = torch.zeros(batch, values + 2, dtype=dtype, device=labels.device)
     column = torch.arange(1, columns + 1, device=labels.device).to(dtype).expand(batch, columns)
@@ -180,12 +181,12 @@ def _compare(labels: Tensor, ranked: Tensor, rows: int) -> Tensor:
     ranked = torch.constant_pad_nd(ranked, (1, 0), -1)
     columns = ranked.shape[1]
     values = ranked.to(torch.uint8)[:, :, None]
-    # One buffer for all: fresh memory costs as much as the work.
+    # Reuse one buffer: allocation costs as much as the comparison.
     differences = torch.empty(0, dtype=torch.uint8, device=labels.device)
     least = []
     for part in _row_blocks(labels, max(1, 8 // columns) * rows):
         block = labels[:, part].flatten(1)[:, None]
-        # Bytes are compared eight times as fast by xor as by ==.
+        # On bytes, xor is eight times as fast as ==.
         torch.bitwise_xor(block, values, out=differences.resize_(block.shape[0], columns, block.shape[2]))
         least.append(differences.amin(2))
     present = (torch.stack(least).amin(0) == 0) & (ranked >= 0) & (ranked < 256)
@@ -193,11 +194,11 @@ def _compare(labels: Tensor, ranked: Tensor, rows: int) -> Tensor:
 
 
 def _narrow(labels: Tensor) -> Tensor:
-    """The labels as bytes where that loses nothing: faster to read."""
+    """The labels as bytes if they fit, which are faster to read."""
     if labels.dtype not in (torch.int16, torch.int32, torch.int64) or not labels.numel():
         return labels
     narrow = torch.empty(labels.shape, dtype=torch.uint8, device=labels.device)
-    for image, out in zip(labels, narrow, strict=True):  # one after the other: the second reading is from the cache
+    for image, out in zip(labels, narrow, strict=True):  # by image, for the cache
         low, high = image.aminmax()
         if low < 0 or high > 255:
             return labels
@@ -206,14 +207,14 @@ def _narrow(labels: Tensor) -> Tensor:
 
 
 def _equal(labels: Tensor, value: Tensor) -> Tensor:
-    """``labels == value`` as bytes. The result in the dtype of the operands is vectorised on the CPU, bool is not."""
+    """``labels == value`` as bytes. On the CPU, a result in the operands' dtype is vectorised, bool is not."""
     if labels.dtype == torch.uint8:
         return labels.clone(memory_format=torch.contiguous_format).eq_(value)
     return (labels == value).contiguous().view(torch.uint8)
 
 
 def _row_sums(ones: Tensor) -> Tensor:
-    """(B, H) int32 sums of (B, H, W) bytes 0 or 1, eight columns at once as bytes of a word where they fit."""
+    """(B, H) int32 sums of (B, H, W) bytes 0 or 1, eight columns at once as the bytes of a word if W allows."""
     words = ones.shape[2] // 8
     if ones.shape[2] % 8 or words > 255:
         return ones.sum(2, dtype=torch.int32)
@@ -240,10 +241,10 @@ def _sums_on_cpu(labels: Tensor, before: Tensor | None, weights: Tensor | None, 
     whole = pixels // tables * tables
     offsets = sum(number * bins << number * (64 // tables) for number in range(tables))
     sums = _sums_fake(labels, before, weights, num_classes)
-    for image, out in enumerate(sums):  # one by one, so that what is in between stays in the cache
+    for image, out in enumerate(sums):  # one image at a time, so that temporaries stay in the cache
         keys = _keys(labels[image], None if before is None else before[image], num_classes, dtype).flatten()
         if tables > 1:
-            keys[:whole].view(torch.int64).add_(offsets)  # 0, bins, 2 bins, … to neighbours, in one addition
+            keys[:whole].view(torch.int64).add_(offsets)  # adds 0, bins, 2 bins, … to neighbours at once
         units = None if weights is None else _units(weights[image]).flatten()
         counts = torch.bincount(keys, units, minlength=tables * bins).view(tables, bins)
         torch.sum(counts, 0, out=out)
@@ -260,13 +261,13 @@ def _bins(num_classes: int, before: Tensor | None) -> int:
 
 
 def _keys(labels: Tensor, before: Tensor | None, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """The pixels' places, contiguous."""
+    """The columns of the pixels, contiguous."""
     out = _places(labels, num_classes, dtype)
     return out if before is None else out.add_(_places(before, num_classes, dtype), alpha=num_classes + 2)
 
 
 def _places(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """Classes + 1, 0 below and C + 1 above them."""
+    """Class + 1; 0 below and C + 1 above all classes."""
     if labels.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
         labels = labels.long()
     limits = torch.iinfo(labels.dtype)
@@ -275,7 +276,7 @@ def _places(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
 
 
 def _units(weights: Tensor) -> Tensor:
-    """Whole numbers of units, as float64; exact but for the rounding, in float32 too."""
+    """Weights as whole numbers of units, float64."""
     wide = weights.double() if weights.dtype == torch.float64 else weights.float()
     return (wide * _UNITS).nan_to_num_(0.0).clamp_(0, _UNITS).round_().double()
 

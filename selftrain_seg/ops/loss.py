@@ -1,9 +1,9 @@
-"""Cross entropy and its regularisers in one pass over the logits each way.
+"""Cross entropy and its regularisers, in one pass over the logits in each direction.
 
-``L = a/D_a Σ w · nll + r/D_r Σ v · reg + e/D_e Σ u · H``, the first two sums over labelled pixels, the third over the
-others. Only the logits, which the network keeps anyway, and two or three numbers a pixel are kept for the gradient: no
-softmax, no one-hot tensor. ``plain_loss`` serves what the operator does not: float64, gradients of weights, second
-derivatives and ``torch.func.vmap``.
+``L = a/D_a Σ w · nll + r/D_r Σ v · reg + e/D_e Σ u · H``: the first two sums are over labelled pixels, the third over
+the others. For backward it saves the logits and two or three numbers per pixel, but no softmax or one-hot tensor.
+``plain_loss`` serves the cases that the operator does not support: float64, gradients of weights, second derivatives
+and ``torch.func.vmap``.
 """
 
 from __future__ import annotations
@@ -41,15 +41,16 @@ def weighted_loss(
         target: (B, H, W) integers; or soft labels (B, C, H, W), whose pixels of zeros have no label.
         regulariser: on labelled pixels "kld": ``-(1/C) Σ_c log p_c``; "entropy": ``-Σ_c p_c log p_c``; "square":
             ``Σ_c p_c²``; "reverse": ``1 - p_y``, for hard labels; or none.
-        factors: a, r and e. A part with factor 0 is left out, whatever the logits hold.
-        pixel_weight: (B, H, W) factor of all that a pixel contributes; not looked at where it contributes nothing.
+        factors: a, r and e. A term with factor 0 is left out, whatever the logits contain.
+        pixel_weight: (B, H, W) factor of all terms of a pixel; ignored where the pixel has no term.
         image_weight: (B,) further factor of the regulariser; images with 0 do not count in D_r.
-        class_weight: (C,) further factor of nll, by the label's class; for hard labels.
-        exponent: (B,) or (B, H, W) γ; nll weighs ``p_y^γ`` more, without a gradient; for hard labels.
-        divisor: () what all three sums are divided by, in place of what ``normalize`` says, but for "none".
-        normalize: without a divisor: "labelled", D counts the pixels that each sum is over; "all", those of the batch;
-            "weights", as "labelled", but D_a adds up class weights; "sum", 1; "none", the map whose sum that is.
-        ignore_index: label of the pixels without one.
+        class_weight: (C,) further factor of nll, by the class of the label; for hard labels.
+        exponent: (B,) or (B, H, W) γ: nll is multiplied by ``p_y^γ``, without gradient; for hard labels.
+        divisor: () divisor of all three sums, which replaces that of ``normalize`` except for "none".
+        normalize: the divisor D. "labelled": the number of pixels of each sum; "all": the number of pixels of the
+            batch; "weights": like "labelled", but D_a is the sum of class weights; "sum": 1; "none": return the map
+            whose sum is the loss.
+        ignore_index: label of the pixels without a class.
 
     Returns:
         (), or (B, H, W) for "none": float32, or float64 for float64 logits. A divisor of 0 counts as 1.
@@ -66,14 +67,14 @@ def weighted_loss(
 
 
 class _Values(NamedTuple):
-    """What the three sums are over, each (b, h, w), None if it is left out, and two more of the same."""
+    """Values of the three sums, each (b, h, w) or None if left out, and further maps of a block."""
 
     nll: Tensor
     regulariser: Tensor | None
     entropy: Tensor | None
-    kept: Tensor | None  # what the gradient needs, besides
+    kept: Tensor | None  # saved for the gradient
     top: Tensor  # the largest logit
-    log_total: Tensor  # log Σ exp(z - top): next to a large top, their sum would have lost it
+    log_total: Tensor  # log Σ exp(z - top), separate from ``top`` to keep precision
 
 
 def _values(z: Tensor, labels: Labels, regulariser: str, which: Sequence[bool], work: Tensor) -> _Values:
@@ -85,7 +86,7 @@ def _values(z: Tensor, labels: Labels, regulariser: str, which: Sequence[bool], 
     log_total = total.log()
     if labels.soft is None or labels.mass is None:
         nll = log_total - gaps.gather(1, labels.at).squeeze(1)
-    else:  # a class masked out by its logit has a gap of -inf; where its label is 0 that must add 0
+    else:  # a class masked out by its logit has a gap of -inf, which must add 0 where its label is 0
         finite = gaps.clamp(min=torch.finfo(gaps.dtype).min)
         nll = labels.mass * log_total - finite.mul_(labels.soft).sum(1)
     value, entropy, kind = None, None, regulariser if which[1] else ""
@@ -106,11 +107,11 @@ def _values(z: Tensor, labels: Labels, regulariser: str, which: Sequence[bool], 
 
 
 def _forward_in_blocks(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss, and what the gradient needs. ``numbers`` (3,) are the factors, ``which`` of them are not 0.
+    """The loss and the tensors to save for backward. ``numbers`` (3,) are the factors, ``which`` of them are not 0.
 
     Returns:
         loss: () or (B, H, W).
-        scales: (3,), what each sum is multiplied by in it.
+        scales: (3,), factor of each sum in the loss.
         norm: (2, B, H, W), the largest logit, and the log of the sum of exp(z - largest).
         kept: (B, H, W), entropy or Σ p², if the gradient needs it.
     """
@@ -121,7 +122,7 @@ def _forward_in_blocks(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tens
     factors = [float(number) for number in numbers]
     sums: list[list[Tensor]] = [[], [], []]
     counted: list[list[Tensor]] = [[], [], []]
-    # All blocks share their largest temporaries: fresh memory would be paged in every time. The first is the largest.
+    # All blocks share the buffers of their largest temporaries, as allocation is slow. The first block is the largest.
     most = next((cut(logits, block).numel() for block in blocks(logits)), 0)
     work = logits.new_empty(2, most, dtype=torch.float32)
     for block in blocks(logits):
@@ -182,7 +183,7 @@ def _backward_in_blocks(grad: Tensor, logits: Tensor, target: Tensor, *rest: Any
         in_place = logits.dtype == torch.float32 and logits.is_contiguous()
         z = _workable(cut(logits, block))
         gaps = torch.sub(z, top[block].unsqueeze(1), out=place if in_place else None)
-        nll = top[block]  # not looked at, but for these two
+        nll = top[block]  # a placeholder, except for these two
         if gamma is not None or regulariser == "reverse":
             nll = log_total[block] - gaps.gather(1, labels.at).squeeze(1)
         three = parts(labels, nll, pixel, image, class_weight, gamma)
@@ -191,7 +192,7 @@ def _backward_in_blocks(grad: Tensor, logits: Tensor, target: Tensor, *rest: Any
             for there, scale, part in zip(which, scales, three, strict=True)
         )
         gradient = _gradient(gaps, log_total[block], labels, nll, value, regulariser, on_nll, on_reg, on_rest)
-        # 0 · NaN is NaN: what is not used must not spoil a gradient of 0. On CPU a look is cheaper than masking.
+        # 0 · NaN is NaN, so unused logits must be masked. On CPU, checking for them is cheaper than masking.
         if not which[2] and not (on_cpu(logits) and bool(log_total[block].sum().isfinite())):
             gradient = torch.where(labels.valid.unsqueeze(1), gradient, 0)
         if gradient is not place:
@@ -210,7 +211,7 @@ def _gradient(
     on_reg: Tensor | None,
     on_rest: Tensor | None,
 ) -> Tensor:
-    """Gradient of a block, given those of nll, of the regulariser and of the other pixels' entropy, (b, h, w)."""
+    """Gradient of a block, given those of nll, of the regulariser and of the entropy of other pixels, (b, h, w)."""
     if on_reg is not None and regulariser == "reverse":
         on_reg = on_reg * exponential(-nll)
         on_nll, on_reg = on_reg if on_nll is None else on_nll + on_reg, None
@@ -240,16 +241,16 @@ def _gradient(
 
 
 def _term(values: Tensor, part: Part) -> Tensor:
-    """Values times weights, 0 outside the region, whatever either is there."""
+    """Values times weights; 0 outside the region, even for NaN."""
     for weight in part.weights:
         values = values if weight is None else values * weight.to(values.dtype)
-    # where() is slow on the speckled masks of pseudo-labels, a look on the CPU is not.
+    # where() is slow on the irregular masks of pseudo-labels; on the CPU, a check for NaN is faster.
     simple = on_cpu(values) and bool(values.sum().isfinite())
     return values * part.region if simple else torch.where(part.region, values, 0)
 
 
 def _workable(z: Tensor) -> Tensor:
-    """A block in float32; on a CPU each class's pixels side by side, as torch is fastest there."""
+    """A block in float32; on a CPU contiguous per class, which is fastest."""
     return z.float().contiguous() if on_cpu(z) else z.float()
 
 
@@ -279,7 +280,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, numbers, scales, norm, kept = ctx.saved_tensors
     regulariser, which, normalize, ignore_index = ctx.settings
-    if torch.is_grad_enabled():  # somebody wants to differentiate the gradient
+    if torch.is_grad_enabled():  # double backward
         factors = [float(number) for number in numbers]
         arguments = (*inputs, regulariser, factors, normalize, ignore_index)
         loss = plain_loss(*arguments)

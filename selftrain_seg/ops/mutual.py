@@ -1,4 +1,4 @@
-"""Cross entropy with another network's labels, weighted by whether the two networks agree."""
+"""Cross entropy with the labels of another network, weighted by the agreement of the two networks."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def _decide(
     flip: bool,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which label is learned, its weight, and the power of p_y that this is multiplied by; (B, H, W) each."""
+    """Return the labels to learn, their weights, and the exponents of p_y in the weights; (B, H, W) each."""
     on_agreement, otherwise = gammas
     own, labels = read(logits), labels.long()  # as uint8, the label 156 would equal an ignore_index of -100
     dtype = wide(logits)
     pseudo, agree = as_map(is_pseudo, labels), own.labels == labels
     pseudo = labels != ignore_index if pseudo is None else pseudo
-    surer = pseudo & ~agree & (confidence_of(own.score) - confidence > SLACK)  # not by rounding only
+    surer = pseudo & ~agree & (confidence_of(own.score) - confidence > SLACK)  # SLACK excludes rounding errors
     exponent = torch.where(pseudo & ~surer, torch.where(agree, on_agreement, otherwise), 0.0).to(dtype)
     if not flip:
         return labels, (~surer).to(dtype), exponent
@@ -76,7 +76,7 @@ def _plain(
     normalize: str,
     ignore_index: int,
 ) -> tuple[Tensor, ...]:
-    """The loss, its scales and norms as in ``weighted_loss``, and labels and weights, with which it is that one."""
+    """The loss, its scales and norms as in ``weighted_loss``, and the labels and weights to pass to that loss."""
     powers = [float(gamma) for gamma in gammas]
     chosen, weight, exponent = _decide(logits, labels, confidence, is_pseudo, powers, flip, ignore_index)
     weights = (weight, None, None, exponent, None)
@@ -85,7 +85,7 @@ def _plain(
     )
     own = logits.gather(1, read_labels(chosen, ignore_index).at).squeeze(1).float()
     nll = norm[1] - (own - norm[0])
-    chosen = chosen if flip else chosen.clone()  # they may be the very labels that were given
+    chosen = chosen if flip else chosen.clone()  # they may be the caller's tensor
     return loss, scales, norm, chosen, weight * torch.exp(-exponent * nll.clamp(max=-LOG_ZERO))
 
 
@@ -113,7 +113,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     logits, scales, norm, chosen, weight = ctx.saved_tensors
     normalize, ignore_index = ctx.settings
-    if torch.is_grad_enabled():  # somebody wants to differentiate the gradient
+    if torch.is_grad_enabled():  # double backward
         loss = plain_loss(logits, chosen, weight, None, None, None, None, "", (1.0, 0.0, 0.0), normalize, ignore_index)
         (gradient,) = torch.autograd.grad(loss, logits, grad, create_graph=True)
     else:

@@ -1,4 +1,4 @@
-"""Binary cross entropy against 0 for classes below chance, in one pass over the logits and the labels each way."""
+"""Binary cross entropy against 0 for classes below chance, in one pass over logits and labels in each direction."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def negative_loss(
 ) -> Tensor:
     """Compute ``factor/K Σ_pixels w Σ_{c: t_c ≤ 1/C} log(1 + exp(z_c))``, K the number of such (pixel, class) pairs.
 
-    Differentiable in the logits. Only the inputs are kept for it.
+    Differentiable in the logits. Saves only the inputs for backward.
 
     Args:
         logits: z (B, C, H, W).
         probs: t (B, C, H, W).
-        pixel_weight: w (B, H, W); not looked at where a pixel has no such class.
-        factor: of the whole.
-        reduction: "mean"; "sum", with 1 for K; or "none" for the map whose sum that is.
+        pixel_weight: w (B, H, W); ignored where a pixel has no such class.
+        factor: factor of the loss.
+        reduction: "mean"; "sum", with K = 1; or "none" for the map whose sum that is.
 
     Returns:
         (), or (B, H, W) for "none": float32, or float64 for float64 logits. A K of 0 counts as 1.
@@ -41,9 +41,9 @@ def _surely_not(probs: Tensor) -> Tensor:
 
 
 def _values(z: Tensor, t: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The weighted sum of each pixel, and how many classes it is over."""
+    """The weighted sum of each pixel, and the number of its classes."""
     mask = _surely_not(t)
-    # -log sigmoid(-z) is softplus without the switch to the identity above 20.
+    # -log sigmoid(-z) equals softplus, which torch replaces by the identity above 20.
     values, pairs = torch.where(mask, -functional.logsigmoid(-z.to(wide(z))), 0).sum(1), mask.sum(1)
     return values if weight is None else values * torch.where(pairs > 0, weight, 0).to(values.dtype), pairs
 
@@ -58,7 +58,7 @@ def _plain(logits: Tensor, probs: Tensor, weight: Tensor | None, factor: float, 
 def _forward_in_blocks(
     logits: Tensor, probs: Tensor, weight: Tensor | None, factor: Tensor, reduction: str
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and what a pixel's sum is multiplied by in it."""
+    """The loss, and the factor of a pixel's sum in it."""
     loss, scale = _fake_forward(logits, probs, weight, factor, reduction)
     scale.fill_(float(factor))
     if reduction == "none":
@@ -108,7 +108,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     logits, probs, weight, factor, scale = ctx.saved_tensors
-    if torch.is_grad_enabled():  # somebody wants to differentiate the gradient
+    if torch.is_grad_enabled():  # double backward
         loss = _plain(logits, probs, weight, float(factor), ctx.reduction)
         (gradient,) = torch.autograd.grad(loss, logits, grad, create_graph=True)
     else:

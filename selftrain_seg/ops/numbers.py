@@ -1,4 +1,4 @@
-"""Small numbers of the caller, on a device."""
+"""Move small inputs to a device without synchronisation."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def integers(values: Sequence[int], device: torch.device) -> Tensor:
-    """(N,) int64. A GPU gets them as arguments of a launch: a copy would make the host wait, and fit in no CUDA graph.
+    """(N,) int64. On a GPU they are passed as launch arguments: a copy would synchronise and break CUDA graphs.
 
     Args:
         values: any number of integers.
-        device: where the result lies.
+        device: device of the result.
     """
     if device.type == "cpu" or not values:
         return torch.tensor(list(values), dtype=torch.int64, device=device)
@@ -23,12 +23,12 @@ def integers(values: Sequence[int], device: torch.device) -> Tensor:
 
 
 def near(values: Tensor, like: Tensor) -> Tensor:
-    """What holds a number a class, on the device of ``like``; it may lie anywhere.
+    """Move a small tensor to the device of ``like``.
 
-    The host does not wait for what it sends to a GPU; but such a copy cannot be part of a CUDA graph.
+    A copy from the host to a GPU does not synchronise, but cannot be part of a CUDA graph.
 
     Args:
-        values: any tensor.
-        like: any other.
+        values: any tensor, on any device.
+        like: a tensor on the target device.
     """
     return values.to(like.device, non_blocking=values.device.type == "cpu")

@@ -1,4 +1,4 @@
-"""A reading for selectors with running state: labels and confidences, and what the state follows, in the same pass."""
+"""Read logits for selectors with running state: labels, confidences and batch statistics in the same pass."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from selftrain_seg.ops._library import operator
 from selftrain_seg.ops.counts import tally
 from selftrain_seg.ops.reading import confidence_of, pixel_scores
 
-LEAST = 1e-30  # of what probabilities are divided by
+LEAST = 1e-30  # lower limit of divisors of probabilities
 
 
 class Observation(NamedTuple):
-    """What is known of a batch; no gradient. ŷ is a pixel's predicted class, m its confidence."""
+    """Labels, confidences and statistics of a batch, without gradient. ŷ is the predicted class, m its confidence."""
 
     labels: Tensor  # (B, H, W) int64, ŷ
-    confidence: Tensor  # (B, H, W) float32, m; 0 where the pixel must not be used, and only there
-    sums: Tensor  # float64, what was asked for, in this order, and the number of usable pixels; empty if nothing was
-    peaks: Tensor  # (B, C) float32, the largest m of the pixels with ŷ = c, 0 if there are none; empty if not asked for
+    confidence: Tensor  # (B, H, W) float32, m; 0 at unusable pixels only
+    sums: Tensor  # float64, the requested sums in the order of the arguments, then the number of usable pixels
+    peaks: Tensor  # (B, C) float32, the largest m of the pixels with ŷ = c, 0 if there are none; empty if not requested
 
 
 def observe(
@@ -41,11 +41,12 @@ def observe(
     Args:
         logits: (B, C, H, W).
         valid: (B, H, W) bool.
-        relative_to: (C,) float64; each class's probability is divided by its number, and all are normalised anew.
-        moments: whether ``sums`` holds Σ m² and Σ m.
-        probs: whether it holds Σ p_c, C numbers.
-        counts: whether it holds how many pixels with ``m >= floor`` have each ŷ, and how many ``m < floor``: C + 1.
-        peaks: whether there are ``peaks``.
+        relative_to: (C,) float64; probabilities are divided by it and normalised again.
+        moments: whether ``sums`` contains Σ m² and Σ m.
+        probs: whether ``sums`` contains Σ p_c, C numbers.
+        counts: whether ``sums`` contains the number of pixels with ``m >= floor`` for each ŷ, and the number of pixels
+            with ``m < floor``: C + 1 numbers.
+        peaks: whether to return ``peaks``.
         floor: see ``counts``.
     """
     return Observation(*_observe(logits.detach(), valid, relative_to, [moments, probs, counts, peaks], floor))
@@ -86,7 +87,7 @@ def _plain(
 
 
 def sum_sizes(logits: Tensor, which: list[bool]) -> list[int]:
-    """How many sums of each kind there are."""
+    """Number of sums of each kind."""
     num_classes = logits.shape[1]
     sizes = [2 if which[0] else 0, num_classes if which[1] else 0, num_classes + 1 if which[2] else 0]
     return [*sizes, 1 if any(which[:3]) else 0]

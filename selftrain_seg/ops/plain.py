@@ -1,4 +1,4 @@
-"""The losses written down in torch: the oracle of the fused operator, and the parts that both are made of."""
+"""The losses in plain torch operations, and the parts that they share with the fused operator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from selftrain_seg.ops._blocks import wide
 from selftrain_seg.ops._winner import exponential
 
-LOG_ZERO = -1e4  # in place of log p = -inf of a class masked out by its logit: p is 0 long before, 0 · log 0 too
+LOG_ZERO = -1e4  # replaces log p = -inf of a class masked out by its logit, so that p log p is 0
 
 
 def plain_loss(
@@ -28,10 +28,10 @@ def plain_loss(
     normalize: str,
     ignore_index: int,
 ) -> Tensor:
-    """Compute ``weighted_loss`` in torch's own operations; they keep tensors of the logits' size."""
+    """Compute ``weighted_loss`` in plain torch operations, which save tensors of the size of the logits."""
     labels = read_labels(target, ignore_index)
     used = torch.ones_like(labels.valid) if factors[2] else labels.valid
-    z = torch.where(used.unsqueeze(1), logits, 0)  # 0 · NaN is NaN, so what is not used must not be there
+    z = torch.where(used.unsqueeze(1), logits, 0)  # 0 · NaN is NaN, so unused logits are replaced
     log_p = torch.log_softmax(z, 1, dtype=wide(z))
     if labels.soft is None:
         nll = -log_p.gather(1, labels.at).squeeze(1)
@@ -55,38 +55,38 @@ def plain_loss(
             total = total + factor * (term(values[kind](), part).sum() / torch.where(by == 0, 1, by).to(nll.dtype))
     if isinstance(total, Tensor):
         return total
-    nothing = torch.where(torch.zeros_like(used), nll, 0)  # but connected
+    nothing = torch.where(torch.zeros_like(used), nll, 0)  # zero, but connected to the graph
     return nothing if normalize == "none" else nothing.sum()
 
 
 class Labels(NamedTuple):
-    """Where the labels are, and which."""
+    """Labels and the pixels that have one."""
 
     valid: Tensor  # (b, h, w) bool: which pixels have a label
     at: Tensor  # (b, 1, h, w) int64: the labels, 0 where there is none; all 0 for soft labels
     soft: Tensor | None  # (b, C, h, w)
-    mass: Tensor | None  # (b, h, w): what the soft labels sum to
+    mass: Tensor | None  # (b, h, w): sum of the soft labels
 
 
 class Part(NamedTuple):
     """One of the three sums."""
 
-    region: Tensor  # (b, h, w) bool: the pixels of a sum
-    weights: tuple[Tensor | None, ...]  # (b, h, w): what their values are multiplied by
+    region: Tensor  # (b, h, w) bool: the pixels of the sum
+    weights: tuple[Tensor | None, ...]  # (b, h, w): factors of their values
 
 
 def read_labels(target: Tensor, ignore_index: int) -> Labels:
-    """Labels of a batch or block, hard or soft."""
+    """Read the hard or soft labels of a batch or block."""
     if target.ndim == 4:
         mass = target.sum(1, dtype=wide(target))
         return Labels(mass != 0, torch.zeros_like(mass, dtype=torch.int64).unsqueeze(1), target, mass)
     y = target.long()  # as uint8, the label 156 would equal an ignore_index of -100
     valid = y != ignore_index
-    return Labels(valid, (y * valid).unsqueeze(1), None, None)  # where() is three times slower on speckled masks
+    return Labels(valid, (y * valid).unsqueeze(1), None, None)  # where() is three times slower on irregular masks
 
 
 def as_map(value: Tensor | None, like: Tensor) -> Tensor | None:
-    """(B,) as (B, H, W)."""
+    """Expand (B,) to (B, H, W)."""
     if value is None or value.ndim == like.ndim:
         return value
     return repeat(value, "b -> b h w", h=like.shape[1], w=like.shape[2])
@@ -113,7 +113,7 @@ def parts(
 
 
 def term(values: Tensor, part: Part) -> Tensor:
-    """Values times weights, 0 outside the region, where neither is looked at, not even a NaN."""
+    """Values times weights; 0 outside the region, even for NaN."""
     for weight in part.weights:
         if weight is not None:
             values = values * torch.where(part.region, weight, 0).to(values.dtype)
@@ -121,7 +121,7 @@ def term(values: Tensor, part: Part) -> Tensor:
 
 
 def size(part: Part, normalize: str, each: int) -> Tensor:
-    """What a sum is divided by, but for 0: () float64."""
+    """The divisor of a sum, before 0 is replaced: () float64."""
     region, own = part.region, part.weights[0]
     if normalize == "labelled" or (normalize == "weights" and (each or own is None)):
         return region.sum(dtype=torch.float64)

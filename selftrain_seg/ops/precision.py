@@ -1,4 +1,4 @@
-"""What must not be computed in half precision, whatever autocast says."""
+"""Disable autocast for computations that need full precision."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from torch import Tensor
 
 
 def as_given(tensor: Tensor) -> AbstractContextManager[None]:
-    """A ``with`` block without autocast on the tensor's device."""
+    """Return a context that disables autocast on the tensor's device."""
     return torch.autocast(tensor.device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""Order statistics of scores that were counted in bins."""
+"""Order statistics of scores counted in bins."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from torch import Tensor
 from selftrain_seg.ops._library import operator
 from selftrain_seg.ops._thresholds import there
 
-# A bin that holds more than this share of its row is not interpolated in: so many values in 0.007 of log-odds
-# are ties (one saturated value, bf16's coarse steps), and a threshold inside them would split nothing.
+# A bin with more than this share of its row is not interpolated: so many values within 0.007 of log-odds are ties
+# (saturated values, coarse steps of bf16), which no threshold can split.
 TIE_SHARE = 1 / 256
-# A share is a decimal that binary rounds: 0.29 of 100 pixels is 29, though 0.29 * 100 is 28.999999999999996.
+# Tolerance for the rounding of decimal shares: 0.29 of 100 pixels is 29, but 0.29 * 100 is 28.999999999999996.
 ROUNDING = 1.0 + 2.0**-50
 RULES = ("last_in", "first_out", "from_below")
 
 
 def ranked(counts: Tensor, share: Tensor, *, rule: str, low: float, bin_width: float) -> Tensor:
-    """(2, R) float64: a score of each row of counts (R, K) int64, and ``floor(size · share)``; size is the row's sum.
+    """(2, R) float64: a score of each row of counts (R, K) int64, and ``n = floor(size · share)``, size the row's sum.
 
-    With n that floor, it is the n-th largest score (``"last_in"``), the one after it (``"first_out"``) or the one with
-    n scores below it (``"from_below"``), if there is one; NaN for an empty row. ``share`` is (R,), or () on the host.
+    The score is the n-th largest (``"last_in"``), the one after it (``"first_out"``), or the one with n scores below it
+    (``"from_below"``); NaN for an empty row. ``share`` is (R,), or () on the host.
 
-    Where values spread over a bin the estimate is interpolated in it, so that as many scores lie at or above
-    it as were asked for. Where a bin holds more than 1/256 of its row the values are taken for ties: then
-    the estimate is the bin's edge that leaves the number closest to k, never one that leaves none.
+    Within a bin the score is interpolated, so that the requested number of scores lies at or above it. If a bin
+    contains more than 1/256 of its row, its values are treated as ties: the score is the edge of the bin for which the
+    number of scores is closest to the requested one, but not zero.
     """
     found: Tensor = _ranked(counts, share, rule, low, bin_width)
     return found
@@ -40,7 +40,7 @@ def _plain(counts: Tensor, share: Tensor, rule: str, low: float, bin_width: floa
     place = torch.searchsorted(from_top, k).clamp(max=bins - 1)
     above = torch.where(place > 0, from_top.gather(1, (place - 1).clamp(min=0)), 0)
     inside = from_top.gather(1, place) - above
-    part = (k - above).double() / inside.clamp(min=1)  # of the bin, counted from its upper edge
+    part = (k - above).double() / inside.clamp(min=1)  # share of the bin, from its upper edge
     tied = inside.double() > size * TIE_SHARE
     nearest_edge = ((part >= 0.5) | (above == 0)).double()
     from_high = place.double() + torch.where(tied, nearest_edge, part)

@@ -1,10 +1,11 @@
-"""The one place where logits become scores. Thresholds, selectors and statistics all build on it, so they agree.
+"""Convert logits to scores, which thresholds, selectors and statistics share.
 
-A *score* is what pixels are ranked by and thresholds are compared on: the log-odds of the winning class,
-``o = -log s`` with ``s = Σ_{c≠ŷ} exp(z_c - z_ŷ)``. Under a prior, where pixels are ranked by ``p_c q_c``, it is the
-log-odds of ``p_c q_c / Q_c`` with Q_c the peak of the class's prior: at most 1, in the same order, and as able to tell
-saturated pixels apart where q is at its peak. NaN marks a pixel that must not be used, because a logit is NaN, the
-largest is infinite or ``valid`` says so; it is never counted and, as comparisons with NaN are false, never selected.
+The *score* of a pixel is the log-odds of the winning class, ``o = -log s`` with ``s = Σ_{c≠ŷ} exp(z_c - z_ŷ)``. Pixels
+are ranked by it, and thresholds are compared with it. With a prior, pixels are ranked by ``p_c q_c``; the score is then
+the log-odds of ``p_c q_c / Q_c`` with Q_c the peak of the class's prior. This ratio is at most 1, has the same order,
+and still distinguishes saturated pixels where q is at its peak. A score of NaN marks an unusable pixel: a logit is NaN,
+the largest is infinite, or ``valid`` is False. Such a pixel is never counted and, as comparisons with NaN are false,
+never selected.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from selftrain_seg.ops._winner import exponential, winner
 
 
 class Reading(NamedTuple):
-    """Label and score of every pixel; no gradient."""
+    """Label and score of every pixel, without gradient."""
 
     labels: Tensor  # (B, H, W) int64
-    score: Tensor  # (B, H, W) float32, NaN where the pixel must not be used
+    score: Tensor  # (B, H, W) float32, NaN at unusable pixels
 
 
 def confidence_of(score: Tensor) -> Tensor:
-    """``max_c p_c`` of scores found without a prior: float32, 0 at unusable pixels."""
+    """Convert scores without a prior to ``max_c p_c``: float32, 0 at unusable pixels."""
     return torch.sigmoid(score).nan_to_num_(nan=0.0)
 
 
@@ -44,16 +45,16 @@ def read(logits: Tensor, *, valid: Tensor | None = None, prior: Tensor | None = 
 
 
 def read_log_confidence(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels, and ``log max_c p_c``, float32, in place of the score; NaN stays."""
+    """Labels, and ``log max_c p_c`` as float32; NaN at unusable pixels."""
     labels, found = _read(logits.detach(), None, None, True)
     return labels, found
 
 
 class Scores(NamedTuple):
-    """A block's pixels: winning class, score, and what selectors build on."""
+    """Winning class, score and intermediate values of the pixels of a block."""
 
     labels: Tensor  # (b, h, w) int64
-    score: Tensor  # (b, h, w) float32, NaN where the pixel must not be used
+    score: Tensor  # (b, h, w) float32, NaN at unusable pixels
     gaps: Tensor  # (b, C, h, w) float32: z_c - max z, plus log(q_c / Q_c) under a prior; never positive
     log_norm: Tensor  # (b, h, w) float32: log1p(s), so that log p_c = (z_c - max z) - log_norm; NaN if unusable
     others: Tensor  # (b, C, h, w) float32: exp(z_c - max z), but 0 for the largest z
@@ -65,14 +66,14 @@ def prior_peaks(prior: Tensor) -> Tensor:
 
 
 def each_image(prior: Tensor, logits: Tensor) -> Tensor:
-    """The prior (C, H, W) as if every image had one, to be cut into blocks as the logits are."""
+    """Expand the prior (C, H, W) to the batch, so that it can be cut into the same blocks as the logits."""
     return prior.unsqueeze(0).expand(len(logits), -1, -1, -1)
 
 
 def pixel_scores(
     logits: Tensor, valid: Tensor | None = None, prior: Tensor | None = None, peaks: Tensor | None = None
 ) -> Scores:
-    """Score a (b, C, h, w) block. Everything is float32, whatever the logits' dtype."""
+    """Score a (b, C, h, w) block in float32."""
     labels, gaps, others, rest = _others(logits, valid)
     log_norm = torch.log1p(rest)
     if prior is None or peaks is None:
@@ -81,7 +82,7 @@ def pixel_scores(
     _, winners, _ = winner(gaps + prior.log())
     at = winners.unsqueeze(1)
     mine = others.gather(1, at).squeeze(1)
-    # Odds against the winner: s itself where it also has the largest z; else it is known without cancellation.
+    # Odds against the winner: s itself if it also has the largest z; otherwise computed without cancellation.
     against = torch.where(winners == labels, rest, (1.0 + rest - mine) / mine)
     q, peak = prior.gather(1, at).squeeze(1), peaks[winners]
     score = q.log() - torch.log((peak - q).clamp(min=0.0) + peak * against)
@@ -93,21 +94,21 @@ def class_scores(logits: Tensor, valid: Tensor | None, prior: Tensor | None, pea
     """Score every class at every pixel of a block: (b, C, h, w) float32, on the same scale as ``pixel_scores``."""
     labels, gaps, others, rest = _others(logits, valid)
     rest = rest.unsqueeze(1)
-    # odds of c = exp(gap_c) / Σ_{j≠c} exp(gap_j). For a class that did not win that sum is at least 1, so the
-    # difference loses nothing; for the winner it is `rest` itself.
+    # odds of c = exp(gap_c) / Σ_{j≠c} exp(gap_j). For a class that did not win, the sum is at least 1 and the
+    # difference is accurate; for the winner it is `rest`.
     against = (1.0 + rest - others).scatter_(1, labels.unsqueeze(1), rest)
     if prior is None or peaks is None:
         return gaps - against.log()
-    # Multiplied through by exp(gap_c), so that a class with p = 0 has score -inf and not NaN.
+    # Multiply by exp(gap_c), so that a class with p = 0 has score -inf and not NaN.
     q, peak, mine = prior.float(), rearrange(peaks, "c -> c 1 1"), gaps.exp()
     return (q * mine).log() - torch.log((peak - q).clamp(min=0.0) * mine + peak * against)
 
 
 def _others(logits: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Winner (b, h, w), z - max z and its exponentials but the winner's (b, C, h, w), and their sum (b, h, w)."""
+    """Winner (b, h, w), z - max z and its exponentials except the winner's (b, C, h, w), and their sum (b, h, w)."""
     top, labels, gaps = winner(logits.float())
     others = exponential(gaps).scatter_(1, labels.unsqueeze(1), 0.0)
-    # top - top is 0, or NaN where the largest logit is NaN or infinite: such a pixel says nothing.
+    # top - top is 0, or NaN if the largest logit is NaN or infinite, which marks an unusable pixel.
     rest = others.sum(dim=1) + (top - top).squeeze(1)
     return labels, gaps, others, rest if valid is None else rest.masked_fill_(~valid, torch.nan)
 

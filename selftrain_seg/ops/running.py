@@ -1,4 +1,4 @@
-"""Averages over batches and thresholds from them: a few operations on (C,), which a GPU does in one launch."""
+"""Running averages over batches and thresholds from them; one launch on a GPU."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from selftrain_seg.ops._library import operator
 
-SEEN = 1e-8  # the mean probability from which on a class has been seen
+SEEN = 1e-8  # minimum mean probability of a class that has been seen
 
 
 def follow(running: Tensor, sums: Tensor, number: Tensor, momentum: float, *, variance: bool = False) -> None:
-    """``running ← momentum · running + (1 - momentum) · sums / number``, (n,), in place; as it is if the number is 0.
+    """Update ``running ← momentum · running + (1 - momentum) · sums / number``, (n,), in place, unless ``number`` is 0.
 
-    With ``variance`` the sums are Σ m² and Σ m, and it is the variance and the mean that are followed.
+    With ``variance`` the sums are Σ m² and Σ m, and ``running`` is the variance and the mean.
     """
     _follow(running, sums, number, momentum, variance)
 
@@ -31,8 +31,8 @@ def discount(
 ) -> Tensor:
     """Thresholds of SAC and DT-ST, (B, C) float32, ``max(lower, upper · peak · (1 - exp(-running / beta)))``.
 
-    First, given Σ p_c and the number of pixels, ``running`` (C,) float64 moves towards the mean, or, where a class is
-    not yet ``seen`` (C,) bool, starts there; both are changed in place.
+    First ``running`` (C,) float64 is moved towards the mean probability, given Σ p_c and the number of pixels; a class
+    that is not yet ``seen`` (C,) bool starts at the mean. Both are updated in place.
     """
     bars: Tensor = _discount(peaks, running, seen, sums, upper, lower, beta, momentum)
     return bars

@@ -1,4 +1,4 @@
-"""A few pixels of a batch: drawn, and what their logits say."""
+"""Draw a few pixels of a batch and read their probabilities."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from selftrain_seg.ops._library import operator
 
 
 def distinct(draws: Tensor, population: int, count: int) -> Tensor:
-    """The first different numbers modulo ``population`` among many draws.
+    """Take the first distinct numbers modulo ``population`` from many draws.
 
     Args:
         draws: (M,) int64, not negative, uniform.
-        population: the numbers are below it.
-        count: how many to take. If fewer differ, the others are any.
+        population: upper limit of the numbers, exclusive.
+        count: how many to take. If fewer are distinct, the rest is arbitrary.
 
     Returns:
         (count,) int64. Every set is equally likely.
@@ -25,7 +25,7 @@ def distinct(draws: Tensor, population: int, count: int) -> Tensor:
 
 
 def directions(logits: Tensor, chosen: Tensor) -> Tensor:
-    """The probabilities of single pixels, as vectors of length 1.
+    """Return the probabilities of single pixels as vectors of length 1.
 
     Args:
         logits: (B, C, H, W), floating point.

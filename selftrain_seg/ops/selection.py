@@ -1,4 +1,4 @@
-"""Hard labels where a threshold is reached."""
+"""Hard labels for pixels that reach their threshold."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def select(
     prior: Tensor | None = None,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels (B, H, W) int64, the predicted classes likewise, and confidences float32, of a checked batch.
+    """Return labels (B, H, W) int64, predicted classes likewise, and confidences float32 of a checked batch.
 
-    The winner is labelled where its score reaches its threshold, or, ``reweighted``, the class that exceeds its own
+    The label is the winner where its score reaches its threshold or, if ``reweighted``, the class that exceeds its own
     threshold most. ``thresholds`` are (C,), or () on the host, one for all classes.
     """
     prior = None if prior is None else prior.detach()
@@ -35,7 +35,7 @@ def select(
 
 
 def weighted_confidence(part: Scores, peaks: Tensor | None) -> Tensor:
-    """``max_c p_c``, or under a prior ``max_c p_c q_c``, of a block; 0 where it is not usable."""
+    """``max_c p_c``, or with a prior ``max_c p_c q_c``, of a block; 0 at unusable pixels."""
     confidence = confidence_of(part.score)
     return confidence if peaks is None else confidence * peaks[part.labels]
 

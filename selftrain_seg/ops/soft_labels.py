@@ -1,4 +1,4 @@
-"""Soft labels that re-weighting by thresholds gives, sharpened."""
+"""Soft labels from probabilities re-weighted by thresholds and sharpened."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def soften(
     prior: Tensor | None = None,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Labels, predicted classes and confidences as ``select``, and soft labels (B, C, H, W) float32.
+    """Return labels, predicted classes and confidences as ``select``, and soft labels (B, C, H, W) float32.
 
     ``y_c ∝ (p_c / kc_c)^(1/alpha)`` where ``logsumexp_c(log(p_c / kc_c) / alpha) > 0``, else 0; ``alpha`` is (1,).
-    ``thresholds`` and ``alpha`` may be () on the host, which does not send them anywhere.
+    ``thresholds`` and ``alpha`` may be () on the host, which avoids a copy to the device.
     """
     prior = None if prior is None else prior.detach()
     found: tuple[Tensor, Tensor, Tensor, Tensor] = _soften(
@@ -49,11 +49,11 @@ def _plain(
         part = pixel_scores(logits[block[0], :, block[1]], cut(valid, block), cut(maps, block), peaks)
         value, best, gaps = winner(torch.addcmul(added, part.gaps, sharpness))
         powers = exponential(gaps, out=gaps)
-        # logsumexp as max + log1p(the others): the others may be 1e-30 and still decide at a saturated pixel.
+        # logsumexp as max + log1p(others): at a saturated pixel, others of 1e-30 still decide.
         others = powers.clone().scatter_(1, best.unsqueeze(1), 0.0).sum(dim=1)
         keep = value.squeeze(1) + torch.log1p(others) > part.log_norm * sharpness
         scale = torch.where(keep, 1.0 / (1.0 + others), 0.0).unsqueeze(1)
-        # 0 · NaN is NaN, so unusable pixels must be masked. On CPU looking for one is cheaper than always masking.
+        # 0 · NaN is NaN, so unusable pixels must be masked. On CPU, checking for them is cheaper than masking.
         if on_cpu(logits) and bool(value.isfinite().all()):
             torch.mul(powers, scale, out=soft[block[0], :, block[1]])
         else:

@@ -1,4 +1,4 @@
-"""What was selected, class by class, from the maps that a selector made."""
+"""Count the selected pixels of each class from the maps of a selector."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from selftrain_seg.ops.counts import tally
 def tabulate(
     predicted: Tensor, labels: Tensor, confidence: Tensor, target: Tensor | None, num_classes: int, ignore_index: int
 ) -> Tensor:
-    """(5, C) float64: pixels predicted c, labelled c, these with known truth and those that are right, Σ confidence.
+    """(5, C) float64: pixels predicted c, labelled c, labelled c with known truth, correctly labelled c, Σ confidence.
 
     The maps are (B, H, W). A confidence of 0 marks a pixel without a prediction; the sum is over the pixels labelled c.
     """
@@ -30,10 +30,10 @@ def _plain(
     predicted = torch.where((confidence > 0) & (predicted < none), predicted, none)
     selected = inside(labels)
     labels = torch.where(selected, labels, none)
-    truth = torch.zeros_like(labels)  # 0 unknown, 1 another class, 2 the label is right
+    truth = torch.zeros_like(labels)  # 0: unknown, 1: another class, 2: the label is correct
     if target is not None:
         truth = torch.where(selected & inside(target), 1 + (target == labels).long(), 0)
-    size = none + 1  # one more for what is not to be counted
+    size = none + 1  # one more for pixels that are not counted
     counts = tally((predicted * size + labels) * 3 + truth, size * size * 3).view(size, size, 3)
     by_label = counts.sum(0)[:-1]
     sums = torch.zeros(size, dtype=torch.float64, device=labels.device)

@@ -1,4 +1,4 @@
-"""One window of each image, cut out in one copy."""
+"""Cut one window out of each image in a single copy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def windows(tensor: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) ->
 
 
 def _anywhere(tensor: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """Every window of every image is a view that starts somewhere in memory; copy the rows of those asked for."""
+    """Copy the windows as rows of a strided view that contains every possible window."""
     if tensor.numel() == 0:
         return _fake(tensor, top, left, height, width)
     strides, order = tensor.stride(), _order(tensor)
@@ -46,7 +46,7 @@ def _fake(tensor: Tensor, top: Tensor, left: Tensor, height: int, width: int) ->
 
 
 def _order(tensor: Tensor) -> list[int]:
-    """All dimensions but the first, from far apart to adjacent in memory."""
+    """All dimensions except the first, by descending stride."""
     strides = tensor.stride()
     return sorted(range(1, tensor.ndim), key=lambda dim: -strides[dim])
 

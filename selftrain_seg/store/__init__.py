@@ -1,7 +1,7 @@
-"""Pseudo-labels on disk between rounds: one folder a round, atomic, resumable, verifiable, never dense probabilities.
+"""Pseudo-labels of offline rounds on disk, one folder per round; writing is atomic, resumable and checksummed.
 
-``PseudoLabelStore`` is the door: ``write`` opens a round for several workers and ranks, ``round`` and ``latest``
-read complete ones. ``expand_soft`` turns compact soft labels into dense ones, on the device and a batch at a time.
+``PseudoLabelStore.write`` opens a round for writing by several workers and ranks; ``round`` and ``latest`` open
+complete rounds for reading. ``expand_soft`` expands a batch of compact soft labels to dense ones on the device.
 """
 
 from selftrain_seg.store._settings import RoundSettings

@@ -1,4 +1,4 @@
-"""A batch of pseudo-labels as bytes: checked and rounded on its device, then one copy to the host."""
+"""Encode a batch of pseudo-labels as bytes: check and round on its device, then copy to the host once."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from selftrain_seg.store._png import Bytes
 from selftrain_seg.store.soft import pack_soft, wrong_soft
 from selftrain_seg.types import PseudoLabels
 
-# What a round may keep beside the labels, as named in PseudoLabels.
+# Fields of PseudoLabels that a round can store in addition to the labels.
 KINDS = ("confidence", "soft", "pixel_weight", "predicted")
 
 
 class HostBatch(NamedTuple):
-    """The maps of each kind, (B, n, H, W) bytes, and (B, 2) the mass of soft labels that was dropped."""
+    """Maps of each kind, (B, n, H, W) bytes, and (B, 2) the mass of soft labels that was dropped."""
 
     maps: dict[str, Bytes]
     dropped: np.ndarray[Any, np.dtype[np.int64]] | None
 
 
 def check_batch(pseudo: Any, batch: int, num_classes: int) -> None:
-    """Types, shapes, dtypes and devices; values are looked at on the way to the host."""
+    """Check types, shapes, dtypes and devices; ``to_host`` checks values."""
     if not isinstance(pseudo, PseudoLabels):
         raise TypeError(f"`pseudo`: expected PseudoLabels, got {type(pseudo).__name__}")
     _checks.check_label_maps(pseudo.labels)
@@ -50,7 +50,7 @@ def check_batch(pseudo: Any, batch: int, num_classes: int) -> None:
 def to_host(
     pseudo: PseudoLabels, names: list[str], kinds: tuple[str, ...], num_classes: int, ignore_index: int, top_k: int
 ) -> HostBatch:
-    """Bytes of the labels, of the given kinds and of the predicted classes, which are counted even if not kept."""
+    """Encode the labels, the given kinds and the predicted classes, which are counted even if they are not stored."""
     planes: dict[str, Tensor] = {}
     wrong: dict[str, Tensor] = {}
     dropped = None

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and can tell that they were damaged."""
+"""Atomic file writes and checksums."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 SETTINGS = "settings.json"
 IMAGES = "images.jsonl"
-JOURNAL = "journal"  # folder of the records of images written so far, one file a process
+JOURNAL = "journal"  # folder of the records of images written so far, one file per process
 PARTIAL = ".partial"  # folder of unfinished files
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 
 class Record(NamedTuple):
-    """What is known of one image: a line of the journal and of ``images.jsonl``."""
+    """The record of one image: a line of the journal and of ``images.jsonl``."""
 
     name: str
     size: tuple[int, int]
@@ -42,7 +42,7 @@ class Record(NamedTuple):
 
     @classmethod
     def parse(cls, line: bytes) -> Record | None:
-        """None for half a line, as a killed process leaves it."""
+        """Parse a line; None for an incomplete line left by a killed process."""
         try:
             record = cls(**json.loads(line))
             files = {kind: (int(size), str(digest)) for kind, (size, digest) in record.files.items()}
@@ -58,7 +58,7 @@ def digest(data: bytes) -> str:
 
 
 def write(path: Path, data: bytes, round_folder: Path, *, sync: bool = False, replace: bool = True) -> None:
-    """Put the whole content into place at once; without ``replace`` an existing file stays as it is."""
+    """Write a file atomically; without ``replace`` keep an existing file."""
     unfinished = round_folder / PARTIAL / uuid.uuid4().hex
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,14 +77,14 @@ def write(path: Path, data: bytes, round_folder: Path, *, sync: bool = False, re
 
 
 def sync_to_disk(path: Path) -> None:
-    """Wait until a file, or what a folder lists, would survive a loss of power."""
-    if os.name == "nt" and path.is_dir():  # has no handle there
+    """Flush a file, or the entries of a folder, to disk, so that it survives a power failure."""
+    if os.name == "nt" and path.is_dir():  # folders cannot be opened on Windows
         return
     with contextlib.suppress(FileNotFoundError):
         fd = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
         try:
             os.fsync(fd)
-        except OSError as error:  # some file systems know no such thing for folders
+        except OSError as error:  # some file systems cannot flush folders
             if not (path.is_dir() and error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSUP)):
                 raise
         finally:
@@ -92,7 +92,7 @@ def sync_to_disk(path: Path) -> None:
 
 
 def _linked(source: Path, target: Path) -> bool:
-    """Whether there is a target now; False where the file system has no hard links."""
+    """Link the target to the source unless it exists; False if the file system has no hard links."""
     try:
         os.link(source, target)
     except FileExistsError:
@@ -103,29 +103,29 @@ def _linked(source: Path, target: Path) -> bool:
 
 
 def to_json(content: dict[str, Any]) -> bytes:
-    """JSON for people that ends with the checksum of all the rest. Floats come back exactly."""
+    """Indented JSON whose last entry is the checksum of the others. Floats round-trip exactly."""
     plain = json.dumps(content, allow_nan=False, sort_keys=True).encode()
     return (json.dumps({**content, "checksum": digest(plain)}, allow_nan=False, indent=1) + "\n").encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what :func:`to_json` made; OSError names the file if it is damaged."""
+    """Read a file made by :func:`to_json`; OSError names the file if it is damaged."""
     data = path.read_bytes()
     try:
         content = json.loads(data)
         del content["checksum"]
         whole = data == to_json(content)
     except (ValueError, AttributeError, LookupError, TypeError) as error:
-        raise OSError(f"{path}: damaged file, not the JSON that was written") from error
+        raise OSError(f"{path}: damaged file, expected JSON") from error
     if not whole:
-        raise OSError(f"{path}: damaged file, its checksum does not fit")
+        raise OSError(f"{path}: damaged file, its checksum does not match")
     if content["format"] != FORMAT:
         raise OSError(f"{path}: format {content['format']}, this version reads {FORMAT}")
     return dict(content)
 
 
 def records(folder: Path) -> dict[str, list[Record]]:
-    """The different records of each image, from the list of the round and from all journals."""
+    """The distinct records of each image, from the list of the round and from all journals."""
     found: dict[str, list[Record]] = {}
     for path in [folder / IMAGES, *sorted((folder / JOURNAL).glob("*.jsonl"))]:
         for line in path.read_bytes().split(b"\n") if path.exists() else ():
@@ -136,7 +136,7 @@ def records(folder: Path) -> dict[str, list[Record]]:
 
 
 def damaged(folder: Path, record: Record) -> list[str]:
-    """The record's files, relative to the folder, that are missing or differ from what was written."""
+    """The files of the record that are missing or damaged, relative to the folder."""
     out = []
     for kind, (_, expected) in record.files.items():
         path = file_of(kind, record.name)
@@ -150,7 +150,7 @@ def damaged(folder: Path, record: Record) -> list[str]:
 
 
 def same_sizes(folder: Path, record: Record) -> bool:
-    """A look at the sizes only: enough for files of this very run."""
+    """Compare sizes only, which is enough for files written in this run."""
     try:
         return all(
             (folder / file_of(kind, record.name)).stat().st_size == size for kind, (size, _) in record.files.items()
@@ -159,13 +159,13 @@ def same_sizes(folder: Path, record: Record) -> bool:
         return False
 
 
-def mapped(
+def threaded_map(
     function: Callable[[T], R], items: Iterable[T], total: int, threads: int, progress: bool, what: str
 ) -> Iterator[R]:
-    """``map`` on several threads, with a bar if asked for and tqdm is there."""
+    """``map`` on several threads, with a progress bar if ``progress`` and tqdm is installed."""
     with ThreadPoolExecutor(max(1, threads)) as pool:
         results: Iterator[R] = pool.map(function, items)
         if progress:
-            with contextlib.suppress(ModuleNotFoundError):  # it is optional
+            with contextlib.suppress(ModuleNotFoundError):  # tqdm is optional
                 results = iter(importlib.import_module("tqdm").tqdm(results, total=total, desc=what, unit="image"))
         yield from results

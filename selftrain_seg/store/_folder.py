@@ -1,4 +1,4 @@
-"""The folder of one round: how it is begun, removed and looked over."""
+"""Start, remove and verify the folder of a round."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _DELETED = ".deleted-"
 
 
 def remove(folder: Path) -> None:
-    """All of a round at once: it is moved away first. What an earlier removal has left is removed too."""
+    """Remove a round atomically: rename its folder, then delete it. Leftovers of earlier removals are deleted too."""
     if folder.exists():
         folder.rename(folder.with_name(f"{_DELETED}{uuid.uuid4().hex}"))
     for leftover in folder.parent.glob(f"{_DELETED}*"):
         shutil.rmtree(leftover)
 
 
-def begin_round(folder: Path, asked: dict[str, Any]) -> None:
-    """Write the settings, unless there are some."""
+def start_round(folder: Path, asked: dict[str, Any]) -> None:
+    """Write the settings unless they exist."""
     path, manifest = folder / SETTINGS, folder / MANIFEST
     data = _files.to_json(asked)
     try:
@@ -34,16 +34,16 @@ def begin_round(folder: Path, asked: dict[str, Any]) -> None:
     except OSError:
         fresh = False
     if not fresh:
-        # The settings are lost, but a manifest tells whether these are the same.
+        # The settings are lost, but the manifest shows whether they were the same.
         known = _files.read_json(manifest)["files"][SETTINGS][1] if manifest.exists() else None
         if known != _files.digest(data):
-            raise OSError(f"{path}: missing or damaged file; overwrite=True begins the round anew")
+            raise OSError(f"{path}: missing or damaged file; overwrite=True restarts the round")
         path.unlink(missing_ok=True)
     _files.write(path, data, folder, sync=True, replace=False)
 
 
 def all_damaged(folder: Path, round: int, threads: int, progress: bool) -> list[str]:
-    """All files of a complete round that are missing or not as they were written, relative to its folder."""
+    """The missing or damaged files of a complete round, relative to its folder."""
     out: list[str] = []
     manifest: dict[str, Any] = {"files": {}}
     try:
@@ -56,14 +56,14 @@ def all_damaged(folder: Path, round: int, threads: int, progress: bool) -> list[
     for name in (SETTINGS, IMAGES):
         try:
             data = (folder / name).read_bytes()
-            lines = data.split(b"\n")  # at last those of the images
+            lines = data.split(b"\n")  # the files of the images come last
             if name in manifest["files"] and manifest["files"][name][1] != _files.digest(data):
                 out.append(name)
         except OSError:
             out.append(name)
             lines = []
     records = [record for line in lines if line and (record := Record.parse(line)) is not None]
-    found = _files.mapped(
+    found = _files.threaded_map(
         lambda record: _files.damaged(folder, record),
         records,
         len(records),
@@ -79,8 +79,8 @@ def folder_of(root: Path, round: int) -> Path:
     return root / f"round-{round:04d}"
 
 
-def begun(root: Path) -> list[int]:
-    """The numbers of all rounds of which there is anything, ascending."""
+def existing_rounds(root: Path) -> list[int]:
+    """The numbers of all rounds that have a folder, ascending."""
     if not root.is_dir():
         return []
     found = (re.fullmatch(r"round-(\d{4,})", path.name) for path in root.iterdir() if path.is_dir())

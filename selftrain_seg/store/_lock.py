@@ -1,4 +1,4 @@
-"""Locks between processes, which die with the process that holds them."""
+"""Locks between processes, which are released when the process ends."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-LOCKS = ".locks"  # folder of empty files, beside the rounds: they outlive a round that is begun anew
+LOCKS = ".locks"  # folder of empty files next to the rounds, kept when a round is restarted
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 _HELD = {errno.EAGAIN, errno.EACCES, errno.EDEADLK, errno.EWOULDBLOCK}
-_SECONDS = 0.01  # between two looks at a lock, where there is no waiting for it
+_SECONDS = 0.01  # polling interval where the system cannot wait for a lock
 
 
 class Lock:
-    """A lock on a file, taken by one holder (or by several in ``shared``), and let go when the process ends."""
+    """A lock on a file, held by one holder (or several in ``shared``) and released when the process ends."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -35,13 +35,13 @@ class Lock:
         _all.add(self)
 
     def take(self) -> bool:
-        """Take the lock for good, unless another holder has it."""
+        """Take the lock until ``release``; False if another holder has it."""
         return self._lock(shared=False, wait=False)
 
     def release(self) -> None:
         if self._fd is None:
             return
-        # Said, not only closed: a forked process may still have the file open.
+        # Closing the file is not enough: a forked process may still have it open.
         with contextlib.suppress(OSError):
             _unlock(self._fd)
         os.close(self._fd)
@@ -49,7 +49,7 @@ class Lock:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Wait until nobody else holds it."""
+        """Hold the lock exclusively inside a ``with`` block; wait for it."""
         self._lock(shared=False, wait=True)
         try:
             yield
@@ -58,7 +58,7 @@ class Lock:
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
-        """Wait until nobody holds it exclusively; the threads of a process hold it together."""
+        """Hold the lock with others inside a ``with`` block; wait for exclusive holders. Threads share one hold."""
         with self._mutex:
             if self._users == 0:
                 self._lock(shared=True, wait=True)
@@ -72,7 +72,7 @@ class Lock:
                     self.release()
 
     def forget(self) -> None:
-        """In a forked process: the lock is the parent's."""
+        """Drop the lock in a forked process; the parent holds it."""
         fd, self._fd, self._users, self._mutex = self._fd, None, 0, threading.Lock()
         if fd is not None:
             with contextlib.suppress(OSError):
@@ -96,7 +96,7 @@ class Lock:
                 os.close(fd)
                 raise
             warnings.warn(
-                f"{self.path}: this file system has no locks, so nothing keeps two writers from one round", stacklevel=2
+                f"{self.path}: this file system has no locks, so two writers may write the same round", stacklevel=2
             )
         self._fd = fd
         return True
@@ -104,7 +104,7 @@ class Lock:
 
 def _try(fd: int, *, shared: bool, wait: bool) -> bool:
     try:
-        if sys.platform == "win32":  # all locks are exclusive, and there is no waiting
+        if sys.platform == "win32":  # all locks are exclusive, and the system cannot wait for one
             os.lseek(fd, 0, os.SEEK_SET)
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
         else:
@@ -137,7 +137,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class RoundLocks:
-    """The locks of one round: one a rank, held while a writer is open, and one for the moment of a change."""
+    """The locks of one round: one per rank, held while its writer is open, and one held during each change."""
 
     def __init__(self, folder: Path) -> None:
         self._start = folder.parent / LOCKS / folder.name
@@ -147,12 +147,12 @@ class RoundLocks:
         return Lock(self._start.with_name(f"{self._start.name}.rank-{rank}"))
 
     def all_ranks(self) -> list[Lock]:
-        """Those of all ranks that have ever written this round."""
+        """The locks of all ranks that have written this round."""
         return [Lock(path) for path in self._start.parent.glob(f"{self._start.name}.rank-*")]
 
     @contextlib.contextmanager
     def no_writer(self, but: Collection[Path] = ()) -> Iterator[None]:
-        """Nobody has the round open for writing, but for who holds the locks of these files."""
+        """Hold all locks except those at the paths ``but``; RuntimeError if another writer has the round open."""
         with contextlib.ExitStack() as stack:
             for lock in self.all_ranks():
                 if lock.path in but:
@@ -167,6 +167,6 @@ class RoundLocks:
 def held(path: Path) -> str:
     name, rank = path.name.split(".rank-")
     return (
-        f"{path.parent.parent / name} is open for writing by another writer of rank {rank}; close that one, or wait "
+        f"{path.parent.parent / name} is open for writing by another writer of rank {rank}; close it, or wait "
         "until its process ends"
     )

@@ -17,7 +17,7 @@ from selftrain_seg.store.soft import MILLION
 
 
 def manifest_of(folder: Path, settings: RoundSettings, records: list[Record]) -> dict[str, Any]:
-    """Settings, versions, counts, shares and bytes, and the checksums of the files that hold the rest."""
+    """Settings, versions, counts, shares and bytes of a round, and the checksums of its other lists."""
     content = to_content(settings)
     del content["names"]  # in the list of the images
     selected = _summed([record.counts for record in records])
@@ -50,8 +50,8 @@ def manifest_of(folder: Path, settings: RoundSettings, records: list[Record]) ->
     }
 
 
-def several(names: Iterable[str] | None) -> str:
-    """``, 'a', 'b'`` for a sentence."""
+def listed(names: Iterable[str] | None) -> str:
+    """Format names as ``, 'a', 'b'`` for a message."""
     return "".join(f", {name!r}" for name in names or ())
 
 
@@ -67,5 +67,5 @@ def _size_and_digest(path: Path) -> list[int | str]:
 def _version() -> str:
     try:
         return importlib.metadata.version("selftrain-seg")
-    except importlib.metadata.PackageNotFoundError:  # run from its source, not installed
+    except importlib.metadata.PackageNotFoundError:  # not installed
         return "unknown"

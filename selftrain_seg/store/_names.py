@@ -1,4 +1,4 @@
-"""Names of images, and the files that hold what belongs to them."""
+"""Image names and the paths of their files."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import PurePosixPath
 
 SUFFIX = ".png"
 
-# What some file system does not take, and the escape character itself; all else is kept as it is.
+# Characters that some file systems reject, and the escape character itself; all others are kept.
 _ESCAPED = re.compile(r'[%\x00-\x1f\x7f\\:*?"<>|]')
 _LONGEST = 255  # bytes of one part of a path, on every common file system
 
 
 def file_of(kind: str, name: str) -> str:
-    """Path of a file inside the folder of its round; different names have different paths."""
+    """Path of a file relative to the folder of its round; different names have different paths."""
     return f"{kind}/{_ESCAPED.sub(lambda found: f'%{ord(found[0]):02X}', name)}{SUFFIX}"
 
 
 def checked_names(names: Iterable[str]) -> tuple[str, ...]:
-    """All names of a round: at least one, each fit for a file, no two in each other's way."""
+    """Check the names of a round: at least one, all valid as file names, without conflicts."""
     if isinstance(names, (str, bytes)):
         raise TypeError(f"`names`: expected several names, got one {type(names).__name__}")
     found = tuple(names)

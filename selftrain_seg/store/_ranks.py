@@ -1,4 +1,4 @@
-"""Steps that all ranks take together, or fail together instead of waiting for each other for ever."""
+"""Steps that succeed or fail on all ranks together, so that no rank waits forever."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def world_size() -> int:
     return rank_and_ranks()[1]
 
 
-def together(step: Callable[[], None], *, first_only: bool = False) -> None:
-    """Take the step on every rank, or on rank 0 only, and return once all have; if one fails, all raise."""
+def on_all_ranks(step: Callable[[], None], *, first_only: bool = False) -> None:
+    """Run the step on every rank, or on rank 0 only, and wait for all; if it fails on one, all ranks raise."""
     error: Exception | None = None
     if not first_only or rank() == 0:
         try:
@@ -29,4 +29,4 @@ def together(step: Callable[[], None], *, first_only: bool = False) -> None:
     if error is not None:
         raise error
     if bool(failed > 0):
-        raise RuntimeError(f"rank {int(failed) - 1} failed; its own message says why")
+        raise RuntimeError(f"rank {int(failed) - 1} failed; see its error message")

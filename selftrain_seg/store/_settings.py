@@ -1,4 +1,4 @@
-"""What a round was begun with: it must not change while the round is written."""
+"""Settings of a round, which must not change while it is written."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Colours = tuple[tuple[int, int, int], ...]
 
 
 class RoundSettings(NamedTuple):
-    """What a round was begun with, readable from the moment on at which it was begun.
+    """Settings of a round; readable as soon as the round is started.
 
     Attributes:
         round: number of the round.
-        names: of all its images, in order.
-        thresholds: (C,) float64, bit for bit those given to ``write``, or None.
-        portion: the portion given to ``write``, a float or (C,) float64, or None.
-        meta: what the user added.
+        names: names of all images, in order.
+        thresholds: (C,) float64, bit for bit those passed to ``write``, or None.
+        portion: the portion passed to ``write``, a float or (C,) float64, or None.
+        meta: metadata of the user.
         num_classes: C.
         ignore_index: label of the pixels that are not selected.
-        classes: their names, or None.
-        palette: their RGB colours.
-        keep: what is kept beside the labels, where the pseudo-labels have it.
-        top_k: entries kept of each soft label.
+        classes: names of the classes, or None.
+        palette: RGB colours of the classes.
+        keep: fields stored in addition to the labels, if the pseudo-labels have them.
+        top_k: number of entries stored of each soft label.
     """
 
     round: int
@@ -50,14 +50,14 @@ class RoundSettings(NamedTuple):
 
 
 def to_content(settings: RoundSettings) -> dict[str, Any]:
-    """As JSON holds it."""
+    """Convert the settings to plain values for JSON."""
     plain = {"format": FORMAT, **settings._asdict()}
     for name in ("thresholds", "portion"):
         value = plain[name]
         if isinstance(value, Tensor):  # JSON has no infinity
             value = ["inf" if v == math.inf else float(v) for v in value]
         plain[name] = value
-    content: dict[str, Any] = json.loads(json.dumps(plain))  # lists for tuples, so that what was read compares equal
+    content: dict[str, Any] = json.loads(json.dumps(plain))  # tuples become lists, as when read
     return content
 
 
@@ -82,7 +82,7 @@ def from_content(content: Mapping[str, Any], names: tuple[str, ...]) -> RoundSet
 
 
 def check_same(asked: dict[str, Any], found: dict[str, Any], where: str) -> None:
-    """All settings but ``meta``, which may hold the time of day, must be those the round was begun with."""
+    """Check that all settings except ``meta`` are those that the round was started with."""
     for name in ("num_classes", *asked):
         value = asked[name]
         if name == "meta" or found.get(name) == value:
@@ -97,7 +97,7 @@ def check_same(asked: dict[str, Any], found: dict[str, Any], where: str) -> None
         else:
             got = f"{_short(value)} instead of {_short(found.get(name))}"
         raise ValueError(
-            f"`{name}`: expected that with which {where} was begun, got {got}; overwrite=True begins it anew"
+            f"`{name}`: expected the setting that {where} was started with, got {got}; overwrite=True restarts it"
         )
 
 
@@ -107,19 +107,19 @@ def _short(value: Any) -> str:
 
 
 def checked_thresholds(thresholds: Any, num_classes: int) -> Tensor | None:
-    """(C,) float64 on the CPU."""
+    """Return thresholds as (C,) float64 on the CPU."""
     if thresholds is None:
         return None
     _checks.check_tensor(thresholds, "thresholds")
     values = _checks.thresholds_for(thresholds.detach(), torch.empty(0, num_classes, 0, 0)).double()
-    wrong = ~(values >= 0)  # infinite: a class that nothing is selected of, where a spatial prior is in use
+    wrong = ~(values >= 0)  # infinity is valid: it selects nothing of a class
     if bool(wrong.any()):
         raise ValueError(f"`thresholds`: expected values of at least 0, got {float(values[wrong][0])}")
     return values.clone()
 
 
 def checked_portion(portion: Any, num_classes: int) -> float | Tensor | None:
-    """A float in [0, 1], or one a class."""
+    """Return a portion in [0, 1] as a float, or (C,) with one per class."""
     if portion is None:
         return None
     if not isinstance(portion, Tensor):
@@ -137,7 +137,7 @@ def checked_portion(portion: Any, num_classes: int) -> float | Tensor | None:
 
 
 def checked_meta(meta: Any) -> dict[str, Any]:
-    """Through JSON and back, so that it is what will be read."""
+    """Return the metadata as JSON reads it back."""
     if meta is None:
         return {}
     if not isinstance(meta, Mapping):
@@ -145,7 +145,7 @@ def checked_meta(meta: Any) -> dict[str, Any]:
     try:
         plain: dict[str, Any] = json.loads(json.dumps(dict(meta), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"`meta`: expected what JSON can hold, got {_short(meta)} ({error})") from error
+        raise ValueError(f"`meta`: expected values that JSON supports, got {_short(meta)} ({error})") from error
     return plain
 
 
@@ -156,19 +156,19 @@ def checked_palette(palette: Sequence[Sequence[int]], num_classes: int) -> Colou
     out = []
     for colour in colours:
         if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
-            raise ValueError(f"`palette`: expected three values of 0 to 255 a colour, got {colour}")
+            raise ValueError(f"`palette`: expected three values of 0 to 255 per colour, got {colour}")
         out.append((colour[0], colour[1], colour[2]))
     return tuple(out)
 
 
 def check_store(num_classes: Any, classes: Any, ignore_index: Any, keep: Any) -> None:
-    """What 8 bits hold, a name for each class, and fields that there are."""
+    """Check the settings of a store."""
     _checks.check_count(num_classes, "num_classes")
     if num_classes > 255:
-        raise ValueError(f"`num_classes`: expected at most 255, which 8 bits hold, got {num_classes}")
+        raise ValueError(f"`num_classes`: expected at most 255 (labels are 8 bits), got {num_classes}")
     _checks.check_ignore_index(ignore_index, num_classes, minimum=0)
     if ignore_index > 255:
-        raise ValueError(f"`ignore_index`: expected a value in [0, 255], which 8 bits hold, got {ignore_index}")
+        raise ValueError(f"`ignore_index`: expected a value in [0, 255] (labels are 8 bits), got {ignore_index}")
     if classes is not None and (isinstance(classes, str) or len(classes) != num_classes):
         raise ValueError(f"`classes`: expected {num_classes} names, got {classes!r}")
     if isinstance(keep, str) or not set(keep) <= set(KINDS) or len(set(keep)) < len(keep):

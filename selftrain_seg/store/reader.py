@@ -1,4 +1,4 @@
-"""Complete rounds: every file is checked against the manifest when it is read."""
+"""Read complete rounds and check every file against its checksum."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ __all__ = ["PseudoLabelDataset", "StoredRound"]
 
 
 class StoredRound:
-    """A complete round of pseudo-labels, as :meth:`PseudoLabelStore.round` opens it.
+    """A complete round of pseudo-labels, as opened by :meth:`PseudoLabelStore.round`.
 
-    Its tables are in memory, about 250 bytes an image and file; the maps are read when asked for, and compared with
-    the manifest's checksums then. It can be pickled, so it serves the workers of a DataLoader however they start.
+    Its tables are in memory, about 250 bytes per image and file. The maps are read on access and compared with the
+    checksums of the round. The object can be pickled for DataLoader workers.
 
     Args:
-        folder: of the round.
+        folder: folder of the round.
 
     Attributes:
-        settings: what the round was begun with, a ``RoundSettings``.
-        names: of all images, in order.
+        settings: the settings of the round, a ``RoundSettings``.
+        names: names of all images, in order.
         thresholds: (C,) float64, or None.
-        counts: (N, C) int32, selected pixels of each class in each image, for ``mine_crops`` (``image_counts``)
-            and, as ``ClassIndex(stored.counts, stored.pixels)``, for the samplers.
-        predicted: (N, C) int32, pixels predicted as each class, selected or not; None where that was not known.
-        pixels: (N,) int32, all pixels of each image.
+        counts: (N, C) int32, number of selected pixels of each class in each image, for ``mine_crops``
+            (``image_counts``) and, as ``ClassIndex(stored.counts, stored.pixels)``, for the samplers.
+        predicted: (N, C) int32, number of pixels predicted as each class, selected or not; None if unknown.
+        pixels: (N,) int32, number of pixels of each image.
         sizes: (N, 2) int32, height and width of each image.
-        fields: what can be read: ``"labels"`` and those of ``"confidence"``, ``"soft"``, ``"pixel_weight"`` and
-            ``"predicted"`` that were kept.
-        manifest: the manifest as it is on disk: versions, shares, bytes of each field and of an image.
+        fields: the stored fields: ``"labels"``, and any of ``"confidence"``, ``"soft"``, ``"pixel_weight"`` and
+            ``"predicted"``.
+        manifest: content of the manifest: versions, shares, bytes per field and per image.
 
     Raises:
-        OSError: the manifest or the list of images is missing or damaged; the message names it.
+        OSError: the manifest or the list of images is missing or damaged; the message names the file.
 
     Example:
         >>> import tempfile, torch
@@ -82,7 +82,7 @@ class StoredRound:
         self.sizes = torch.tensor([record.size for record in records], dtype=torch.int32)
         self.pixels = self.sizes.prod(1, dtype=torch.int32)
         self._places = {name: place for place, name in enumerate(self.names)}
-        # Arrays, not a million small objects: forked workers would copy the memory of those as they count references.
+        # Use arrays: forked workers copy the memory of many small objects, as reference counts change.
         self._digests = {
             kind: np.frombuffer(b"".join(bytes.fromhex(record.files[kind][1]) for record in records), np.uint8)
             for kind in self.fields
@@ -104,41 +104,41 @@ class StoredRound:
 
     @property
     def class_counts(self) -> Tensor:
-        """(C,) int64: selected pixels of each class over all images, for ``rare_classes``."""
+        """(C,) int64: number of selected pixels of each class over all images, for ``rare_classes``."""
         return self.counts.sum(0)
 
     @property
     def selected_share(self) -> float:
-        """Selected pixels divided by all pixels of the round."""
+        """Number of selected pixels divided by the number of all pixels of the round."""
         return float(self.manifest["selected_share"])
 
     @property
     def bytes_per_image(self) -> float:
-        """Bytes on disk of all maps of the round, divided by its images."""
+        """Mean number of bytes on disk per image."""
         return float(self.manifest["bytes_per_image"])
 
     @property
     def soft_dropped(self) -> tuple[float, float] | None:
-        """Mean and largest mass of the soft labels beyond the ``top_k`` kept; None where there are none."""
+        """Mean and maximum of the soft-label mass beyond the ``top_k`` stored entries; None without soft labels."""
         found = self.manifest["soft_dropped"]
         return None if found is None else (float(found["mean"]), float(found["max"]))
 
     def read(self, key: str | SupportsIndex) -> PseudoLabels:
-        """Read everything that was kept of one image.
+        """Read all fields of one image.
 
         Args:
-            key: its name or its place.
+            key: its name or its index.
 
         Returns:
-            ``PseudoLabels`` without the dimension of the batch: ``labels`` (H, W) int64; ``confidence`` and
-            ``pixel_weight`` (H, W) float32, off by at most 1/510, a confidence above 1 as 1; ``soft`` (C, H, W)
-            float32, as :func:`expand_soft` makes it; ``predicted`` (H, W) int64. What was not kept is None, and for
-            ``confidence`` NaN everywhere.
+            ``PseudoLabels`` without the batch dimension: ``labels`` (H, W) int64; ``confidence`` and
+            ``pixel_weight`` (H, W) float32, off by at most 1/510 (a confidence above 1 is stored as 1); ``soft``
+            (C, H, W) float32, from :func:`expand_soft`; ``predicted`` (H, W) int64. Fields that were not stored are
+            None, and ``confidence`` is NaN.
 
         Raises:
             KeyError: there is no image of that name.
-            IndexError: the place is past either end.
-            OSError: a file is missing or damaged; the message names it.
+            IndexError: the index is out of range.
+            OSError: a file is missing or damaged; the message names the file.
         """
         place = self._place(key)
         found = {field: self._map(place, field) for field in self.fields}
@@ -151,29 +151,30 @@ class StoredRound:
         return PseudoLabels(labels, confidence, **found)
 
     def labels(self, key: str | SupportsIndex) -> Tensor:
-        """Read the labels of one image and nothing else: what a data set that takes labels by name asks for.
+        """Read only the labels of one image, for instance as the ``labels`` function of a data set.
 
         Args:
-            key: its name or its place.
+            key: its name or its index.
 
         Returns:
-            (H, W) int64. Errors as those of :meth:`read`.
+            (H, W) int64. Raises the errors of :meth:`read`.
         """
         return self._map(self._place(key), "labels")
 
     def dataset(self, fields: Sequence[str] = ("labels",)) -> PseudoLabelDataset:
-        """View the round as a data set, to be paired with one of images.
+        """Return the round as a data set.
 
-        ``torch.utils.data.StackDataset(images, stored.dataset())`` pairs them where the order is the same.
+        ``torch.utils.data.StackDataset(images, stored.dataset())`` pairs it with a data set of images in the same
+        order.
 
         Args:
-            fields: what each sample consists of, among ``stored.fields``.
+            fields: fields of each sample, from ``stored.fields``.
 
         Returns:
-            The view.
+            The data set.
 
         Raises:
-            ValueError: ``fields`` is empty or names something that was not kept.
+            ValueError: ``fields`` is empty or names a field that was not stored.
         """
         return PseudoLabelDataset(self, fields)
 
@@ -188,7 +189,7 @@ class StoredRound:
         return place % len(self)
 
     def _map(self, place: int, field: str) -> Tensor:
-        """(H, W), for soft labels (2k, H, W) uint8."""
+        """Read a map: (H, W), for soft labels (2k, H, W) uint8."""
         path = self._folder / file_of(field, self.names[place])
         data = path.read_bytes()
         if bytes.fromhex(digest(data)) != self._digests[field][32 * place : 32 * place + 32].tobytes():
@@ -200,19 +201,19 @@ class StoredRound:
 
 
 class PseudoLabelDataset(Dataset[Any]):
-    """A complete round as a data set, by place or by name; made by :meth:`StoredRound.dataset`.
+    """A complete round as a data set, indexed by number or name; made by :meth:`StoredRound.dataset`.
 
     Args:
         stored: the round.
-        fields: what each sample consists of, among ``stored.fields``.
+        fields: fields of each sample, from ``stored.fields``.
 
     Returns:
-        ``dataset[key]`` is the map of the only field, or the tuple of those of several: ``labels`` and
+        ``dataset[key]`` is the map of a single field, or a tuple of the maps of several fields: ``labels`` and
         ``predicted`` (H, W) int64, ``confidence`` and ``pixel_weight`` (H, W) float32, ``soft`` in its compact form
-        (2k, H, W) uint8, for :func:`expand_soft` after batching. Errors as those of :meth:`StoredRound.read`.
+        (2k, H, W) uint8, for :func:`expand_soft` after batching. It raises the errors of :meth:`StoredRound.read`.
 
     Raises:
-        ValueError: ``fields`` is empty or names something that was not kept.
+        ValueError: ``fields`` is empty or names a field that was not stored.
 
     Example:
         >>> import tempfile, torch

@@ -1,4 +1,4 @@
-"""Soft labels in few bytes: the k largest entries of each pixel, in steps of 1/255."""
+"""Compact soft labels: the k largest entries of each pixel, in steps of 1/255."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["expand_soft"]
 
 STEPS = 255
 MILLION = 1_000_000
-# How far from 1 the sum of a soft label may lie: bfloat16 rounds each entry by up to 1/512 of it.
+# Tolerance of the sum of a soft label: bfloat16 rounds each entry by up to 1/512 of it.
 _TOLERANCE = 0.01
 
 
@@ -28,22 +28,22 @@ class Packed(NamedTuple):
 
 
 def expand_soft(packed: Tensor, num_classes: int) -> Tensor:
-    """Make dense soft labels from the compact form in which a round keeps them.
+    """Expand the compact soft labels of a round to dense ones.
 
-    Entry c of a pixel is ``q_i / 255`` where ``c = c_i`` for one of the k kept classes, else 0. The q sum to 255, so
-    the entries sum to 1, but where the pixel was not selected: there all are exactly 0.
+    Entry c of a pixel is ``q_i / 255`` if c is the stored class ``c_i``, else 0. The q sum to 255, so the entries sum
+    to 1. In pixels that were not selected, all entries are 0.
 
-    Meant for the device: the compact form is ``2k`` bytes a pixel on its way there, the dense one ``4C``.
+    Call it on the device: the compact form has ``2k`` bytes per pixel to transfer, the dense one ``4C``.
 
     Args:
         packed: (B, 2k, H, W) uint8, as a DataLoader batches them from :meth:`StoredRound.dataset` with the field
-            ``"soft"``: the k classes, the largest entry's first, then their q.
+            ``"soft"``: the k classes in descending order of their entries, then their q.
         num_classes: C, larger than every class in ``packed``.
 
     Returns:
         (B, C, H, W) float32 on the device of ``packed``. With ``t`` the sum of a pixel's entries beyond the k-th,
-        each of its entries is off by less than ``t + 1/255``. The manifest's ``soft_dropped`` tells t's mean
-        and largest value in the round.
+        each of its entries is off by less than ``t + 1/255``. ``soft_dropped`` in the manifest has the mean and the
+        maximum of t in the round.
 
     Raises:
         TypeError: ``packed`` is not a uint8 tensor; ``num_classes`` is not an int.
@@ -65,14 +65,14 @@ def expand_soft(packed: Tensor, num_classes: int) -> Tensor:
     k = packed.shape[1] // 2
     shape = (packed.shape[0], num_classes, *packed.shape[2:])
     dense = torch.zeros(shape, dtype=torch.float32, device=packed.device)
-    # The largest last: entries that are 0 have class 0, and must not erase what is there.
+    # Write the largest entry last: entries that are 0 have class 0 and must not overwrite it.
     for i in reversed(range(k)):
         dense.scatter_(1, packed[:, i : i + 1].long(), packed[:, k + i : k + i + 1].float() / STEPS)
     return dense
 
 
 def pack_soft(soft: Tensor, top_k: int) -> Packed:
-    """Keep the ``top_k`` largest entries, scaled to sum to 1 and rounded by the largest remainders."""
+    """Keep the ``top_k`` largest entries, scaled to sum to 1 and rounded by the method of largest remainders."""
     batch, num_classes, height, width = soft.shape
     k = min(top_k, num_classes)
     planes = torch.empty(batch, 2 * k, height, width, dtype=torch.uint8, device=soft.device)
@@ -86,7 +86,7 @@ def pack_soft(soft: Tensor, top_k: int) -> Packed:
         steps = _rounded(values * torch.where(kept > 0, STEPS / kept, 0.0))
         planes[images, :k, rows] = torch.where(steps > 0, classes, 0).to(torch.uint8)
         planes[images, k:, rows] = steps.to(torch.uint8)
-        # In whole millionths, so that the sum does not depend on the order of summation.
+        # Integers (millionths), so that the sum does not depend on the order of summation.
         lost = torch.where(kept > 0, MILLION * (1.0 - kept), 0.0).clamp_(min=0.0).round_().long().flatten(1)
         dropped[images, 0] += lost.sum(1)
         dropped[images, 1] = torch.maximum(dropped[images, 1], lost.amax(1))
@@ -101,7 +101,7 @@ def wrong_soft(soft: Tensor) -> Tensor:
 
 
 def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(b, k, h, w) classes and entries, descending, the lower class first among equals, on every device."""
+    """(b, k, h, w) classes and entries in descending order; of equal entries, the lower class comes first."""
     classes, tops = [], []
     for i in range(k):
         top, label, _ = winner(values)
@@ -113,7 +113,7 @@ def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _rounded(scaled: Tensor) -> Tensor:
-    """(b, k, h, w) int32 that sum to 255 over k, or 0: what is left after the floor goes to the largest fractions."""
+    """(b, k, h, w) int32 that sum to 255 over k, or 0: the floor, plus 1 for the largest remainders."""
     floors = scaled.floor()
     fractions = scaled - floors
     steps = floors.to(torch.int32)

@@ -1,4 +1,4 @@
-"""The store: one folder a round."""
+"""The store of pseudo-labels, with one folder per round."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from selftrain_seg import _checks
 from selftrain_seg.store import _files
 from selftrain_seg.store._encode import KINDS
 from selftrain_seg.store._files import MANIFEST, SETTINGS
-from selftrain_seg.store._folder import all_damaged, begin_round, begun, folder_of, remove
+from selftrain_seg.store._folder import all_damaged, existing_rounds, folder_of, remove, start_round
 from selftrain_seg.store._lock import RoundLocks, held
 from selftrain_seg.store._names import checked_names
 from selftrain_seg.store._png import default_colours
+from selftrain_seg.store._ranks import on_all_ranks, world_size
 from selftrain_seg.store._ranks import rank as own_rank
-from selftrain_seg.store._ranks import together, world_size
 from selftrain_seg.store._settings import (
     RoundSettings,
     check_same,
@@ -38,40 +38,40 @@ __all__ = ["PseudoLabelStore"]
 
 
 class PseudoLabelStore:
-    """Keep the pseudo-labels of offline rounds on disk: 30 to 300 KiB an image instead of dense probabilities.
+    """Store the pseudo-labels of offline rounds on disk: 30 to 300 KiB per image instead of dense probabilities.
 
-    Every round has a folder ``round-0003`` with ``labels/{name}.png``, PNG files with a palette that any viewer
-    shows, and, as far as the selector made them and ``keep`` names them, beside them ``confidence``, ``soft``,
-    ``pixel_weight`` and ``predicted``. ``settings.json`` tells from the start what the round was begun with,
-    ``images.jsonl`` the size, the class counts and the checksums of every image, ``manifest.json`` the rest.
-    The manifest is written last: without it a round is an interrupted one and not read.
+    Every round has a folder such as ``round-0003``. It contains ``labels/{name}.png``, PNG files with a palette, and
+    the fields named in ``keep`` that the selector returns: ``confidence``, ``soft``, ``pixel_weight`` and
+    ``predicted``. ``settings.json`` holds the settings of the round and is written first; ``images.jsonl`` holds the
+    size, class counts and checksums of every image; ``manifest.json`` holds everything else. The manifest is written
+    last: a round without it is interrupted and cannot be read.
 
-    In 8 bits, confidences and weights are off by at most 1/510 (a confidence above 1, possible with a spatial prior,
-    becomes 1); soft labels as :func:`expand_soft` says. The same input gives the same bytes, given the
-    same versions of Pillow and its zlib.
+    Confidences and weights have 8 bits and are off by at most 1/510 (a confidence above 1, possible with a spatial
+    prior, becomes 1). For the error of soft labels see :func:`expand_soft`. The same input gives the same bytes, with
+    the same versions of Pillow and its zlib.
 
-    A store holds no state but its settings; it can be opened any number of times, and pickled.
+    A store has no state except its settings; it can be opened several times, and pickled.
 
     Args:
-        root: folder of the rounds; made by the first :meth:`write`.
+        root: folder of the rounds; created by the first :meth:`write`.
         num_classes: C, at most 255.
         classes: C names, for the manifest.
-        palette: C RGB colours of 0 to 255; None for well separated ones. Ignored pixels are drawn black.
+        palette: C RGB colours of 0 to 255; None for distinct default colours. Ignored pixels are black.
         ignore_index: label of the pixels that are not selected, in [C, 255].
-        keep: what to keep beside the labels, where the pseudo-labels have it: any of ``"confidence"``,
+        keep: fields to store in addition to the labels, if the pseudo-labels have them: any of ``"confidence"``,
             ``"soft"``, ``"pixel_weight"`` and ``"predicted"``.
-        top_k: entries kept of each soft label, at least 1; the others count as 0.
-        threads: that encode, decode and check files in the background; 0 for none.
+        top_k: number of entries stored of each soft label, at least 1; the others count as 0.
+        threads: number of threads that encode, decode and check files in the background; 0 for none.
 
     State / distributed:
-        :meth:`write` and :meth:`RoundWriter.finish` are collectives of the default process group, if there is
-        one. The folder must be one that all ranks see. All else concerns one process.
+        :meth:`write`, :meth:`delete`, :meth:`prune` and :meth:`RoundWriter.finish` are collectives of the default
+        process group, if there is one. All ranks must share the folder. All other methods are local to a process.
 
     Raises:
         TypeError: ``num_classes``, ``ignore_index``, ``top_k`` or ``threads`` is not an int.
         ValueError: ``num_classes`` or ``ignore_index`` does not fit 8 bits, or the latter is a class; ``classes`` or
-            ``palette`` does not have C entries, or a colour is not three values of 0 to 255; ``keep`` names something
-            else, or twice; ``top_k`` is below 1 or ``threads`` below 0.
+            ``palette`` does not have C entries, or a colour is not three values of 0 to 255; ``keep`` has an unknown
+            or repeated name; ``top_k`` is below 1 or ``threads`` is below 0.
 
     Example:
         >>> import tempfile, torch
@@ -126,35 +126,35 @@ class PseudoLabelStore:
         rank: int | None = None,
         progress: bool = False,
     ) -> RoundWriter:
-        """Begin a round, or continue an interrupted one: what is whole on disk is not written again.
+        """Start a round, or resume an interrupted one, keeping the images that are intact on disk.
 
-        A complete round opens too. Where all its files are whole there is nothing to write; otherwise it counts as
-        interrupted until the damaged images are written again and the round is finished.
+        A complete round can be opened too. If files are damaged, it counts as interrupted until the damaged images are
+        written again and the round is finished.
 
         Args:
-            round: its number, at least 0.
-            names: of all images of the round, in order; without suffix, with ``/`` between folders.
-            thresholds: (C,) those with which the pixels are selected, kept bit for bit. To continue with the
-                very same ones, take them from :meth:`settings`.
-            portion: the portion they stand for, a number in [0, 1] or (C,).
-            meta: anything JSON can hold. An interrupted round keeps that with which it was begun.
-            overwrite: remove what there is of this round and begin anew. No other writer of it may be open, but
-                those of the same process group.
-            rank: of this process among those that write the round at the same time; None for that in the process
-                group, 0 without one. Processes that know nothing of each other need different ones.
-            progress: show a bar while the files of an earlier attempt are checked, if tqdm is installed.
+            round: number of the round, at least 0.
+            names: names of all images of the round, in order; without suffix, with ``/`` between folders.
+            thresholds: (C,) thresholds of the selection, stored bit for bit. To resume a round with its thresholds,
+                take them from :meth:`settings`.
+            portion: the portion of the thresholds, a number in [0, 1] or (C,).
+            meta: metadata that JSON supports. A resumed round keeps its first ``meta``.
+            overwrite: whether to delete the round and start it again. Only writers of the same process group may have
+                it open.
+            rank: rank of this process among the processes that write the round; None for that in the process group, or
+                0 without one. Processes without a common process group need different ranks.
+            progress: show a progress bar while existing files are checked, if tqdm is installed.
 
         Returns:
-            The writer, best used in a ``with`` block.
+            The writer; use it in a ``with`` block.
 
         Raises:
-            TypeError: ``round`` or ``rank`` is not an int; ``names`` are not str; ``thresholds`` is no floating-point
-                tensor; ``portion`` is not a number; ``meta`` is no dict.
-            ValueError: ``round`` or ``rank`` is below 0; there are no names, one comes twice, or one is not a relative
-                path without ``..`` that a file can have; ``thresholds`` is not (C,) of at least 0;
-                ``portion`` is outside [0, 1]; JSON cannot hold ``meta``; the round was begun with other settings.
+            TypeError: ``round`` or ``rank`` is not an int; ``names`` are not str; ``thresholds`` is not a
+                floating-point tensor; ``portion`` is not a number; ``meta`` is not a dict.
+            ValueError: ``round`` or ``rank`` is below 0; ``names`` is empty, has repeats, or a name is not a valid
+                relative path without ``..``; ``thresholds`` is not (C,) or has values below 0; ``portion`` is outside
+                [0, 1]; JSON does not support ``meta``; the round was started with other settings.
             OSError: a file cannot be written; ``settings.json`` is missing or damaged.
-            RuntimeError: a writer of the same rank is open, with ``overwrite`` one of any; another rank failed.
+            RuntimeError: a writer of the same rank (with ``overwrite``, of any rank) is open; another rank failed.
         """
         asked: dict[str, Any] = {}
         found: dict[str, Any] = {}
@@ -185,7 +185,7 @@ class PseudoLabelStore:
             found.update(_files.read_json(self._folder(round) / SETTINGS))
             check_same(asked, found, f"round {round}")
 
-        together(check)
+        on_all_ranks(check)
         locks = RoundLocks(self._folder(round))
         lock = locks.of_rank(own_rank() if rank is None else int(rank))
 
@@ -199,12 +199,12 @@ class PseudoLabelStore:
                 with locks.no_writer(but=ours):
                     remove(self._folder(round))
             with locks.change.exclusive():
-                begin_round(self._folder(round), asked)
+                start_round(self._folder(round), asked)
 
         try:
-            together(take)
-            together(begin, first_only=True)
-            together(compare)
+            on_all_ranks(take)
+            on_all_ranks(begin, first_only=True)
+            on_all_ranks(compare)
             settings = from_content(found, tuple(found["names"]))
             return RoundWriter(self._folder(round), settings, threads=self.threads, progress=progress, lock=lock)
         except BaseException:
@@ -212,12 +212,12 @@ class PseudoLabelStore:
             raise
 
     def delete(self, round: int) -> None:
-        """Delete a round, complete or not. It vanishes at once: nobody ever sees half of it.
+        """Delete a round, complete or not, atomically.
 
-        A collective; rank 0 deletes. Who has the round open for reading gets an ``OSError`` at the next map.
+        A collective; rank 0 deletes. Readers that have the round open get an ``OSError`` at the next map.
 
         Args:
-            round: its number.
+            round: number of the round.
 
         Raises:
             TypeError: ``round`` is not an int.
@@ -227,40 +227,40 @@ class PseudoLabelStore:
         """
 
         def move_away() -> None:
-            if round not in self._begun():
-                raise ValueError(f"`round`: expected one of {self._begun()}, got {round}")
+            if round not in self._existing():
+                raise ValueError(f"`round`: expected one of {self._existing()}, got {round}")
             with RoundLocks(self._folder(round)).no_writer():
                 remove(self._folder(round))
 
-        together(lambda: _checks.check_count(round, "round", minimum=0))
-        together(move_away, first_only=True)
+        on_all_ranks(lambda: _checks.check_count(round, "round", minimum=0))
+        on_all_ranks(move_away, first_only=True)
 
     def prune(self, *, keep: int = 1) -> list[int]:
-        """Delete all rounds but the last complete ones, and what is newer than the oldest of those.
+        """Delete all rounds that are older than the last ``keep`` complete ones.
 
-        Of complete rounds 0, 1, 2 and a round 3 that is being written, ``prune(keep=1)`` leaves 2 and 3. A collective,
-        as :meth:`delete`.
+        With complete rounds 0, 1 and 2 and a round 3 that is being written, ``prune(keep=1)`` keeps 2 and 3. A
+        collective, like :meth:`delete`.
 
         Args:
-            keep: how many complete rounds stay, at least 1.
+            keep: number of complete rounds to keep, at least 1.
 
         Returns:
-            The numbers of the deleted rounds, ascending; interrupted ones among them.
+            The numbers of the deleted rounds, ascending, including interrupted ones.
 
         Raises:
             TypeError: ``keep`` is not an int.
             ValueError: ``keep`` is below 1.
             RuntimeError: a writer of one of them is open; another rank failed.
-            OSError: a manifest is damaged, the message names it; a folder cannot be moved or removed.
+            OSError: a manifest is damaged (the message names it), or a folder cannot be moved or removed.
         """
         old: list[int] = []
 
         def choose() -> None:
             _checks.check_count(keep, "keep")
             kept = self.rounds()[-keep:]
-            old.extend(number for number in self._begun() if len(kept) == keep and number < kept[0])
+            old.extend(number for number in self._existing() if len(kept) == keep and number < kept[0])
 
-        together(choose)
+        on_all_ranks(choose)
         for number in old:
             self.delete(number)
         return old
@@ -272,26 +272,26 @@ class PseudoLabelStore:
             Their numbers, ascending.
 
         Raises:
-            OSError: a manifest is damaged; the message names it.
+            OSError: a manifest is damaged; the message names the file.
         """
-        return [number for number in self._begun() if self._complete(number)]
+        return [number for number in self._existing() if self._complete(number)]
 
     def interrupted(self) -> list[int]:
-        """List the rounds that were begun and are not complete.
+        """List the rounds that were started and are not complete.
 
         Returns:
             Their numbers, ascending.
         """
-        return [number for number in self._begun() if not (self._folder(number) / MANIFEST).exists()]
+        return [number for number in self._existing() if not (self._folder(number) / MANIFEST).exists()]
 
     def latest(self) -> StoredRound | None:
         """Open the last complete round.
 
         Returns:
-            The round with the highest number, or None where no round is complete.
+            The complete round with the highest number, or None if there is none.
 
         Raises:
-            OSError: a manifest is damaged; the message names it.
+            OSError: a manifest is damaged; the message names the file.
             ValueError: the round has other classes or another ``ignore_index`` than this store.
         """
         numbers = self.rounds()
@@ -301,7 +301,7 @@ class PseudoLabelStore:
         """Open a complete round.
 
         Args:
-            round: its number.
+            round: number of the round.
 
         Returns:
             The round.
@@ -310,25 +310,25 @@ class PseudoLabelStore:
             TypeError: ``round`` is not an int.
             ValueError: there is no such round, or it is not complete; it has other classes or another
                 ``ignore_index`` than this store.
-            OSError: the manifest or the list of images is missing or damaged; the message names it.
+            OSError: the manifest or the list of images is missing or damaged; the message names the file.
         """
         self._check_complete(round)
         if not self._complete(round):
-            raise ValueError(f"`round`: expected a complete round, got {round}, of which the manifest says it is not")
+            raise ValueError(f"`round`: expected a complete round, got {round}, whose manifest says it is not complete")
         stored = StoredRound(self._folder(round))
         if stored.round != round:
-            raise OSError(f"{self._folder(round) / MANIFEST}: damaged file, it is that of round {stored.round}")
+            raise OSError(f"{self._folder(round) / MANIFEST}: damaged file, it belongs to round {stored.round}")
         for name in ("num_classes", "ignore_index"):
             expected, got = getattr(stored.settings, name), getattr(self, name)
             if expected != got:
-                raise ValueError(f"`{name}`: expected {expected}, with which round {round} was written, got {got}")
+                raise ValueError(f"`{name}`: expected {expected}, as round {round} was written with it, got {got}")
         return stored
 
     def settings(self, round: int) -> RoundSettings:
-        """Tell what a round was begun with, complete or not: its thresholds among others.
+        """Read the settings of a round, complete or not, such as its thresholds.
 
         Args:
-            round: its number.
+            round: number of the round.
 
         Returns:
             The settings.
@@ -336,25 +336,25 @@ class PseudoLabelStore:
         Raises:
             TypeError: ``round`` is not an int.
             ValueError: there is no such round.
-            OSError: ``settings.json`` is damaged; the message names it.
+            OSError: ``settings.json`` is damaged; the message names the file.
         """
         path = self._folder(round) / SETTINGS
         if not path.exists():
-            raise ValueError(f"`round`: expected one of {self._begun()}, got {round}")
+            raise ValueError(f"`round`: expected one of {self._existing()}, got {round}")
         content = _files.read_json(path)
         return from_content(content, tuple(content["names"]))
 
     def verify(self, round: int, *, progress: bool = False) -> list[str]:
         """Compare every file of a complete round with its checksum.
 
-        To mend a round, :meth:`write` it again with the same settings: the damaged images are its missing ones.
+        To repair a round, open it with :meth:`write` and the same settings: the damaged images count as missing.
 
         Args:
-            round: its number.
-            progress: show a bar, if tqdm is installed.
+            round: number of the round.
+            progress: show a progress bar if tqdm is installed.
 
         Returns:
-            The files that are missing or damaged, all of them, relative to ``root``; empty where all is well.
+            All missing or damaged files, relative to ``root``; empty if there are none.
 
         Raises:
             TypeError: ``round`` is not an int.
@@ -365,10 +365,10 @@ class PseudoLabelStore:
         return [f"{folder.name}/{path}" for path in all_damaged(folder, round, self.threads, progress)]
 
     def disk_bytes(self, round: int) -> int:
-        """Measure what a round takes on disk, complete or not.
+        """Measure the disk space of a round, complete or not.
 
         Args:
-            round: its number.
+            round: number of the round.
 
         Returns:
             The sum of the sizes of all files in its folder.
@@ -379,15 +379,15 @@ class PseudoLabelStore:
         """
         folder = self._folder(round)
         if not folder.is_dir():
-            raise ValueError(f"`round`: expected one of {self._begun()}, got {round}")
+            raise ValueError(f"`round`: expected one of {self._existing()}, got {round}")
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
     def _folder(self, round: int) -> Path:
         _checks.check_count(round, "round", minimum=0)
         return folder_of(self.root, int(round))
 
-    def _begun(self) -> list[int]:
-        return begun(self.root)
+    def _existing(self) -> list[int]:
+        return existing_rounds(self.root)
 
     def _complete(self, round: int) -> bool:
         path = self._folder(round) / MANIFEST
@@ -395,5 +395,5 @@ class PseudoLabelStore:
 
     def _check_complete(self, round: int) -> None:
         if not (self._folder(round) / MANIFEST).exists():
-            state = "which is not complete" if round in self._begun() else "which is not there"
+            state = "which is not complete" if round in self._existing() else "which does not exist"
             raise ValueError(f"`round`: expected a complete round, got {round}, {state}")

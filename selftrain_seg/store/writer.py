@@ -1,4 +1,4 @@
-"""Writing a round: any number of processes and ranks, killed and begun again as often as it takes."""
+"""Write a round with several processes and ranks, and resume it after an interruption."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from selftrain_seg.store import _files
 from selftrain_seg.store._encode import KINDS, HostBatch, check_batch, to_host
 from selftrain_seg.store._files import Record
 from selftrain_seg.store._lock import Lock, RoundLocks
-from selftrain_seg.store._manifest import manifest_of, several
+from selftrain_seg.store._manifest import listed, manifest_of
 from selftrain_seg.store._names import file_of
 from selftrain_seg.store._png import encode_grey, encode_indexed, full_palette
-from selftrain_seg.store._ranks import rank, together, world_size
+from selftrain_seg.store._ranks import on_all_ranks, rank, world_size
 from selftrain_seg.store._settings import RoundSettings
 from selftrain_seg.store.reader import StoredRound
 from selftrain_seg.types import PseudoLabels
@@ -35,26 +35,26 @@ __all__ = ["RoundWriter"]
 
 
 class RoundWriter:
-    """A round that is being written, as :meth:`PseudoLabelStore.write` opens it.
+    """A round that is being written, as opened by :meth:`PseudoLabelStore.write`.
 
-    Each file is written under another name first and then put into place; a line with its checksum follows in the
-    journal of the process. What a killed process leaves is therefore either whole and listed, or written again.
-    Only :meth:`finish` makes the round a complete one, and from then on no writer that is still open changes it.
+    Each file is written under a temporary name and renamed; its checksum is then appended to the journal of the
+    process. After a kill, every image is either intact and listed, or is written again. :meth:`finish` completes the
+    round; from then on, no open writer can change it.
 
-    A round has one open writer a rank. It holds a lock, which :meth:`close` lets go, and so does the end of its
-    process, however it ends. A writer can be pickled and forked: copies in other processes, such as workers of a
-    DataLoader, need no lock of their own, and write files and journals of their own.
+    A round has one open writer per rank. The writer holds a lock until :meth:`close` or the end of its process. It can
+    be pickled and forked: copies in other processes, such as DataLoader workers, share the lock and write their own
+    files and journals.
 
     Args:
-        folder: of the round.
-        settings: what it was begun with.
-        threads: that encode images while the caller goes on; 0 for none.
-        progress: show a bar while the files of an earlier attempt are checked, if tqdm is installed.
-        lock: that this writer holds until it is closed.
+        folder: folder of the round.
+        settings: settings of the round.
+        threads: number of threads that encode images in the background; 0 for none.
+        progress: show a progress bar while existing files are checked, if tqdm is installed.
+        lock: lock that this writer holds until it is closed.
 
     State / distributed:
         Opening and :meth:`finish` are collectives of the default process group, if there is one: every rank
-        must call them. All else concerns one process.
+        must call them. All other methods are local to a process.
 
     Raises:
         RuntimeError: another rank failed to open the round.
@@ -65,7 +65,7 @@ class RoundWriter:
         >>> from selftrain_seg.store import PseudoLabelStore
         >>> with tempfile.TemporaryDirectory() as root:
         ...     store = PseudoLabelStore(root, 2)
-        ...     with store.write(0, ["a", "b"]) as writer:  # is interrupted after the first image
+        ...     with store.write(0, ["a", "b"]) as writer:  # interrupted after the first image
         ...         writer.add(["a"], PseudoLabels(torch.zeros(1, 4, 4, dtype=torch.long), torch.ones(1, 4, 4)))
         ...     store.latest(), store.write(0, ["a", "b"]).missing()
         (None, ['b'])
@@ -92,39 +92,38 @@ class RoundWriter:
         self._done: set[str] = set()
         self._stale_manifest = False
         intact = torch.zeros(len(settings.names), dtype=torch.int32)
-        together(lambda: self._look_for_intact(intact, progress))
+        on_all_ranks(lambda: self._look_for_intact(intact, progress))
         self._done.update(name for name, there in zip(settings.names, all_reduce_sum(intact), strict=True) if there > 0)
-        together(self._reopen, first_only=True)
+        on_all_ranks(self._reopen, first_only=True)
 
     def missing(self) -> list[str]:
         """List the images that are still to be written.
 
-        All ranks get the same list right after opening, so ``writer.missing()[rank::world_size]`` shares the work.
+        Directly after opening, all ranks get the same list, so ``writer.missing()[rank::world_size]`` divides the work.
 
         Returns:
-            In the order of the round, the names that were neither whole on disk when this writer was opened nor
-            added by this process since.
+            Names, in the order of the round, of the images that were not intact on disk when the writer was opened and
+            that this process has not added since.
         """
         return [name for name in self.settings.names if name not in self._done]
 
     def add(self, names: Sequence[str], pseudo: PseudoLabels) -> None:
-        """Write the pseudo-labels of a batch; images that are there already are left as they are.
+        """Write the pseudo-labels of a batch; images that are already written are skipped.
 
-        The maps are checked and rounded on their device, and copied to the host at once. With ``threads`` the
-        rest happens in the background, and so an error may be raised by a later call.
+        The maps are checked and rounded on their device and copied to the host. With ``threads`` they are encoded and
+        written in the background, so a later call may raise the error.
 
         Args:
-            names: B names among those of the round.
-            pseudo: the selector's output. B may be 0.
+            names: B names of images of the round.
+            pseudo: output of the selector. B may be 0.
 
         Raises:
-            TypeError: ``pseudo`` is no ``PseudoLabels``, or its tensors not of the kinds it describes.
-            ValueError: there is not one name for each image; a name is not one of the round's; shapes or devices
-                do not fit; an image has no pixels; a label is neither in [0, C) nor ``ignore_index``;
-                ``confidence`` is negative, infinite or NaN; ``pixel_weight`` is outside [0, 1]; an entry of ``soft``
-                is negative, or a pixel's sum neither 1 nor 0 to within 0.01; other fields are there than in the
-                images before.
-            RuntimeError: the writer is closed; another one has finished the round, begun it anew or deleted it.
+            TypeError: ``pseudo`` is not a ``PseudoLabels``, or a tensor in it has the wrong dtype.
+            ValueError: the number of names is not B; a name is not in the round; shapes or devices differ; an image
+                has no pixels; a label is neither in [0, C) nor ``ignore_index``; ``confidence`` is negative, infinite
+                or NaN; ``pixel_weight`` is outside [0, 1]; an entry of ``soft`` is negative, or its sum over classes
+                is not within 0.01 of 1 or 0; the fields differ from those of the previous images.
+            RuntimeError: the writer is closed; another writer has finished, restarted or deleted the round.
             OSError: a file cannot be written.
         """
         if self._closed:
@@ -145,13 +144,13 @@ class RoundWriter:
         kinds = tuple(kind for kind in KINDS if kind in self.settings.keep and getattr(pseudo, kind) is not None)
         if self._kinds not in (None, kinds):
             raise ValueError(
-                f"`pseudo`: expected labels{several(self._kinds)} as in the images before, got labels{several(kinds)}"
+                f"`pseudo`: expected labels{listed(self._kinds)} as in previous images, got labels{listed(kinds)}"
             )
         batch = to_host(
             pseudo, names, kinds, self.settings.num_classes, self.settings.ignore_index, self.settings.top_k
         )
         self._kinds = kinds
-        if self._process != os.getpid():  # forked: threads, locks and journal are those of another process
+        if self._process != os.getpid():  # forked: threads, locks and journal belong to the parent
             self._open()
         for place, name in enumerate(names):
             if name in self._done:
@@ -164,28 +163,28 @@ class RoundWriter:
                 self._waiting.append(self._pool.submit(self._write_image, name, kinds, batch, place))
 
     def finish(self) -> StoredRound:
-        """Complete the round: write the list of its images and, last of all, its manifest.
+        """Complete the round: write the list of its images, then its manifest.
 
-        Before the manifest, all files are synchronised with the disk, by ``threads`` at a time: what a complete round
-        says it holds is there even after a loss of power. That takes some tenths of a millisecond a file.
+        All files are flushed to disk before the manifest is written, so that a complete round survives a power
+        failure. This takes some tenths of a millisecond per file.
 
         Returns:
-            The round, ready to be read.
+            The complete round.
 
-        State / distributed: a collective; rank 0 writes. Without a process group, call it in one process once all
+        State / distributed: a collective; rank 0 writes. Without a process group, call it in one process after all
         others have closed their writers.
 
         Raises:
             RuntimeError: images are missing, or do not all have the same fields; another rank failed.
             OSError: a file cannot be written.
         """
-        together(self.close)
-        together(self._synchronise)
-        together(self._complete, first_only=True)
+        on_all_ranks(self.close)
+        on_all_ranks(self._synchronise)
+        on_all_ranks(self._complete, first_only=True)
         return StoredRound(self._folder)
 
     def close(self) -> None:
-        """Wait for what is being written; the round stays open for another writer, or for :meth:`finish`.
+        """Finish writing in the background and release the lock; the round is not completed.
 
         Raises:
             OSError: a file could not be written.
@@ -214,7 +213,7 @@ class RoundWriter:
     ) -> None:
         if error is None:
             self.close()
-        else:  # what went wrong first is what matters
+        else:  # raise the first error
             with contextlib.suppress(Exception):
                 self.close()
 
@@ -228,7 +227,7 @@ class RoundWriter:
         self._open()
 
     def _open(self) -> None:
-        """What belongs to one process. The files themselves come with the first image."""
+        """Set up the state of one process. The files are created with the first image."""
         self._process = os.getpid()
         self._closed = False
         self._lock = threading.Lock()
@@ -272,12 +271,12 @@ class RoundWriter:
             raise
 
     def _check_unfinished(self) -> None:
-        """Once there is a manifest nobody writes: what it promises must not change."""
+        """Raise an error if the round was finished, restarted or deleted."""
         if (self._folder / _files.MANIFEST).exists():
-            raise RuntimeError(f"round {self.settings.round} was finished by another writer; this one writes no more")
+            raise RuntimeError(f"round {self.settings.round} was finished by another writer and cannot be changed")
         if _state_of(self._folder) != self._begun:
             raise RuntimeError(
-                f"round {self.settings.round} was begun anew or deleted while this writer was open; it writes no more"
+                f"round {self.settings.round} was restarted or deleted while this writer was open; open another one"
             )
 
     def _note(self, record: Record) -> None:
@@ -291,7 +290,7 @@ class RoundWriter:
                 line = line[os.write(self._journal, line) :]
 
     def _look_for_intact(self, intact: Tensor, progress: bool) -> None:
-        """Check the files of earlier attempts, each rank its share of them."""
+        """Check the existing files; each rank checks its share."""
         if (self._folder / _files.MANIFEST).exists():
             try:
                 StoredRound(self._folder)
@@ -304,7 +303,7 @@ class RoundWriter:
             return any(not _files.damaged(self._folder, record) for record in found.get(names[place], []))
 
         title, bar = f"round {self.settings.round}", progress and rank() == 0
-        checks = _files.mapped(whole, mine if found else (), len(mine), self._threads, bar, title)
+        checks = _files.threaded_map(whole, mine if found else (), len(mine), self._threads, bar, title)
         for place, there in zip(mine, checks, strict=False):
             intact[place] = there
         records = (record for name in names for record in found.get(name, []))
@@ -313,23 +312,23 @@ class RoundWriter:
             self._kinds = tuple(kind for kind in KINDS if kind in first.files)
 
     def _reopen(self) -> None:
-        """A round of which something is missing or damaged is not complete until it is finished again."""
+        """Mark a complete round with missing or damaged files as interrupted."""
         if self._stale_manifest or self._done != self._names:
             (self._folder / _files.MANIFEST).unlink(missing_ok=True)
 
     def _synchronise(self) -> None:
-        """Every rank all files: what its own machine has not written out yet, of its workers too."""
+        """Flush all files to disk, on every rank, as each machine has its own buffers."""
         if (self._folder / _files.MANIFEST).exists():
             return
         kinds = ("labels", *self.settings.keep)
         paths = [self._folder / file_of(kind, name) for name in self.settings.names for kind in kinds]
         folders = {parent for path in paths for parent in path.relative_to(self._folder).parents}
         paths += [self._folder / folder for folder in sorted(folders, reverse=True)]
-        for _ in _files.mapped(_files.sync_to_disk, paths, len(paths), max(4, self._threads), False, ""):
+        for _ in _files.threaded_map(_files.sync_to_disk, paths, len(paths), max(4, self._threads), False, ""):
             pass
 
     def _complete(self) -> None:
-        with self._locks.change.exclusive():  # of what is being written now, every image is whole or not begun
+        with self._locks.change.exclusive():  # waits until every image is either written or not started
             self._complete_alone()
 
     def _complete_alone(self) -> None:
@@ -344,13 +343,13 @@ class RoundWriter:
             shutil.rmtree(self._folder / leftover, ignore_errors=True)
 
     def _chosen(self) -> list[Record]:
-        """For each image the record that tells what is on disk."""
+        """Return the record of each image that matches the files on disk."""
         found, chosen, absent = _files.records(self._folder), [], []
         for name in self.settings.names:
             candidates = found.get(name, [])
             if len(candidates) == 1:
                 fits = [record for record in candidates if _files.same_sizes(self._folder, record)]
-            else:  # written more than once and not alike: by two ranks, or again after damage
+            else:  # written several times with different content: by two ranks, or again after damage
                 fits = [record for record in candidates if not _files.damaged(self._folder, record)]
             if fits:
                 chosen.append(fits[-1])
@@ -359,7 +358,7 @@ class RoundWriter:
         if absent:
             raise RuntimeError(
                 f"round {self.settings.round} is not complete: {len(absent)} of {len(self.settings.names)} images are"
-                f" missing:{several(absent[:5])[1:]}{', …' if len(absent) > 5 else ''}"
+                f" missing:{listed(absent[:5])[1:]}{', …' if len(absent) > 5 else ''}"
             )
         first = chosen[0]
         for record in chosen:
@@ -372,7 +371,7 @@ class RoundWriter:
 
 
 def _state_of(folder: Path) -> tuple[int, int, int] | None:
-    """Of the settings' file: another one means that the round was begun anew."""
+    """Identity of the settings file; it changes when the round is restarted."""
     try:
         state = (folder / _files.SETTINGS).stat()
     except OSError:

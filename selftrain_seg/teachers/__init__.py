@@ -1,4 +1,4 @@
-"""Teachers: averages of the student that label for it, two students that label for each other, and how to watch them.
+"""Teachers that label images for a student, two students that label for each other, and statistics to monitor them.
 
 Every teacher is a Module: ``teacher(images)`` returns logits without gradient.
 """

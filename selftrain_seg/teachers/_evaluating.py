@@ -1,4 +1,4 @@
-"""A look at a network in evaluation mode, after which it is as it was."""
+"""Run a network in evaluation mode and restore its modes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside a ``with`` block; then every module is in the mode it was in."""
+    """Put a network into evaluation mode inside a ``with`` block, then restore the mode of every module."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Images that are kept for a while, a byte for each value."""
+"""Compact copies of images, one byte per value."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _LEVELS = 255
 
 
 class Kept(NamedTuple):
-    """Images as bytes, or as they were."""
+    """Images as bytes, or unchanged."""
 
-    values: Tensor  # (B, D, H, W) uint8, the levels from ``low`` to ``high``; or the images
-    low: Tensor | None  # (B, D, 1), of the images' dtype: the least value of each channel; None for values as they were
-    high: Tensor | None  # the greatest
+    values: Tensor  # (B, D, H, W) uint8, levels from ``low`` to ``high``; or the images themselves
+    low: Tensor | None  # (B, D, 1), dtype of the images: minimum of each channel; None if ``values`` are the images
+    high: Tensor | None  # likewise the maximum
 
 
 def pack(images: Tensor, as_bytes: bool) -> Kept:
-    """Copy images, floating-point ones as bytes if so asked for: 256 levels for each channel of each image."""
+    """Copy images; with ``as_bytes`` quantise floating-point ones to 256 levels for each channel of each image."""
     images = images.detach()
     if not as_bytes or not images.is_floating_point() or images.ndim < 3 or 0 in images.shape[2:]:
         return Kept(images.clone(), None, None)
@@ -33,7 +33,7 @@ def pack(images: Tensor, as_bytes: bool) -> Kept:
 
 
 def unpack(kept: Kept) -> Tensor:
-    """The images, at most half a level off, in their dtype."""
+    """Return the images in their dtype; bytes are off by at most half a level."""
     if kept.low is None or kept.high is None:
         return kept.values
     dtype = wide(kept.low)
@@ -43,7 +43,7 @@ def unpack(kept: Kept) -> Tensor:
 
 
 def moved(kept: Kept, device: torch.device | None) -> Kept:
-    """On a device; None leaves them where they are."""
+    """Move to a device; None does nothing."""
     if device is None or kept.low is None or kept.high is None:
         return kept if device is None else kept._replace(values=kept.values.to(device))
     return Kept(kept.values.to(device), kept.low.to(device), kept.high.to(device))

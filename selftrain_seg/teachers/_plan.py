@@ -1,7 +1,7 @@
-"""What an update does, remembered: finding, naming and comparing a network's tensors takes longer than averaging them.
+"""Cache of the steps of an update, as pairing the tensors of two networks takes longer than averaging them.
 
-A plan holds for as long as both networks consist of the very same modules and tensors, and each tensor has its dtype
-and lies where it lay, so that it has been neither moved nor cast. To see that takes a tenth of the time of planning.
+A plan is valid while both networks consist of the same modules and tensors, and no tensor has been moved or cast.
+Checking that takes a tenth of the time of planning.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ _PLAIN = (Tensor, nn.Parameter)
 
 
 class Steps(NamedTuple):
-    """What is averaged, and what is copied after that, in this order."""
+    """Tensors to average, and tensors to copy afterwards."""
 
     averaged: Sequence[Group]
     copied: Sequence[Group]
 
 
 class Plan:
-    """The steps for a student and a teacher, if they are known. Copies and pickles of it know none."""
+    """The cached steps for a student and a teacher. Copies and pickles start empty."""
 
     def __init__(self) -> None:
         self._known: list[tuple[Any, Steps, _Network, _Network]] = []
         self._student: weakref.ref[nn.Module] | None = None
 
     def keep(self, student: nn.Module, teacher: nn.Module, rule: Any, steps: Steps) -> None:
-        """Remember steps, unless a tensor is sharded or otherwise not what it seems.
+        """Cache steps, unless a tensor is sharded or another subclass of Tensor.
 
-        Their tensors are let go as soon as nobody else holds the student.
+        The cache does not keep the student alive.
         """
         networks, known = (_Network(student), _Network(teacher)), self._known
         if networks[0].plain and networks[1].plain:
@@ -45,7 +45,7 @@ class Plan:
             self._student = weakref.ref(student, lambda _: known.clear())
 
     def find(self, student: nn.Module, rule: Any) -> Steps | None:
-        """The steps, or None if there are none for this student and rule, or one of the networks has changed."""
+        """Return the steps; None if none are cached for this student and rule, or one of the networks has changed."""
         if self._student is None or self._student() is not student or not self._known:
             return None
         own_rule, steps, one, other = self._known[0]
@@ -62,7 +62,7 @@ class Plan:
 
 
 class _Network:
-    """All that a network consists of."""
+    """The modules and tensors of a network."""
 
     def __init__(self, network: nn.Module) -> None:
         modules = list(network.modules())

@@ -1,4 +1,4 @@
-"""What all teachers do with weights: unwrap, pair by name, average."""
+"""Unwrap networks, pair their weights by name, and average them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from selftrain_seg.distributed import all_reduce_sum
 
-# Parts of parameter names that wrappers inside a network add.
+# Parts that wrappers inside a network add to parameter names.
 _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
 
 
@@ -33,16 +33,16 @@ def unwrap(module: nn.Module) -> nn.Module:
             return module
 
 
-# Where a module keeps the functions that run before, after and around it.
+# Attributes in which a module keeps its hooks.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def copied(network: nn.Module) -> nn.Module:
-    """Copy a network without what its user hung on it: functions are not copied, and would serve two networks.
+    """Copy a network without its user's hooks, which the copy would share with the student.
 
     Hooks that are methods of the network's modules, and torch's own (``weight_norm``, ``spectral_norm``, pruning), are
-    part of it and are copied. Other hooks are left out, with a warning that names them. A ``forward`` that was replaced
-    on a module is refused where it would go on calling the student.
+    copied. All others are left out, with a warning that names them. A replaced ``forward`` that would still call the
+    student raises an error.
     """
     modules = dict(network.named_modules())
     ids = {id(module) for module in modules.values()}
@@ -63,8 +63,8 @@ def copied(network: nn.Module) -> nn.Module:
                     left_out.append(f"{name or 'student'} ({getattr(hook, '__name__', type(hook).__name__)})")
     if left_out:
         warnings.warn(
-            f"the teacher leaves out {len(left_out)} hooks of the student, which would store its outputs over the"
-            f" student's: {', '.join(left_out[:5])}{', …' if len(left_out) > 5 else ''}. If the network's output"
+            f"the teacher leaves out {len(left_out)} hooks of the student, as student and teacher would share them:"
+            f" {', '.join(left_out[:5])}{', …' if len(left_out) > 5 else ''}. If the output of the network"
             " depends on them, make them methods of its modules",
             stacklevel=3,
         )
@@ -72,15 +72,15 @@ def copied(network: nn.Module) -> nn.Module:
 
 
 def check_forward(name: str, module: nn.Module) -> None:
-    """Refuse a ``forward`` on the instance that a copy would share: a function, or one that holds a module."""
+    """Raise an error if the instance has its own ``forward`` that a copy would share with it."""
     forward = vars(module).get("forward")
     if forward is None or "_orig_mod" in module._modules or isinstance(module, torch.jit.ScriptModule):
         return
     if isinstance(forward, types.FunctionType) or _refers(forward):
         raise ValueError(
-            f"`student`: expected modules with their own forward, got {name} with one that was put on it and that a"
-            " copy would share with the student; make the teacher outside of `drop_blocks` and"
-            " `perturb_features`, and before the student's forward is replaced"
+            f"`student`: expected modules with the forward of their class, got {name} with a replaced one, which"
+            " teacher and student would share; make the teacher outside of `drop_blocks` and `perturb_features`, and"
+            " before replacing any forward"
         )
 
 
@@ -89,7 +89,7 @@ def _owner(function: Any) -> int:
 
 
 def _refers(function: Any) -> bool:
-    """Whether a function holds a module, or a method of one, in a place that is not copied with it."""
+    """Whether a function refers to a module, or a method of one, through its closure, which is not copied."""
     if isinstance(function, functools.partial):
         return _refers(function.func)
     if isinstance(function, types.MethodType):
@@ -112,14 +112,14 @@ def check_module(value: Any, name: str) -> None:
 
 
 def canonical(name: str) -> str:
-    """A parameter's name without what wrappers inside the network add."""
+    """The name of a parameter without the parts that wrappers inside the network add."""
     if not any(part in name for part in _WRAPPERS):
         return name
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 class Tensors(NamedTuple):
-    """A network's parameters and its buffers by canonical name, shared ones once."""
+    """Parameters and buffers of a network by canonical name; shared ones once."""
 
     parameters: dict[str, Tensor]
     buffers: dict[str, Tensor]
@@ -127,7 +127,7 @@ class Tensors(NamedTuple):
 
 def by_name(network: nn.Module) -> Tensors:
     found, seen = Tensors({}, {}), set()
-    for place, module in network.named_modules():  # once for both: half of the time of two of torch's generators
+    for place, module in network.named_modules():  # one pass takes half the time of two
         start = canonical(place) + "." if place else ""
         for kind, own in ((found.parameters, module._parameters), (found.buffers, module._buffers)):
             for name, tensor in own.items():
@@ -138,7 +138,7 @@ def by_name(network: nn.Module) -> Tensors:
 
 
 def check_pairs(kind: str, own: Mapping[str, Tensor], student: Mapping[str, Tensor]) -> None:
-    """The student has what the teacher was made from: the same names and shapes, sharded alike."""
+    """Check that the student's tensors have the names, shapes and sharding of the teacher's."""
     if own.keys() != student.keys():
         raise ValueError(
             f"`student`: expected the {kind} that the teacher was made from; "
@@ -150,14 +150,14 @@ def check_pairs(kind: str, own: Mapping[str, Tensor], student: Mapping[str, Tens
                 f"`student`: expected shape {tuple(tensor.shape)} for {name}, got {tuple(student[name].shape)}"
             )
         if getattr(tensor, "placements", None) != getattr(student[name], "placements", None):
-            raise ValueError(f"`student`: {name} is sharded otherwise than in the teacher; shard both alike")
+            raise ValueError(f"`student`: expected {name} to be sharded as in the teacher; shard both in the same way")
 
 
 def reshard(module: nn.Module) -> None:
-    """Let FSDP2 drop what it has gathered: after a forward pass without a backward one it keeps whole parameters."""
+    """Free the parameters that FSDP2 gathered; it keeps them after a forward pass without a backward pass."""
     if not (dist.is_available() and dist.is_initialized()):
         return
-    from torch.distributed.fsdp import FSDPModule  # slow to import, and of no use without ranks
+    from torch.distributed.fsdp import FSDPModule  # slow to import
 
     for part in module.modules():
         if isinstance(part, FSDPModule):
@@ -165,15 +165,15 @@ def reshard(module: nn.Module) -> None:
 
 
 class Group(NamedTuple):
-    """Targets of one device and dtype, and their sources, of one device and dtype too."""
+    """Targets of one device and dtype, and their sources, also of one device and dtype."""
 
     targets: list[Tensor]
     sources: list[Tensor]
-    alike: bool  # whether the sources have the targets' device and dtype
+    alike: bool  # whether targets and sources have the same device and dtype
 
 
 def grouped(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> list[Group]:
-    """Sort pairs into groups for ``average_``."""
+    """Group pairs by device and dtype for ``average_``."""
     groups: dict[Any, Group] = {}
     for target, source in zip(targets, sources, strict=True):
         kind = target.device, target.dtype, source.device, source.dtype
@@ -185,9 +185,9 @@ def grouped(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> list[Group]
 
 
 def average_(groups: Iterable[Group], momentum: float) -> None:
-    """``target ← momentum · target + (1 - momentum) · source``, in a few calls for all tensors.
+    """Compute ``target ← momentum · target + (1 - momentum) · source`` for all tensors in a few calls.
 
-    Sources are converted to their targets' device and dtype. Momentum 0 copies.
+    Sources are converted to the device and dtype of their targets. Momentum 0 copies.
     """
     average = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call]
     for own, other, alike in groups:
@@ -203,13 +203,13 @@ def average_(groups: Iterable[Group], momentum: float) -> None:
 
 
 def parts(count: int) -> Iterator[slice]:
-    """Cut a list of tensors into short ones, so that temporary copies of them are never all there at once."""
+    """Cut a list of tensors into short ones, to limit the memory of temporary copies."""
     for start in range(0, count, 16):
         yield slice(start, start + 16)
 
 
 def mean_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Each tensor averaged over the ranks, by one all-reduce; in float64, so that equal values stay as they are."""
+    """Average each tensor over the ranks by one all-reduce; in float64, so that equal values do not change."""
     if not tensors:
         return []
     ones = torch.ones(1, dtype=torch.float64, device=tensors[0].device)
@@ -225,17 +225,17 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """What the ranks' parts of a sharded tensor make together; any other tensor itself."""
+    """Gather a sharded tensor; return any other tensor itself."""
     full_tensor = getattr(tensor, "full_tensor", None)
     return tensor if full_tensor is None else full_tensor()
 
 
 def rename_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Give the entries of a checkpoint the names of this module's, whatever wrapped either when it was saved."""
+    """Rename the entries of a checkpoint to this module's names, whatever wrappers either had."""
     own = {canonical(name): prefix + name for name in module.state_dict()}
     for key in [key for key in state_dict if key.startswith(prefix)]:
         plain = canonical(key.removeprefix(prefix))
-        while plain.startswith("module."):  # teachers have nothing of that name at the top, networks may
+        while plain.startswith("module."):  # networks may have a child of this name, teachers do not
             plain = plain.removeprefix("module.")
         name = own.get(plain, key)
         if name not in state_dict:
@@ -243,7 +243,7 @@ def rename_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: 
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor that FSDP2 has sharded; any other tensor itself."""
+    """Return this rank's part of a sharded tensor; any other tensor itself."""
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
 

@@ -1,4 +1,4 @@
-"""Dropping whole blocks of the student, for its consistency with itself."""
+"""Skip random blocks of a network, for consistency training."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ __all__ = ["drop_blocks"]
 def drop_blocks(
     blocks: Iterable[nn.Module], *, chance: float = 0.5, generator: torch.Generator | None = None
 ) -> Iterator[list[bool]]:
-    """Skip some of a network's blocks inside a ``with`` block: each with probability ``chance``.
+    """Skip each of the given blocks with probability ``chance`` inside a ``with`` block.
 
-    A skipped block hands its input on and computes nothing. Dual Teacher trains the student to agree with such a
-    sub-network of itself: ``0.2 * cross_entropy(dropped_logits, logits.detach().softmax(1), pixel_weight=valid)``.
+    A skipped block returns its input. Dual Teacher trains the student to agree with such a sub-network of itself:
+    ``0.2 * cross_entropy(dropped_logits, logits.detach().softmax(1), pixel_weight=valid)``.
 
     Args:
-        blocks: modules whose output has the shape of their first input, such as all residual blocks of a stage but
+        blocks: modules whose output has the shape of their first input, such as all residual blocks of a stage except
             the first: ``resnet.layer3[1:]``.
         chance: probability that a block is skipped, in [0, 1].
-        generator: CPU source of the random numbers; None for torch's default one. On several ranks give all the same.
+        generator: CPU source of the random numbers; None for torch's default one. Use the same seed on all ranks.
 
     Yields:
-        Which blocks are skipped, drawn once a ``with``.
+        Which blocks are skipped, drawn once per ``with``.
 
     Raises:
-        TypeError: a block is no ``torch.nn.Module``; ``chance`` is no number.
-        ValueError: ``chance`` is outside [0, 1]; a block is there twice, already skipped, or itself made by
-            ``torch.compile`` (around or inside it that is fine).
+        TypeError: a block is not a ``torch.nn.Module``; ``chance`` is not a number.
+        ValueError: ``chance`` is outside [0, 1]; a block is repeated, already skipped, or the output of
+            ``torch.compile`` (compiled modules around or inside a block are fine).
 
     References:
         Na et al., "Switching Temporary Teachers for Semi-Supervised Semantic Segmentation", NeurIPS 2023,

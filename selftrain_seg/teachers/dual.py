@@ -15,19 +15,19 @@ __all__ = ["DualTeacher"]
 
 
 class DualTeacher(nn.Module):
-    """Teach with two moving averages that take turns, usually by epoch.
+    """Teach with two moving averages of the student that take turns, usually by epoch.
 
-    Only the teacher on duty labels and is updated, with ``d = min(1 - 1/(i+1), momentum)`` where i counts the
-    updates *of its turn*: at i = 0 it becomes a copy of the student. That restart is what makes the teachers
-    temporary and keeps them, and the student, apart. Each comes with a mixing augmentation of its own.
+    Only the active teacher labels and is updated, with ``d = min(1 - 1/(i+1), momentum)`` where i counts the updates
+    *of its turn*: at i = 0 it becomes a copy of the student. These restarts keep the teachers different from each other
+    and from the student. Each teacher has its own mixing augmentation.
 
-    Call ``switch()`` at the start of each epoch but the first, and in each step ``update(student)`` before the
-    teacher labels; then a turn's first labels are the student's, not those of the turn before.
+    Call ``switch()`` at the start of each epoch except the first, and ``update(student)`` in each step before the
+    teacher labels, so that the first labels of a turn come from the student and not from the previous turn.
 
     Args:
-        student: the network to copy; its wrappers are left out. It is not changed.
-        momentum: d's upper limit, in [0, 1]. Dual Teacher: 0.99.
-        mixing: one augmentation a teacher, for ``mixing``. Any two objects; by default functions of
+        student: the network to copy, without its wrappers. It is not modified.
+        momentum: upper limit of d, in [0, 1]. Dual Teacher: 0.99.
+        mixing: one augmentation per teacher, returned by ``mixing``. Any two objects; by default functions of
             ``selftrain_seg.mining``.
         buffers: as in ``MeanTeacher``.
         train_mode: as in ``MeanTeacher``.
@@ -38,11 +38,11 @@ class DualTeacher(nn.Module):
         teachers: the two ``MeanTeacher``.
 
     State / distributed:
-        Both teachers, their steps and ``turn`` (() int64, the number of switches) are buffers in ``state_dict``. For
-        ranks see ``MeanTeacher``; switch on all of them.
+        Both teachers, their steps and ``turn`` (() int64, the number of switches) are in ``state_dict``. Several ranks
+        work as in ``MeanTeacher``; call ``switch`` on all of them.
 
     Raises:
-        TypeError: ``student`` is no ``torch.nn.Module``; ``momentum`` is no number.
+        TypeError: ``student`` is not a ``torch.nn.Module``; ``momentum`` is not a number.
         ValueError: ``momentum`` or ``buffers`` is out of range, ``mixing`` is not a pair; the student cannot be
             copied.
 
@@ -92,47 +92,47 @@ class DualTeacher(nn.Module):
             )
             for _ in range(2)
         )
-        self._turn = 0  # the same number as in the buffer, on the host
+        self._turn = 0  # copy of the buffer on the host
         self.register_buffer("turn", self._on_duty().step.clone())
         self.register_load_state_dict_pre_hook(_weights.rename_keys)  # type: ignore[no-untyped-call]
 
     @property
     def active(self) -> int:
-        """Number of the teacher on duty, 0 or 1."""
+        """Index of the active teacher, 0 or 1."""
         return self._turn % 2
 
     @property
     def mixing(self) -> Callable[..., Any]:
-        """The mixing augmentation of the teacher on duty."""
+        """The mixing augmentation of the active teacher."""
         chosen: Callable[..., Any] = self._mixing[self.active]
         return chosen
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of the teacher on duty, without gradient.
+        """Return the logits of the active teacher, without gradient.
 
         Args:
-            images: (B, 3, H, W), as the student takes them.
+            images: (B, 3, H, W), the input of the student.
 
         Returns:
-            As ``MeanTeacher``.
+            As in ``MeanTeacher``.
         """
         logits: Tensor = self._on_duty()(images)
         return logits
 
     def update(self, student: nn.Module) -> None:
-        """Move the teacher on duty towards the student; the other one rests.
+        """Move the active teacher towards the student.
 
         Args:
             student: the network the teachers were made from, wrapped or not.
 
         Raises:
-            TypeError: ``student`` is no ``torch.nn.Module``.
+            TypeError: ``student`` is not a ``torch.nn.Module``.
             ValueError: its parameters or buffers are not those of the teachers.
         """
         self._on_duty().update(student)
 
     def switch(self) -> None:
-        """Hand over to the other teacher, whose warm-up starts again."""
+        """Activate the other teacher and restart its warm-up."""
         self._turn += 1
         self.turn += 1
         self._on_duty().restart()

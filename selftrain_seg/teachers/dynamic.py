@@ -1,4 +1,4 @@
-"""A teacher that is updated only when the student has proved better."""
+"""A teacher that is updated only when the student has improved."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["DynamicTeacher", "TeacherDecision"]
 
 
 class TeacherDecision(NamedTuple):
-    """One time that a ``DynamicTeacher`` asked itself whether to follow the student.
+    """One decision of a ``DynamicTeacher`` whether to follow the student.
 
     Attributes:
-        step: batches observed so far, that is the number of the training step where each observes one.
-        stored: batches in the query buffer.
-        improved: share of them, over all ranks, on which the student's score has risen since it first saw them;
-            NaN where the buffer was full, so that nothing was scored.
-        updated: whether the teacher was updated (and the buffer emptied).
+        step: number of batches observed so far; the training step if each step observes one batch.
+        stored: number of batches in the buffer.
+        improved: share of the stored batches, over all ranks, on which the student's score has risen since it first
+            saw them; NaN if the buffer was full, so that they were not scored again.
+        updated: whether the teacher was updated and the buffer emptied.
     """
 
     step: int
@@ -45,44 +45,43 @@ class _Query(NamedTuple):
 class DynamicTeacher(nn.Module):
     """Teach with a moving average that follows the student only when the student improves (DTU of DT-ST).
 
-    ``observe`` keeps a target batch with the student's score on it; call it before the optimizer step. ``update``
-    decides; call it after the step. Once ``first`` batches are kept, and then after every ``every`` more, it has the
-    student scored again on all of them: if the score has risen on more than half, or if more than ``most`` are kept,
-    the teacher is updated, ``θ' ← momentum θ' + (1 - momentum) θ``, and the buffer emptied. As the newest batch was
-    scored before the step, it too is compared with a student that has learnt since.
+    Call ``observe`` before each optimizer step: it stores a target batch with the student's score on it. Call
+    ``update`` after the step: when ``first`` batches are stored, and then after every ``every`` further ones, it
+    scores the student again on all of them. If the score has risen on more than half of the batches, or if more than
+    ``most`` are stored, the teacher is updated, ``θ' ← momentum θ' + (1 - momentum) θ``, and the buffer is emptied.
 
-    Both scores of a batch look at the same random pixels of the same kept images, so that they differ by the student
-    alone, and the student is in evaluation mode for them.
+    Both scores of a batch use the same random pixels of the same stored images, with the student in evaluation mode,
+    so they differ only by the student's weights.
 
     Args:
-        student: the network to copy; its wrappers are left out. It is not changed.
-        momentum: of the update, in [0, 1]. DT-ST: 0.99.
+        student: the network to copy, without its wrappers. It is not modified.
+        momentum: momentum of the update, in [0, 1]. DT-ST: 0.99.
         score: "snd" for ``soft_neighbourhood_density``, "entropy" for ``entropy_score``.
-        first: batches kept before the first decision. DT-ST: 9.
-        every: batches between decisions. DT-ST: 3.
-        most: if more batches than this are kept, the teacher is updated in any case. DT-ST: 30. The buffer holds at
-            most ``max(first, most + every)`` where each step observes one batch.
-        as_bytes: whether floating-point images are kept as bytes, in 256 levels from the least to the greatest value of
-            each channel of each image: a quarter of the memory, and of a checkpoint. Images that were bytes lose next
-            to nothing. False keeps them as they are; so are integer images in any case.
-        store_on: device of the kept batches; None keeps them where they come from. The host waits for a copy from
-            the GPU.
+        first: number of batches before the first decision. DT-ST: 9.
+        every: number of batches between decisions. DT-ST: 3.
+        most: if more batches than this are stored, the teacher is updated in any case. DT-ST: 30. The buffer holds at
+            most ``max(first, most + every)`` batches if each step observes one.
+        as_bytes: whether floating-point images are stored as bytes, in 256 levels from the minimum to the maximum of
+            each channel of each image. This takes a quarter of the memory, and images that were loaded from bytes lose
+            almost nothing. Integer images are always stored unchanged.
+        store_on: device of the stored batches; None for the device of the images. The host waits for a copy from the
+            GPU.
         buffers: as in ``MeanTeacher``.
         train_mode: as in ``MeanTeacher``.
 
     Attributes:
         teacher: the ``MeanTeacher``, without warm-up.
         history: list of ``TeacherDecision``, for plots.
-        observed: () int64, batches observed so far.
+        observed: () int64, number of batches observed so far.
 
     State / distributed:
-        All is in ``state_dict``, the kept batches and the history too (as ``_extra_state``, tensors only). Counts are
-        summed over ranks by one all-reduce a decision, so all ranks decide alike; each must observe equally often.
-        As ``update`` is a collective anyway, it averages the student's floating-point buffers over ranks,
-        as ``MeanTeacher`` does with ``sync_buffers``. A decision makes the host wait for the device.
+        The whole state is in ``state_dict``, including the stored batches and the history (as ``_extra_state``, tensors
+        only). Each decision sums the counts over ranks by one all-reduce, so all ranks decide alike; each must observe
+        the same number of batches. ``update`` is a collective; it also averages the student's floating-point buffers
+        over ranks, as ``MeanTeacher`` does with ``sync_buffers``. A decision makes the host wait for the device.
 
     Raises:
-        TypeError: ``student`` is no ``torch.nn.Module``; a number is of the wrong type.
+        TypeError: ``student`` is not a ``torch.nn.Module``; a number is of the wrong type.
         ValueError: an argument is out of its range; the student cannot be copied.
 
     References:
@@ -134,7 +133,7 @@ class DynamicTeacher(nn.Module):
             student, momentum=momentum, warmup=False, buffers=buffers, train_mode=train_mode, sync_buffers=True
         )
         self.register_buffer("observed", self.teacher.step.clone())
-        self._observed = 0  # the same number on the host
+        self._observed = 0  # copy of the buffer on the host
         self._queries: list[_Query] = []
         self._new = 0  # batches observed since the last decision
         self._unasked = 0  # batches observed since the last call of update
@@ -146,41 +145,40 @@ class DynamicTeacher(nn.Module):
 
     @property
     def stored(self) -> int:
-        """Batches kept at present."""
+        """Number of stored batches."""
         return len(self._queries)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the teacher's logits, without gradient.
 
         Args:
-            images: (B, 3, H, W), as the student takes them.
+            images: (B, 3, H, W), the input of the student.
 
         Returns:
-            As ``MeanTeacher``.
+            As in ``MeanTeacher``.
         """
         logits: Tensor = self.teacher(images)
         return logits
 
     @torch.no_grad()
     def observe(self, images: Tensor, student: nn.Module) -> None:
-        """Keep a target batch with the student's score on it.
+        """Store a target batch with the student's score on it.
 
-        Call it before the optimizer step that learns from the batch, or anywhere before it in the step. It costs one
-        forward pass of the student.
+        Call it before the optimizer step that trains on the batch. It costs one forward pass of the student.
 
         Args:
-            images: (B, 3, H, W) as the student takes them.
+            images: (B, 3, H, W), the input of the student.
             student: the network the teacher was made from, wrapped or not.
 
         Raises:
-            TypeError: ``images`` is no tensor, ``student`` no ``torch.nn.Module``.
-            RuntimeError: as many batches as the buffer holds have been observed, and ``update`` was not called.
+            TypeError: ``images`` is not a tensor, or ``student`` is not a ``torch.nn.Module``.
+            RuntimeError: the buffer is full because ``update`` was not called.
         """
         _checks.check_tensor(images, "images")
         _weights.check_module(student, "student")
         if self._unasked >= max(self.first, self.most + self.every):
             raise RuntimeError(
-                f"`observe`: {self._unasked} batches are kept since the last call of `update`, and only it empties the"
+                f"`observe`: {self._unasked} batches are stored since the last call of `update`, which empties the"
                 " buffer: call `update(student)` after each optimizer step"
             )
         network = _weights.unwrap(student)
@@ -195,10 +193,10 @@ class DynamicTeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> bool:
-        """Follow the student if it is time to decide, and if it has improved on the kept batches.
+        """Update the teacher if a decision is due and the student has improved on the stored batches.
 
-        Call it after each optimizer step. At a decision it costs one forward pass of the student for each kept batch,
-        else nothing.
+        Call it after each optimizer step. A decision costs one forward pass of the student per stored batch; all other
+        calls cost nothing.
 
         Args:
             student: the network the teacher was made from, wrapped or not.
@@ -207,7 +205,7 @@ class DynamicTeacher(nn.Module):
             Whether the teacher was updated.
 
         Raises:
-            TypeError: ``student`` is no ``torch.nn.Module``.
+            TypeError: ``student`` is not a ``torch.nn.Module``.
             ValueError: the student's parameters or buffers are not those of the teacher.
         """
         _weights.check_module(student, "student")
@@ -236,7 +234,7 @@ class DynamicTeacher(nn.Module):
         return soft_neighbourhood_density(logits, generator=generator)
 
     def _improved(self, network: nn.Module) -> float:
-        """Share of the kept batches, of all ranks, on which the student is better than when it first saw them."""
+        """Share of the stored batches of all ranks on which the student's score has risen."""
         device, better = next(network.parameters(), self.observed).device, []
         for query in self._queries:
             now = self._measure(network, unpack(moved(query.images, device)), query.seed)
@@ -246,10 +244,10 @@ class DynamicTeacher(nn.Module):
         return float(count[0].double() / count[1])
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Give ``state_dict`` the kept batches and the history.
+        """Return the stored batches and the history for ``state_dict``.
 
         Returns:
-            Tensors in plain lists and dicts, for ``torch.load(..., weights_only=True)``.
+            Tensors in plain lists and dicts, which ``torch.load(..., weights_only=True)`` reads.
         """
         return {
             "images": [list(query.images) for query in self._queries],
@@ -261,16 +259,16 @@ class DynamicTeacher(nn.Module):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the kept batches and the history out of a ``state_dict``.
+        """Restore the stored batches and the history from a ``state_dict``.
 
         Args:
-            state: what ``get_extra_state`` returned.
+            state: from ``get_extra_state``.
 
         Raises:
-            ValueError: ``state`` is of a version whose ``observe`` decided.
+            ValueError: ``state`` was saved by version 0.1.0.
         """
         if "new" not in state:
-            raise ValueError("`state_dict`: expected that of a DynamicTeacher with `update`, got one of 0.1.0")
+            raise ValueError("`state_dict`: expected that of a DynamicTeacher with `update`, got one saved by 0.1.0")
         images = [moved(Kept(*kept), self.store_on) for kept in state["images"]]
         scores = [score.to(self.observed.device) for score in state["scores"]]
         self._queries = [_Query(*query) for query in zip(images, scores, state["seeds"], strict=True)]

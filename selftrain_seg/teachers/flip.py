@@ -1,4 +1,4 @@
-"""How far a network agrees with itself on the mirror image."""
+"""Agreement of a network's outputs for an image and its mirror image."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ __all__ = ["flip_agreement"]
 
 @torch.no_grad()
 def flip_agreement(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
-    """Measure on what share of the pixels a network gives the image and its mirror image the same class.
+    """Measure the share of pixels that a network gives the same class in an image and in its mirror image.
 
-    A score without labels: the higher, the better the network, as far as its mistakes do not repeat themselves. The
-    agreement of each class is what ``AgreementStatistics`` counts of the two outputs.
+    A score without labels: higher is better. It does not see mistakes that the network also makes in the mirror image.
+    For the agreement per class, pass the two outputs to ``AgreementStatistics``.
 
     Args:
-        model: maps images to logits of any resolution, or to what ``selftrain_seg.as_logits`` finds them in. Used as it
-            is: put it into ``eval()`` mode before.
+        model: maps images to logits of any resolution, or to an output in which ``selftrain_seg.as_logits`` finds them.
+            Put it into ``eval()`` mode first.
         images: (B, D, H, W), floating point.
 
     Returns:
-        () float32 in [0, 1], of the pixels of the logits; those with a NaN logit in either are left out, and without
-        any other it is NaN.
+        () float32 in [0, 1], over the pixels of the logits. Pixels with a NaN logit in either output are left out; NaN
+        if none remains.
 
     Raises:
-        TypeError: ``images`` is no floating-point tensor, or the model returns no logits.
-        ValueError: ``images`` is not (B, D, H, W), or the model returns no (B, C, h, w), or several.
+        TypeError: ``images`` is not a floating-point tensor, or the model returns no logits.
+        ValueError: ``images`` is not (B, D, H, W), or the model does not return exactly one tensor (B, C, h, w).
 
     Example:
         >>> import torch
         >>> images = torch.tensor([[1.0, 2.0, 3.0, 4.0]]).reshape(1, 1, 1, 4)
         >>> position = torch.arange(4.0).reshape(1, 1, 1, 4)  # of which the mirror image knows nothing
         >>> def model(x):
-        ...     return torch.cat([x, 2 + 0 * position], dim=1)  # what a pixel shows counts
+        ...     return torch.cat([x, 2 + 0 * position], dim=1)  # depends on the content of a pixel
         >>> flip_agreement(model, images)
         tensor(1.)
         >>> def model(x):
-        ...     return torch.cat([0 * x + position, 0 * x + 1.5], dim=1)  # where it is counts
+        ...     return torch.cat([0 * x + position, 0 * x + 1.5], dim=1)  # depends on its position
         >>> flip_agreement(model, images)
         tensor(0.)
     """

@@ -23,44 +23,45 @@ class MeanTeacher(nn.Module):
     """Teach with a moving average of the student's weights.
 
     ``θ' ← d θ' + (1 - d) θ`` with ``d = min(1 - 1/(i+1), momentum)`` at update i = 0, 1, …, so the first update
-    copies the student; without ``warmup`` d is ``momentum`` from the start. Calling the teacher returns logits
+    copies the student. Without ``warmup``, d is ``momentum`` from the start. Calling the teacher returns logits
     without gradient.
 
     Call ``update(student)`` after each optimizer step. The student may be wrapped in ``DistributedDataParallel`` or
-    ``torch.compile``, at any time. For FSDP2 make the teacher first and shard both: ``fully_shard(student)`` and
+    ``torch.compile`` at any time. For FSDP2, make the teacher first and shard both: ``fully_shard(student)`` and
     ``fully_shard(teacher.model)``.
 
     Args:
-        student: the network to copy; its wrappers are left out, and its hooks but those that are methods of its modules
-            or torch's own (a warning names them). It is not changed.
-        momentum: d, in [0, 1]. Mean teachers: 0.99 to 0.9999.
+        student: the network to copy, without its wrappers. It is not modified. Hooks are copied if they are methods of
+            its modules or torch's own; others are left out, with a warning that names them.
+        momentum: upper limit of d, in [0, 1]. Mean teachers: 0.99 to 0.9999.
         warmup: whether d grows from 0 as above.
-        buffers: what happens to floating-point buffers (BatchNorm's running statistics): "copy" takes the
-            student's, "average" averages them like weights; either copies integer buffers. "keep" leaves all of the
-            teacher's own, and the student's may have other names and shapes.
-        train_mode: whether BatchNorm, and other layers with running statistics, use the batch's as in training. All
-            else is in evaluation mode, unless ``dropout``. Either way ``.train()`` and ``.eval()`` do not change it.
-        dropout: whether in train mode all layers work as in training, so that what drops stays on: dropout, stochastic
-            depth, attention.
+        buffers: treatment of floating-point buffers (BatchNorm's running statistics): "copy" copies the student's,
+            "average" averages them like weights; both copy integer buffers. "keep" keeps all buffers of the teacher;
+            the student's may then have other names and shapes.
+        train_mode: whether BatchNorm and other layers with running statistics use the statistics of the batch, as in
+            training. All other layers are in evaluation mode unless ``dropout``. ``.train()`` and ``.eval()`` do not
+            change these modes.
+        dropout: whether, with ``train_mode``, all layers are in training mode, including dropout and stochastic depth.
         sync_buffers: whether the student's floating-point buffers are averaged over ranks first. ``update`` is then
-            a collective: all ranks must call it. Wanted where all ranks update and BatchNorm, without SyncBatchNorm,
-            sees another batch on each; else their teachers have other buffers. Without it ``update`` sends nothing.
+            a collective: all ranks must call it. Use it if all ranks update a teacher and the network has BatchNorm
+            without SyncBatchNorm; otherwise the buffers of the teachers differ. Without it, ``update`` does not
+            communicate.
 
     Attributes:
         model: the averaged network, in the student's dtype.
-        step: () int64, updates so far (since ``restart``).
+        step: () int64, number of updates (since ``restart``).
 
     State / distributed:
         Weights, buffers and ``step`` are in ``state_dict``, which loads with or without ``module.`` and
-        ``_orig_mod.`` in its keys. Weights in half precision have float32 copies there (``shadow``), which are what
-        is averaged: at 0.999 half-precision weights would never move. With a student that is the same on all ranks
-        the teacher is, too, to the bit; for that its buffers must be the same as well, see ``sync_buffers``. No
-        weights are sent, and a teacher may be kept on one rank only.
+        ``_orig_mod.`` in its keys. Half-precision weights are averaged in float32 copies (``shadow``, in the
+        state_dict too), as at momentum 0.999 they would never change. If student and buffers are the same on all ranks
+        (see ``sync_buffers``), so is the teacher, bit for bit. No weights are sent, so the teacher may exist on one
+        rank only.
 
     Raises:
-        TypeError: ``student`` is no ``torch.nn.Module``; ``momentum`` is no number.
-        ValueError: ``momentum`` or ``buffers`` is out of range; the student cannot be copied, or a module's ``forward``
-            was replaced by a function, as inside ``drop_blocks``.
+        TypeError: ``student`` is not a ``torch.nn.Module``; ``momentum`` is not a number.
+        ValueError: ``momentum`` or ``buffers`` is out of range; the student cannot be copied, or the ``forward`` of a
+            module was replaced by a function, as inside ``drop_blocks``.
 
     Warns:
         UserWarning: hooks of the student are left out.
@@ -118,7 +119,7 @@ class MeanTeacher(nn.Module):
                 self.shadow.add(name, tensor)
         parameter = next(self.model.parameters(), torch.empty(0))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=parameter.device))
-        self._steps = 0  # the same number on the host, which so never waits for the device
+        self._steps = 0  # copy of the buffer on the host, to avoid waiting for the device
         self._plan = Plan()
         self.register_load_state_dict_pre_hook(_weights.rename_keys)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_match_shadow)  # type: ignore[no-untyped-call]
@@ -129,7 +130,7 @@ class MeanTeacher(nn.Module):
 
     @property
     def next_momentum(self) -> float:
-        """The weight d of the old value in the next update."""
+        """The momentum d of the next update."""
         return min(1 - 1 / (self._steps + 1), self.momentum) if self.warmup else self.momentum
 
     @torch.no_grad()
@@ -137,29 +138,29 @@ class MeanTeacher(nn.Module):
         """Return the teacher's logits, without gradient.
 
         Args:
-            images: (B, 3, H, W), as the student takes them.
+            images: (B, 3, H, W), the input of the student.
 
         Returns:
-            The logits (B, C, h, w) that ``selftrain_seg.as_logits`` finds in the network's output, at the network's
-            resolution.
+            The logits (B, C, h, w) that ``selftrain_seg.as_logits`` finds in the output of the network, at the
+            resolution of the network.
 
         Raises:
-            TypeError: there are none.
-            ValueError: there are several, and it is not said which.
+            TypeError: the output has no logits.
+            ValueError: the output has several tensors that could be the logits.
         """
         return find(self.model(images))
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """Move the teacher towards the student. No host synchronisation where both are on one device.
+        """Move the teacher towards the student. No host synchronisation if both are on the same device.
 
         Args:
             student: the network the teacher was made from, wrapped or not, on any device.
 
         Raises:
-            TypeError: ``student`` is no ``torch.nn.Module``.
-            ValueError: parameters or buffers were added or removed, or changed their shape (their names are said);
-                one of the two networks is sharded, or both are and have weights in half precision.
+            TypeError: ``student`` is not a ``torch.nn.Module``.
+            ValueError: parameters or buffers were added, removed or changed in shape (the message names them); only
+                one of the two networks is sharded, or both are and have half-precision weights.
         """
         _weights.check_module(student, "student")
         student = _weights.unwrap(student)
@@ -173,7 +174,7 @@ class MeanTeacher(nn.Module):
         self._steps += 1
 
     def _steps_for(self, student: nn.Module, synced: bool) -> Steps:
-        """Pair the tensors by name. What will still be true at the next update is remembered."""
+        """Pair the tensors by name, or reuse the cached pairs."""
         _weights.reshard(student)
         _weights.reshard(self.model)
         own, other = _weights.by_name(self.model), _weights.by_name(student)
@@ -186,7 +187,7 @@ class MeanTeacher(nn.Module):
         shadowed = [name for name in averaged if name in self.shadow]
         if any(_weights.is_sharded(sources[name]) for name in shadowed):
             raise ValueError(
-                "`student`: expected float32 weights where they are sharded (see MixedPrecisionPolicy), "
+                "`student`: expected float32 weights in a sharded network (see MixedPrecisionPolicy), "
                 f"got {sources[shadowed[0]].dtype}"
             )
 
@@ -208,12 +209,12 @@ class MeanTeacher(nn.Module):
         return steps
 
     def restart(self) -> None:
-        """Start the warm-up again: the next update copies the student."""
+        """Restart the warm-up: the next update copies the student."""
         self.step.zero_()
         self._steps = 0
 
     def train(self, mode: bool = True) -> MeanTeacher:
-        """Set the flag of this module only; the network stays in the mode chosen by ``train_mode``.
+        """Set the mode of this module only; the network keeps the mode chosen by ``train_mode``.
 
         Args:
             mode: as in ``torch.nn.Module``.
@@ -229,7 +230,7 @@ class MeanTeacher(nn.Module):
         return self
 
     def _averaged(self, own: _weights.Tensors) -> dict[str, Tensor]:
-        """What is averaged: floating-point parameters, and under "average" such buffers."""
+        """The tensors to average: floating-point parameters and, with "average", floating-point buffers."""
         tensors = {**own.parameters, **own.buffers} if self.buffer_rule == "average" else own.parameters
         return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
 
@@ -237,7 +238,7 @@ class MeanTeacher(nn.Module):
         before = {name: tensor.detach() for name, tensor in self._averaged(_weights.by_name(self.model)).items()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         now = self._averaged(_weights.by_name(self.model))
-        for name, tensor in now.items():  # casts between half and full precision lose nothing
+        for name, tensor in now.items():  # keep full precision across casts to half and back
             if tensor.dtype in _HALF and name not in self.shadow:
                 self.shadow.add(name, before[name].to(tensor.device))
             elif tensor.dtype not in _HALF and name in self.shadow:
@@ -250,7 +251,7 @@ class MeanTeacher(nn.Module):
 
 
 class _Shadow(nn.Module):
-    """Float32 copies of half-precision tensors, by name. They move between devices but keep their dtype."""
+    """Float32 copies of half-precision tensors by name. They move between devices but keep their dtype."""
 
     def add(self, name: str, tensor: Tensor) -> None:
         self.register_buffer(_key(name), tensor.detach().to(torch.float32, copy=True))
@@ -273,11 +274,11 @@ class _Shadow(nn.Module):
 
 
 def _key(name: str) -> str:
-    return name.replace(".", "/")  # names of buffers hold no dots
+    return name.replace(".", "/")  # buffer names must not contain dots
 
 
 def _match_shadow(teacher: MeanTeacher, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Make up for a checkpoint in another precision: what has no float32 copy in it, or has one too many."""
+    """Adapt a checkpoint saved in another precision: add missing float32 copies and drop superfluous ones."""
     for name, _tensor in (*teacher.model.named_parameters(), *teacher.model.named_buffers()):
         own = _weights.canonical(name)
         weight, shadow = f"{prefix}model.{name}", f"{prefix}shadow.{_key(own)}"

@@ -17,7 +17,7 @@ __all__ = ["MutualLabels", "mutual_labels"]
 
 
 class MutualLabels(NamedTuple):
-    """What two students say to each other about one batch.
+    """Pseudo-labels that two students make for each other.
 
     Attributes:
         for_first: ``PseudoLabels`` made by the second student, to train the first on.
@@ -38,23 +38,23 @@ def mutual_labels(
 ) -> MutualLabels:
     """Let each of two students label a batch for the other (DMT).
 
-    Online, call it in each training step. In offline rounds, call it once for each batch of the target set, with
-    each student's own thresholds in ``select``, and keep the labels. Train on them with
-    ``selftrain_seg.losses.dynamic_mutual_loss``, which takes the other's labels and confidence.
+    Online, call it in each training step. In offline rounds, call it once for each batch of the target set, with the
+    thresholds of each student in ``select``, and store the labels. Train on them with
+    ``selftrain_seg.losses.dynamic_mutual_loss``, which takes the other student's labels and confidence.
 
     Args:
-        first: a network, wrapped or not. Put into evaluation mode for the call, then back.
-        second: another; the two should differ, in initialisation or pre-training.
-        images: (B, 3, H, W), or whatever both take.
-        select: maps logits to ``PseudoLabels``, for instance ``lambda z: select_hard(z, thresholds)``. A pair gives
-            one for each student's logits.
+        first: a network, wrapped or not. It is in evaluation mode during the call.
+        second: another network; the two should differ in initialisation or pre-training.
+        images: (B, 3, H, W), or any input that both accept.
+        select: maps logits to ``PseudoLabels``, for instance ``lambda z: select_hard(z, thresholds)``; or a pair of
+            functions, one for the logits of each student.
 
     Returns:
-        ``MutualLabels(for_first, for_second)``; no gradient.
+        ``MutualLabels(for_first, for_second)``, without gradient.
 
     Raises:
-        TypeError: a student is no ``torch.nn.Module``, or returns no logits.
-        ValueError: ``select`` is a tuple of other than two.
+        TypeError: a student is not a ``torch.nn.Module`` or returns no logits.
+        ValueError: ``select`` is a tuple that is not a pair.
 
     References:
         Feng et al., "DMT: Dynamic Mutual Training for Semi-Supervised Learning", Pattern Recognition 2022,

@@ -1,4 +1,4 @@
-"""Prediction for inputs that do not fit into memory at once."""
+"""Prediction in parts, for inputs that do not fit into memory."""
 
 from __future__ import annotations
 
@@ -24,28 +24,29 @@ def predict_in_parts(
     stride: tuple[int, int] | None = None,
     taper: bool = False,
 ) -> Tensor:
-    """Predict a batch in chunks of images, windows of each, or both.
+    """Predict a batch in chunks of images, in windows of each image, or both.
 
-    Chunks change nothing but the memory needed (unless BatchNorm uses the batch's statistics). Windows cover the
-    image, the last of a row or column shifted back inside; where they overlap their logits are averaged, with
-    ``taper`` by weights that fall towards a window's border, where a network sees least around a pixel.
+    Chunks only reduce memory; they do not change the result (unless BatchNorm uses the statistics of the batch).
+    Windows cover the image; the last one of a row or column is shifted back inside. Where windows overlap, their logits
+    are averaged. ``taper`` reduces the weight towards the border of a window, where the network sees little context.
 
     Args:
-        model: maps images (b, 3, h, w) to logits of any resolution, or to what ``selftrain_seg.as_logits`` finds
-            them in: a teacher, or any network in evaluation mode.
+        model: maps images (b, 3, h, w) to logits of any resolution, or to an output in which
+            ``selftrain_seg.as_logits`` finds them: a teacher, or any network in evaluation mode.
         images: (B, 3, H, W).
-        images_at_once: images in a chunk; None for all.
-        window: (h, w) in pixels; None for whole images. Cut to the image where that is smaller.
+        images_at_once: images per chunk; None for all.
+        window: (h, w) in pixels, at most the size of the image; None for whole images.
         stride: (down, right) from one window to the next, in pixels; None for ``window``, without overlap.
-        taper: weigh by the distance to the window's border, which grows linearly up to the overlap: no seams.
+        taper: whether weights increase linearly with the distance to the window's border, up to the overlap, to avoid
+            seams.
 
     Returns:
-        (B, C, H, W) logits of the images' size, in the model's dtype (at least float32 with windows), without
-        gradient. A model's lower resolution is enlarged, in each window by itself.
+        (B, C, H, W) logits of the size of the images, in the model's dtype (at least float32 with windows), without
+        gradient. Logits of lower resolution are enlarged within each window.
 
     Raises:
-        TypeError: ``images`` is no floating-point tensor, a number is no int, or the model returns no logits.
-        ValueError: ``images`` is not (B, 3, H, W) in rank or B is 0; a number is below 1; ``stride`` or ``taper`` is
+        TypeError: ``images`` is not a floating-point tensor, a number is not an int, or the model returns no logits.
+        ValueError: ``images`` is not four-dimensional or B is 0; a number is below 1; ``stride`` or ``taper`` is
             given without ``window``, or ``stride`` exceeds it; the model returns another number of images, or several
             tensors.
 
@@ -117,5 +118,5 @@ def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
 
 
 def _starts(length: int, window: int, step: int) -> list[int]:
-    """Where windows begin so that they cover everything; the last ends at the border."""
+    """Start positions of windows that cover the whole length; the last window ends at the border."""
     return [*range(0, length - window, step), length - window]

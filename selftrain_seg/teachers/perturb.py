@@ -1,4 +1,4 @@
-"""Dropping channels of a network's features, for its consistency with itself."""
+"""Drop channels of a network's features, for consistency training."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ __all__ = ["perturb_features"]
 def perturb_features(
     *modules: nn.Module, chance: float = 0.5, beside: bool = False, generator: torch.Generator | None = None
 ) -> Iterator[None]:
-    """Drop channels of what some of a network's modules return, inside a ``with`` block.
+    """Drop channels of the outputs of some modules of a network inside a ``with`` block.
 
-    Every feature map (B, D, h, w) loses each of its channels with probability ``chance`` p, image by image, and what is
-    left is multiplied by 1 / (1 - p), as in ``torch.nn.Dropout2d``, but in evaluation mode, too. UniMatch trains the
-    student to say from such features what it says from all of them. The module to name is the encoder, which hands all
-    its feature maps to the decoder at once: ``net.encoder`` of segmentation_models_pytorch, ``net.backbone`` of
-    torchvision, ``net.segformer`` of transformers. Of a network without one, name the last stage that narrows. (Stages
-    that follow one another would each work on what the stage before has lost.)
+    Each channel of every feature map (B, D, h, w) is dropped with probability ``chance`` p, for each image separately;
+    the others are multiplied by 1 / (1 - p), as in ``torch.nn.Dropout2d`` but also in evaluation mode. UniMatch trains
+    the student to predict the same labels from such features. Pass the encoder, which returns all feature maps that the
+    decoder uses: ``net.encoder`` of segmentation_models_pytorch, ``net.backbone`` of torchvision, ``net.segformer`` of
+    transformers. In a network without an encoder module, pass the last stage that reduces the resolution. Do not pass
+    consecutive stages, as each would perturb the output of the previous one.
 
-    With ``beside`` the features stay, and their perturbed copies come after them in the batch. The rest of the network
-    then returns twice as many logits for a single pass of the encoder, as in UniMatch:
-    ``logits, perturbed = net(images).chunk(2)``. That is for encoders that return everything the decoder gets.
+    With ``beside``, perturbed copies of the features are appended to the batch. The rest of the network then returns
+    twice as many logits for a single pass of the encoder, as in UniMatch:
+    ``logits, perturbed = net(images).chunk(2)``. This requires an encoder that returns all inputs of the decoder.
 
     Works inside ``DistributedDataParallel`` and around or inside ``torch.compile``, which compiles the network a second
-    time for it; a ``generator`` breaks the compiled graph. Give every rank a generator with another seed.
+    time; a ``generator`` breaks the compiled graph. Give every rank a generator with another seed.
 
     Args:
-        modules: of the network; what they return is a tensor, or a list, tuple or dict of tensors, each (B, D, h, w).
+        modules: modules of the network that return a tensor, or a list, tuple or dict of tensors, each (B, D, h, w).
         chance: p in [0, 1].
-        beside: whether the batch goes on with both.
+        beside: whether to append the perturbed features to the batch instead of replacing the features.
         generator: source of the random numbers, on the device of the features; None for torch's default one.
 
     Raises:
-        TypeError: a module is no ``torch.nn.Module``; ``chance`` is no number.
-        ValueError: no module is given, or one twice; ``chance`` is outside [0, 1]; a module is never called in the
-            block (as a ``ModuleList`` is not), is perturbed already or itself made by ``torch.compile``; it returns
-            anything but floating-point (B, D, h, w); the generator is on another device.
+        TypeError: a module is not a ``torch.nn.Module``; ``chance`` is not a number.
+        ValueError: no module is given, or one is repeated; ``chance`` is outside [0, 1]; a module is never called in
+            the block (such as a ``ModuleList``), is already perturbed, or is the output of ``torch.compile``; a tensor
+            that it returns is not floating-point (B, D, h, w); the generator is on another device.
 
     References:
         Yang et al., Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation (UniMatch),
-        CVPR 2023, arXiv:2208.09910: p = 0.5, all that the decoder gets.
+        CVPR 2023, arXiv:2208.09910: p = 0.5, on all inputs of the decoder.
 
     Example:
         >>> import torch
@@ -73,7 +73,7 @@ def perturb_features(
     _checks.check_real(chance, "chance", 0.0, 1.0)
     called = [False] * len(modules)
     for index, module in enumerate(modules):
-        # An attribute of the instance goes before the method of its class; torch.compile looks at it, not at hooks.
+        # An instance attribute takes precedence over the method of the class; torch.compile respects it, unlike hooks.
         module.forward = _perturbed(module.forward, index, called, float(chance), bool(beside), generator)
     try:
         yield
@@ -96,7 +96,7 @@ def _perturbed(
     beside: bool,
     generator: torch.Generator | None,
 ) -> Callable[..., Any]:
-    """A module's forward pass, with channels dropped from what it returns."""
+    """Wrap a module's ``forward`` to drop channels of its output."""
 
     def drop(features: Any) -> Any:
         if not isinstance(features, Tensor):

@@ -1,4 +1,4 @@
-"""How good a network is on images without labels, from its output alone."""
+"""Scores of a network on images without labels, computed from its output."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from selftrain_seg.ops.sampling import directions, distinct
 
 __all__ = ["entropy_score", "soft_neighbourhood_density"]
 
-# Up to here a permutation of all pixels costs nothing worth saving.
+# Up to this number of pixels, a permutation of all of them is cheap.
 _FEW_PIXELS = 1 << 16
 
 
 def soft_neighbourhood_density(
     logits: Tensor, *, samples: int = 100, temperature: float = 20.0, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Measure how densely pixels cluster in the network's output: the higher, the better the network.
+    """Measure how densely pixels cluster in the network's output; higher is better.
 
-    With f_i the L2-normalised probabilities of N random pixels, ``P_i = softmax_j(temperature · f_i · f_j)`` and
-    the score is ``-(1/N) Σ_i Σ_j P_ij log P_ij``: log N where all pixels look alike, little where each is alone.
+    With f_i the L2-normalised probabilities of N random pixels and ``P_i = softmax_j(temperature · f_i · f_j)``, the
+    score is ``-(1/N) Σ_i Σ_j P_ij log P_ij``. It is log N if all pixels are alike, and small if each is isolated.
 
-    Differs from Saito et al., who leave out j = i; DT-ST's form, given here, does not.
+    This is the form of DT-ST, which includes j = i; Saito et al. leave it out.
 
     Args:
         logits: (B, C, H, W), any floating-point dtype; detached. The pixels of all images are one population.
             Computed for the sampled pixels only, in float32 and their similarities in float64.
-        samples: N, drawn without replacement; all pixels where there are fewer. DT-ST: 100.
+        samples: N, drawn without replacement; all pixels if there are fewer. DT-ST: 100.
         temperature: factor of the similarities, above 0. DT-ST: 20.
         generator: source of the random numbers, on the device of ``logits``; None for torch's default one.
 
@@ -38,7 +38,8 @@ def soft_neighbourhood_density(
         () float32 in [0, log N] in nats; 0 without pixels, NaN if a sampled pixel has a NaN logit.
 
     Raises:
-        TypeError: ``logits`` is no floating-point tensor; ``samples`` is no int, ``temperature`` no number.
+        TypeError: ``logits`` is not a floating-point tensor; ``samples`` is not an int; ``temperature`` is not a
+            number.
         ValueError: ``logits`` is not (B, C, H, W); ``samples`` or ``temperature`` is out of range.
 
     References:
@@ -65,16 +66,16 @@ def soft_neighbourhood_density(
     if pixels == 0:
         return logits.new_zeros((), dtype=torch.float32)
     chosen = _distinct(pixels, min(samples, pixels), logits.device, generator)
-    vectors = directions(logits, chosen)  # float64, which autocast leaves alone
-    similar = torch.addmm(vectors.new_empty(()), vectors, vectors.T, beta=0, alpha=temperature)  # beta: not added
+    vectors = directions(logits, chosen)  # float64, unaffected by autocast
+    similar = torch.addmm(vectors.new_empty(()), vectors, vectors.T, beta=0, alpha=temperature)  # beta=0 ignores it
     total: Tensor = torch.special.entr(similar.softmax(dim=1)).sum(dtype=torch.float32)
     return total / len(chosen)
 
 
 def entropy_score(logits: Tensor) -> Tensor:
-    """Measure how sure the network is: the mean over pixels of ``1 + 2 m log2 m``, m its confidence.
+    """Measure how certain the network is: the mean over pixels of ``1 + 2 m log2 m`` with m its confidence.
 
-    The higher, the better the network. It is 1 where m = 1, 0 where m = 1/2 and least, -0.06, at m = 1/e.
+    Higher is better. A pixel scores 1 at m = 1, 0 at m = 1/2, and the minimum, -0.06, at m = 1/e.
 
     Args:
         logits: (B, C, H, W), any floating-point dtype; detached. Computed in float32 without saturation.
@@ -83,11 +84,11 @@ def entropy_score(logits: Tensor) -> Tensor:
         () float32; 0 without pixels. Pixels with a NaN logit are left out.
 
     Raises:
-        TypeError: ``logits`` is no floating-point tensor.
+        TypeError: ``logits`` is not a floating-point tensor.
         ValueError: ``logits`` is not (B, C, H, W).
 
     References:
-        Zhao et al., CVPR 2023 (DT-ST), the ENT alternative of its dynamic teacher update.
+        Zhao et al., CVPR 2023 (DT-ST), the variant ENT of the dynamic teacher update.
 
     Example:
         >>> import torch
@@ -105,6 +106,6 @@ def _distinct(population: int, count: int, device: torch.device, generator: torc
     """(count,) different integers in [0, population), every set equally likely."""
     if population <= max(_FEW_PIXELS, 4 * count):
         return torch.randperm(population, generator=generator, device=device)[:count]
-    # The first different ones of twice as many draws. That too few differ is one case in 10^200 of 100, and rare for a
-    # handful, too; then pixel 0 fills the places that are left.
+    # Take the first distinct ones of twice as many draws. Too few distinct draws are very unlikely (1e-200 for a count
+    # of 100); pixel 0 then fills the remaining places.
     return distinct(uniform_integers(1, 2 * count, device, generator)[0], population, count)

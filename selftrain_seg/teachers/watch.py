@@ -1,4 +1,4 @@
-"""Statistics that show whether teacher and student have become one."""
+"""Statistics of how much teacher and student differ."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from selftrain_seg.teachers import _weights
 
 __all__ = ["Agreement", "AgreementStatistics", "parameter_distance"]
 
-# Confidences are added up as whole numbers, so that ranks add up exactly and ``.half()`` changes nothing.
+# Confidences are summed as integers, so that sums over ranks are exact and ``.half()`` does not change them.
 _UNITS = 1 << 24
 
 
 def parameter_distance(teacher: nn.Module, student: nn.Module) -> Tensor:
-    """Measure how far apart two networks' weights are, relative to the student's.
+    """Measure the distance between the weights of two networks, relative to those of the student.
 
-    ``‖θ' - θ‖₂ / ‖θ‖₂`` over all floating-point parameters. Near 0 the teacher can teach nothing that the student
-    does not know; the two teachers of a ``DualTeacher`` can be compared as well.
+    ``‖θ' - θ‖₂ / ‖θ‖₂`` over all floating-point parameters. Near 0, the teacher's labels are almost those of the
+    student. It can also compare the two teachers of a ``DualTeacher``.
 
     Args:
-        teacher: a network of the student's architecture: ``MeanTeacher.model``, say.
-        student: another, wrapped or not.
+        teacher: a network with the student's architecture, such as ``MeanTeacher.model``.
+        student: the other network, wrapped or not.
 
     Returns:
-        () float64 on the student's device, without gradient; 0 if there are no parameters, NaN where a weight is.
-        Of networks that FSDP2 has sharded, the whole networks' (a collective).
+        () float64 on the student's device, without gradient; 0 if there are no parameters, NaN if a weight is NaN.
+        For networks sharded by FSDP2 it is that of the whole networks, and the call is a collective.
 
     Raises:
-        TypeError: one is no ``torch.nn.Module``.
+        TypeError: one of them is not a ``torch.nn.Module``.
         ValueError: their parameters differ in names or shapes.
 
     References:
@@ -71,12 +71,13 @@ def parameter_distance(teacher: nn.Module, student: nn.Module) -> Tensor:
 
 
 class Agreement(NamedTuple):
-    """How far teacher and student agree.
+    """Agreement of teacher and student.
 
     Attributes:
-        share: () float64, pixels with the same label among all; NaN without pixels.
-        per_class: (C,) float64, pixels both label c among those either labels c; NaN where there are none.
-        confidence_gap: () float64, mean of the teacher's confidence less the student's; NaN without pixels.
+        share: () float64, share of pixels with the same label; NaN without pixels.
+        per_class: (C,) float64, number of pixels that both label c divided by those that either labels c; NaN if there
+            are none.
+        confidence_gap: () float64, mean of the teacher's confidence minus the student's; NaN without pixels.
     """
 
     share: Tensor
@@ -85,7 +86,7 @@ class Agreement(NamedTuple):
 
 
 class AgreementStatistics(Stateful):
-    """Count on how many pixels teacher and student say the same.
+    """Count the pixels on which teacher and student agree.
 
     Args:
         num_classes: C, at least 2.
@@ -94,13 +95,13 @@ class AgreementStatistics(Stateful):
         both: (C,) int64, pixels that both label c.
         teacher: (C,) int64, pixels that the teacher labels c.
         student: (C,) int64, pixels that the student labels c.
-        gap: () int64, sum over pixels of the teacher's confidence less the student's, in units of 2^-24.
+        gap: () int64, sum over pixels of the teacher's confidence minus the student's, in units of 2^-24.
 
     State / distributed:
-        The counts are of this rank; ``compute`` adds them over ranks by one all-reduce.
+        Each rank keeps its own counts; ``compute`` sums them over ranks by one all-reduce.
 
     Raises:
-        TypeError: ``num_classes`` is no int.
+        TypeError: ``num_classes`` is not an int.
         ValueError: ``num_classes`` is below 1.
 
     Example:
@@ -130,13 +131,12 @@ class AgreementStatistics(Stateful):
         """Count a batch. No host synchronisation.
 
         Args:
-            teacher_logits: (B, C, H, W) of one network.
-            student_logits: (B, C, H, W) of the other for the same images; detached. Pixels with a NaN logit in
-                either are left out.
+            teacher_logits: (B, C, H, W), detached.
+            student_logits: (B, C, H, W) for the same images, detached. Pixels with a NaN logit in either are left out.
 
         Raises:
-            TypeError: one is no floating-point tensor.
-            ValueError: one is not (B, C, H, W), or they differ in shape or device, or the counts are on
+            TypeError: one of them is not a floating-point tensor.
+            ValueError: one of them is not (B, C, H, W), or they differ in shape or device, or the counts are on
                 another device.
         """
         _checks.check_logits(teacher_logits, self.num_classes, "teacher_logits")

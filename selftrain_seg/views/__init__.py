@@ -1,4 +1,4 @@
-"""A weak and a strong view of each image, and the geometry that carries a teacher's output into them and back."""
+"""Weak and strong views of images, and functions that carry labels and outputs into a view and back."""
 
 from selftrain_seg.views.averaging import average_views
 from selftrain_seg.views.geometry import ViewParameters, replay, replay_inverse

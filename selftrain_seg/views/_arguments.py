@@ -1,4 +1,4 @@
-"""What the functions of this room do with their arguments before any work."""
+"""Argument checks of the views."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from selftrain_seg import _checks
 
 
 def check_range(value: Any, name: str, most: float, *, open_low: bool = False) -> tuple[float, float]:
-    """Two numbers (low, high) with 0 <= low <= high <= most, or 0 < low with ``open_low``."""
+    """Return (low, high) as floats, with 0 <= low <= high <= most, or 0 < low with ``open_low``."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise ValueError(f"`{name}`: expected (low, high), got {value!r}")
     low, high = value

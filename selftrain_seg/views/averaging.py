@@ -1,4 +1,4 @@
-"""What a teacher says in several views of one image, averaged in the frame of the image (SAC)."""
+"""Average the outputs of several views of an image in the full image (SAC)."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ __all__ = ["average_views"]
 def average_views(
     probs: Sequence[Tensor], parameters: Sequence[ViewParameters], *, mode: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Average the probabilities of several views of each image, each carried back into the full image.
+    """Average the probabilities of several views of each image in the full image.
 
-    ``p = Σ_v s_v p_v / Σ_v s_v``, where p_v is ``replay_inverse`` of view v and s_v is 1 where that view showed the
-    pixel, else 0. A view zoomed in resolves small objects, one zoomed out sees their surroundings, and every pixel is
-    decided by all the views that show it. Carry the average into each view of the student with :func:`replay`.
-    Memory: the sum and one view at a time. No host synchronisation.
+    ``p = Σ_v s_v p_v / Σ_v s_v``, where p_v is ``replay_inverse`` of view v and s_v is 1 where view v shows the pixel,
+    else 0. Views that are zoomed in resolve small objects; views that are zoomed out show their surroundings. Bring the
+    average into each view of the student with :func:`replay`. It needs memory for the sum and one view. No host
+    synchronisation.
 
     Args:
         probs: for each view (B, C, h, w), floating point, of the size of that view: resize the network's output first.
             Views may differ in size.
-        parameters: those of each view, of the same B images and the same image size.
-        mode: of ``replay_inverse``; None for bilinear.
+        parameters: parameters of each view, for the same B images and the same image size.
+        mode: as in ``replay_inverse``; None for bilinear.
 
     Returns:
         ``(average, seen)``: (B, C, H, W) in float32, or float64 if the first view is, and (B, H, W) bool, whether any
-        view showed the pixel. Where none did, all probabilities are 0.
+        view shows the pixel. Where none does, all probabilities are 0.
 
     Raises:
-        TypeError: a member of ``probs`` is no floating-point tensor, or one of ``parameters`` no ViewParameters.
-        ValueError: there is no view; the two lists differ in length; a view is not (B, C, h, w) as its parameters say;
-            views differ in B, C or the size of the image.
+        TypeError: a member of ``probs`` is not a floating-point tensor, or one of ``parameters`` is not a
+            ViewParameters.
+        ValueError: there is no view; the two lists differ in length; a view is not (B, C, h, w) with the B, h and w of
+            its parameters; views differ in B, C or image size.
 
     References:
         Araslanov and Roth, Self-supervised Augmentation Consistency for Adapting Semantic Segmentation, CVPR 2021,

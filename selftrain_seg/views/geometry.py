@@ -1,4 +1,4 @@
-"""Scale, crop, flips and quarter turns of a whole batch, forth and back, by indices computed in integers."""
+"""Scale, crop, flip and rotate a whole batch, and undo it, by indices computed in integers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ _MODES = ("bilinear", "nearest")
 
 
 class ViewParameters(NamedTuple):
-    """What was done to each image of a batch to make its views; drawn by ``WeakStrongViews``.
+    """Parameters of the views of a batch, as drawn by ``WeakStrongViews``.
 
-    The geometry (the first seven fields) is: resize the image to ``scaled``, cut a window at ``corner``, which may
-    stick out of the scaled image at the bottom and on the right, mirror it left to right where ``flipped`` and top to
-    bottom where ``vertically_flipped``, and last turn it counterclockwise by ``quarter_turns``. After the turn it has
-    the ``size`` (h, w) of the view: so of an image that is turned by one or three quarters the window is (w, h), and
-    any size will do. The rest makes the strong view from the weak one, in the order of the fields.
+    The first seven fields are the geometry. The image is resized to ``scaled``; a window is cut at ``corner``, which
+    may stick out at the bottom and on the right; the window is mirrored if ``flipped`` or ``vertically_flipped``, then
+    rotated counterclockwise by ``quarter_turns``. The result has the ``size`` (h, w) of the view, so with one or three
+    quarter turns the window is (w, h). The other fields make the strong view from the weak one, in their order.
 
     Attributes:
         image_size: (H, W) of the images, two ints.
@@ -30,12 +29,12 @@ class ViewParameters(NamedTuple):
         corner: (B, 2) int64, (top, left) of the window in the scaled image.
         flipped: (B,) bool, whether the window is mirrored left to right.
         vertically_flipped: (B,) bool, whether it is mirrored top to bottom.
-        quarter_turns: (B,) int64, how often it is turned by 90° counterclockwise, as ``torch.rot90`` turns; modulo 4.
-        jitter: (B, 4) float32, factors of brightness, contrast and saturation, and the hue's shift in turns;
-            (1, 1, 1, 0) leaves the colours as they are.
-        grey: (B,) bool, whether the colours are taken out.
-        blur_sigma_px: (B,) float32, standard deviation of the blur in pixels of the view, 0 for none.
-        cut_out: (B, h, w) bool, the pixels of the strong view that were cut out, all False where none were.
+        quarter_turns: (B,) int64, number of rotations by 90° counterclockwise, as in ``torch.rot90``; modulo 4.
+        jitter: (B, 4) float32, factors of brightness, contrast and saturation, and the shift of the hue in turns;
+            (1, 1, 1, 0) keeps the colours.
+        grey: (B,) bool, whether the image is converted to greyscale.
+        blur_sigma_px: (B,) float32, standard deviation of the blur in pixels of the view; 0 for no blur.
+        cut_out: (B, h, w) bool, the pixels of the strong view that are cut out.
     """
 
     image_size: tuple[int, int]
@@ -52,33 +51,33 @@ class ViewParameters(NamedTuple):
 
 
 def replay(tensor: Tensor, parameters: ViewParameters, *, mode: str | None = None, fill: float | None = None) -> Tensor:
-    """Carry what belongs to the full images (a teacher's probabilities, labels) into the views.
+    """Apply the geometry of the views to a tensor of full images, such as labels or a teacher's probabilities.
 
-    This is the function that makes the weak view of the images, so what it returns lies pixel on pixel over it.
-    With pixel centres at half-integers, row i of the view shows the row ``(top + i + 1/2) · H / H_scaled`` of
-    the image: ``nearest`` takes the row that contains this place, ``bilinear`` mixes the two whose centres
-    enclose it (at the border, repeats the last). Columns likewise, from the right where flipped. Flips and quarter
-    turns only move pixels (bilinear: to within rounding, as the order of its sums turns, too). Places are computed in
-    integers and are exact; where a place is the centre of a pixel its value is copied bit for bit, infinities
-    included. No antialiasing below scale 1. No host synchronisation.
+    ``WeakStrongViews`` makes the weak view with this function, so the result matches it pixel by pixel. With pixel
+    centres at half-integers, row i of the view shows row ``(top + i + 1/2) · H / H_scaled`` of the image. ``nearest``
+    takes the row that contains this position; ``bilinear`` interpolates between the two rows whose centres enclose it
+    and repeats the last row at the border. Columns follow the same formula, counted from the right if flipped.
+    Positions are computed in integers and are exact; a position at the centre of a pixel copies its value bit for bit,
+    infinities included. Flips and quarter turns only permute pixels (bilinear: up to rounding, as the order of
+    summation changes). No antialiasing below scale 1. No host synchronisation.
 
     Args:
-        tensor: (B, …, H, W), any dtype, H and W as in ``parameters.image_size``. Bring a network's output of a
-            lower resolution there first. Gradients flow through floating-point tensors.
-        parameters: the views.
-        mode: ``"bilinear"`` (floating point only, computed in float32 or float64) or ``"nearest"``; None for
-            bilinear in floating-point tensors and nearest in all others.
-        fill: value where the view lies outside the image. None stands for 255, the ignore label, in integer
-            tensors (B, H, W) and (B, 1, H, W) (label maps) and for 0 in all others.
+        tensor: (B, …, H, W), any dtype, H and W as in ``parameters.image_size``. Resize a network's output of lower
+            resolution first. Gradients flow through floating-point tensors.
+        parameters: the parameters of the views.
+        mode: ``"bilinear"`` (floating point only, computed in float32 or float64) or ``"nearest"``; None means
+            bilinear for floating-point tensors and nearest for all others.
+        fill: value where the view lies outside the image. None means 255, the ignore label, for label maps (integer
+            tensors (B, H, W) or (B, 1, H, W)), and 0 for all others.
 
     Returns:
         (B, …, h, w), dtype and device of ``tensor``, a copy. Channels_last stays channels_last.
 
     Raises:
-        TypeError: ``tensor`` is not a tensor, or not floating point with ``mode="bilinear"``; ``parameters`` are
-            no ViewParameters; ``fill`` is not a number.
+        TypeError: ``tensor`` is not a tensor, or not floating point with ``mode="bilinear"``; ``parameters`` is not
+            a ViewParameters; ``fill`` is not a number.
         ValueError: ``tensor`` is not (B, …, H, W) with the B, H and W of ``parameters``, or on another device;
-            ``mode`` is none of those listed; ``fill`` cannot be held by the dtype of ``tensor``.
+            ``mode`` is not one of those listed; the dtype of ``tensor`` cannot hold ``fill``.
 
     Example:
         >>> import torch
@@ -93,7 +92,7 @@ def replay(tensor: Tensor, parameters: ViewParameters, *, mode: str | None = Non
     turned, backwards = _position(parameters)
     strides = (parameters.image_size[1], 1)
     axes = []
-    for axis, size in enumerate(parameters.size):  # of the view; where turned, the image's other dimension lies there
+    for axis, size in enumerate(parameters.size):  # of the view; if turned, it shows the other axis of the image
         length, stride = (
             torch.where(turned, pair[1 - axis], pair[axis])[:, None] for pair in (parameters.image_size, strides)
         )
@@ -111,27 +110,27 @@ def replay(tensor: Tensor, parameters: ViewParameters, *, mode: str | None = Non
 def replay_inverse(
     tensor: Tensor, parameters: ViewParameters, *, mode: str | None = None, fill: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Carry what belongs to the views (a student's output) back to where it came from in the full images.
+    """Map a tensor of the views, such as a student's output, back to the full images.
 
-    A pixel of the image is valid where its centre falls into a pixel of the view, which ``nearest`` copies;
-    ``bilinear`` mixes the view's pixels whose centres enclose it (at the border of the view and of the image in
-    it, repeats the last). With ``nearest``, after ``replay``, per axis and with s the scale along it:
+    A pixel of the image is valid if its centre lies inside a pixel of the view. ``nearest`` copies the value of that
+    pixel; ``bilinear`` interpolates between the pixels of the view whose centres enclose it, and repeats the last one
+    at the border. After ``replay`` with ``nearest``, the following holds along each axis, with s the scale along it:
 
-    - s ≥ 1 (the image was enlarged or left as it is): every valid pixel gets its own value back.
-    - s < 1: it gets the value of a pixel at most 1/2 + 1/(2s) away, one next to it at s = 1/2.
-    - s ≤ 1, the other way round: ``replay`` of what this function returns is the view again, inside the image.
+    - s ≥ 1 (enlarged or unchanged): every valid pixel gets its own value back.
+    - s < 1: every valid pixel gets the value of a pixel at most 1/2 + 1/(2s) away, a direct neighbour at s = 1/2.
+    - s ≤ 1: ``replay`` of the result reproduces the view, inside the image.
 
-    At s = 1 all of this holds for ``bilinear`` as well, bit for bit.
+    At s = 1 this also holds for ``bilinear``, bit for bit.
 
     Args:
         tensor: (B, …, h, w), any dtype, h and w as in ``parameters.size``. Gradients flow through
             floating-point tensors.
-        parameters: the views.
+        parameters: the parameters of the views.
         mode: as in ``replay``.
-        fill: value where the image was not in the view; None as in ``replay``.
+        fill: value of the pixels that the view does not show; None as in ``replay``.
 
     Returns:
-        ``(restored, valid)``: (B, …, H, W), dtype and device of ``tensor``, a copy, and (B, H, W) bool.
+        ``(restored, valid)``: a copy (B, …, H, W), dtype and device of ``tensor``, and (B, H, W) bool.
         Channels_last stays channels_last.
 
     Raises:
@@ -152,7 +151,7 @@ def replay_inverse(
     turned, backwards = _position(parameters)
     strides = (parameters.size[1], 1)
     axes = []
-    for dim, length in enumerate(parameters.image_size):  # of the image; where turned, the view's other axis lies there
+    for dim, length in enumerate(parameters.image_size):  # of the image; if turned, it is the other axis of the view
         size, stride, mirrored = (
             torch.where(turned, pair[1 - dim], pair[dim])[:, None] for pair in (parameters.size, strides, backwards)
         )
@@ -164,7 +163,7 @@ def replay_inverse(
 
 
 def _position(parameters: ViewParameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """(B,) whether rows of the view are columns of the window; for each axis of the view, whether it runs backwards."""
+    """Return (B,) whether the view is transposed, and for each axis of the view (B,) whether it is reversed."""
     turns = parameters.quarter_turns % 4
     turned = turns % 2 == 1
     flips = (parameters.vertically_flipped, parameters.flipped)
@@ -174,31 +173,31 @@ def _position(parameters: ViewParameters) -> tuple[Tensor, tuple[Tensor, Tensor]
 
 
 class _Axis(NamedTuple):
-    """Along one dimension, where each pixel of the output takes its value in the input.
+    """Source positions of the output pixels along one dimension.
 
-    Its place is ``numerator / denominator - first``, a pixel's centre at a half-integer.
+    A position is ``numerator / denominator - first``, with pixel centres at half-integers.
     """
 
     numerator: Tensor  # (B, n)
     denominator: Tensor | int  # (B, 1), even
-    last: Tensor  # (B, 1): the input's last pixel
-    stride: Tensor  # (B, 1): from one pixel to the next, in the flattened input
+    last: Tensor  # (B, 1): index of the last pixel of the input
+    stride: Tensor  # (B, 1): between neighbouring pixels in the flattened input
     first: Tensor | int = 0  # (B, 1)
-    mirror: Tensor | None = None  # (B, 1): the pixel that is counted as the first from the end, -1 for none
+    mirror: Tensor | None = None  # (B, 1): index i becomes mirror - i; -1 for no mirroring
 
     def flat(self, index: Tensor) -> Tensor:
-        """(B, n): where pixels are in the flattened input, as far as this dimension tells."""
+        """(B, n): the contribution of this dimension to the index in the flattened input."""
         if self.mirror is not None:
             index = torch.where(self.mirror < 0, index, self.mirror - index)
         return index * self.stride
 
     def nearest(self) -> tuple[Tensor, Tensor]:
-        """(index, inside), both (B, n): the pixel that contains the place, and whether there is one."""
+        """(index, inside), both (B, n): the pixel that contains the position, and whether there is one."""
         index = torch.div(self.numerator, self.denominator, rounding_mode="floor") - self.first
         return self._clamp(index), (index >= 0) & (index <= self.last)
 
     def bilinear(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """(low, high, weight of high), all (B, n): the pixels whose centres enclose the place."""
+        """(low, high, weight of high), all (B, n): the pixels whose centres enclose the position."""
         from_centre = self.numerator - self.denominator // 2
         low = torch.div(from_centre, self.denominator, rounding_mode="floor")
         rest = from_centre - low * self.denominator
@@ -212,7 +211,7 @@ class _Axis(NamedTuple):
 
 
 def _sample(tensor: Tensor, rows: _Axis, columns: _Axis, mode: str, fill: float) -> tuple[Tensor, Tensor]:
-    """The tensor at the places of two axes, and (B, n, m) bool, where these are inside."""
+    """Sample the tensor at the positions of two axes; also return (B, n, m) bool, which of them are inside."""
     flat = tensor.flatten(-2)
 
     def pixels(row: Tensor, column: Tensor) -> Tensor:
@@ -234,7 +233,7 @@ def _sample(tensor: Tensor, rows: _Axis, columns: _Axis, mode: str, fill: float)
         lower = _mix(pixels(bottom, left).to(dtype), pixels(bottom, right).to(dtype), across)
         out = _mix(upper, lower, down).to(tensor.dtype)
     if out.is_floating_point():
-        out.masked_fill_(_over(~inside, tensor), fill)  # in place: half the time
+        out.masked_fill_(_over(~inside, tensor), fill)  # in place takes half the time
     else:
         out = torch.where(_over(inside, tensor), out, torch.full_like(out[..., :1, :1], fill))
     if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
@@ -243,13 +242,13 @@ def _sample(tensor: Tensor, rows: _Axis, columns: _Axis, mode: str, fill: float)
 
 
 def _mix(one: Tensor, other: Tensor, weight: Tensor) -> Tensor:
-    """``(1 - weight) · one + weight · other``, in place; bit for bit ``one``, even if infinite, where weight is 0."""
+    """Compute ``(1 - weight) · one + weight · other`` in place; exactly ``one`` (even infinite) where weight is 0."""
     other.mul_(weight).masked_fill_(weight == 0, -0.0)
     return one.mul_(1 - weight).add_(other)
 
 
 def _over(value: Tensor, tensor: Tensor) -> Tensor:
-    """(B, …) with dimensions behind the first, to be as many as those of ``tensor``."""
+    """Insert dimensions after the first one, up to the number of dimensions of ``tensor``."""
     return value.view(value.shape[0], *(1,) * (tensor.ndim - value.ndim), *value.shape[1:])
 
 

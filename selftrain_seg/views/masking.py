@@ -1,4 +1,4 @@
-"""Hiding random patches of an image, from which the student must label the rest (MIC)."""
+"""Hide random patches of images (MIC)."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ def mask_patches(
 ) -> tuple[Tensor, Tensor]:
     """Replace random square patches of each image by one colour.
 
-    A grid of patches of ``patch_size`` b begins at the top left pixel. Each patch is hidden with probability ``ratio``
-    r, independently of the others and of the other images: ``hidden[i, j] = u[i // b, j // b] < r`` with u uniform in
-    [0, 1). Patches at the bottom and on the right are cut where H or W is no multiple of b. The student learns the
-    teacher's labels of the whole image from it, those of the hidden pixels too. No host synchronisation.
+    The patches of ``patch_size`` b form a grid that starts at the top left pixel. Each patch is hidden with probability
+    ``ratio`` r, independently per patch and image: ``hidden[i, j] = u[i // b, j // b] < r`` with u uniform in [0, 1).
+    Patches at the bottom and on the right are cut off if H or W is not a multiple of b. The student learns the
+    teacher's labels of the whole image, including the hidden pixels. No host synchronisation.
 
-    Differs from MIC's published code: that has ``round(H / b)`` rows of patches and stretches them to the height,
-    likewise the columns. Where b divides both sides it is the same.
+    Differs from MIC's published code, which stretches ``round(H / b)`` rows of patches to the height, and likewise for
+    columns. If b divides both sides, the two agree.
 
     Args:
-        images: (B, D, H, W), any floating-point dtype and layout; gradients flow to what is not hidden.
+        images: (B, D, H, W), any floating-point dtype and layout; gradients flow to the pixels that are not hidden.
         patch_size: b in pixels, at least 1. MIC: 64 for images of full resolution, 32 for half.
         ratio: r in [0, 1]. MIC: 0.7.
-        value: what hidden pixels become, a number or one for each channel: (D,), floating point. MIC hides images that
-            are normalised, so its 0 is the mean of all images: give that mean where the network normalises.
+        value: value of the hidden pixels: a number, or (D,), floating point. MIC masks normalised images, so its 0 is
+            the mean of all images: pass that mean if the network normalises.
         generator: source of the random numbers, on the device of ``images``; None for torch's default one.
 
     Returns:
         ``(masked, hidden)``: (B, D, H, W), dtype and memory format of ``images``, a copy, and (B, H, W) bool.
 
     Raises:
-        TypeError: ``images`` or ``value`` is not floating point, ``patch_size`` not an int, or ``ratio`` no number.
+        TypeError: ``images`` or ``value`` is not floating point, ``patch_size`` is not an int, or ``ratio`` is not a
+            number.
         ValueError: ``images`` is not (B, D, H, W), ``patch_size`` is below 1 or ``ratio`` outside [0, 1]; ``value`` is
             not (D,); ``value`` or the generator is on another device.
 
@@ -71,7 +72,7 @@ def mask_patches(
     check_generator(generator, images)
     batch, _, height, width = images.shape
     grid = batch, -(-height // patch_size), -(-width // patch_size)
-    if generator is None:  # said apart: with the argument, even None, it does not compile for dynamic shapes
+    if generator is None:  # `generator=None` does not compile for dynamic shapes
         drawn = torch.rand(grid, device=images.device)
     else:
         drawn = torch.rand(grid, device=images.device, generator=generator)
@@ -84,7 +85,7 @@ def mask_patches(
 
 
 def _of_channels(value: Tensor, images: Tensor) -> Tensor:
-    """(D, 1, 1) in the dtype of the images."""
+    """Return one value per channel as (D, 1, 1) in the dtype of the images."""
     if not value.is_floating_point():
         raise TypeError(f"`value`: expected a floating-point dtype, got {value.dtype}")
     if tuple(value.shape) != (images.shape[1],):

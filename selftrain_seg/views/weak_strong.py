@@ -1,4 +1,4 @@
-"""A weak and a strong view of each image of a batch, with the parameters that made them."""
+"""Weak and strong views of a batch of images, with their parameters."""
 
 from __future__ import annotations
 
@@ -17,27 +17,26 @@ from selftrain_seg.views.geometry import ViewParameters, replay
 
 __all__ = ["StrongSettings", "Views", "WeakStrongViews"]
 
-# Height over width of what is cut out, drawn between these with a uniform logarithm.
+# Range of the aspect ratio (height over width) of the cut-out box; its logarithm is uniform.
 _LEAST_ASPECT, _GREATEST_ASPECT = 0.3, 1 / 0.3
-# How far outside [0, 1] images may be, as bfloat16 rounds.
+# Tolerance of the range [0, 1] of images, for the rounding of bfloat16.
 _ROUNDING = 2**-8
-# Of scales, half widths of factors and blurs: beyond any use, and far from overflow.
+# Upper limit of scales, jitter half widths and blurs.
 _MOST = 100.0
 
 
 class StrongSettings(NamedTuple):
-    """How far the strong view of ``WeakStrongViews`` goes from the weak one; UniMatch's values by default.
+    """Settings of the strong view of ``WeakStrongViews``; the defaults are those of UniMatch.
 
     Attributes:
-        jitter: half widths (b, c, s, h), at least 0: the factors of brightness, contrast and saturation are
-            uniform in [max(0, 1 - b), 1 + b] and so on, the shift of the hue in [-h, h] turns, h at most 0.5.
-        jitter_chance: probability that an image is jittered.
-        grey_chance: probability that it loses its colours.
-        blur_sigma_px: (low, high), at least 0, between which the standard deviation of the blur is uniform, in
-            pixels of the view.
-        blur_chance: probability that it is blurred.
-        cut_out_area: (low, high) in [0, 1], between which the area of the box that is cut out is uniform, as a
-            share of the view's.
+        jitter: half widths (b, c, s, h), at least 0: the factor of brightness is uniform in [max(0, 1 - b), 1 + b],
+            those of contrast and saturation likewise; the shift of the hue is uniform in [-h, h] turns, h at most 0.5.
+        jitter_chance: probability of colour jitter.
+        grey_chance: probability of conversion to greyscale.
+        blur_sigma_px: (low, high), at least 0, range of the uniform standard deviation of the blur, in pixels of the
+            view.
+        blur_chance: probability of blur.
+        cut_out_area: (low, high) in [0, 1], range of the uniform area of the cut-out box, as a share of the view.
         cut_out_chance: probability that a box is cut out.
     """
 
@@ -51,13 +50,13 @@ class StrongSettings(NamedTuple):
 
 
 class Views(NamedTuple):
-    """What ``WeakStrongViews`` returns.
+    """The output of ``WeakStrongViews``.
 
     Attributes:
-        weak: (B, D, h, w), dtype of the images: scaled, cropped, flipped, turned.
-        strong: (B, D, h, w): the weak view, jittered, greyed, blurred and with a box cut out.
-        parameters: what was drawn, for ``replay``; ``parameters.cut_out`` tells which pixels of the strong view
-            show nothing of the image.
+        weak: (B, D, h, w), dtype of the images: scaled, cropped, flipped and rotated.
+        strong: (B, D, h, w): the weak view with jitter, greyscale, blur and a box cut out.
+        parameters: the parameters drawn, for ``replay``; ``parameters.cut_out`` marks the pixels of the strong view
+            that do not show the image.
     """
 
     weak: Tensor
@@ -66,37 +65,37 @@ class Views(NamedTuple):
 
 
 class WeakStrongViews(nn.Module):
-    """Make a weak and a strong view of every image of a batch, each image with parameters of its own.
+    """Make a weak and a strong view of every image of a batch, with separate parameters for each image.
 
-    Weak: scale by a factor s uniform in ``scale`` (both sides rounded to whole pixels), a uniform window of
-    ``size``, padded at the bottom and on the right where the scaled image is smaller, mirrored with probability
-    ``flip_chance``. Images without an up and a down (from above, of tissue) can also be mirrored top to bottom and
-    turned. Strong, on top of the weak view, each with its own chance: colour jitter (brightness,
-    contrast, saturation, hue), grey, Gaussian blur, a box cut out. The labels of the same view come from
-    ``replay(labels, parameters)``. A second strong view of the same weak view, as UniMatch has, is
-    ``views.strong(weak, views.draw(images))``.
+    The weak view is a window of ``size`` at a uniform position of the image scaled by a factor s uniform in ``scale``
+    (both sides rounded to whole pixels). A scaled image smaller than the window is padded at the bottom and on the
+    right. The window is mirrored with probability ``flip_chance``; images without a preferred orientation (aerial
+    images, tissue) can also be flipped vertically and rotated by quarter turns. The strong view is the weak view with
+    colour jitter (brightness, contrast, saturation, hue), greyscale, Gaussian blur and a box cut out, each with its own
+    probability. ``replay(labels, parameters)`` makes the labels of both views.
+    ``views.strong(weak, views.draw(images))`` makes a second strong view, as in UniMatch.
 
-    Colours are those of three channels, RGB in [0, 1]. Jitter would clip other values, of normalised images, say, to
-    [0, 1]: inside ``value_checks()`` that is an error. Images of another number of channels (grey, infrared) are
-    neither jittered nor greyed, and may have any values; so may three channels with ``jitter_chance=0``.
+    Images with three channels are RGB in [0, 1]. Jitter clips other values, such as those of normalised images, to
+    [0, 1]; inside ``value_checks()`` they raise an error. Images with another number of channels (grey, infrared) are
+    neither jittered nor converted to greyscale, and may have any values, as may RGB images with ``jitter_chance=0``.
 
-    Differs from UniMatch: s multiplies the image's size, there the length of the longer side is a uniform
-    integer; the four kinds of jitter keep the order above, which torchvision shuffles; UniMatch mixes other images
-    into the box (CutMix) and draws a box again that does not fit, where this one is cut to the view's height or width;
-    the box's aspect ratio is uniform in its logarithm from 0.3 to 1/0.3, as in Random Erasing.
+    Differs from UniMatch: s multiplies the size of the image, while UniMatch draws the length of the longer side; the
+    four kinds of jitter keep the order above instead of a random one; UniMatch fills the box with other images (CutMix)
+    and redraws a box that does not fit, while here it is cut to the height or width of the view; the logarithm of the
+    box's aspect ratio is uniform between those of 0.3 and 1/0.3, as in Random Erasing.
 
     Args:
         size: (h, w) of the views in pixels.
         scale: (low, high), above 0 and at most 100; UniMatch: (0.5, 2.0).
         flip_chance: probability of mirroring left to right, in [0, 1].
         vertical_flip_chance: probability of mirroring top to bottom, in [0, 1].
-        quarter_turns: whether each view is turned by 0, 1, 2 or 3 quarters, all equally likely. ``size`` need not be
-            square: a view (h, w) that is turned by one or three shows a window (w, h) of the image.
+        quarter_turns: whether each view is rotated by 0, 1, 2 or 3 quarter turns, all equally likely. ``size`` need not
+            be square: with one or three turns, a view (h, w) shows a window (w, h) of the image.
         strong: the settings of the strong view.
-        fill: value of the pixels outside the image and of those cut out; in [0, 1] where colours are jittered.
+        fill: value of pixels outside the image and of the cut-out box; in [0, 1] if colours are jittered.
 
     State / distributed:
-        None. Give every rank a generator with another seed.
+        No state. Give every rank a generator with another seed.
 
     Raises:
         TypeError: an argument, or a field of ``strong``, of the wrong type.
@@ -116,7 +115,7 @@ class WeakStrongViews(nn.Module):
         >>> weak, strong, parameters = views(images, generator=torch.Generator().manual_seed(0))
         >>> weak.shape, strong.shape, replay(labels, parameters).shape
         (torch.Size([2, 3, 32, 32]), torch.Size([2, 3, 32, 32]), torch.Size([2, 32, 32]))
-        >>> replay(labels, parameters).masked_fill(parameters.cut_out, 255).shape  # nothing to learn there
+        >>> replay(labels, parameters).masked_fill(parameters.cut_out, 255).shape  # no labels in the box
         torch.Size([2, 32, 32])
     """
 
@@ -160,8 +159,8 @@ class WeakStrongViews(nn.Module):
         """Make the two views.
 
         Args:
-            images: (B, D, H, W), any floating-point dtype; of three channels, RGB in [0, 1]: normalise after. 8-bit
-                images are divided by 255 before. Not changed.
+            images: (B, D, H, W), any floating-point dtype. Three channels are RGB in [0, 1]: divide 8-bit images by
+                255 before, and normalise after. Not modified.
             parameters: from an earlier call or :meth:`draw`, to make the same views again; None draws new ones.
             generator: source of the random numbers, on the device of ``images``; None for torch's default one.
 
@@ -169,10 +168,10 @@ class WeakStrongViews(nn.Module):
             The views, in the dtype of ``images``; channels_last images give channels_last views.
 
         Raises:
-            TypeError: ``images`` is no floating-point tensor, or ``parameters`` are no ViewParameters.
-            ValueError: ``images`` is not (B, D, H, W) with D, H and W of at least 1, ``parameters`` are of another
-                batch, image size or device, or the generator is on another device. Inside ``value_checks()``: three
-                channels are not in [0, 1] and may be jittered.
+            TypeError: ``images`` is not a floating-point tensor, or ``parameters`` is not a ViewParameters.
+            ValueError: ``images`` is not (B, D, H, W) with D, H and W of at least 1, ``parameters`` has another batch
+                size, image size or device, or the generator is on another device. Inside ``value_checks()``: RGB
+                images that may be jittered are not in [0, 1].
         """
         _check_images(images, "images")
         if self.settings.jitter_chance > 0:
@@ -184,17 +183,17 @@ class WeakStrongViews(nn.Module):
 
     @torch.no_grad()
     def draw(self, images: Tensor, *, generator: torch.Generator | None = None) -> ViewParameters:
-        """Draw parameters for a batch, without making the views. No host synchronisation.
+        """Draw parameters for a batch without making the views. No host synchronisation.
 
         Args:
-            images: (B, D, H, W); only its shape and device count.
+            images: (B, D, H, W); only shape and device matter.
             generator: source of the random numbers, on the device of ``images``; None for torch's default one.
 
         Returns:
             The parameters.
 
         Raises:
-            TypeError: ``images`` is no floating-point tensor.
+            TypeError: ``images`` is not a floating-point tensor.
             ValueError: ``images`` is not (B, D, H, W) with D, H and W of at least 1, or the generator is on another
                 device.
         """
@@ -209,7 +208,7 @@ class WeakStrongViews(nn.Module):
         scaled = torch.stack([scale * height, scale * width], 1).round().long().clamp(min=1)
         view = torch.stack([torch.full_like(scaled[:, 0], side) for side in self.size], 1)
         upside_down, turns = torch.zeros_like(shares[:, 3], dtype=torch.bool), torch.zeros_like(draws[:, 0])
-        if self.vertical_flip_chance or self.quarter_turns:  # apart, so that all else is drawn as without
+        if self.vertical_flip_chance or self.quarter_turns:  # drawn separately, so that the other draws stay the same
             more = uniform_integers(batch, 2, images.device, generator)
             upside_down = (more[:, 0] >> 38).float() / 2**24 < self.vertical_flip_chance
             turns = more[:, 1] % 4 if self.quarter_turns else turns
@@ -251,20 +250,20 @@ class WeakStrongViews(nn.Module):
     def strong(self, weak: Tensor, parameters: ViewParameters) -> Tensor:
         """Make strong views from weak ones.
 
-        Images that the parameters leave alone come out bit for bit. Half precision is computed in float32.
+        Images that the parameters do not change are returned bit for bit. Half precision is computed in float32.
 
         Args:
-            weak: (B, D, h, w), floating point; of three channels, RGB in [0, 1]. Not changed.
-            parameters: the jitter, greys, blurs and boxes; the geometry does not count here. Their blur must
-                not be wider than this object's settings allow. Jitter and grey are for three channels only.
+            weak: (B, D, h, w), floating point; three channels are RGB in [0, 1]. Not modified.
+            parameters: jitter, greyscale, blur and box of each image; their geometry is ignored. The blur must not be
+                wider than ``settings`` allow. Jitter and greyscale apply to three channels only.
 
         Returns:
             (B, D, h, w), in the dtype and memory format of ``weak``.
 
         Raises:
-            TypeError: ``weak`` is no floating-point tensor, or ``parameters`` are no ViewParameters.
+            TypeError: ``weak`` is not a floating-point tensor, or ``parameters`` is not a ViewParameters.
             ValueError: ``weak`` is not (B, D, h, w) with the B, h and w of ``parameters``, or on another device. Inside
-                ``value_checks()``: an image of three channels that is jittered is not in [0, 1]; a blur is too wide.
+                ``value_checks()``: an RGB image that is jittered is not in [0, 1]; a blur is too wide.
         """
         _check_images(weak, "weak")
         if not isinstance(parameters, ViewParameters):
@@ -281,10 +280,10 @@ class WeakStrongViews(nn.Module):
         most = self.settings.blur_sigma_px[1]
         if _checks._value_checks and bool((sigma > most + _ROUNDING).any()):
             raise ValueError(
-                f"`parameters.blur_sigma_px`: expected at most {most:g}, for which this object's window is made, got"
-                f" {float(sigma.max()):g}; a wider blur would be cut off"
+                f"`parameters.blur_sigma_px`: expected at most {most:g}, the maximum of these settings, got"
+                f" {float(sigma.max()):g}; the blur window is too small for it"
             )
-        # Not `gaussian_blur2d`: since kornia 0.9 that looks at every sigma, and the host waits for the GPU.
+        # `gaussian_blur2d` of kornia 0.9 reads every sigma on the host, which would wait for the GPU.
         line = _gaussian(torch.where(sigma > 0, sigma, 1.0), math.ceil(3 * self.settings.blur_sigma_px[1]))
         with as_given(strong):
             blurred = filters.filter2d_separable(strong, line, line, border_type="replicate")
@@ -311,7 +310,7 @@ def _recoloured(images: Tensor, parameters: ViewParameters) -> Tensor:
 
 
 def _gaussian(sigma: Tensor, radius: int) -> Tensor:
-    """(B, 2 · radius + 1): for each sigma (B,), above 0, the weights of a blur, which add up to 1."""
+    """(B, 2 · radius + 1): Gaussian weights that sum to 1, for each sigma (B,) above 0."""
     steps = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
     return (steps / sigma[:, None]).square().mul(-0.5).softmax(1)
 
@@ -329,7 +328,7 @@ def _check_images(images: Any, name: str) -> None:
 
 
 def _check_values(images: Tensor, name: str, where: Tensor | None = None) -> None:
-    """RGB in [0, 1] (NaN is not), but for rounding, of the images (B,) ``where``; only inside ``value_checks()``."""
+    """Inside ``value_checks()``, require RGB in [0, 1] up to rounding for the images (B,) ``where``; NaN fails."""
     if not _checks._value_checks or images.shape[1] != 3:
         return
     wrong = ~((images >= -_ROUNDING) & (images <= 1 + _ROUNDING))
@@ -337,8 +336,8 @@ def _check_values(images: Tensor, name: str, where: Tensor | None = None) -> Non
         wrong = wrong & where[:, None, None, None]
     if bool(wrong.any()):
         raise ValueError(
-            f"`{name}`: expected RGB in [0, 1], to which jitter clips, got {float(images[wrong][0]):g}; divide 8-bit"
-            " images by 255, and normalise after the views (or set `jitter_chance=0`)"
+            f"`{name}`: expected RGB in [0, 1], as jitter clips to this range, got {float(images[wrong][0]):g}; divide"
+            " 8-bit images by 255, and normalise after the views (or set `jitter_chance=0`)"
         )
 
 

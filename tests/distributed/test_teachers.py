@@ -149,11 +149,11 @@ def test_fsdp_updates_are_those_of_whole_networks_to_the_bit(shards, kind):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("only the student", "`student`: first.weight is sharded otherwise than in the teacher; shard both alike"),
-        ("only the teacher", "`student`: first.weight is sharded otherwise than in the teacher; shard both alike"),
+        ("only the student", "`student`: expected first.weight to be sharded as in the teacher; shard both in"),
+        ("only the teacher", "`student`: expected first.weight to be sharded as in the teacher; shard both in"),
         (
             "half precision",
-            "`student`: expected float32 weights where they are sharded (see MixedPrecisionPolicy), got torch.bfloat16",
+            "`student`: expected float32 weights in a sharded network (see MixedPrecisionPolicy), got torch.bfloat16",
         ),
         ("made too late", "`student`: expected a network that can be deep-copied (make the teacher before"),
     ],

@@ -370,7 +370,7 @@ def test_bad_arguments():
     fails(ValueError, "`num_images`", 0, 2)
     fails(TypeError, "`num_classes`", 2, None)
     fails(ValueError, "`num_classes`", 2, 0)
-    fails(ValueError, "`num_classes`: expected at most 255 to be kept, got 256", 2, 256, (1, 1), ignore_index=-1)
+    fails(ValueError, "`num_classes`: expected at most 255 with `size`, got 256", 2, 256, (1, 1), ignore_index=-1)
     fails(ValueError, r"`size`: expected \(height, width\), got 5", 2, 2, 5)
     fails(ValueError, r"`size\[0\]`", 2, 2, (0, 1))
     fails(ValueError, "`median`: expected one of 'midpoint', 'rounded', got 'mean'", 2, 2, median="mean")
@@ -408,7 +408,7 @@ def test_bad_updates():
     for wrong in (9, -1):  # -1 was the last image
         with value_checks(wrong == 9):
             fails(ValueError, rf"`indices`: expected values in \[0, 9\), got {wrong}", torch.tensor([0, wrong]), labels)
-    with pytest.raises(ValueError, match="`previous`: expected None, as this bank keeps the labels itself"):
+    with pytest.raises(ValueError, match="`previous`: expected None, as this bank keeps the labels"):
         ReliabilityBank(IMAGES, CLASSES, SIZE).update(indices, labels, previous=labels)
     with pytest.raises(TypeError, match="`step`"):
         bank.refresh(1.5)
@@ -416,7 +416,7 @@ def test_bad_updates():
         bank.refresh(-1)
     ahead = ReliabilityBank(IMAGES, CLASSES)
     ahead.refresh(5000)
-    with pytest.raises(ValueError, match="`step`: expected at least 5000, that of the last snapshot, got 10"):
+    with pytest.raises(ValueError, match="`step`: expected at least 5000, the step of the last snapshot, got 10"):
         ahead.refresh(10)
     ahead.reset()
     ahead.refresh(10)

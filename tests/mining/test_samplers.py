@@ -129,7 +129,7 @@ def test_a_cache_of_files_knows_a_changed_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"0.png"):
         read()
     for unknown in ((mask for mask in masks()), Samples(), DataLoader(Samples())):
-        with pytest.raises(ValueError, match="`files`: expected the files that the masks are read from, since this "):
+        with pytest.raises(ValueError, match="`files`: expected the files that the masks are read from, as `cache` "):
             ClassIndex.from_masks(unknown, 5, cache=tmp_path / "other")
 
 
@@ -384,7 +384,7 @@ def test_an_iterator_of_an_epoch_that_is_over_says_so(kind):
     iterator = iter(sampler)
     assert next(iterator) == first[0]
     sampler.set_epoch(3)
-    with pytest.raises(RuntimeError, match="an epoch that is over"):
+    with pytest.raises(RuntimeError, match="this iterator's epoch is over"):
         next(iterator)
     drawn = iter(sampler)
     next(drawn)
@@ -399,7 +399,7 @@ def test_a_loop_that_always_breaks_off_is_told(kind, recwarn):
     for _ in range(2):
         next(iter(sampler))
     assert not recwarn.list
-    with pytest.warns(UserWarning, match=r"begun for the third time.*set_epoch\(1\)"):
+    with pytest.warns(UserWarning, match=r"starts for the third time.*set_epoch\(1\)"):
         next(iter(sampler))
     recwarn.clear()
     for epoch in range(5):
@@ -623,10 +623,10 @@ def test_bad_index():
 def test_ranks_that_do_not_know_theirs(kind, monkeypatch):
     """All processes of torchrun drew the images of rank 0 where the sampler was made before the process group."""
     index = random_index()
-    with pytest.raises(ValueError, match="`rank`: expected it with 2 processes that have no process group"):
+    with pytest.raises(ValueError, match="`rank`: expected a rank, as 2 processes run without a process group"):
         kind(index, num_replicas=2)
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ValueError, match="`rank`: expected it with 4 processes that have no process group"):
+    with pytest.raises(ValueError, match="`rank`: expected a rank, as 4 processes run without a process group"):
         kind(index)
     assert kind(index, num_replicas=1).rank == kind(index, rank=0).rank == 0
     monkeypatch.setenv("WORLD_SIZE", "1")

@@ -158,7 +158,7 @@ def test_manifest_of_another_round(written):
     for name in ("manifest.json", "images.jsonl", "settings.json"):
         (root / "round-0001" / name).write_bytes((root / "round-0000" / name).read_bytes())
     store = open_store(root)
-    with pytest.raises(OSError, match=r"round-0001/manifest.json: damaged file, it is that of round 0"):
+    with pytest.raises(OSError, match=r"round-0001/manifest.json: damaged file, it belongs to round 0"):
         store.round(1)
     assert "round-0001/manifest.json" in store.verify(1)
 
@@ -171,7 +171,7 @@ def test_settings(written, damage):
     store = open_store(root, keep=("confidence", "soft", "pixel_weight", "predicted"))
     assert store.verify(0) == ["round-0000/settings.json"]
     assert store.latest().read(0).labels.shape == (9, 13)  # is not needed for reading
-    with pytest.raises(OSError, match=r"settings.json: missing or damaged file; overwrite=True begins the round anew"):
+    with pytest.raises(OSError, match=r"settings.json: missing or damaged file; overwrite=True restarts the round"):
         store.write(0, NAMES, thresholds=THRESHOLDS, portion=0.3)
     assert mend(root) == []  # the same settings again: the manifest knows them
     assert tree(root) == before
@@ -197,7 +197,7 @@ def test_not_complete_unless_the_manifest_says_so(written):
     store = open_store(root)
     assert store.rounds() == []
     assert store.latest() is None
-    with pytest.raises(ValueError, match="got 0, of which the manifest says it is not"):
+    with pytest.raises(ValueError, match="got 0, whose manifest says it is not complete"):
         store.round(0)
 
 

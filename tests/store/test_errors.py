@@ -13,16 +13,16 @@ from tests.store.cases import CLASSES, open_store, pseudo, tree, write_all
     [
         (TypeError, "`num_classes`: expected an int", {"num_classes": 19.0}),
         (ValueError, "`num_classes`: expected at least 1", {"num_classes": 0}),
-        (ValueError, "`num_classes`: expected at most 255, which 8 bits hold, got 256", {"num_classes": 256}),
+        (ValueError, "`num_classes`: expected at most 255 .labels are 8 bits., got 256", {"num_classes": 256}),
         (TypeError, "`ignore_index`: expected an int", {"ignore_index": None}),
         (ValueError, "`ignore_index`: expected at least 0, got -1", {"ignore_index": -1}),
-        (ValueError, r"`ignore_index`: expected a value in \[0, 255\], which 8 bits", {"ignore_index": 256}),
+        (ValueError, r"`ignore_index`: expected a value in \[0, 255\] .labels are 8 bits.", {"ignore_index": 256}),
         (ValueError, "`classes`: expected 3 names", {"classes": ["a", "b"]}),
         (ValueError, "`classes`: expected 3 names", {"classes": "abc"}),
         (ValueError, "`palette`: expected 3 colours, got 1", {"palette": [(0, 0, 0)]}),
         (
             ValueError,
-            r"`palette`: expected three values of 0 to 255 a colour, got \(0, 256, 0\)",
+            r"`palette`: expected three values of 0 to 255 per colour, got \(0, 256, 0\)",
             {"palette": [(0, 256, 0)] * 3},
         ),
         (ValueError, "`palette`: expected three values", {"palette": [(0, 0)] * 3}),
@@ -62,8 +62,8 @@ NAN = float("nan")
         (ValueError, r"`portion`: expected a number or \(C,\)", {"portion": torch.ones(2)}),
         (ValueError, "`portion`: expected values in", {"portion": torch.full((CLASSES,), 1.5)}),
         (TypeError, "`meta`: expected a dict, got list", {"meta": [1]}),
-        (ValueError, "`meta`: expected what JSON can hold", {"meta": {"a": torch.ones(1)}}),
-        (ValueError, "`meta`: expected what JSON can hold", {"meta": {"a": NAN}}),
+        (ValueError, "`meta`: expected values that JSON supports", {"meta": {"a": torch.ones(1)}}),
+        (ValueError, "`meta`: expected values that JSON supports", {"meta": {"a": NAN}}),
     ],
 )
 def test_write(tmp_path, error, message, options):

@@ -185,12 +185,12 @@ def test_fields_must_be_the_same_in_all_images(tmp_path):
     writer = open_store(tmp_path).write(0, ["a", "b"])
     writer.add(["a"], pseudo("a"))
     with pytest.raises(
-        ValueError, match="`pseudo`: expected labels, 'confidence', 'soft', 'pixel_weight' as in the images"
+        ValueError, match="`pseudo`: expected labels, 'confidence', 'soft', 'pixel_weight' as in previous"
     ):
         writer.add(["b"], hard)
     writer.close()
     writer = open_store(tmp_path).write(0, ["a", "b"])  # also by another process
-    with pytest.raises(ValueError, match=r"as in the images before, got labels, 'confidence'$"):
+    with pytest.raises(ValueError, match=r"as in previous images, got labels, 'confidence'$"):
         writer.add(["b"], hard)
     writer._kinds = None  # as a process that began at the same time
     writer.add(["b"], hard)
@@ -225,7 +225,7 @@ def test_other_settings_are_refused(tmp_path):
         ("palette", {"palette": [(1, 2, 3)] * 5}, r"\[1, 2, 3\] instead of \[128, 0, 0\] at place 0"),
     ]:
         with pytest.raises(
-            ValueError, match=f"`{name}`: expected that with which round 0 was begun, .*{got}; overwrite"
+            ValueError, match=f"`{name}`: expected the setting that round 0 was started with, .*{got}; overwrite"
         ):
             write(**arguments)
     assert tree(tmp_path) == before
@@ -244,12 +244,12 @@ def test_num_classes_of_the_round_and_of_the_store(tmp_path):
     from selftrain_seg.store import PseudoLabelStore
 
     with pytest.raises(
-        ValueError, match="`num_classes`: expected that with which round 0 was begun, got 6 instead of 5"
+        ValueError, match="`num_classes`: expected the setting that round 0 was started with, got 6 instead of 5"
     ):
         PseudoLabelStore(tmp_path, 6).write(0, NAMES, portion=0.2)
-    with pytest.raises(ValueError, match="`num_classes`: expected 5, with which round 0 was written, got 6"):
+    with pytest.raises(ValueError, match="`num_classes`: expected 5, as round 0 was written with it, got 6"):
         PseudoLabelStore(tmp_path, 6).latest()
-    with pytest.raises(ValueError, match="`ignore_index`: expected 255, with which round 0 was written, got 254"):
+    with pytest.raises(ValueError, match="`ignore_index`: expected 255, as round 0 was written with it, got 254"):
         open_store(tmp_path, ignore_index=254).round(0)
 
 
@@ -321,12 +321,12 @@ def test_two_ranks_with_workers(tmp_path, quiet):
         assert 2 in result["interrupted"]
         assert result["pruned"] == []
         assert result["left"] == ([0], [])
-    assert results[0]["other thresholds"] == ("RuntimeError", "rank 1 failed; its own message says why")
+    assert results[0]["other thresholds"] == ("RuntimeError", "rank 1 failed; see its error message")
     assert results[1]["other thresholds"][0] == "ValueError"
-    assert results[0]["bad name"] == ("RuntimeError", "rank 1 failed; its own message says why")
+    assert results[0]["bad name"] == ("RuntimeError", "rank 1 failed; see its error message")
     assert "relative paths" in results[1]["bad name"][1]
     assert "round 2 is not complete: 10 of 12 images are missing" in results[0]["incomplete"]
-    assert results[1]["incomplete"] == "rank 0 failed; its own message says why"
+    assert results[1]["incomplete"] == "rank 0 failed; see its error message"
     found = tree(tmp_path)
     assert {path: found[path] for path in found if path.startswith("round-0000/")} == quiet
     assert not any(path.startswith("round-0001/") for path in found)

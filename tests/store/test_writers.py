@@ -122,7 +122,7 @@ def test_copies_of_a_writer_do_not_outlive_the_round(tmp_path, change):
         write(tmp_path, overwrite=True).close()
     before = tree(tmp_path)
     copy.add(NAMES[:1], pseudo(NAMES[0]))
-    with pytest.raises(RuntimeError, match="round 0 was begun anew or deleted"):
+    with pytest.raises(RuntimeError, match="round 0 was restarted or deleted"):
         copy.close()
     assert tree(tmp_path) == before
 

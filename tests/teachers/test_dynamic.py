@@ -145,7 +145,7 @@ def test_without_update_it_is_said_before_memory_is_full():
     teacher = DynamicTeacher(student, first=2, every=1, most=4)
     for _ in range(5):
         teacher.observe(batch_of(0), student)
-    with pytest.raises(RuntimeError, match=r"`observe`: 5 batches are kept .* call `update\(student\)` after each"):
+    with pytest.raises(RuntimeError, match=r"`observe`: 5 batches are stored .* call `update\(student\)` after each"):
         teacher.observe(batch_of(0), student)
     assert teacher.stored == 5
     assert teacher.update(student)
@@ -339,7 +339,9 @@ def test_a_checkpoint_of_the_old_form_is_refused():
     teacher = DynamicTeacher(Net())
     state = teacher.state_dict()
     del state["_extra_state"]["new"]
-    with pytest.raises(ValueError, match=r"`state_dict`: expected that of a DynamicTeacher with `update`, got one of"):
+    with pytest.raises(
+        ValueError, match=r"`state_dict`: expected that of a DynamicTeacher with `update`, got one saved by"
+    ):
         teacher.load_state_dict(state)
 
 

@@ -1,4 +1,4 @@
-"""Kernels for the fairness loss: sums by class, what they mean for the loss, and the gradient."""
+"""Kernels for the fairness loss: sums by class, the loss from them, and the gradient."""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-untyped,import-not-found"
 
@@ -25,7 +25,7 @@ def fairness_forward_kernel(
     logits, mask, norm, partial, height, width, stride_b, stride_c, stride_h, stride_w,
     C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Log-sum-exp, and over the program's pixels the sum of p_c and the number of predictions of each class."""
+    """Log-sum-exp, and for each class the sum of p_c and the number of predictions over the program's pixels."""
     image, row, columns, at, inside = place(height, width, PIXELS, LANES)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
     lane = lanes(PIXELS, LANES)
@@ -58,7 +58,7 @@ def fairness_forward_kernel(
 def fairness_finish_kernel(
     sums, running_probs, running_histogram, loss, slope, factor, C: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
-    """One program: the loss, and its derivative by the sum of each class's probabilities."""
+    """Compute the loss and its derivative with respect to each class's sum of probabilities; one program."""
     c = tl.arange(0, MANY)
     there = c < C
     total, counts = tl.load(sums + c, mask=there, other=0.0), tl.load(sums + C + c, mask=there, other=0.0)
@@ -83,7 +83,7 @@ def fairness_backward_kernel(
     height, width, stride_b, stride_c, stride_h, stride_w, result_b, result_c, result_h, result_w,
     C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Gradient p (g - Σ g p), the sum first; after it the logits come from the cache."""
+    """Gradient p (g - Σ g p). The sum is computed first; then the logits are read from the cache."""
     image, row, columns, at, inside = place(height, width, PIXELS, LANES)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
     out = first(result, image, row, columns, result_b, result_h, result_w)

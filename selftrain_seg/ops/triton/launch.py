@@ -1,7 +1,7 @@
-"""Launches of the kernels: one function for each operator, named as it is.
+"""Launch the kernels: one function for each operator, of the same name.
 
-Each takes the operator's plain implementation first, and hands over to it what no kernel does: float64 logits, spatial
-priors, counts of every class, and bins that float32 cannot count.
+Each takes the plain implementation of the operator first and calls it for unsupported inputs: float64 logits, spatial
+priors, counts of every class, and bins that are not exact in float32.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from selftrain_seg.ops.triton.launch_state import (  # noqa: F401, where the dis
     weigh,
 )
 
-_PIXELS = 256  # a program
-_FEW_PIXELS = 128  # where a program adds up over its pixels class by class, in one warp
-_OBSERVED_PIXELS = 64  # where it keeps labels besides
-_UNROLLED, _CHUNK = 64, 8  # up to so many classes are one chunk, more are taken so many at a time
-_MANY = 2048  # programs whose sums are added up at a time
-_LANES = 4  # neighbours that share a pixel whose classes lie side by side
+_PIXELS = 256  # per program
+_FEW_PIXELS = 128  # per program that sums over its pixels class by class, in one warp
+_OBSERVED_PIXELS = 64  # per program that also keeps labels
+_UNROLLED, _CHUNK = 64, 8  # up to 64 classes are one chunk; more are processed in chunks of 8
+_MANY = 2048  # number of programs whose sums are added up at once
+_LANES = 4  # threads that share a pixel whose classes are adjacent in memory
 _REGULARISERS = ("", "kld", "entropy", "square", "reverse")
 _DIVISORS = ("sum", "labelled", "all", "weights")
 
@@ -53,7 +53,7 @@ def read(plain: Plain, logits: Tensor, *rest: Any) -> Any:
 
 
 def observe(plain: Plain, logits: Tensor, *rest: Any) -> Any:
-    """One launch, and one for the sums and one for the peaks."""
+    """One launch, plus one for the sums and one for the peaks."""
     valid, relative_to, which, floor = rest
     if not _fits(logits):
         return plain(logits, *rest)
@@ -80,7 +80,7 @@ def observe(plain: Plain, logits: Tensor, *rest: Any) -> Any:
 def count(plain: Plain, logits: Tensor, counts: Tensor, *rest: Any) -> Any:
     """One launch, in place."""
     valid, prior, _, every_class, low, bin_width = rest
-    simple = counts.is_contiguous() and dyadic(low, bin_width)  # else float32 would not do
+    simple = counts.is_contiguous() and dyadic(low, bin_width)  # otherwise float32 is not exact
     if not _fits(logits) or prior is not None or every_class or not simple:
         return plain(logits, counts, *rest)
     tensors, plan = (_contiguous(valid), counts), _plan(logits, share=False)
@@ -141,9 +141,9 @@ def _finish(
     normalize: str,
     has: Sequence[bool] = (False, False, False, False),
 ) -> tuple[Tensor, Tensor]:
-    """The loss from its partial sums, and what each sum was multiplied by; one launch.
+    """The loss from its partial sums, and the factor of each sum; one launch.
 
-    ``has`` says whether there are a regulariser, image weights, an entropy of the others, class weights.
+    ``has`` tells whether there are a regulariser, image weights, an entropy of other pixels, and class weights.
     """
     mapped = partial is None
     loss, scales = _new(logits, (0,) if mapped else ()), _new(logits, (3,))
@@ -216,7 +216,7 @@ def negative_loss_backward(plain: Plain, grad: Tensor, logits: Tensor, probs: Te
 
 
 def fairness_loss(plain: Plain, logits: Tensor, *rest: Any) -> Any:
-    """Three launches: the pixels, what they add up to, and what that means."""
+    """Three launches: the pixels, their sums, and the loss."""
     running_probs, running_histogram, mask, factor = rest
     if not _fits(logits):
         return plain(logits, *rest)
@@ -247,18 +247,18 @@ def fairness_loss_backward(plain: Plain, grad: Tensor, logits: Tensor, *rest: An
 
 
 def _chance(probs: Tensor) -> float:
-    """1/C as the labels' dtype has it, in which torch compares."""
+    """1/C rounded to the dtype of the labels, in which torch compares."""
     return float(torch.tensor(1 / probs.shape[1], dtype=probs.dtype, device="cpu"))
 
 
 def _upstream(grad: Tensor) -> tuple[Tensor, int]:
-    """A gradient as the kernels read it, and the step from pixel to pixel: that of a sum is one value for all."""
+    """A gradient for the kernels, and its step between pixels: 0 for the single value of a sum."""
     same = grad.ndim == 0 or not any(grad.stride())
     return grad if same else grad.contiguous(), int(not same)
 
 
 def _thresholds(thresholds: Tensor) -> tuple[Tensor | None, int]:
-    """Thresholds as a kernel takes them: (C,) in memory, or the bits of a number that is on the host."""
+    """Thresholds for a kernel: (C,) in memory, or the bits of a number on the host."""
     return (thresholds.contiguous(), 0) if thresholds.ndim else (None, bits(float(thresholds)))
 
 
@@ -275,7 +275,7 @@ def _map(logits: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _selected(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for labels, predicted, confidence."""
+    """Empty maps for labels, predicted and confidence."""
     return _map(logits, torch.int64), _map(logits, torch.int64), _map(logits, torch.float32)
 
 
@@ -284,7 +284,7 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 
 
 def _target(logits: Tensor, target: Tensor, *strided: Tensor) -> tuple[bool, Tensor, _Plan]:
-    """Whether labels are soft, the labels as a kernel reads them, and the plan, with their layout if they are."""
+    """Whether labels are soft, the labels for the kernel, and the plan, which includes the layout of soft labels."""
     if target.ndim == 4:
         return True, target, _plan(logits, target, *strided, wide=True)
     return False, target.contiguous(), _plan(logits, logits, *strided, wide=True)
@@ -296,18 +296,18 @@ def _options(regulariser: str, which: Sequence[bool], soft: bool) -> dict[str, A
 
 
 def _weights(weights: Sequence[Tensor | None]) -> tuple[tuple[Tensor | None, ...], tuple[int, int]]:
-    """Weights of pixels, images and classes, and γ, with its steps from image to image and from pixel to pixel."""
+    """Weights of pixels, images and classes, and γ with its strides between images and pixels."""
     exponent = weights[-1]
     steps = (0, 1) if exponent is not None and exponent.ndim == 3 else (1, 0)
     return tuple(_contiguous(weight) for weight in weights), steps
 
 
 class _Plan(NamedTuple):
-    """How a batch is cut into programs, and where its elements lie."""
+    """Division of a batch into programs, and the layout of its tensors."""
 
     programs: int
-    pixels: int  # a program, all of one row
-    lanes: int  # neighbours that share a pixel
+    pixels: int  # per program, all of one row
+    lanes: int  # threads that share a pixel
     layout: tuple[int, ...]  # height, width, and for each tensor strides of batch, class, height, width
 
 
@@ -315,9 +315,9 @@ def _plan(logits: Tensor, *strided: Tensor, pixels: int = _PIXELS, share: bool =
     """Cut a batch.
 
     Args:
-        logits: and other tensors (B, C, H, W) that the kernel reads or writes.
-        strided: the others.
-        pixels: of a program.
+        logits: (B, C, H, W).
+        strided: other tensors (B, C, H, W) that the kernel reads or writes.
+        pixels: number of pixels per program.
         share: whether lanes may share a pixel.
         wide: whether a program may take twice the pixels if they have half the bytes.
     """
@@ -325,7 +325,7 @@ def _plan(logits: Tensor, *strided: Tensor, pixels: int = _PIXELS, share: bool =
     strides = [tensor.stride() for tensor in (logits, *strided)]
     if width == 1:
         height, width, strides = 1, height, [(b, c, 0, h) for b, c, h, _ in strides]
-    elif height == 1 or all(h == width * w for _, _, h, w in strides):  # the rows follow each other: one long row
+    elif height == 1 or all(h == width * w for _, _, h, w in strides):  # contiguous rows are one long row
         height, width = 1, height * width
     side_by_side = share and strides[0][1] == 1 and strides[0][3] != 1
     lanes = min(_LANES, 1 << (num_classes.bit_length() - 1)) if side_by_side else 1

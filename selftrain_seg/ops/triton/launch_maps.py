@@ -1,4 +1,4 @@
-"""Launches of the kernels for maps: one function for each operator, named as it is; see ``launch``."""
+"""Launch the kernels on maps: one function for each operator, of the same name; see ``launch``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from selftrain_seg.ops.triton import maps
 from selftrain_seg.ops.triton.launch_state import power_of_2
 
-_PIXELS = 128  # a program, of one warp, so that its loops end without waiting for others
+_PIXELS = 128  # per program of one warp, so that its loops do not wait for other warps
 _CHUNK, _PARTS = 2048, 1024
-_GROUP = 8  # numbers that a program compares with all others at a time
+_GROUP = 8  # numbers that a program compares with all others at once
 _FEW_PIXELS = 32
-_BLOCK = 512  # places of an axis at a time
+_BLOCK = 512  # positions of an axis at once
 _MOST_DRAWS = 1024
 
 Plain = Callable[..., Any]
@@ -24,7 +24,7 @@ Plain = Callable[..., Any]
 def connected_components(plain: Plain, mask: Tensor) -> Tensor:
     """Three launches."""
     batch, height, width = mask.shape
-    if height * width >= 2**31:  # whose numbers need 64 bits
+    if height * width >= 2**31:  # pixel numbers need 64 bits
         out: Tensor = plain(mask)
         return out
     mask, sizes = mask.contiguous(), (height, width, _PIXELS)
@@ -38,7 +38,7 @@ def connected_components(plain: Plain, mask: Tensor) -> Tensor:
 
 
 def mine(_: Plain, labels: Tensor, ranked: Tensor, draws: Tensor, __: Any, *rest: Any) -> Tensor:
-    """Two launches. Stored counts would not save one: the labels are read but once."""
+    """Two launches. Stored counts are not used, as the labels are read only once."""
     height, width, limit = rest
     labels, ranked, draws = labels.contiguous(), ranked.contiguous(), draws.contiguous()
     (batch, columns), pixels = ranked.shape, labels[:1].numel()
@@ -55,7 +55,7 @@ def mine(_: Plain, labels: Tensor, ranked: Tensor, draws: Tensor, __: Any, *rest
 
 
 def draw_classes(_: Plain, labels: Tensor, keys: Tensor, ignore_index: int, up: bool) -> Tensor:
-    """Three launches, and one to clear what they write to."""
+    """Three launches, plus one to clear their outputs."""
     labels, keys = labels.contiguous(), keys.contiguous()
     (batch, values), pixels = keys.shape, labels[:1].numel()
     parts = -(-pixels // _CHUNK)

@@ -1,4 +1,4 @@
-"""Launches of the kernels on maps and vectors: one function for each operator, named as it is."""
+"""Launch the kernels on maps and vectors: one function for each operator, of the same name."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from selftrain_seg.ops.ranking import ROUNDING, RULES, TIE_SHARE
 from selftrain_seg.ops.running import SEEN
 from selftrain_seg.ops.triton import state as maps
 
-_PIXELS = 1024  # a program
-_COUNTED_PIXELS = 256  # where it compares them with each other
-GROUP_SIZE = 32  # pixels whose counts are added up before they go to memory
-_ODDS_BINS = (-2048.0, 256.0, 8192)  # of log-odds from -8 to 24: first bin, bins per unit, bins
+_PIXELS = 1024  # per program
+_COUNTED_PIXELS = 256  # per program that compares them with each other
+GROUP_SIZE = 32  # pixels whose counts are added up before they are written
+_ODDS_BINS = (-2048.0, 256.0, 8192)  # log-odds from -8 to 24: first bin, bins per unit, number of bins
 
 Plain = Callable[..., Any]
 
@@ -48,7 +48,7 @@ def follow(_: Plain, running: Tensor, sums: Tensor, number: Tensor, momentum: fl
 
 
 def discount(_: Plain, peaks: Tensor, running: Tensor, seen: Tensor, sums: Tensor | None, *numbers: float) -> Any:
-    """One launch, in place but for the thresholds."""
+    """One launch, in place except for the thresholds."""
     upper, lower, beta, momentum = numbers
     bars, num_classes = torch.empty_like(peaks), peaks.shape[1]
     _launch_one(
@@ -101,13 +101,13 @@ def ranked(_: Plain, counts: Tensor, share: Tensor, rule: str, low: float, bin_w
 
 
 def bits(number: float) -> int:
-    """A float64's bits: Triton would take the number for a float32."""
+    """The bits of a float64, as Triton passes plain numbers as float32."""
     bits: int = struct.unpack("<q", struct.pack("<d", number))[0]
     return bits
 
 
 def power_of_2(size: int) -> int:
-    """The least one that is not below."""
+    """The smallest power of two that is at least ``size``."""
     return 1 << (size - 1).bit_length()
 
 
@@ -120,7 +120,7 @@ def _launch_on_maps(
     pixels: int = _PIXELS,
     **options: Any,
 ) -> None:
-    """Call a kernel with (B, H, W) maps, other tensors, the pixels an image, then numbers."""
+    """Call a kernel with (B, H, W) maps, other tensors, the number of pixels per image, then numbers."""
     size = labels[0].numel() if len(labels) else 0
     programs = len(labels) * -(-size // pixels)
     if programs:

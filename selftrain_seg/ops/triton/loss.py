@@ -1,7 +1,7 @@
 """Kernels for the loss, forward and backward.
 
-An argument that is None costs nothing: what only it needs is left out when the kernel is compiled. ``REGULARISER`` is
-0 for none, 1 kld, 2 entropy, 3 square, 4 reverse; ``REST`` says whether the pixels without a label have an entropy.
+An argument that is None costs nothing, as its code is removed when the kernel is compiled. ``REGULARISER`` is 0 for
+none, 1 kld, 2 entropy, 3 square, 4 reverse; ``REST`` tells whether the entropy of pixels without a label is used.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-untyped,import-not-found"
@@ -30,12 +30,12 @@ def _add(
     z, y, c, label, top, rest, own, mass, linear, square, moment,
     C: tl.constexpr, SOFT: tl.constexpr, KLD: tl.constexpr, SQUARE: tl.constexpr, ENTROPY: tl.constexpr,
 ):  # fmt: skip
-    """Add class c to what is kept of a pixel; all of it relative to the largest logit so far.
+    """Add class c to the sums of a pixel, which are relative to the largest logit so far.
 
     ``own`` is the label's logit, or for soft labels ``Σ y_c (max - z_c)``; ``linear`` is Σ z_c, ``square`` and
     ``moment`` are the sums of the others' squared exponentials and of their exponentials times ``z_c - max``.
     """
-    same = z == top  # -inf less -inf is NaN, and yet the two are equal
+    same = z == top  # -inf - -inf is NaN, although the two are equal
     distance = tl.where(same, 0.0, tl.abs(z - top))
     e = tl.exp(-distance)
     new = z > top
@@ -62,7 +62,7 @@ def _merge(
     top, rest, own, mass, linear, square, moment, lane,
     LANES: tl.constexpr, SOFT: tl.constexpr, KLD: tl.constexpr, SQUARE: tl.constexpr, ENTROPY: tl.constexpr,
 ):  # fmt: skip
-    """What ``_add`` gives for all classes from what it gave in each lane."""
+    """Merge the results of ``_add`` over the lanes."""
     if LANES > 1:
         top, owns, distance = owner(top, lane, LANES)
         e = tl.exp(-distance)
@@ -86,7 +86,7 @@ def _merge(
 def _weights(
     pixel_weight, image_weight, class_weight, exponent, exponent_b, exponent_p, image, label, nll, valid, at, inside,
 ):  # fmt: skip
-    """Factors of nll, of the regulariser and of the others' entropy; the class's own; which images are regularised."""
+    """Factors of nll, of the regulariser and of the entropy; the class weight; which images are regularised."""
     on_all = tl.full(nll.shape, 1.0, tl.float32)
     if pixel_weight is not None:
         on_all = tl.load(pixel_weight + at, mask=inside, other=0.0).to(tl.float32)
@@ -114,7 +114,7 @@ def forward_kernel(
     C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
     SOFT: tl.constexpr, REGULARISER: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """Log-sum-exp and what else the gradient needs, and the loss as a map, or its sums over the program's pixels."""
+    """Log-sum-exp and other values for the gradient, and the loss as a map or its sums over the program's pixels."""
     image, row, columns, at, inside = place(height, width, PIXELS, LANES)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
     goal = first(target, image, row, columns, target_b, target_h, target_w)
@@ -200,7 +200,7 @@ def forward_kernel(
 
 @jit
 def _expm1(x):
-    """exp(x) - 1 for x <= 0, to a few roundings."""
+    """exp(x) - 1 for x <= 0, accurate to a few roundings."""
     u = tl.exp(x)
     small = (u - 1.0) * (x / tl.log(u))
     return tl.where(u == 1.0, x, tl.where(u < 0.5, u - 1.0, small))
@@ -213,7 +213,7 @@ def _load(partial, row, column, programs):
 
 @jit
 def _share(total, size, factor):
-    """A sum's part of the loss, and what it was multiplied by."""
+    """The term of a sum in the loss, and the factor of the sum."""
     scale = factor / tl.where(size == 0.0, 1.0, size)
     return total * scale, scale.to(tl.float32)
 
@@ -224,7 +224,7 @@ def finish_kernel(
     NORMALIZE: tl.constexpr, REGULARISED: tl.constexpr, IMAGES: tl.constexpr, REST: tl.constexpr,
     CLASSES: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
-    """One program: add up, divide. NORMALIZE is 0 for the sum, 1 labelled, 2 all, 3 weights; no loss for a map's."""
+    """Add up and divide; one program. NORMALIZE is 0 for the sum, 1 labelled, 2 all, 3 weights; no loss for a map."""
     zero = tl.zeros((MANY,), tl.float64)
     nll, valid, reg, regularised, rest, own = zero, zero, zero, zero, zero, zero
     if loss is not None:
@@ -274,7 +274,7 @@ def _slope(
     log_p = (z - top) - total
     p = tl.exp(log_p)
     if (REGULARISER == 2) or REST:
-        finite = tl.where(log_p < -1e4, -1e4, log_p)  # not a maximum, which would replace NaN, too
+        finite = tl.where(log_p < -1e4, -1e4, log_p)  # a maximum would also replace NaN
         slope -= on_entropy * (finite + value)
     if REGULARISER == 3:
         slope += 2.0 * on_reg * (p - value)
@@ -346,6 +346,6 @@ def backward_kernel(
             gradient = _slope(
                 z, y, c, label, top, total, value, slope, on_nll, on_reg, on_entropy, C, SOFT, REGULARISER, REST
             )
-            # 0 · NaN is NaN: logits that nothing uses must not spoil a gradient of zero.
+            # 0 · NaN is NaN, so unused logits are masked to get a gradient of zero.
             gradient = tl.where(used, gradient, 0.0).to(result.dtype.element_ty)
             tl.store(out + tl.cast(c, tl.int64) * result_c, gradient, mask=inside & (c < C))

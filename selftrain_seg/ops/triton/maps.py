@@ -1,6 +1,6 @@
-"""Kernels for what is searched in (B, H, W) maps: components, pixels, classes; and for single pixels of logits.
+"""Kernels that search (B, H, W) maps for components, pixels and classes, and that read single pixels of logits.
 
-Their programs read maps as one row of pixels an image, in parts of CHUNK, or in runs of a row.
+The programs read each image as one row of pixels in parts of CHUNK, or in runs of a row.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-untyped,import-not-found"
@@ -17,7 +17,7 @@ def _later(one, other):
 
 @jit
 def _root(parents, node, active):
-    """Where the pointers lead. They lead to lesser numbers, and in the end to one that points to itself."""
+    """Follow the pointers to the root. They point to smaller numbers, and a root points to itself."""
     above = tl.load(parents + node, mask=active, other=0)
     moving = active & (above != node)
     while tl.max(moving.to(tl.int32), 0) > 0:
@@ -29,7 +29,7 @@ def _root(parents, node, active):
 
 @jit
 def _unite(parents, one, other, active):
-    """Join two trees. Others may do the same: who finds that a root has got a parent meanwhile joins that one."""
+    """Join two trees. If another thread has given a root a parent in the meantime, join that parent."""
     one, other = _root(parents, one, active), _root(parents, other, active)
     apart = active & (one != other)
     while tl.max(apart.to(tl.int32), 0) > 0:
@@ -42,7 +42,7 @@ def _unite(parents, one, other, active):
 
 @jit
 def start_kernel(mask, parents, height, width, PIXELS: tl.constexpr):
-    """Each pixel points to the first of its run, as far as the program sees it; outside the mask to itself."""
+    """Point each pixel to the first one of its run within the program; outside the mask to itself."""
     _, row, columns, at, inside = place(height, width, PIXELS)
     own = (row * width + columns).to(tl.int32)
     shown = inside & (tl.load(mask + at, mask=inside, other=0) != 0)
@@ -54,7 +54,7 @@ def start_kernel(mask, parents, height, width, PIXELS: tl.constexpr):
 
 @jit
 def unite_kernel(mask, parents, height, width, PIXELS: tl.constexpr):
-    """Join runs with those that they touch in the row above, and where another program's run goes on."""
+    """Join runs with those that they touch in the row above, and runs that continue from another program."""
     image, row, columns, at, inside = place(height, width, PIXELS)
     shown = inside & (tl.load(mask + at, mask=inside, other=0) != 0)
     has_left, has_right, has_above = shown & (columns > 0), shown & (columns < width - 1), shown & (row > 0)
@@ -65,7 +65,7 @@ def unite_kernel(mask, parents, height, width, PIXELS: tl.constexpr):
     above_right = tl.load(mask + at - width + 1, mask=has_above & has_right, other=0) != 0
     own, parents = (row * width + columns).to(tl.int32), parents + image * height * width
     upper = (own - width).to(tl.int32)
-    # Neighbours of a run join what they share with it, so that each pair of runs is joined about once.
+    # Only the first pixel of a contact joins the two runs, so that each pair is joined about once.
     _unite(parents, own, own - 1, left & (tl.arange(0, PIXELS) == 0))
     _unite(parents, own, upper, above & ((left & above_left) == 0))
     _unite(parents, own, upper - 1, above_left & (above == 0) & (left == 0))
@@ -74,7 +74,7 @@ def unite_kernel(mask, parents, height, width, PIXELS: tl.constexpr):
 
 @jit
 def root_kernel(parents, roots, height, width, PIXELS: tl.constexpr):
-    """The first pixel of each pixel's component."""
+    """The first pixel of the component of each pixel."""
     image, row, columns, at, inside = place(height, width, PIXELS)
     own = (row * width + columns).to(tl.int32)
     tl.store(roots + at, _root(parents + image * height * width, own, inside).to(tl.int64), mask=inside)
@@ -82,14 +82,14 @@ def root_kernel(parents, roots, height, width, PIXELS: tl.constexpr):
 
 @jit
 def _part(labels, pixels, image, part, CHUNK: tl.constexpr):
-    """Labels of the part of an image, and which are pixels."""
+    """Labels of a part of an image, and which of them are inside the image."""
     at = part * CHUNK + tl.arange(0, CHUNK)
     return tl.load(labels + image * pixels + at, mask=at < pixels, other=-1).to(tl.int64), at < pixels
 
 
 @jit
 def tally_kernel(labels, ranked, counts, pixels, parts, columns, CHUNK: tl.constexpr):
-    """(B, K, parts): how many pixels of each part have each of the classes."""
+    """(B, K, parts): number of pixels of each class in each part."""
     image, part = (tl.program_id(0) // parts).to(tl.int64), (tl.program_id(0) % parts).to(tl.int64)
     label, inside = _part(labels, pixels, image, part, CHUNK)
     for k in range(columns):
@@ -103,7 +103,7 @@ def mine_kernel(
     labels, ranked, counts, draws, corners, pixels, width, parts, columns, stride_draws,
     last_top, last_left, half_height, half_width, limit, CHUNK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """The corner of an image's crop: around a pixel of the last class that it shows, or anywhere."""
+    """The corner of the crop of an image: around a pixel of the last class that it shows, or anywhere."""
     image = tl.program_id(0).to(tl.int64)
     total, best = tl.cast(0, tl.int64), tl.cast(-1, tl.int64)
     for k in range(columns):
@@ -150,7 +150,7 @@ def present_kernel(labels, present, pixels, parts, VALUES: tl.constexpr, CHUNK: 
 
 @jit
 def half_kernel(present, keys, drawn, ignore_index, up, VALUES: tl.constexpr, GROUP: tl.constexpr):
-    """(B, VALUES): 1 for the half of an image's values that has the greatest keys."""
+    """(B, VALUES): 1 for the half of an image's values with the largest keys."""
     image = tl.program_id(0).to(tl.int64)
     value = tl.arange(0, VALUES)
     shown = (tl.load(present + image * VALUES + value) != 0) & (value != ignore_index)
@@ -179,7 +179,7 @@ def among_kernel(labels, drawn, among, pixels, parts, VALUES: tl.constexpr, CHUN
 
 @jit
 def distinct_kernel(draws, chosen, population, draw_count, count, DRAWS: tl.constexpr, GROUP: tl.constexpr):
-    """The first ``count`` different numbers; one program."""
+    """The first ``count`` distinct numbers; one program."""
     place = tl.arange(0, DRAWS)
     number = tl.where(place < draw_count, tl.load(draws + place, mask=place < draw_count, other=0) % population, -1)
     taken = tl.cast(0, tl.int64)
@@ -200,7 +200,7 @@ def direction_kernel(
     logits, chosen, directions, pixels, count, width, stride_b, stride_c, stride_h, stride_w,
     C: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """The probabilities of the chosen pixels, divided by the length of their vector."""
+    """The probabilities of the chosen pixels as vectors of length 1."""
     place = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     inside = place < count
     number = tl.load(chosen + place, mask=inside, other=0)
@@ -221,7 +221,7 @@ def direction_kernel(
 
 @jit
 def _extent(shown, sides, side, BLOCK: tl.constexpr):
-    """First of the shown places of an axis, and how many there are up to the last; if there are none, the last, 1."""
+    """Start and length of the shown range of an axis; the last position and 1 if nothing is shown."""
     first, last = side - 1, side * 0
     for begin in range(0, sides, BLOCK):
         at = begin + tl.arange(0, BLOCK)
@@ -233,7 +233,7 @@ def _extent(shown, sides, side, BLOCK: tl.constexpr):
 
 @jit
 def _enlarged(length, factor, side, chance):
-    """Length after enlarging, rounded to even, the place, a share of those that it may have, and whether it fits in."""
+    """Enlarged length (rounded half to even), position (from ``chance``), and whether it fits."""
     exact = length.to(tl.float64) * factor
     whole = tl.floor(exact)
     size = whole.to(tl.int64)
@@ -246,14 +246,14 @@ def _enlarged(length, factor, side, chance):
 
 @jit
 def _fill_axis(where, inside, share, total, start, length, size, place, fits, sides, BLOCK: tl.constexpr):
-    """For each place of an axis: see ``ops.fitting``."""
+    """Fill the positions of an axis; see ``ops.fitting``."""
     for begin in range(0, sides, BLOCK):
         at = begin + tl.arange(0, BLOCK)
         step = at - place
         within = (step >= 0) & (step < size)
         step = tl.where(within, step, 0)
         centre = (2 * step + 1) * length
-        twice = centre + size  # one step further than from the first centre, so that it is positive
+        twice = centre + size  # shifted by one step to be positive
         nearest = start + centre // (2 * size)
         before = start + twice // (2 * size) - 1
         tl.store(inside + at, within & fits, mask=at < sides)
@@ -265,7 +265,7 @@ def _fill_axis(where, inside, share, total, start, length, size, place, fits, si
 
 @jit
 def fit_kernel(rows, columns, factor, chance, where, inside, share, height, width, BLOCK: tl.constexpr):
-    """Where the pixels of an enlarged box come from; a program a region."""
+    """Source positions of the pixels of an enlarged box; one program per region."""
     image = tl.program_id(0).to(tl.int64)
     tall, wide = tl.cast(height, tl.int64), tl.cast(width, tl.int64)
     top, high = _extent(rows + image * height, height, tall, BLOCK)
@@ -285,7 +285,7 @@ def fit_kernel(rows, columns, factor, chance, where, inside, share, height, widt
 
 @jit
 def topmost_kernel(numbers, where, inside, top, regions, height, width, BLOCK: tl.constexpr):
-    """The greatest number of the enlarged regions that cover a pixel; a program a part of an image."""
+    """The largest number of the enlarged regions that cover a pixel; one program per part of an image."""
     total, pixels = height + width, tl.cast(height, tl.int64) * width
     parts = (pixels + BLOCK - 1) // BLOCK
     image, part = tl.program_id(0).to(tl.int64) // parts, tl.program_id(0).to(tl.int64) % parts

@@ -1,4 +1,4 @@
-"""Kernel for the mutual loss, forward; ``loss.finish_kernel`` adds up, and the gradient is the weighted loss's."""
+"""Forward kernel of the mutual loss; ``loss.finish_kernel`` adds up, and the gradient is that of the weighted loss."""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-untyped,import-not-found"
 
@@ -28,7 +28,7 @@ def mutual_forward_kernel(
     C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
     FLIP: tl.constexpr, SLACK: tl.constexpr,
 ):  # fmt: skip
-    """Which label is learned with which weight, and what else the gradient needs; the loss as a map, or its sums."""
+    """Labels to learn, their weights and other values for the gradient; the loss as a map or its sums."""
     image, row, columns, at, inside = place(height, width, PIXELS, LANES)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
     label, valid, wrong = read_label(target, at, inside, ignore_index, C)
@@ -48,7 +48,7 @@ def mutual_forward_kernel(
         pseudo = inside & (tl.load(is_pseudo + image) != 0)
     agree = best == label
     other = tl.load(confidence + at, mask=inside, other=0.0).to(tl.float32)
-    surer = pseudo & (agree == 0) & (1.0 / (1.0 + rest) - other > SLACK)  # not by rounding only
+    surer = pseudo & (agree == 0) & (1.0 / (1.0 + rest) - other > SLACK)  # SLACK excludes rounding errors
     factor = tl.where(surer, 0.0, 1.0)
     if FLIP:
         doubt = tl.where(other < 1.0, 1.0 - other, 0.0)
@@ -61,7 +61,7 @@ def mutual_forward_kernel(
     exponent = tl.where(pseudo & (surer == 0), tl.where(agree, gamma_agree, gamma_disagree), 0.0)
     factor *= tl.exp(-exponent * tl.where(nll > 1e4, 1e4, nll))
     valid = valid & mine
-    none = tl.where(wrong, tl.where(ignore_index == C, C + 1, C), ignore_index)  # out of range again
+    none = tl.where(wrong, tl.where(ignore_index == C, C + 1, C), ignore_index)  # stays out of range
     tl.store(chosen + at, tl.where(label < 0, none, label).to(tl.int64), mask=mine)
     tl.store(weight + at, factor, mask=mine)
     tl.store(largest + at, top, mask=mine)

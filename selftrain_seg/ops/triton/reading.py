@@ -27,7 +27,7 @@ from selftrain_seg.ops.triton._walk import (
 
 @jit
 def _usable(rest, valid, at, inside):
-    """The sum of the others, NaN where the pixel must not be used."""
+    """The sum of the others, NaN at unusable pixels."""
     if valid is not None:
         rest = tl.where(tl.load(valid + at, mask=inside, other=0) != 0, rest, float("nan"))
     return rest
@@ -59,7 +59,7 @@ def read_kernel(
 
 @jit
 def _relative(z, relative_to, c, LEAST: tl.constexpr):
-    """The logits of class c, less the logarithm of the probability that its own is divided by, if there is one."""
+    """The logits of class c, minus the logarithm of the probability to divide by, if given."""
     if relative_to is not None:
         p = tl.load(relative_to + c)
         z -= _log(tl.where(p > LEAST, p, LEAST))
@@ -73,7 +73,7 @@ def observe_kernel(
     C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, LEAST: tl.constexpr,
     MOMENTS: tl.constexpr, PROBS: tl.constexpr, COUNTS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Labels and confidences, and the sums over the program's pixels, SIZE of them, and their peaks by class."""
+    """Labels and confidences, SIZE sums over the program's pixels, and their peaks by class."""
     image, row, columns, at, inside = place(height, width, PIXELS)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
     top, label, rest = nothing_yet(tl.zeros(inside.shape, tl.float32))
@@ -115,10 +115,10 @@ def observe_kernel(
 
 @jit
 def add_keys(counts, key, PIXELS: tl.constexpr, GROUP: tl.constexpr):
-    """Add 1 to the counts at each key, but those below 0.
+    """Add 1 to the counts at each non-negative key.
 
-    Saturated pixels of a class share a bin, and neighbours share a class. So equal keys of a group are added up first,
-    and the first pixel with each key carries the sum: one atomic where there would be up to GROUP.
+    Neighbouring pixels often share a class and a bin. Equal keys of a group are therefore added up first, and the first
+    pixel with each key adds the sum: one atomic operation instead of up to GROUP.
     """
     key = tl.reshape(key, (PIXELS // GROUP, GROUP))
     same = key[:, :, None] == key[:, None, :]
@@ -148,7 +148,7 @@ def count_kernel(
 
 @jit
 def _log(kc):
-    """Logarithm of a float64 in float32, also of one that float32 cannot hold: by exponent and mantissa."""
+    """Logarithm of a float64 in float32, from exponent and mantissa, also outside the range of float32."""
     bits = kc.to(tl.int64, bitcast=True)
     exponent = ((bits >> 52) & 0x7FF) - 1023
     mantissa = ((bits & 0xFFFFFFFFFFFFF) | 0x3FF0000000000000).to(tl.float64, bitcast=True).to(tl.float32)
@@ -158,7 +158,7 @@ def _log(kc):
 
 @jit
 def _bar(kc, SLACK: tl.constexpr):
-    """The score that a float64 threshold stands for, less some roundings."""
+    """The score of a float64 threshold, minus a slack of some roundings."""
     kc = tl.where(kc > 1.0, 1.0, kc)
     score = _log(kc) - tl.log((1.0 - kc).to(tl.float32))
     return tl.where(tl.abs(score) < float("inf"), score - SLACK * (1.0 + tl.abs(score)), score)
@@ -166,7 +166,7 @@ def _bar(kc, SLACK: tl.constexpr):
 
 @jit
 def _gain(kc, SLACK: tl.constexpr, LARGE: tl.constexpr):
-    """What re-weighting by a float64 threshold adds to a class's log-probability: -log sigmoid of its bar."""
+    """Term that re-weighting by a float64 threshold adds to the log-probability: -log sigmoid of its bar."""
     bar = _bar(kc, SLACK)
     gain = log1p(tl.exp(-tl.abs(bar))) - tl.where(bar < 0.0, bar, 0.0)
     return tl.where(gain > LARGE, LARGE, gain)
@@ -174,7 +174,7 @@ def _gain(kc, SLACK: tl.constexpr, LARGE: tl.constexpr):
 
 @jit
 def _threshold(thresholds, level, c):
-    """The float64 threshold of class c; the bits of one for all, if there are no others."""
+    """The float64 threshold of class c, or the common one from its bits."""
     return double(level) if thresholds is None else tl.load(thresholds + c).to(tl.float64)
 
 
@@ -183,7 +183,7 @@ def _gains(
     thresholds, level, begin, C: tl.constexpr, PIXELS: tl.constexpr, LANES: tl.constexpr,
     SLACK: tl.constexpr, LARGE: tl.constexpr,
 ):  # fmt: skip
-    """The gains of the classes from ``begin`` on, one for each lane, computed once and not for every pixel."""
+    """The gains of the classes from ``begin``, one per lane, computed once for all pixels."""
     if LANES == 1:
         gain = _gain(_threshold(thresholds, level, tl.minimum(begin, C - 1)), SLACK, LARGE)
         return tl.zeros((PIXELS,), tl.float32) + gain
@@ -200,11 +200,11 @@ def select_kernel(
     C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
     SLACK: tl.constexpr, LARGE: tl.constexpr, REWEIGHTED: tl.constexpr,
 ):  # fmt: skip
-    """The winner, where its score reaches its threshold; or the class that exceeds its own threshold most."""
+    """The winner where its score reaches its threshold, or the class that exceeds its own threshold most."""
     image, row, columns, at, inside = place(height, width, PIXELS, LANES)
     start, lane = first(logits, image, row, columns, stride_b, stride_h, stride_w), lanes(PIXELS, LANES)
     if REWEIGHTED:
-        # All is compared as z_c - max z, with the largest so far: 20 + 1e-12 would be 20, and -1e9 + 3 be -1e9.
+        # Compare z_c - max z with the largest so far, to keep precision: 20 + 1e-12 is 20, and -1e9 + 3 is -1e9.
         top, label, rest = nothing_yet(tl.zeros(inside.shape, tl.float32))
         best, best_z, best_gain = label, top, tl.zeros_like(top)
         for begin in range(0, C, CHUNK):
@@ -219,7 +219,7 @@ def select_kernel(
         top, label, rest = merge(top, label, rest, LANES, C)
         value = (best_z - top) + best_gain
         if LANES > 1:
-            # A lane whose logits are all -inf has NaN there, as a lane with a NaN threshold has.
+            # A lane with only logits of -inf has NaN there, like a lane with a NaN threshold.
             spoilt = add_up((best_gain != best_gain).to(tl.int32), LANES) > 0
             value = tl.where(best_z == float("-inf"), float("-inf"), value)
             largest = largest_of(value, LANES)
@@ -244,7 +244,7 @@ def soft_kernel(
     C: tl.constexpr, PIXELS: tl.constexpr, CHUNK: tl.constexpr, LANES: tl.constexpr,
     SLACK: tl.constexpr, LARGE: tl.constexpr,
 ):  # fmt: skip
-    """Walk three times: soft labels need the best first; after the first time the logits come from the cache."""
+    """Loop over the classes three times, as soft labels need the maximum first; later loops read from the cache."""
     image, row, columns, at, inside = place(height, width, PIXELS, LANES)
     start, lane = first(logits, image, row, columns, stride_b, stride_h, stride_w), lanes(PIXELS, LANES)
     target = first(soft, image, row, columns, soft_b, soft_h, soft_w)
@@ -259,7 +259,7 @@ def soft_kernel(
         own = (read_class(start, c, stride_c, inside & (c < C)) - top) * sharpness + gain
         value, best, others = step(tl.where(c < C, own, float("-inf")), c, value, best, others)
     value, best, others = merge(value, best, others, LANES, C)
-    # logsumexp as max + log1p(the others): the others may be 1e-30 and still decide at a saturated pixel.
+    # logsumexp as max + log1p(others): at a saturated pixel, others of 1e-30 still decide.
     keep = value + log1p(others) > log1p(rest) * sharpness
     scale = 1.0 / (1.0 + others)
     for begin in range(0, C, LANES):

@@ -1,4 +1,4 @@
-"""Kernels on what has been read: (B, H, W) maps of labels and confidences, and vectors of C numbers."""
+"""Kernels on (B, H, W) maps of labels and confidences, and on vectors of C numbers."""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-untyped,import-not-found"
 
@@ -10,7 +10,7 @@ from selftrain_seg.ops.triton.reading import add_keys
 
 @jit
 def _pixels(size, PIXELS: tl.constexpr):
-    """Image, index in a (B, H, W) map of the program's pixels, which of them are inside; ``size`` an image."""
+    """Image and index in a (B, H, W) map of the program's pixels, and which are inside; ``size`` pixels per image."""
     runs = tl.cdiv(size, PIXELS)
     image = (tl.program_id(0) // runs).to(tl.int64)
     index = (tl.program_id(0) % runs).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
@@ -22,7 +22,7 @@ def decide_kernel(
     labels, confidence, thresholds, decided, size, threshold_b, ignore_index,
     PIXELS: tl.constexpr, STRICT: tl.constexpr,
 ):  # fmt: skip
-    """The label, where the confidence reaches or exceeds the threshold of its class in its image."""
+    """The label where the confidence reaches or exceeds the threshold of its class in its image."""
     image, at, inside = _pixels(size, PIXELS)
     label = tl.load(labels + at, mask=inside, other=0)
     m = tl.load(confidence + at, mask=inside, other=0.0)
@@ -35,7 +35,7 @@ def decide_kernel(
 def weigh_kernel(
     labels, confidence, belief, state, weighed, weights, size, sigmas, ignore_index, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """The labels of usable pixels, and a Gaussian of what their belief is below the mean."""
+    """The labels of usable pixels, and a Gaussian of how far their belief is below the mean."""
     _, at, inside = _pixels(size, PIXELS)
     label = tl.load(labels + at, mask=inside, other=0)
     usable = tl.load(confidence + at, mask=inside, other=0.0) > 0.0
@@ -49,7 +49,7 @@ def weigh_kernel(
 
 @jit
 def follow_kernel(running, sums, number, momentum, size, SIZE: tl.constexpr, VARIANCE: tl.constexpr):
-    """A moving average of sums over a number."""
+    """A moving average of sums divided by a number."""
     at = tl.arange(0, SIZE)
     inside, count, momentum = at < size, tl.load(number), double(momentum)
     divisor = tl.where(count > 1.0, count, 1.0)
@@ -68,7 +68,7 @@ def discount_kernel(
     peaks, running, seen, sums, bars, images, upper, lower, beta, momentum,
     C: tl.constexpr, SIZE: tl.constexpr, SEEN: tl.constexpr,
 ):  # fmt: skip
-    """Thresholds of each image from its peaks and a running confidence, which sums move first, if there are some."""
+    """Thresholds of each image from its peaks and a running confidence, which is first updated if there are sums."""
     at = tl.arange(0, SIZE)
     inside, momentum = at < C, double(momentum)
     r = tl.load(running + at, mask=inside, other=0.0)
@@ -104,7 +104,7 @@ def spread_kernel(
 
 @jit
 def _element(index, own, theta, counts, upto, bins, first_bin, bins_per_unit, BINS: tl.constexpr):
-    """The index-th smallest of θ and the confidences counted in bins, each spread over its bin; 1 in the last one."""
+    """The index-th smallest of θ and the binned confidences, taken as uniform in each bin; 1 in the last bin."""
     wanted = tl.where(index > own, index - 1, index)
     bin = tl.sum((upto <= wanted).to(tl.int32))
     before = tl.sum(tl.where(bins < bin, counts, 0))
@@ -120,7 +120,7 @@ def adapt_kernel(
     counts, thresholds, history, steps, first_bin, bins_per_unit, portion, momentum, gamma,
     C: tl.constexpr, BINS: tl.constexpr, CERTAIN: tl.constexpr,
 ):  # fmt: skip
-    """Move a class's threshold through the images; one program a class."""
+    """Update the threshold of a class image by image; one program per class."""
     label, bins = tl.program_id(0), tl.arange(0, BINS)
     portion, momentum, gamma = double(portion), double(momentum), double(gamma)
     theta = tl.load(thresholds + label)
@@ -132,7 +132,7 @@ def adapt_kernel(
         power = tl.where(theta > 0.0, tl.exp(gamma * tl.log(theta)), tl.where(gamma == 0.0, 1.0, 0.0))
         share = 1.0 - portion * power
         place = tl.where(share > 0.0, share, 0.0) * size.to(tl.float64)
-        # How many of the confidences lie below θ, each spread over its bin.
+        # Number of confidences below θ, taken as uniform in each bin.
         edge = (tl.log(theta) - tl.log(1.0 - theta)) * bins_per_unit - first_bin
         part = tl.minimum(tl.maximum(edge - bins.to(tl.float64), 0.0), 1.0)
         own = tl.sum(tl.floor(part * here.to(tl.float64) + 0.5).to(tl.int32))
@@ -151,7 +151,7 @@ def table_kernel(
     labels, predicted, confidence, target, partial, size, ignore_index,
     C: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """Five sums over the program's pixels for each class: predicted, labelled, of these known and right, confidence."""
+    """Five sums over the program's pixels for each class: predicted, labelled, known, correct, confidence."""
     _, at, inside = _pixels(size, PIXELS)
     label = tl.load(labels + at, mask=inside, other=-1)
     label = tl.where(label == ignore_index, -1, label)
@@ -179,7 +179,7 @@ def rank_kernel(
     counts, share, found, rows, level, low, bin_width, rounding,
     BINS: tl.constexpr, BLOCK: tl.constexpr, RULE: tl.constexpr, TIE_SHARE: tl.constexpr,
 ):  # fmt: skip
-    """A score of a row of counts, by its rank; one program a row."""
+    """A score of a row of counts by its rank; one program per row."""
     row, at = tl.program_id(0), tl.arange(0, BLOCK)
     start = counts + row.to(tl.int64) * BINS
     total = tl.zeros((BLOCK,), tl.int64)
@@ -194,7 +194,7 @@ def rank_kernel(
     if RULE == 2:
         k = size - k
     k = tl.minimum(tl.maximum(k, 1), size)
-    # From the top: the block in which k scores are reached, and how many lie above it; then the bin.
+    # From the top, find the block in which k scores are reached and the number of scores above it; then the bin.
     above, block, over = size * 0, row * 0, size * 0
     for begin in range(0, BINS, BLOCK):
         bin = BINS - 1 - begin - at
