@@ -1,7 +1,7 @@
-"""The only validators: every public entrance calls these, once, before any work.
+"""Validators of arguments, called once at the start of every public function.
 
-They look at types, shapes, dtypes and devices, which cost nothing on a GPU. Checks that must look at values
-would make the host wait for the device, so they run only inside ``value_checks()``.
+They check types, shapes, dtypes and devices, which does not synchronise with a GPU. Checks of tensor values do, so they
+run only inside ``value_checks()``.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["value_checks"]
 
-_value_checks = 0  # blocks of all threads that want values looked at
+_value_checks = 0  # number of open `value_checks` blocks, over all threads
 _lock = threading.Lock()
 
 
 @contextmanager
 def value_checks(enabled: bool = True) -> Iterator[None]:
-    """Switch on, inside a ``with`` block, the checks that must look at tensor values.
+    """Enable the checks of tensor values inside a ``with`` block.
 
-    Out-of-range labels are then reported as a ``ValueError`` that names the argument and the value. The host
-    waits for the device at each such check, so use it while debugging, not while training. Checks run in all
-    threads as long as one of them is inside such a block.
+    Out-of-range labels then raise a ``ValueError`` that names the argument and the value. Each check makes the host
+    wait for the device, so use it for debugging only. The checks run in all threads while any thread is inside such a
+    block.
 
     Args:
-        enabled: False makes the block do nothing.
+        enabled: if False, the block does nothing.
 
     Example:
         >>> import torch, selftrain_seg
@@ -70,10 +70,10 @@ def check_images(images: Any, name: str = "images") -> None:
 
 
 def check_logits(logits: Any, num_classes: int | None = None, name: str = "logits") -> None:
-    """(B, C, H, W), floating point, C == num_classes where that is given, and at least 2."""
+    """(B, C, H, W), floating point, C at least 2 and equal to ``num_classes`` if given."""
     check_images(logits, name)
-    if logits.shape[1] < 2:  # the softmax of one channel is 1 everywhere: every loss is 0, every pixel certain
-        sigmoid = "; `selftrain_seg.as_logits(output, binary=True)` makes two classes of the one channel of a sigmoid"
+    if logits.shape[1] < 2:  # the softmax of one channel is 1 everywhere
+        sigmoid = "; `selftrain_seg.as_logits(output, binary=True)` turns one sigmoid channel into two classes"
         raise ValueError(
             f"`{name}`: expected at least two classes on dimension 1, got {logits.shape[1]} in {tuple(logits.shape)}"
             f"{sigmoid if logits.shape[1] == 1 else ''}"
@@ -94,7 +94,7 @@ def check_map(value: Any, like: Tensor, name: str) -> None:
 
 
 def check_valid(valid: Any, logits: Tensor) -> None:
-    """None, or (B, H, W) bool: the pixels that exist."""
+    """None, or (B, H, W) bool: the valid pixels."""
     if valid is None:
         return
     check_map(valid, logits, "valid")
@@ -121,19 +121,19 @@ def check_integer(value: Any, name: str) -> None:
 
 
 def check_label_maps(labels: Any, name: str = "labels") -> None:
-    """(B, H, W) integer labels that stand alone, without logits to compare with."""
+    """(B, H, W) integer labels, without logits to compare with."""
     check_integer(labels, name)
     if labels.ndim != 3:
         raise ValueError(f"`{name}`: expected (B, H, W), got {tuple(labels.shape)}")
 
 
 def check_labels(labels: Any, logits: Tensor, ignore_index: int, name: str = "labels") -> None:
-    """(B, H, W) integer labels that go with ``logits``; inside ``value_checks()`` their values too."""
+    """(B, H, W) integer labels that match ``logits``; inside ``value_checks()`` also their values."""
     check_integer(labels, name)
     if labels.ndim == 3 and labels.shape[0] == logits.shape[0] and labels.shape[1:] != logits.shape[2:]:
         raise ValueError(
             f"`{name}`: expected (B, H, W) = {(logits.shape[0], *logits.shape[2:])}, got {tuple(labels.shape)}; "
-            f"`selftrain_seg.as_logits(output, size={name})` brings logits to the size of labels"
+            f"`selftrain_seg.as_logits(output, size={name})` resizes the logits to the labels"
         )
     check_map(labels, logits, name)
     check_label_values(labels, logits.shape[1], ignore_index, name)
@@ -151,7 +151,7 @@ def check_label_values(labels: Tensor, num_classes: int, ignore_index: int, name
 
 
 def check_image_values(value: Any, logits: Tensor, name: str) -> None:
-    """One value an image: (B,), on the device of ``logits``."""
+    """One value per image: (B,), on the device of ``logits``."""
     check_tensor(value, name)
     if tuple(value.shape) != (logits.shape[0],):
         raise ValueError(f"`{name}`: expected (B,) = ({logits.shape[0]},), got {tuple(value.shape)}")
@@ -159,14 +159,14 @@ def check_image_values(value: Any, logits: Tensor, name: str) -> None:
 
 
 def check_image_flags(value: Any, logits: Tensor, name: str) -> None:
-    """One yes or no an image: (B,) bool."""
+    """One flag per image: (B,) bool."""
     check_image_values(value, logits, name)
     if value.dtype != torch.bool:
         raise TypeError(f"`{name}`: expected dtype torch.bool, got {value.dtype}")
 
 
 def check_class_values(value: Any, logits: Tensor, name: str) -> None:
-    """One value a class: (C,), on the device of ``logits``."""
+    """One value per class: (C,), on the device of ``logits``."""
     check_tensor(value, name)
     if tuple(value.shape) != (logits.shape[1],):
         raise ValueError(f"`{name}`: expected (C,) = ({logits.shape[1]},), got {tuple(value.shape)}")
@@ -174,7 +174,7 @@ def check_class_values(value: Any, logits: Tensor, name: str) -> None:
 
 
 def check_class_maps(value: Any, logits: Tensor, name: str) -> None:
-    """Soft labels or probabilities, like ``logits``; inside ``value_checks()`` none negative or NaN."""
+    """Soft labels or probabilities, shaped like ``logits``; inside ``value_checks()`` not negative and not NaN."""
     check_logits(value, name=name)
     if value.shape != logits.shape:
         raise ValueError(f"`{name}`: expected (B, C, H, W) = {tuple(logits.shape)}, got {tuple(value.shape)}")
@@ -184,7 +184,7 @@ def check_class_maps(value: Any, logits: Tensor, name: str) -> None:
 
 
 def thresholds_for(thresholds: Any, logits: Tensor) -> Tensor:
-    """(C,) floating-point thresholds on the device of ``logits``; or, for a number in [0, 1], () on the host."""
+    """Return (C,) floating-point thresholds on the device of ``logits``, or () on the host for a number in [0, 1]."""
     if not isinstance(thresholds, Tensor):
         check_real(thresholds, "thresholds", 0.0, 1.0)
         return on_host(thresholds)
@@ -196,7 +196,7 @@ def thresholds_for(thresholds: Any, logits: Tensor) -> Tensor:
 
 
 def on_host(number: float) -> Tensor:
-    """() float64 on the CPU. A product and not `full`, for which torch.compile would compile anew at every value."""
+    """Return a () float64 tensor on the CPU. With `full`, torch.compile would recompile for every value."""
     return torch.ones((), dtype=torch.float64, device="cpu").mul(float(number))
 
 
@@ -231,12 +231,12 @@ def check_count(value: Any, name: str, minimum: int = 1) -> None:
 
 
 def check_ignore_index(value: Any, num_classes: int, *, minimum: int = -(2**63)) -> int:
-    """A Python int that is no class; returned as such. Inside [0, C) it would make a class of what is ignored."""
+    """Return a Python int that is not a class."""
     check_count(value, "ignore_index", minimum=minimum)
     if 0 <= int(value) < num_classes:
         raise ValueError(
-            f"`ignore_index`: expected a value outside [0, {num_classes}), where classes are, got {value}; with more "
-            "than 255 classes, or with 255 as one of them, say -1"
+            f"`ignore_index`: expected a value outside the classes [0, {num_classes}), got {value}; with more "
+            "than 255 classes, use -1"
         )
     return int(value)
 
@@ -247,7 +247,7 @@ def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
 
 
 def check_size(size: Any, name: str = "size") -> tuple[int, int]:
-    """(height, width) of Python ints of at least 1; returned as such."""
+    """Return (height, width) as Python ints of at least 1."""
     if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise ValueError(f"`{name}`: expected (height, width), got {size!r}")
     for place, side in enumerate(size):
@@ -256,7 +256,7 @@ def check_size(size: Any, name: str = "size") -> tuple[int, int]:
 
 
 def fill_value(tensor: Tensor, fill: Any, name: str = "fill") -> float:
-    """The padding ``fill`` if the dtype holds it; for None 255 in label maps, (B, H, W) or (B, 1, H, W), else 0."""
+    """Return ``fill`` if the dtype can hold it. None is 255 for integer (B, H, W) or (B, 1, H, W), otherwise 0."""
     exact = not (tensor.is_floating_point() or tensor.is_complex())
     low, high = 0, 1
     if exact and tensor.dtype != torch.bool:

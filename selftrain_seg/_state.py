@@ -1,4 +1,4 @@
-"""What a state is: how it starts, how ranks combine it, how it is saved, and where it lives."""
+"""Base class of modules with state: initial values, reduction over ranks, checkpoints and devices."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SAVED_BY = "saved_by"
 
 
 class Stateful(nn.Module):
-    """A module whose state is declared, one line a tensor, with ``add_state``.
+    """A module that declares each state tensor with ``add_state``.
 
-    States are in ``state_dict`` and follow ``.to(device)``. They are no buffers: ``DistributedDataParallel`` does not
-    overwrite them with those of rank 0, and ``.half()`` does not round them.
+    States are in ``state_dict`` and follow ``.to(device)``. They are not buffers, so ``DistributedDataParallel`` does
+    not overwrite them with those of rank 0, and ``.half()`` does not round them.
 
-    What is added up over ranks is each rank's own share, and so is its checkpoint: every rank saves and loads its own.
-    A checkpoint of one process is taken up by rank 0 and leaves the others empty; one of another rank is refused,
-    unless it has nothing in it. A single process takes up whichever share it is given, to merge them, say.
+    A state that is summed over ranks holds the share of this rank, so every rank saves and loads its own checkpoint. On
+    several ranks, rank 0 loads the checkpoint of a single process and the others start empty; the checkpoint of another
+    rank is refused unless it is empty. A single process loads the share of any rank, for example to merge them.
     """
 
     def __init__(self) -> None:
@@ -45,13 +45,14 @@ class Stateful(nn.Module):
         """Declare a state.
 
         Args:
-            name: of the attribute that holds it.
-            default: what it starts from and is reset to; kept as it is where it is one value expanded.
-            over_ranks: how ``reduced`` combines the ranks' values; None if they are the same on all.
-            persistent: whether it is in ``state_dict``; False for a setting that only moves along.
-            on_host: whether it stays where it is when the others move, since it is too large for a GPU, say.
+            name: name of the attribute.
+            default: initial value, restored by ``reset``. An expanded tensor is not copied.
+            over_ranks: how ``reduced`` combines the values of the ranks; None if they are equal on all ranks.
+            persistent: whether it is in ``state_dict``; False for a setting that only follows the device.
+            on_host: whether it stays on its device when the module moves, for example because it is too large for a
+                GPU.
         """
-        with torch.inference_mode(False):  # a tensor made in inference mode could never be changed outside of it
+        with torch.inference_mode(False):  # a tensor made in inference mode cannot be changed outside it
             self._defaults[name] = default.detach() if 0 in default.stride() else default.detach().clone()
             setattr(self, name, default.detach().clone())
         if not persistent:
@@ -61,12 +62,12 @@ class Stateful(nn.Module):
         self._over_ranks[name] = {"sum": all_reduce_sum, None: None}[over_ranks]
 
     def reset(self) -> None:
-        """Forget all batches; settings stay."""
+        """Reset the state to its initial values; settings do not change."""
         for name, default in self._defaults.items():
             self._set(name, default)
 
     def reduced(self, *names: str) -> list[Tensor]:
-        """Return states combined over ranks, by one all-reduce if they share dtype and rule: a collective."""
+        """Return states combined over ranks. A collective; states of one dtype and rule share an all-reduce."""
         states = {name: getattr(self, name) for name in names}
         groups: dict[Any, list[str]] = {}
         for name, state in states.items():
@@ -81,16 +82,16 @@ class Stateful(nn.Module):
         return list(states.values())
 
     def check_home(self, value: Tensor, name: str) -> None:
-        """A batch must be where the state is: moving either at every call would be slow, and nobody would notice."""
+        """Check that a batch is on the device of the state, since moving either at every call would be slow."""
         home = next(iter(self._defaults.values())).device
         if value.device != home:
             raise ValueError(
-                f"`{name}`: expected device {home}, where this {type(self).__name__} keeps its state, got "
-                f"{value.device}; move it there once, by .to({str(value.device)!r})"
+                f"`{name}`: expected device {home}, on which this {type(self).__name__} keeps its state, got "
+                f"{value.device}; move the {type(self).__name__} once with .to({str(value.device)!r})"
             )
 
     def _set(self, name: str, value: Tensor) -> None:
-        """Give a state a value, in place unless its size changes."""
+        """Set a state, in place unless its size changes."""
         state = getattr(self, name)
         if state.shape == value.shape:
             state.copy_(value)
@@ -129,10 +130,10 @@ class Stateful(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        takes = True
+        loads = True
         if self._is_share():
             saved_by = state_dict.pop(prefix + _SAVED_BY, None)
-            takes = self._holds_nothing(state_dict, prefix) or _takes(saved_by, type(self).__name__)
+            loads = self._holds_nothing(state_dict, prefix) or _loads_share(saved_by, type(self).__name__)
         for name, default in self._defaults.items():
             if name in self._not_saved:
                 continue
@@ -142,13 +143,13 @@ class Stateful(nn.Module):
             elif saved.shape[1:] != default.shape[1:] or (saved.shape != default.shape and not self._grows(name)):
                 error_msgs.append(f"`{prefix}{name}`: expected shape {tuple(default.shape)}, got {tuple(saved.shape)}")
             else:
-                self._set(name, saved if takes or self._over_ranks[name] is None else default)
+                self._set(name, saved if loads or self._over_ranks[name] is None else default)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
     def _holds_nothing(self, state_dict: dict[str, Any], prefix: str) -> bool:
-        """Whether all that is added up over ranks is as after ``reset``: such a checkpoint fits every rank."""
+        """Whether all summed states equal their defaults; every rank can load such a checkpoint."""
         for name, default in self._defaults.items():
             saved = state_dict.get(prefix + name, default)
             if self._over_ranks[name] is all_reduce_sum and (
@@ -158,12 +159,12 @@ class Stateful(nn.Module):
         return True
 
     def _grows(self, name: str) -> bool:
-        """Whether a state has as many rows as it has seen values."""
+        """Whether the number of rows of a state grows with the values it has seen."""
         return self._defaults[name].shape[:1] == (0,)
 
 
-def _takes(saved_by: Tensor | None, owner: str) -> bool:
-    """Whether this rank takes up what is added up over ranks, from a checkpoint of that rank of that many."""
+def _loads_share(saved_by: Tensor | None, owner: str) -> bool:
+    """Whether this rank loads the summed states of a checkpoint that ``saved_by`` = (rank, ranks) has written."""
     rank, ranks = rank_and_ranks()
     its_rank, its_ranks = (0, 1) if saved_by is None else (int(value) for value in saved_by)
     if ranks == 1 or (its_rank, its_ranks) == (rank, ranks):
@@ -171,6 +172,6 @@ def _takes(saved_by: Tensor | None, owner: str) -> bool:
     if its_ranks == 1:
         return rank == 0
     raise ValueError(
-        f"`state_dict`: expected what rank {rank} of {ranks} saved of this {owner}, or a single process, got that of "
-        f"rank {its_rank} of {its_ranks}; it holds that rank's share, so let every rank save and load its own"
+        f"`state_dict`: expected the {owner} state saved by rank {rank} of {ranks} or by a single process, got that of "
+        f"rank {its_rank} of {its_ranks}; it holds the share of that rank, so let every rank save and load its own"
     )

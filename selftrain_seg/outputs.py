@@ -1,4 +1,4 @@
-"""Between any network and this library: images of sizes that it takes, logits out of whatever it returns."""
+"""Adapters between a network and this library: pad the images, extract the logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from selftrain_seg import _checks
 
 __all__ = ["as_logits", "pad_to_multiple"]
 
-_NAMES = ("out", "logits")  # of torchvision; of transformers
+_NAMES = ("out", "logits")  # torchvision, transformers
 
 
 def as_logits(
@@ -23,28 +23,27 @@ def as_logits(
     key: str | int | None = None,
     binary: bool = False,
 ) -> Tensor:
-    """Take the logits out of what a segmentation network returned, at the resolution that is needed.
+    """Extract the logits from the output of a segmentation network, and resize them.
 
-    A tensor is taken as it is. Of a dict or an object the entry ``out`` (torchvision) or ``logits`` (transformers) is
-    taken; of a tuple or list the only tensor (B, C, h, w). If there are several, ``key`` has to say which.
-    No gradient is cut.
+    A tensor is used directly. A dict or an object is read at ``out`` (torchvision) or ``logits`` (transformers). A
+    tuple or list must have a single tensor (B, C, h, w), or ``key`` selects one. Gradients are kept.
 
     Args:
         output: a tensor (B, C, h, w), or a dict, a list, a tuple, or an object with such a tensor in it.
-        size: (H, W), or a tensor whose last two dimensions count: the labels or the images. Logits of another
-            resolution are resized bilinearly (``align_corners=False``). None leaves them as they are.
-        key: the name of a dict's entry or an object's attribute, or the number of an element. It changes nothing if
-            ``output`` is a tensor: many networks return a tensor in evaluation mode, and a list in training.
-        binary: the network has one output channel z, trained with a sigmoid. The result is (0, z), two classes, whose
-            softmax gives 1 - sigmoid(z) and sigmoid(z).
+        size: (H, W), or a tensor (..., H, W) such as the labels or the images. Logits of a different size are resized
+            bilinearly (``align_corners=False``). None does not resize.
+        key: name of a dict entry or an attribute, or index of a list element. Ignored if ``output`` is a tensor: many
+            networks return a tensor in evaluation mode and a list in training mode.
+        binary: whether the network has one output channel z, trained with a sigmoid. The result then has two channels,
+            (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z)).
 
     Returns:
         (B, C, H, W) logits in the network's dtype, C at least 2.
 
     Raises:
-        TypeError: there are no logits in ``output``, they are not floating point, or ``key`` is no name or number.
-        ValueError: several tensors are there and no ``key``; ``key`` is not there; the tensor is not (B, C, h, w); it
-            has one channel and ``binary`` is False, or another number and ``binary`` is True; ``size`` is not (H, W).
+        TypeError: ``output`` has no logits, they are not floating point, or ``key`` is neither a string nor an int.
+        ValueError: ``output`` has several tensors and ``key`` is None; ``key`` does not exist; the tensor is not
+            (B, C, h, w); it has one channel without ``binary``, or several with it; ``size`` is not (H, W).
 
     Example:
         >>> import torch
@@ -70,23 +69,23 @@ def as_logits(
 
 
 def pad_to_multiple(images: Tensor, multiple: int | Sequence[int], *, mode: str = "replicate") -> Tensor:
-    """Enlarge images to the next multiple of what a network can take, at the bottom and on the right.
+    """Pad images at the bottom and on the right to the next multiple of a size.
 
-    U-Nets take multiples of 16 or 32 only, for instance. Cut the logits back with ``logits[..., :height, :width]``.
+    Many U-Nets only accept multiples of 16 or 32. Crop the logits with ``logits[..., :height, :width]``.
 
     Args:
         images: (B, C, H, W), floating point, H and W at least 1.
-        multiple: of both sides, or (of the height, of the width); at least 1.
-        mode: ``"replicate"`` repeats the last row and column, which BatchNorm and convolutions notice least;
+        multiple: one number for both sides, or (height, width); at least 1.
+        mode: ``"replicate"`` repeats the last row and column, which disturbs BatchNorm and convolutions least;
             ``"constant"`` adds zeros.
 
     Returns:
-        (B, C, H', W'), H' and W' below H and W plus ``multiple``; ``images`` itself where there is nothing to add.
+        (B, C, H', W') with the smallest multiples H' ≥ H and W' ≥ W; ``images`` itself if no padding is needed.
 
     Raises:
-        TypeError: ``images`` is no floating-point tensor, or ``multiple`` no int.
+        TypeError: ``images`` is not a floating-point tensor, or ``multiple`` is not an int.
         ValueError: ``images`` is not (B, C, H, W) with at least one pixel, ``multiple`` is below 1, or ``mode`` is
-            another.
+            unknown.
 
     Example:
         >>> import torch
@@ -104,7 +103,7 @@ def pad_to_multiple(images: Tensor, multiple: int | Sequence[int], *, mode: str 
         raise ValueError(f"`images`: expected at least one pixel, got {tuple(images.shape)}")
     down, right = _checks.check_size((multiple, multiple) if isinstance(multiple, int) else multiple, "multiple")
     _checks.check_choice(mode, "mode", ("replicate", "constant"))
-    # No remainder of a negative number: the compiler's symbolic sizes have none.
+    # Not `-height % down`: the compiler's symbolic sizes have no remainder of negative numbers.
     below, beside = (height + down - 1) // down * down - height, (width + right - 1) // right * right - width
     if below == 0 and beside == 0:
         return images
@@ -112,11 +111,11 @@ def pad_to_multiple(images: Tensor, multiple: int | Sequence[int], *, mode: str 
 
 
 def find(output: Any, key: str | int | None = None, *, name: str = "model(images)") -> Tensor:
-    """The tensor that ``key`` names or, without one, that is beyond doubt; errors call the output ``name``."""
+    """Return the tensor at ``key``, or the only candidate without one; errors call the output ``name``."""
     if isinstance(output, Tensor):
         return output
     if key is not None:
-        named = _at(output, key, name)
+        named = _entry(output, key, name)
         if not isinstance(named, Tensor):
             raise TypeError(f"`{name}`: expected a tensor as entry {key!r}, got {type(named).__name__}")
         return named
@@ -131,20 +130,20 @@ def find(output: Any, key: str | int | None = None, *, name: str = "model(images
             shapes = ", ".join(f"{place}: {tuple(output[place].shape)}" for place in maps)
             raise ValueError(
                 f"`{name}`: expected one tensor (B, C, h, w), got a {type(output).__name__} with {len(maps)} "
-                f"({shapes}); say which with `selftrain_seg.as_logits(output, key={maps[0]})`"
+                f"({shapes}); choose one with `selftrain_seg.as_logits(output, key={maps[0]})`"
             )
         found = output[maps[0]] if maps else None
     if not isinstance(found, Tensor):
-        there = f" with {_entries(output)}; `selftrain_seg.as_logits(output, key=...)` takes one of another name"
+        there = f" with {_entries(output)}; `selftrain_seg.as_logits(output, key=...)` reads any other entry"
         raise TypeError(
-            f"`{name}`: expected logits, as a tensor, as `out` or `logits` of a dict or object, or as the only "
-            f"(B, C, h, w) of a tuple, got {type(output).__name__}{there if isinstance(output, Mapping) else ''}"
+            f"`{name}`: expected logits: a tensor, a dict or object with `out` or `logits`, or a tuple with one "
+            f"(B, C, h, w), got {type(output).__name__}{there if isinstance(output, Mapping) else ''}"
         )
     return found
 
 
-def _at(output: Any, key: str | int, name: str) -> Any:
-    """What ``key`` names."""
+def _entry(output: Any, key: str | int, name: str) -> Any:
+    """Return the entry, element or attribute ``key``."""
     if isinstance(output, Mapping):
         if key in output:
             return output[key]
@@ -154,7 +153,7 @@ def _at(output: Any, key: str | int, name: str) -> Any:
     elif isinstance(key, str) and hasattr(output, key):
         return getattr(output, key)
     raise ValueError(
-        f"`key`: expected an entry of `{name}`, got {key!r}, and {type(output).__name__} has {_entries(output)}"
+        f"`key`: expected an entry of `{name}`, got {key!r}; {type(output).__name__} has {_entries(output)}"
     )
 
 
@@ -173,7 +172,7 @@ def _height_width(size: Sequence[int] | Tensor) -> tuple[int, int]:
 
 
 def resized(logits: Tensor, size: Sequence[int] | Tensor, *, name: str = "model(images)") -> Tensor:
-    """Logits (B, C, h, w) at the resolution ``size``."""
+    """Return logits (B, C, h, w) resized to ``size``."""
     height, width = _height_width(size)
     if logits.shape[-2] == height and logits.shape[-1] == width:
         return logits

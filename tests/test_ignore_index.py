@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import selftrain_seg
-from selftrain_seg import confidence, datasets, losses, mining, selectors, store
+from selftrain_seg import confidence, datasets, losses, mining, restyle, selectors, store
 
 C = 4
 LOGITS = torch.zeros(1, C, 2, 2)
@@ -42,6 +42,8 @@ CALLS = {
     "ClassIndex": lambda **k: mining.ClassIndex.from_masks([], C, **k),
     "ReliabilityBank": lambda **k: mining.ReliabilityBank(1, C, **k),
     "paste_classes": lambda **k: mining.paste_classes(LOGITS, LABELS, THRESHOLDS, **k),
+    "ConfusionMatrix": lambda **k: restyle.ConfusionMatrix(C, **k),
+    "restyled_confusion": lambda **k: restyle.restyled_confusion(torch.nn.Conv2d(3, C, 1), [], [], num_classes=C, **k),
     "PseudoLabelStore": lambda **k: store.PseudoLabelStore("nowhere", C, **k),
 }
 
@@ -50,7 +52,7 @@ CALLS = {
 def test_a_class_is_refused_as_the_ignore_label(name):
     CALLS[name](ignore_index=255)
     for value in (0, C - 1):
-        message = rf"`ignore_index`: expected a value outside \[0, {C}\), where classes are, got {value}"
+        message = rf"`ignore_index`: expected a value outside the classes \[0, {C}\), got {value}"
         with pytest.raises(ValueError, match=message):
             CALLS[name](ignore_index=value)
 
@@ -63,9 +65,7 @@ def test_255_is_a_class_of_many():
         lambda **k: losses.cross_entropy(many, LABELS, **k),
         lambda **k: mining.ClassIndex.from_masks([], 300, **k),
     ):
-        with pytest.raises(
-            ValueError, match=r"got 255; with more than 255 classes, or with 255 as one of them, say -1"
-        ):
+        with pytest.raises(ValueError, match=r"got 255; with more than 255 classes, use -1"):
             call()
         call(ignore_index=-1)
 

@@ -70,7 +70,7 @@ def test_where_logits_are(output, key):
 @pytest.mark.parametrize(
     ("output", "key", "error", "message"),
     [
-        (None, None, TypeError, r"`output`: expected logits, as a tensor, .*, got NoneType$"),
+        (None, None, TypeError, r"`output`: expected logits: a tensor, .*, got NoneType$"),
         (5.0, None, TypeError, "got float$"),
         ((), None, TypeError, "got tuple$"),
         ([OTHER.sum()], None, TypeError, "got list$"),
@@ -81,10 +81,10 @@ def test_where_logits_are(output, key):
         (SimpleNamespace(logits=None), None, TypeError, "got SimpleNamespace$"),
         ((Z, OTHER), None, ValueError, r"got a tuple with 2 \(0: \(1, 2, 3, 4\), 1: \(1, 5, 3, 4\)\); .*key=0\)`"),
         ([None, Z, OTHER], None, ValueError, r"got a list with 2 .*key=1\)`"),
-        ({"out": Z}, "seg", ValueError, "`key`: expected an entry of `output`, got 'seg', and dict has 'out'"),
-        ([Z, Z], 2, ValueError, "`key`: expected an entry of `output`, got 2, and list has 2 elements"),
-        ([Z, Z], "out", ValueError, "got 'out', and list has 2 elements"),
-        (SimpleNamespace(out=Z), 0, ValueError, "got 0, and SimpleNamespace has none of that name"),
+        ({"out": Z}, "seg", ValueError, "`key`: expected an entry of `output`, got 'seg'; dict has 'out'"),
+        ([Z, Z], 2, ValueError, "`key`: expected an entry of `output`, got 2; list has 2 elements"),
+        ([Z, Z], "out", ValueError, "got 'out'; list has 2 elements"),
+        (SimpleNamespace(out=Z), 0, ValueError, "got 0; SimpleNamespace has none of that name"),
         ({"out": Z, "aux": [Z]}, "aux", TypeError, "`output`: expected a tensor as entry 'aux', got list"),
         (Z, 0.0, TypeError, "`key`: expected a name or a number, got float"),
         (Z, True, TypeError, "`key`: expected a name or a number, got bool"),

@@ -179,12 +179,12 @@ def test_states_are_no_buffers(kind):
 def test_states_live_on_one_device_and_say_so(kind):  # the bank may lie on the CPU, and takes maps from anywhere
     module, name = kind.make(), type(kind.make()).__name__
     before = states(module)
-    with pytest.raises(ValueError, match=rf"`.*`: expected device cpu, where this {name} keeps its state, got meta"):
+    with pytest.raises(ValueError, match=rf"`.*`: expected device cpu, on which this {name} keeps its state, got meta"):
         kind.feed(module, BATCHES[0].to("meta"))
     assert_states(module, before)
     moved = nn.Sequential(nn.Linear(2, 2), module).to("meta")[1]
     assert {state.device.type for state in all_states(moved)} == {"meta"}
-    with pytest.raises(ValueError, match=r"expected device meta, .*; move it there once, by \.to\('cpu'\)"):
+    with pytest.raises(ValueError, match=r"expected device meta, .*; move the .* once with \.to\('cpu'\)"):
         kind.feed(moved, BATCHES[0])
     moved.reset()
     assert {state.device.type for state in all_states(moved)} == {"meta"}

@@ -1,6 +1,6 @@
-"""BatchNorm's statistics as a component: estimated on other images, mixed, chosen, one set per domain, frozen.
+"""Tools for BatchNorm statistics: estimate, mix, choose, keep one set per domain, freeze.
 
-Statistics are a plain dict of tensors, a part of the network's ``state_dict``.
+Statistics are a plain dict of tensors, a subset of the network's ``state_dict``.
 """
 
 from selftrain_seg.batchnorm.choose import AlphaChoice, choose_alpha

@@ -13,24 +13,24 @@ MEAN, VAR = "running_mean", "running_var"
 
 
 def batchnorm_layers(net: Any) -> dict[str, _BatchNorm]:
-    """Those with running statistics, by the name they have without wrappers; a shared one once."""
+    """Return the layers with running statistics by their names in the bare network; a shared layer once."""
     _weights.check_module(net, "net")
     found = {}
     for name, module in _weights.unwrap(net).named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
             if is_lazy(module.running_mean):
-                raise ValueError(f"`net`: expected layers that know their channels, got {name}; run it once first")
+                raise ValueError(f"`net`: expected initialised layers, got lazy layer {name}; run `net` once first")
             found[_weights.canonical(name)] = module
     return found
 
 
-def some_layers(net: Any) -> dict[str, _BatchNorm]:
-    """The same, and at least one."""
+def require_layers(net: Any) -> dict[str, _BatchNorm]:
+    """Return the same as ``batchnorm_layers``, or raise an error if there is none."""
     found = batchnorm_layers(net)
     if not found:
         raise ValueError(
-            f"`net`: expected BatchNorm layers with running statistics, found none in {type(net).__name__} (layers of "
-            "torchvision's FrozenBatchNorm2d are none)"
+            f"`net`: expected BatchNorm layers with running statistics, found none in {type(net).__name__} "
+            "(torchvision's FrozenBatchNorm2d is not supported)"
         )
     return found
 

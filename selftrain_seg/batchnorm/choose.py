@@ -1,4 +1,4 @@
-"""How much of the target's statistics to take, from a score that needs no target label."""
+"""Choice of the mixing weight of the target statistics, by a score without target labels."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["AlphaChoice", "choose_alpha"]
 
 
 class AlphaChoice(NamedTuple):
-    """What ``choose_alpha`` returns.
+    """The result of ``choose_alpha``.
 
     Attributes:
-        alpha: the chosen share of the target's statistics.
-        scores: of each alpha, in the order in which they were tried.
+        alpha: the chosen weight of the target statistics.
+        scores: score of each alpha, in the order in which they were tried.
     """
 
     alpha: float
@@ -36,30 +36,30 @@ def choose_alpha(
     margin: float = 0.0,
     variance: str = "interpolated",
 ) -> AlphaChoice:
-    """Try several mixtures of source and target statistics, and choose the one that scores best.
+    """Score several mixtures of source and target statistics and choose the best one.
 
-    The score decides how good the choice is. ``restyled_confusion(...).miou`` needs no target label. It was better than
-    either end on the networks tried, but not always right: where domains differ in more than colours it stays too near
-    to the source. Soft neighbourhood density chose the worst each time. Without source images take
-    ``mix_statistics``' default for a pre-trained network, and the target's statistics for one trained from scratch.
+    The choice is only as good as the score. Use ``restyled_confusion(...).miou``, which needs no target labels. Where
+    domains differ in more than colours, it chooses an alpha that is too small. Do not use soft neighbourhood density,
+    which chose the worst alpha on the networks tried. Without source images, use the default of ``mix_statistics`` for
+    a pre-trained network, and alpha 1 for a network trained from scratch.
 
     Args:
-        net: has each mixture in turn and comes back with the statistics that it had, whatever happens.
-        source: statistics of the source, from ``get_statistics``.
-        target: statistics of the target, from ``estimate_statistics``.
-        score: a number for the network, the higher, the better; the same on all ranks. NaN is never chosen.
-        alphas: the shares to try, each in [0, 1].
-        margin: the smallest alpha whose score is within ``margin`` of the best is chosen, so 0 takes the best, and of
-            equal ones the smallest. Statistics nearer to the source's are safer.
-        variance: as for ``mix_statistics``.
+        net: the network to score with each mixture. Its own statistics are restored at the end, also after an error.
+        source: source statistics, from ``get_statistics``.
+        target: target statistics, from ``estimate_statistics``.
+        score: maps the network to a number, higher is better, equal on all ranks. An alpha with NaN is never chosen.
+        alphas: the weights to try, each in [0, 1].
+        margin: the smallest alpha whose score is within ``margin`` of the best is chosen. A larger margin is safer,
+            since it stays nearer to the source statistics.
+        variance: as in ``mix_statistics``.
 
     Returns:
-        The choice and all scores. ``mix_statistics(source, target, choice.alpha)`` makes the statistics again.
+        ``AlphaChoice(alpha, scores)``. Get the statistics with ``mix_statistics(source, target, choice.alpha)``.
 
     Raises:
-        TypeError: an alpha or ``margin`` is no number.
-        ValueError: ``alphas`` is empty, one is outside [0, 1] or ``margin`` below 0; statistics do not fit the network;
-            every score is NaN.
+        TypeError: an alpha or ``margin`` is not a number.
+        ValueError: ``alphas`` is empty, an alpha is outside [0, 1], ``margin`` is below 0, the statistics do not match
+            the network, or every score is NaN.
 
     Example:
         >>> import torch
@@ -83,6 +83,6 @@ def choose_alpha(
         set_statistics(net, before)
     good = {alpha: value for alpha, value in scores.items() if not math.isnan(value)}
     if not good:
-        raise ValueError("`score`: expected a number for one alpha at least, got NaN for all")
+        raise ValueError("`score`: expected a number for at least one alpha, got NaN for all")
     best = max(good.values())
     return AlphaChoice(min(alpha for alpha, value in good.items() if value >= best - margin), scores)

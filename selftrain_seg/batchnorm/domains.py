@@ -1,4 +1,4 @@
-"""One set of running statistics for each domain, with weights in common."""
+"""One set of running statistics per domain, with shared weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from selftrain_seg.batchnorm._layers import MEAN, VAR, some_layers
+from selftrain_seg.batchnorm._layers import MEAN, VAR, require_layers
 
 __all__ = ["add_domain", "remove_domain", "use_domain"]
 
@@ -18,26 +18,25 @@ _ENTRIES = (MEAN, VAR, "num_batches_tracked")
 
 
 def add_domain(net: nn.Module, domain: str) -> None:
-    """Give every BatchNorm layer a further set of running statistics, for the images of a domain of its own.
+    """Add a set of running statistics for another domain to every BatchNorm layer.
 
-    In training each domain moves its own statistics and all learn one network, weights and biases of BatchNorm
-    included; DSBN has these apart, too. Inside ``use_domain(net, domain)`` the network has the statistics of that
-    domain, outside its own. They begin as copies of its own.
+    Inside ``use_domain(net, domain)`` the network uses and updates the statistics of that domain, which start as copies
+    of its own. All weights are shared, including those of BatchNorm, which DSBN keeps per domain.
 
-    Do it before ``DistributedDataParallel``, so that it sends them along, before a teacher copies the network, and
-    after ``SyncBatchNorm.convert_sync_batchnorm``, which would lose them.
+    Call it before ``DistributedDataParallel`` wraps or a teacher copies the network, and after
+    ``SyncBatchNorm.convert_sync_batchnorm``, which drops the added statistics.
 
     Args:
         net: a network with BatchNorm layers.
-        domain: a name that could be a variable's: ``"target"``.
+        domain: a valid Python identifier, such as ``"target"``.
 
     State / distributed:
-        Buffers ``<domain>_running_mean``, ``<domain>_running_var`` and ``<domain>_num_batches_tracked`` of each layer,
-        in ``state_dict`` under these names whichever domain is in use.
+        Each layer gets the buffers ``<domain>_running_mean``, ``<domain>_running_var`` and
+        ``<domain>_num_batches_tracked``. They have these names in ``state_dict``, whichever domain is in use.
 
     Raises:
-        TypeError: ``net`` is no ``torch.nn.Module``, or ``domain`` no string.
-        ValueError: the network has no BatchNorm layer, or that domain already; the name is none.
+        TypeError: ``net`` is not a ``torch.nn.Module``, or ``domain`` is not a string.
+        ValueError: the network has no BatchNorm layer or already has that domain, or ``domain`` is not an identifier.
 
     References:
         Chang et al., "Domain-Specific Batch Normalization for Unsupervised Domain Adaptation", CVPR 2019,
@@ -53,14 +52,14 @@ def add_domain(net: nn.Module, domain: str) -> None:
         >>> norm.running_mean, norm.target_running_mean
         (tensor([3.]), tensor([5.]))
     """
-    layers = some_layers(net)
+    layers = require_layers(net)
     if not isinstance(domain, str):
         raise TypeError(f"`domain`: expected a string, got {type(domain).__name__}")
     if not domain.isidentifier():
         raise ValueError(f"`domain`: expected a name such as 'target', got {domain!r}")
     for name, layer in layers.items():
         if any(hasattr(layer, f"{domain}_{entry}") for entry in _ENTRIES):
-            raise ValueError(f"`domain`: expected a new name, got {domain!r}, which {name or 'the layer'} has already")
+            raise ValueError(f"`domain`: expected a new name, got {domain!r}, which {name or 'the layer'} already has")
     for layer in layers.values():
         if not hasattr(layer, "_domain"):
             layer._domain = None  # type: ignore[assignment]
@@ -72,17 +71,18 @@ def add_domain(net: nn.Module, domain: str) -> None:
 
 
 def remove_domain(net: nn.Module, domain: str) -> None:
-    """Forget the statistics of a domain: what was added by ``add_domain`` is taken away.
+    """Remove the statistics of a domain that ``add_domain`` added.
 
-    To keep them as the network's own, take them out first with ``get_statistics`` inside ``use_domain``.
+    To keep them as the network's own statistics, call ``get_statistics`` inside ``use_domain`` first, and then
+    ``set_statistics``.
 
     Args:
         net: the network.
         domain: its name.
 
     Raises:
-        TypeError: ``net`` is no ``torch.nn.Module``.
-        ValueError: the network has no such domain, or it is in use.
+        TypeError: ``net`` is not a ``torch.nn.Module``.
+        ValueError: the network does not have the domain, or it is in use.
 
     Example:
         >>> import torch
@@ -94,7 +94,7 @@ def remove_domain(net: nn.Module, domain: str) -> None:
     """
     layers = _layers_with(net, domain)
     if any(layer._domain == domain for layer in layers):
-        raise ValueError(f"`domain`: expected one that is not in use, got {domain!r}; leave `use_domain` first")
+        raise ValueError(f"`domain`: expected a domain that is not in use, got {domain!r}; leave `use_domain` first")
     for layer in layers:
         for entry in _ENTRIES:
             delattr(layer, f"{domain}_{entry}")
@@ -102,20 +102,19 @@ def remove_domain(net: nn.Module, domain: str) -> None:
 
 @contextmanager
 def use_domain(net: nn.Module, domain: str | None) -> Iterator[None]:
-    """Let a network have the statistics of a domain inside a ``with`` block, to train, to predict or to change them.
+    """Make a network use the statistics of a domain inside a ``with`` block.
 
-    All that reads or changes running statistics, ``get_statistics``, ``set_statistics`` and ``estimate_statistics``
-    too, means the domain's inside. Blocks may be nested. Tensors change places and nothing is copied, so it costs
-    nothing on a GPU, gradients of forward passes in several domains can be computed together, and compiled networks
-    are not compiled anew.
+    Training, prediction, ``get_statistics``, ``set_statistics`` and ``estimate_statistics`` then use the statistics of
+    the domain. Blocks may be nested. Tensors are swapped, not copied, so the block costs nothing on a GPU, one backward
+    pass may cover forward passes in several domains, and compiled networks are not recompiled.
 
     Args:
-        net: a network after ``add_domain``, wrapped or not.
-        domain: its name; None for the network's own statistics.
+        net: a network with the domain, wrapped or not.
+        domain: name of the domain; None for the network's own statistics.
 
     Raises:
-        TypeError: ``net`` is no ``torch.nn.Module``.
-        ValueError: the network has no such domain.
+        TypeError: ``net`` is not a ``torch.nn.Module``.
+        ValueError: the network does not have the domain.
 
     Example:
         >>> import torch
@@ -128,7 +127,7 @@ def use_domain(net: nn.Module, domain: str | None) -> Iterator[None]:
         >>> norm.running_mean
         tensor([0.])
     """
-    layers = [layer for layer in some_layers(net).values() if hasattr(layer, "_domain")]
+    layers = [layer for layer in require_layers(net).values() if hasattr(layer, "_domain")]
     layers = layers if domain is None else _layers_with(net, domain)
     before: list[Any] = [layer._domain for layer in layers]
     try:
@@ -141,19 +140,19 @@ def use_domain(net: nn.Module, domain: str | None) -> Iterator[None]:
 
 
 def _layers_with(net: nn.Module, domain: str) -> list[_BatchNorm]:
-    layers = some_layers(net)
+    layers = require_layers(net)
     for name, layer in layers.items():
         if f"{domain}_{MEAN}" not in layer._buffers:
             known = sorted(entry.removesuffix(f"_{MEAN}") for entry in layer._buffers if entry.endswith(f"_{MEAN}"))
             raise ValueError(
-                f"`domain`: expected one that `add_domain` has added, got {domain!r}; {name or 'the layer'} has "
+                f"`domain`: expected a domain added by `add_domain`, got {domain!r}; {name or 'the layer'} has "
                 f"{', '.join(map(repr, known)) or 'none'}"
             )
     return list(layers.values())
 
 
 def _switch(layer: Any, domain: str | None) -> None:
-    """Let the tensors in use and those of a domain change places, after those of the domain in use are back."""
+    """Swap back the tensors of the domain in use, then swap in those of ``domain``."""
     for name in (layer._domain, domain) if layer._domain != domain else ():
         if name is not None:
             _exchange(layer._buffers, "", name)
@@ -168,12 +167,12 @@ def _exchange(tensors: Any, prefix: str, domain: str) -> None:
 
 
 def _sort(layer: Any, state_dict: dict[str, torch.Tensor], prefix: str, *_: Any) -> None:
-    """Save each domain's tensors under its name, whichever is in use."""
+    """Save the tensors of each domain under its name, whichever is in use."""
     if layer._domain is not None:
         _exchange(state_dict, prefix, layer._domain)
 
 
 def _unsort(layer: Any, state_dict: dict[str, torch.Tensor], prefix: str, *_: Any) -> None:
-    """And load them so."""
+    """Load the tensors of each domain by its name, whichever is in use."""
     if layer._domain is not None:
         _exchange(state_dict, prefix, layer._domain)

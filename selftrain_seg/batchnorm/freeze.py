@@ -1,4 +1,4 @@
-"""BatchNorm that stays in evaluation mode while the rest trains."""
+"""BatchNorm layers that stay in evaluation mode during training."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ __all__ = ["freeze_batchnorm"]
 
 
 def freeze_batchnorm(net: nn.Module, *, affine: bool = True) -> None:
-    """Let BatchNorm layers normalise by their running statistics for ever: ``net.train()`` no longer moves these.
+    """Freeze BatchNorm layers: ``net.train()`` no longer makes them use or update batch statistics.
 
-    The usual choice where a pre-trained network learns from small batches. Layers stay what they are, so names in the
-    ``state_dict`` do too (torchvision's ``FrozenBatchNorm2d`` drops the counter), activations inside a layer (timm)
-    still work, and ``estimate_statistics`` and ``set_statistics`` do. Copies and pickled networks are frozen as well.
+    This is common when a pre-trained network is trained with small batches. Each layer becomes a subclass of its type,
+    so names in the ``state_dict`` do not change (torchvision's ``FrozenBatchNorm2d`` drops the counter), and timm's
+    layers with activations, ``estimate_statistics`` and ``set_statistics`` still work. Copies and pickled networks stay
+    frozen.
 
-    Freeze after ``SyncBatchNorm.convert_sync_batchnorm``, which would make new layers that are not.
+    Call it after ``SyncBatchNorm.convert_sync_batchnorm``, which creates new layers.
 
     Args:
-        net: a network, wrapped or not. Layers without running statistics have nothing to freeze.
-        affine: whether weights and biases stop learning, too: ``requires_grad`` is set to False. Do that before the
-            optimizer and ``DistributedDataParallel`` look at it.
+        net: a network, wrapped or not. Layers without running statistics are left as they are.
+        affine: whether to freeze weights and biases too, by setting ``requires_grad`` to False. Do so before you create
+            the optimizer and ``DistributedDataParallel``.
 
     Raises:
-        TypeError: ``net`` is no ``torch.nn.Module``.
+        TypeError: ``net`` is not a ``torch.nn.Module``.
 
     Example:
         >>> import torch
@@ -50,14 +51,14 @@ def freeze_batchnorm(net: nn.Module, *, affine: bool = True) -> None:
 
 
 class _Frozen:
-    """What a frozen layer is besides a BatchNorm layer."""
+    """Mixin of frozen BatchNorm layers."""
 
     def train(self, mode: bool = True) -> Any:
-        """Evaluation mode, whatever is asked for."""
+        """Set evaluation mode, whatever ``mode`` is."""
         return super().train(False)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """The class is made here and cannot be found by name: copies and pickles make it again."""
+        """Recreate the class on copying and unpickling, since it cannot be imported by name."""
         return _empty, (type(self).__mro__[2],), self.__dict__.copy()
 
 
@@ -67,6 +68,6 @@ def _frozen(cls: type[_BatchNorm]) -> type[_BatchNorm]:
 
 
 def _empty(cls: type[_BatchNorm]) -> _BatchNorm:
-    """A frozen layer of that class without anything in it."""
+    """Return an empty frozen layer of a class."""
     frozen: type[_BatchNorm] = _frozen(cls)  # type: ignore[arg-type]
     return frozen.__new__(frozen)

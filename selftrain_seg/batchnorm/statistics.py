@@ -1,4 +1,4 @@
-"""Statistics taken out of a network, put into it, and mixed."""
+"""Get, set and mix BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["get_statistics", "mix_statistics", "set_statistics"]
 
 
 def get_statistics(net: nn.Module) -> dict[str, Tensor]:
-    """Copy the running statistics out of a network's BatchNorm layers.
+    """Return a copy of the running statistics of a network's BatchNorm layers.
 
     Args:
-        net: a network, wrapped in ``DistributedDataParallel`` or compiled or not. Layers of any dimension count,
-            ``SyncBatchNorm`` included; those with ``track_running_stats=False`` do not.
+        net: a network, also inside ``DistributedDataParallel`` or compiled. Layers of all dimensions and
+            ``SyncBatchNorm`` are included; those with ``track_running_stats=False`` are not.
 
     Returns:
-        ``running_mean`` and ``running_var`` of each layer, by their names in the ``state_dict`` of the bare network:
-        they can be saved, and loaded with ``strict=False``. Empty if there is no such layer.
+        ``running_mean`` and ``running_var`` of each layer, with their names in the ``state_dict`` of the bare network,
+        which can load them with ``strict=False``. Empty if there are no such layers.
 
     Raises:
-        TypeError: ``net`` is no ``torch.nn.Module``.
+        TypeError: ``net`` is not a ``torch.nn.Module``.
 
     Example:
         >>> import torch
@@ -38,18 +38,18 @@ def get_statistics(net: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def set_statistics(net: nn.Module, statistics: Mapping[str, Tensor]) -> None:
-    """Put running statistics into a network's BatchNorm layers.
+    """Set the running statistics of a network's BatchNorm layers.
 
-    Weights, modes and the counters ``num_batches_tracked`` stay as they are. Nothing is changed if there is an error.
+    Weights, modes and ``num_batches_tracked`` do not change. After an error nothing has changed.
 
     Args:
-        net: the network, as for ``get_statistics``.
-        statistics: of all its layers and nothing else, as ``get_statistics``, ``estimate_statistics`` and
-            ``mix_statistics`` return them; converted to the layers' dtype and device.
+        net: the network, as in ``get_statistics``.
+        statistics: statistics of exactly the layers of ``net``, as returned by ``get_statistics``,
+            ``estimate_statistics`` and ``mix_statistics``; converted to the dtype and device of the layers.
 
     Raises:
-        TypeError: ``net`` is no ``torch.nn.Module``.
-        ValueError: statistics are missing, of layers that the network has not, or of another shape.
+        TypeError: ``net`` is not a ``torch.nn.Module``.
+        ValueError: statistics are missing, belong to unknown layers, or have a different shape.
 
     Example:
         >>> import torch
@@ -74,22 +74,23 @@ def mix_statistics(
 ) -> dict[str, Tensor]:
     """Mix the statistics of two domains.
 
-    ``mean = alpha · target + (1 - alpha) · source``, and the variance likewise, or of the mixture of both domains,
-    which adds ``alpha · (1 - alpha) · (mean_target - mean_source)²``.
+    ``mean = alpha · target + (1 - alpha) · source``, and the same for the variance. ``variance="mixture"`` also adds
+    ``alpha · (1 - alpha) · (mean_target - mean_source)²`` to the variance.
 
     Args:
-        source: statistics, as ``get_statistics`` returns them.
-        target: those of the same layers, estimated on target images.
-        alpha: the target's share in [0, 1]. 0 gives the source's and 1 the target's, to the bit. 0.1 to 0.2 is safe for
-            pre-trained networks; small networks trained from scratch often want 1.
-        variance: ``"interpolated"``, as Schneider et al., or ``"mixture"``, by the law of total variance.
+        source: source statistics, from ``get_statistics``.
+        target: statistics of the same layers, estimated on target images.
+        alpha: weight of the target, in [0, 1]. 0 returns exactly the source and 1 exactly the target. 0.1 to 0.2 is
+            safe for pre-trained networks; 1 is often better for small networks trained from scratch.
+        variance: ``"interpolated"``, as in Schneider et al., or ``"mixture"``, the variance of the mixture of both
+            domains.
 
     Returns:
         The mixed statistics, in the dtype and on the device of ``source``; computed in float64.
 
     Raises:
-        TypeError: ``alpha`` is no number.
-        ValueError: ``alpha`` is outside [0, 1]; ``variance`` is another word; the layers or shapes differ.
+        TypeError: ``alpha`` is not a number.
+        ValueError: ``alpha`` is outside [0, 1], ``variance`` is unknown, or layers or shapes differ.
 
     References:
         Schneider et al., "Improving Robustness Against Common Corruptions by Covariate Shift Adaptation", NeurIPS 2020,
@@ -120,7 +121,7 @@ def mix_statistics(
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:
-    """The running statistics themselves."""
+    """Return the running statistics without copying."""
     return {
         join(name, entry): getattr(layer, entry)
         for name, layer in batchnorm_layers(net).items()
@@ -129,11 +130,11 @@ def _tensors(net: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_alike(own: Mapping[str, Tensor], other: Mapping[str, Tensor], name: str, whose: str) -> None:
-    """The same layers and shapes."""
+    """Check that two sets of statistics have the same layers and shapes."""
     if own.keys() != other.keys():
         raise ValueError(
-            f"`{name}`: expected the running_mean and running_var of {whose} and nothing else; missing: "
-            f"{_some(own.keys() - other.keys())}; added: {_some(other.keys() - own.keys())}"
+            f"`{name}`: expected exactly the running_mean and running_var of {whose}; missing: "
+            f"{_first_names(own.keys() - other.keys())}; unexpected: {_first_names(other.keys() - own.keys())}"
         )
     for entry, tensor in own.items():
         if tensor.shape != other[entry].shape:
@@ -142,6 +143,6 @@ def _check_alike(own: Mapping[str, Tensor], other: Mapping[str, Tensor], name: s
             )
 
 
-def _some(names: set[str]) -> str:
+def _first_names(names: set[str]) -> str:
     ordered = sorted(names)
     return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "") or "none"

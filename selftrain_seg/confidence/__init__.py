@@ -1,4 +1,4 @@
-"""What a network's output says about each pixel: its label and how sure it is, without saturation."""
+"""Label and confidence of each pixel from logits, computed without saturation."""
 
 from selftrain_seg.confidence.fusion import fuse_views
 from selftrain_seg.confidence.prior import SpatialPrior

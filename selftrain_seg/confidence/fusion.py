@@ -25,28 +25,27 @@ def fuse_views(
 ) -> Tensor:
     """Average a network's probabilities over several scales of the images and their mirror images.
 
-    ``p = mean_v softmax(resize(model(view_v(x))))``: each view's logits are resized to the images' size, mirrored
-    back and normalised; probabilities, not logits, are averaged. As input of thresholds and selectors use
-    ``p.log()``.
+    ``p = mean_v softmax(resize(model(view_v(x))))``: the logits of each view are mirrored back, resized to the size of
+    the images and normalised; probabilities, not logits, are averaged. Pass ``p.log()`` to thresholds and selectors.
 
     Args:
-        model: maps images (B, 3, h, w) to logits (B, C, h', w') of any resolution, or to what
-            ``selftrain_seg.as_logits`` finds them in. Used as it is: put it into ``eval()`` mode before. A network
-            that takes certain sizes only needs ``selftrain_seg.pad_to_multiple``.
-        images: (B, 3, H, W), floating point; any number of channels that the model takes.
-        scales: factors of height and width, above 0; sizes are rounded. CRST: (0.9, 1.0, 1.2), averaging
-            logits. IAST: five widths, 1,024 to 2,048 for Cityscapes, which is (0.5, 0.625, 0.75, 0.879, 1.0).
-        flip: whether each scale is also seen mirrored left to right. CRST: True, IAST: False.
-        align_corners: how images and logits are resized bilinearly, as in ``torch.nn.functional.interpolate``.
-            True is what many published segmentation networks were trained with.
+        model: maps images (B, 3, h, w) to logits (B, C, h', w') of any resolution, or to an output that
+            ``selftrain_seg.as_logits`` reads. Its mode is not changed: call ``eval()`` first. If the network only
+            accepts certain sizes, wrap it with ``selftrain_seg.pad_to_multiple``.
+        images: (B, 3, H, W), floating point, or any number of channels that the model accepts.
+        scales: factors of height and width, above 0; sizes are rounded. CRST: (0.9, 1.0, 1.2), and it averages logits.
+            IAST: (0.5, 0.625, 0.75, 0.879, 1.0), widths of 1,024 to 2,048 on Cityscapes.
+        flip: whether to add the mirror image of each scale, left to right. CRST: True, IAST: False.
+        align_corners: passed to ``torch.nn.functional.interpolate`` when images and logits are resized. Many published
+            segmentation networks were trained with True.
 
     Returns:
         (B, C, H, W) float32 probabilities that sum to 1; no gradient.
 
     Raises:
-        TypeError: ``images`` is no floating-point tensor, a scale no number, or ``model`` returns no logits.
-        ValueError: ``images`` is not (B, 3, H, W) in rank, ``scales`` is empty or not above 0, or ``model``
-            returns no (B, C, h, w) of the same B, one class only, or several tensors.
+        TypeError: ``images`` is not a floating-point tensor, a scale is not a number, or ``model`` returns no logits.
+        ValueError: ``images`` does not have four dimensions, ``scales`` is empty or not above 0, or the logits are not
+            (B, C, h, w) with the same B and at least two classes, or ``model`` returns several tensors.
 
     References:
         Test-time fusion of CRST (Zou et al., ICCV 2019) and IAST (Mei et al., ECCV 2020).

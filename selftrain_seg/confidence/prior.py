@@ -1,4 +1,4 @@
-"""Where in the picture each class tends to be (CBST-SP)."""
+"""Spatial prior: how often each class occurs at each pixel (CBST-SP)."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ __all__ = ["SpatialPrior"]
 
 
 class SpatialPrior(Stateful):
-    """Estimate, from source labels, how much more often than on average each class is found at each pixel.
+    """Estimate the relative frequency of each class at each pixel from source labels.
 
-    The share of label maps with class c at a pixel, counted at the working resolution, smoothed with a Gaussian
-    and scaled so that each class has mean 1 over pixels. It multiplies probabilities, without renormalising, as
-    the ``prior`` argument of thresholds and selectors.
+    The prior is the share of label maps with class c at a pixel, counted at the resolution ``size``, smoothed with a
+    Gaussian and scaled so that each class has mean 1 over pixels. Pass it as ``prior`` to thresholds and selectors:
+    they multiply the probabilities with it, without renormalising.
 
     Args:
         num_classes: C, at least 2.
-        size: (H, W) the maps are counted at.
+        size: (H, W) of the counts.
         sigma_px: standard deviation of the Gaussian, in pixels of ``size``, at least 0; 0 does not smooth.
-        kernel_px: odd side of the Gaussian's window; by default an odd number of about 6 sigma. The paper
-            gives "a 70 × 70 Gaussian" at 1024 × 2048.
+        kernel_px: odd side of the window of the Gaussian; by default about 6 sigma. The paper uses "a 70 × 70 Gaussian"
+            at 1024 × 2048.
         ignore_index: label that is not counted; outside [0, C).
 
     Attributes:
-        frequencies: (C, H, W) float64, sums over label maps.
+        frequencies: (C, H, W) float64, summed over label maps.
 
     State / distributed:
-        Sums, each rank's own. ``compute`` adds them over ranks, so every rank must call it.
+        Each rank holds its own sums. ``compute`` adds them over ranks, so every rank must call it.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
 
     References:
         CBST-SP (Zou et al., ECCV 2018), Section 3.4.
@@ -94,11 +94,12 @@ class SpatialPrior(Stateful):
 
         Args:
             labels: (B, h, w) integers, any resolution. Larger maps are averaged over the area of each pixel of
-                ``size``, smaller ones repeated; every map weighs the same. Labels outside [0, C) are not counted.
+                ``size``, smaller ones are repeated; every map has the same weight. Labels outside [0, C) are not
+                counted.
 
         Raises:
             TypeError: ``labels`` is not an integer tensor.
-            ValueError: ``labels`` is not (B, h, w) with h, w at least 1, lies on another device than the counts,
+            ValueError: ``labels`` is not (B, h, w) with h, w at least 1, is on a different device from the counts,
                 or, inside ``value_checks()``, has a label outside [0, C).
         """
         _checks.check_label_maps(labels)
@@ -120,15 +121,15 @@ class SpatialPrior(Stateful):
         """Return the prior.
 
         Args:
-            size: (H, W) to resize to, bilinearly; by default that of the counts.
+            size: (H, W) of the result, resized bilinearly; by default that of the counts.
 
         Returns:
-            (C, H, W) float32, each class with mean 1 over pixels; all 0 for a class that was never seen, which
-            is then never predicted.
+            (C, H, W) float32, each class with mean 1 over pixels. A class that was never seen is 0 everywhere, so it is
+            never predicted.
         """
         maps = self.reduced("frequencies")[0].unsqueeze(0)
         if self.sigma_px > 0:
-            from kornia.filters import gaussian_blur2d  # slow to import, and needed here alone
+            from kornia.filters import gaussian_blur2d  # slow to import
 
             sides, sigmas = (self.kernel_px, self.kernel_px), (self.sigma_px, self.sigma_px)
             maps = gaussian_blur2d(maps, sides, sigmas, border_type="replicate", separable=True)
@@ -140,7 +141,7 @@ class SpatialPrior(Stateful):
 
 
 def _to_cells(labels: Tensor, dim: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Repeat a dimension that is too short, then say which cell each index falls in and what it weighs there."""
+    """Repeat a dimension that is too short; return the labels, and the cell and weight of each index."""
     length = labels.shape[dim]
     if length < cells:
         nearest = (torch.arange(cells, device=labels.device) * length) // cells

@@ -13,7 +13,7 @@ __all__ = ["TopConfidence", "log_odds", "top_confidence"]
 
 
 class TopConfidence(NamedTuple):
-    """What ``top_confidence`` returns.
+    """The result of ``top_confidence``.
 
     Attributes:
         labels: (B, H, W) int64, the most probable class.
@@ -25,23 +25,22 @@ class TopConfidence(NamedTuple):
 
 
 def top_confidence(logits: Tensor, *, prior: Tensor | None = None) -> TopConfidence:
-    """Find each pixel's most probable class and the logarithm of its probability.
+    """Return the most probable class of each pixel and its log-probability.
 
-    With ``d_c = z_c - max z`` and ``s = Σ_{c≠ŷ} exp(d_c)``, the sum over the *other* classes,
-    ``log m = -log1p(s)``. Where the plain maximum of a softmax rounds to exactly 1.0 (most road and sky pixels
-    of a trained network) ``log m = -s`` still tells pixels apart, down to about 1e-38.
-    With a prior q the label is ``argmax_c p_c q_c`` and the result ``log(p_c q_c)``, not renormalised.
+    ``log m = -log1p(s)`` with ``s = Σ_{c≠ŷ} exp(z_c - max z)``, the sum over the *other* classes. A plain softmax
+    rounds to exactly 1.0 on most road and sky pixels of a trained network; ``log m`` still ranks these pixels, down to
+    about -1e-38. With a prior q the label is ``argmax_c p_c q_c`` and the result ``log(p_c q_c)``, not renormalised.
 
     Args:
         logits: (B, C, H, W), any floating-point dtype and memory layout; detached. Computed in float32.
         prior: (C, H, W) non-negative weights that multiply the probabilities, see ``SpatialPrior``.
 
     Returns:
-        ``TopConfidence(labels, log_confidence)``. Where a logit is NaN, or the largest is infinite, the
-        log-confidence is NaN: such a pixel is never counted, and passes no comparison.
+        ``TopConfidence(labels, log_confidence)``. The log-confidence is NaN where a logit is NaN or the largest logit
+        is infinite; such a pixel is never counted or selected.
 
     Raises:
-        TypeError: ``logits`` or ``prior`` is no floating-point tensor.
+        TypeError: ``logits`` or ``prior`` is not a floating-point tensor.
         ValueError: ``logits`` is not (B, C, H, W), or ``prior`` is not (C, H, W) on the same device.
 
     References:
@@ -60,19 +59,19 @@ def top_confidence(logits: Tensor, *, prior: Tensor | None = None) -> TopConfide
     _checks.check_prior(prior, logits)
     if prior is None:
         return TopConfidence(*ops.read_log_confidence(logits))
-    labels, score = ops.read(logits, prior=prior)  # relative to the most that a class can reach
+    labels, score = ops.read(logits, prior=prior)  # relative to the largest score that a class can reach
     return TopConfidence(labels, torch.nn.functional.logsigmoid(score) + ops.prior_peaks(prior.detach()).log()[labels])
 
 
 def log_odds(log_confidence: Tensor) -> Tensor:
     """Convert log-probabilities to log-odds.
 
-    ``o = log m - log(1 - m)``, computed from ``log m`` without forming ``1 - m``, so it stays exact where m
-    rounds to 1. It is the scale ``ConfidenceSketch`` counts on: monotone in m, spread evenly where m saturates.
+    ``o = log m - log(1 - m)``, computed from ``log m`` without forming ``1 - m``, so it stays exact where m rounds to
+    1. ``ConfidenceSketch`` counts on this scale, which is monotone in m and does not saturate.
 
     Args:
-        log_confidence: any shape, floating point, values in [-inf, 0], such as ``TopConfidence.log_confidence``
-            found without a prior.
+        log_confidence: any shape, floating point, values in [-inf, 0], such as ``TopConfidence.log_confidence`` without
+            a prior.
 
     Returns:
         The same shape, dtype and device; ``-inf`` for probability 0 and ``inf`` for probability 1.

@@ -1,4 +1,4 @@
-"""Sums over ranks: what every statistic of this package needs to be the same on all of them."""
+"""Reductions over ranks, used by all statistics of this package."""
 
 from selftrain_seg.distributed.reduce import all_reduce_max, all_reduce_sum
 

@@ -1,4 +1,4 @@
-"""One all-reduce, and nothing at all in a single process."""
+"""All-reduce over the default process group, without effect in a single process."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ __all__ = ["all_reduce_max", "all_reduce_sum"]
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Return the sum of ``tensor`` over all ranks of the default process group.
 
-    Every rank gets the same values. Integer counts add up exactly, in any order, so statistics built on them
-    equal those of one process bit for bit. Without an initialised process group, or with one rank, the tensor
-    itself is returned.
+    All ranks get the same values. Integer counts add up exactly in any order, so statistics of counts are bit-identical
+    to those of a single process. Without an initialised process group, or with one rank, ``tensor`` itself is returned.
 
     Args:
-        tensor: any shape and dtype the backend supports, the same on every rank. It is not changed.
+        tensor: any shape and dtype that the backend supports, the same on every rank. It is not changed.
 
     Returns:
         A tensor of the same shape, dtype and device.
 
-    State / distributed: a collective, so every rank must call it. A CPU tensor under a GPU-only backend
-    (NCCL) travels through the current GPU.
+    State / distributed: a collective, so every rank must call it. With NCCL, a CPU tensor is copied to the current GPU
+    and back.
 
     Example:
         >>> import torch
@@ -34,10 +33,10 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def all_reduce_max(tensor: Tensor) -> Tensor:
-    """Return the elementwise maximum of ``tensor`` over all ranks; in all else as ``all_reduce_sum``.
+    """Return the elementwise maximum of ``tensor`` over all ranks; otherwise like ``all_reduce_sum``.
 
     Args:
-        tensor: any shape and dtype the backend supports, the same on every rank. It is not changed.
+        tensor: any shape and dtype that the backend supports, the same on every rank. It is not changed.
 
     Returns:
         A tensor of the same shape, dtype and device.
@@ -51,7 +50,7 @@ def all_reduce_max(tensor: Tensor) -> Tensor:
 
 
 def rank_and_ranks() -> tuple[int, int]:
-    """This process's rank and the number of ranks in the default process group: (0, 1) without one."""
+    """Return the rank of this process and the number of ranks, (0, 1) without a process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1

@@ -1,14 +1,14 @@
-"""Losses that learn from pseudo-labels: logits and labels in, a loss out.
+"""Losses for training on pseudo-labels.
 
-They are one pass over the logits each way and keep no (B, C, H, W) tensor but the logits and their gradient.
-Statistics are float32 for half-precision logits. Every loss says what it divides by: ``normalize="labelled"`` or
-``"all"``. To keep settings in an object, use ``functools.partial``.
+Forward and backward read the logits once each, and store no other (B, C, H, W) tensor than the logits and their
+gradient. Half-precision logits are computed in float32. ``normalize="labelled"`` or ``"all"`` sets what a loss divides
+by. To keep settings in an object, use ``functools.partial``.
 
 - ``cross_entropy``: hard or soft labels (CBST, CRST's LRENT, FixMatch and its relatives)
 - ``mrkld_loss``, ``mrent_loss``, ``mrl2_loss``: cross entropy with model regularisation (CRST)
 - ``region_guided_loss``: one regulariser for labelled, another for ignored pixels (IAST)
-- ``dynamic_loss``, ``dynamic_mutual_loss``: pixels weighted by belief and agreement (DST-CBC, DMT)
-- ``negative_loss``: learn what a pixel is not (DT-ST)
+- ``dynamic_loss``, ``dynamic_mutual_loss``: pixels weighted by confidence and agreement (DST-CBC, DMT)
+- ``negative_loss``: learn which classes a pixel does not have (DT-ST)
 - ``class_weighted_loss`` with ``focal_class_weight`` (SAC), ``symmetric_loss`` (SCE), ``fairness_loss`` (FreeMatch)
 """
 

@@ -1,4 +1,4 @@
-"""Arguments that the losses have in common, checked once."""
+"""Checks of the arguments that the losses have in common."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NORMALIZE = ("labelled", "all")
 
 
 def check_target(logits: Any, labels: Any, ignore_index: int, pixel_weight: Any = None, *, soft: bool = True) -> None:
-    """Logits, their labels, hard or (if allowed) soft, and the pixels' weights."""
+    """Check logits, hard or (if allowed) soft labels, and pixel weights."""
     _checks.check_logits(logits)
     if not (soft and isinstance(labels, Tensor) and labels.is_floating_point()):
         _checks.check_ignore_index(ignore_index, logits.shape[1])
@@ -28,7 +28,7 @@ def check_target(logits: Any, labels: Any, ignore_index: int, pixel_weight: Any 
 
 
 def divide_by(normalize: Any, reduction: Any, choices: tuple[str, ...] = NORMALIZE) -> str:
-    """What the sums of a loss are divided by, one word for ``normalize`` and ``reduction``."""
+    """Combine ``normalize`` and ``reduction`` into one word for the divisor."""
     _checks.check_choice(normalize, "normalize", choices)
     _checks.check_choice(reduction, "reduction", REDUCTIONS)
     return str(normalize) if reduction == "mean" else str(reduction)

@@ -1,4 +1,4 @@
-"""Cross entropy with class weights, and the focal weights that SAC derives from a running class confidence."""
+"""Cross entropy with class weights, and the focal class weights of SAC."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ __all__ = ["class_weighted_loss", "focal_class_weight"]
 
 
 def focal_class_weight(running_confidence: Tensor, *, exponent: float = 3.0) -> Tensor:
-    """Turn a running class confidence into class weights: the rarer or harder a class, the larger.
+    """Compute class weights from a running class confidence: larger for rare and hard classes.
 
     ``w_c = (1 - r_c)^λ``. Matches the focal term of SAC.
 
     Args:
         running_confidence: (C,) floating point in [0, 1], such as ``RunningConfidenceSelector.running_confidence``;
             clamped to that range, detached.
-        exponent: λ, not negative; 0 gives weights of 1. SAC: 3.
+        exponent: λ, at least 0; 0 gives weights of 1. SAC: 3.
 
     Returns:
         (C,) weights in [0, 1], same dtype and device.
 
     Raises:
-        TypeError: ``running_confidence`` is no floating-point tensor, or ``exponent`` no number.
+        TypeError: ``running_confidence`` is not a floating-point tensor, or ``exponent`` is not a number.
         ValueError: ``running_confidence`` is not (C,), or ``exponent`` is negative.
 
     References:
@@ -58,34 +58,35 @@ def class_weighted_loss(
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
 ) -> Tensor:
-    """Compute cross entropy in which every pixel counts by the weight of its label's class.
+    """Compute cross entropy with a weight per class.
 
     ``(1/D) Σ_labelled w_y · -log p_y``, where D is
 
     - "labelled": the number of labelled pixels.
-    - "all": the number of pixels, B·H·W, as SAC's published code does; a sparse pseudo-label then counts less.
-    - "weights": ``Σ_labelled w_y``, as ``torch.nn.functional.cross_entropy`` does.
+    - "all": the number of pixels, B·H·W, as in the published code of SAC; the fewer pixels are labelled, the smaller
+      the loss.
+    - "weights": ``Σ_labelled w_y``, as in ``torch.nn.functional.cross_entropy``.
 
-    With ``focal_class_weight`` and the teacher's confidence as ``pixel_weight`` it is the loss of SAC.
+    With ``focal_class_weight`` and the teacher's confidence as ``pixel_weight``, this is the loss of SAC.
 
     Args:
-        logits: (B, C, H, W), any floating-point dtype and memory layout. The only argument gradients are sure
-            to reach; ``pixel_weight`` gets one if it requires it, ``class_weight`` never.
+        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it, and to ``pixel_weight``
+            if it requires a gradient, never to ``class_weight``.
         labels: (B, H, W) integers in [0, C) or ``ignore_index``.
         class_weight: (C,) w.
         normalize: what ``reduction="mean"`` divides by.
-        pixel_weight: (B, H, W) further factor of a pixel's cross entropy; None is 1. Does not enter D.
-        ignore_index: label of the pixels that take part in nothing; outside [0, C).
-        reduction: "mean" as above; "sum" without the division; "none" for the map whose sum that is.
+        pixel_weight: (B, H, W) further factor of the cross entropy of each pixel; None is 1. It does not change D.
+        ignore_index: label of pixels that do not contribute; outside [0, C).
+        reduction: "mean" as above; "sum" does not divide; "none" returns the map that "sum" adds up.
 
     Returns:
-        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without any labelled pixel exactly
-        0 with gradients of exactly 0.
+        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without a labelled pixel the loss and
+        its gradients are exactly 0.
 
     Raises:
-        TypeError: ``logits`` is not floating point, ``labels`` not integer, or a weight no tensor.
-        ValueError: a shape or device does not fit ``logits``, or ``normalize`` or ``reduction`` is unknown.
-            Labels outside [0, C), only inside ``value_checks()``.
+        TypeError: ``logits`` is not floating point, ``labels`` is not integer, or a weight is not a tensor.
+        ValueError: a shape or device does not match ``logits``, or ``normalize`` or ``reduction`` is unknown.
+            Inside ``value_checks()``: labels outside [0, C).
 
     References:
         SAC (Araslanov and Roth, Self-supervised Augmentation Consistency for Adapting Semantic Segmentation,

@@ -1,4 +1,4 @@
-"""Cross entropy with pseudo-labels, hard or soft."""
+"""Cross entropy with hard or soft pseudo-labels."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ def cross_entropy(
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
 ) -> Tensor:
-    """Compute cross entropy with hard or soft labels, over labelled pixels or over all.
+    """Compute cross entropy with hard or soft labels.
 
-    ``(1/D) Σ_labelled w · -log p_y``, for soft labels ``-Σ_c y_c log p_c``, where D is
+    ``(1/D) Σ_labelled w · -log p_y``, or for soft labels ``(1/D) Σ_labelled w · -Σ_c y_c log p_c``, where D is
 
     - "labelled": the number of labelled pixels. CBST, CRST (LRENT: soft labels), IAST, DST-CBC.
     - "all": the number of pixels, B·H·W, or of those in ``valid``. FixMatch, UniMatch, FreeMatch, SoftMatch and the
-      positive loss of DT-ST; the fewer pixels are sure, the less they count.
+      positive loss of DT-ST. The fewer pixels are labelled, the smaller the loss.
 
-    Weights never enter D. Soft labels that do not sum to 1 are taken as they are.
+    Weights do not change D. Soft labels are not normalised.
 
     Args:
-        logits: (B, C, H, W), any floating-point dtype and memory layout. The only argument gradients are sure
-            to reach; ``pixel_weight`` gets one if it requires it, labels never.
-        labels: (B, H, W) integers in [0, C) or ``ignore_index``; or soft labels (B, C, H, W), floating point,
-            not negative, a pixel's zero vector meaning ignored, such as those of ``select_soft``.
+        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it, and to ``pixel_weight``
+            if it requires a gradient, never to labels.
+        labels: (B, H, W) integers in [0, C) or ``ignore_index``; or soft labels (B, C, H, W), floating point, not
+            negative, such as those of ``select_soft``. Pixels with a zero vector are ignored.
         pixel_weight: (B, H, W) w; None is 1.
-        normalize: "labelled" or "all", what ``reduction="mean"`` divides by.
-        valid: (B, H, W) bool, with "all" only: the pixels that count, all but padding, say. Pixels that are labelled
-            outside of it still take part, so give it to the selector, too.
-        ignore_index: label of the pixels that take part in nothing; not used with soft labels.
-        reduction: "mean" as above; "sum" without the division; "none" for the map whose sum that is.
+        normalize: "labelled" or "all", the divisor of ``reduction="mean"``.
+        valid: (B, H, W) bool, only with "all": the pixels that D counts, for example all except padding. Labelled
+            pixels outside ``valid`` still contribute, so pass it to the selector too.
+        ignore_index: label of pixels that do not contribute; not used with soft labels.
+        reduction: "mean" as above; "sum" does not divide; "none" returns the map that "sum" adds up.
 
     Returns:
-        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without any labelled pixel exactly
-        0 with gradients of exactly 0.
+        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without a labelled pixel the loss and
+        its gradients are exactly 0.
 
-    State / distributed: none; counts are those of the process, as in ``torch.nn.functional.cross_entropy``.
+    State / distributed: none; D counts the pixels of this process, as in ``torch.nn.functional.cross_entropy``.
 
     Raises:
-        TypeError: ``logits`` is not floating point, ``labels`` neither integer nor floating point, ``valid`` not
-            bool, or ``pixel_weight`` no tensor.
-        ValueError: a shape or device does not fit ``logits``, ``normalize`` or ``reduction`` is unknown, or ``valid``
-            comes with "labelled". Labels outside [0, C), or negative soft labels, only inside ``value_checks()``.
+        TypeError: ``logits`` is not floating point, ``labels`` is neither integer nor floating point, ``valid`` is not
+            bool, or ``pixel_weight`` is not a tensor.
+        ValueError: a shape or device does not match ``logits``, ``normalize`` or ``reduction`` is unknown, or ``valid``
+            is given with "labelled". Inside ``value_checks()``: labels outside [0, C), or negative soft labels.
 
     References:
         CBST (Zou et al., ECCV 2018); CRST's LRENT (Zou et al., ICCV 2019); FixMatch (Sohn et al., NeurIPS 2020);
@@ -70,7 +70,7 @@ def cross_entropy(
     check_target(logits, labels, ignore_index, pixel_weight)
     _checks.check_valid(valid, logits)
     if valid is not None and normalize != "all":
-        raise ValueError(f"`valid`: expected normalize='all', which it is for, got {normalize!r}")
+        raise ValueError(f"`normalize`: expected 'all' with `valid`, got {normalize!r}")
     divide = divide_by(normalize, reduction)
     return ops.weighted_loss(
         logits,

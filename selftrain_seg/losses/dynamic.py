@@ -1,4 +1,4 @@
-"""Cross entropy weighted by how much the network believes each pseudo-label (DST-CBC, DMT)."""
+"""Cross entropy weighted by the probability of each pseudo-label (DST-CBC, DMT)."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ def dynamic_loss(
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
 ) -> Tensor:
-    """Compute cross entropy in which a pseudo-labelled pixel counts as much as the network believes its label.
+    """Compute cross entropy weighted by a power of the probability of each pseudo-label.
 
-    ``(1/N) Σ w · -log p_y`` with ``w = p_y^γ``, no gradient through w, on pseudo-labelled images and ``w = 1`` on
-    labelled ones. N counts the valid pixels of both; weights do not enter it. Matches the dynamic loss of
+    ``(1/N) Σ w · -log p_y``, with ``w = p_y^γ`` on pseudo-labelled images and ``w = 1`` on labelled ones. No gradient
+    flows through w. N counts the labelled pixels of all images, whatever their weights. Matches the dynamic loss of
     DST-CBC.
 
     Args:
-        logits: (B, C, H, W), any floating-point dtype and memory layout. The only argument gradients are sure
-            to reach; ``pixel_weight`` gets one if it requires it.
+        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it, and to ``pixel_weight``
+            if it requires a gradient.
         labels: (B, H, W) integers in [0, C) or ``ignore_index``.
-        gamma: γ, not negative; 0 is plain cross entropy. DST-CBC: 9, with 1/106 and with 1/20 of VOC labelled.
-        is_pseudo: (B,) bool, the images whose labels are pseudo-labels; None is all of them.
-        pixel_weight: (B, H, W) further factor of a pixel's cross entropy; None is 1.
-        normalize: "labelled", N as above and as published, or "all", B·H·W.
-        ignore_index: label of the pixels that take part in nothing; outside [0, C).
-        reduction: "mean" as above; "sum" without the division; "none" for the map whose sum that is.
+        gamma: γ, at least 0; 0 is plain cross entropy. DST-CBC: 9, with 1/106 and with 1/20 of VOC labelled.
+        is_pseudo: (B,) bool, the images whose labels are pseudo-labels; None means all of them.
+        pixel_weight: (B, H, W) further factor of the cross entropy of each pixel; None is 1.
+        normalize: divisor, "labelled" for N as above and as published, or "all" for B·H·W.
+        ignore_index: label of pixels that do not contribute; outside [0, C).
+        reduction: "mean" as above; "sum" does not divide; "none" returns the map that "sum" adds up.
 
     Returns:
-        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without any valid pixel exactly
-        0 with gradients of exactly 0.
+        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without a labelled pixel the loss and
+        its gradients are exactly 0.
 
     Raises:
-        TypeError: ``logits`` is not floating point, ``labels`` not integer, ``is_pseudo`` not bool, ``gamma`` no
-            number, or ``pixel_weight`` no tensor.
-        ValueError: a shape or device does not fit ``logits``, ``gamma`` is negative, or ``normalize`` or
+        TypeError: ``logits`` is not floating point, ``labels`` is not integer, ``is_pseudo`` is not bool, ``gamma`` is
+            not a number, or ``pixel_weight`` is not a tensor.
+        ValueError: a shape or device does not match ``logits``, ``gamma`` is negative, or ``normalize`` or
             ``reduction`` is unknown.
-            Labels outside [0, C), only inside ``value_checks()``.
+            Inside ``value_checks()``: labels outside [0, C).
 
     References:
         DST-CBC (Feng et al., Semi-Supervised Semantic Segmentation via Dynamic Self-Training and Class-Balanced
@@ -91,43 +91,43 @@ def dynamic_mutual_loss(
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
 ) -> Tensor:
-    """Compute cross entropy with another network's labels, weighted by whether the two networks agree.
+    """Compute cross entropy with the labels of another network, weighted by the agreement of the two networks.
 
-    ``(1/N) Σ w · -log p_y`` over valid pixels. With ŷ and m this network's label and confidence, y and m_B the
-    other's, on pseudo-labelled images
+    ``(1/N) Σ w · -log p_y`` over labelled pixels. ŷ and m are the label and confidence of this network, y and m_B those
+    of the other. On pseudo-labelled images
 
     - ŷ = y: ``w = p_y^γ1``
     - ŷ ≠ y and m > m_B: ``w = 0``; with ``flip`` the label becomes ŷ and ``w = (1 - m_B)^γ2``
     - ŷ ≠ y and m ≤ m_B: ``w = p_y^γ2``
 
     and ``w = 1`` on labelled ones. No gradient flows through w. N counts the labelled pixels of all images, whatever
-    their w. With γ1 = γ2 = 0 the loss is plain cross entropy, as in the published code: nothing is left out or flipped.
-    Matches the dynamic mutual loss of DMT, ``flip`` its ablation. ŷ and m are found in float32, where m
-    beats m_B by more than rounding; under ``torch.func.vmap`` one batch after another.
+    their weights. With γ1 = γ2 = 0 the loss is plain cross entropy, as in the published code: no pixel is dropped or
+    flipped. Matches the dynamic mutual loss of DMT, and with ``flip`` its ablation. ŷ and m are computed in float32; m
+    must exceed m_B by more than the rounding error. ``torch.func.vmap`` processes one batch after another.
 
     Args:
-        logits: (B, C, H, W) of the network that learns, any floating-point dtype and memory layout. The only
-            argument that gets a gradient.
-        labels: (B, H, W) integers in [0, C) or ``ignore_index``: the other network's pseudo-labels, or labels.
+        logits: (B, C, H, W) of the network in training, any floating-point dtype and memory layout. The only argument
+            that gets a gradient.
+        labels: (B, H, W) integers in [0, C) or ``ignore_index``: pseudo-labels of the other network, or true labels.
         confidence: (B, H, W) in [0, 1], m_B, such as ``PseudoLabels.confidence``.
-        gamma_agree: γ1, not negative. DMT: 5 on VOC (1/106, 1/50, 1/20 and 1,464 labelled), 3 on Cityscapes (1/8).
-        gamma_disagree: γ2, not negative. DMT: the same.
-        is_pseudo: (B,) bool, the images whose labels are pseudo-labels; None is all of them.
-        flip: learn this network's own label where it is the surer one of two that disagree.
-        normalize: "labelled", N as above and as published, or "all", B·H·W.
-        ignore_index: label of the pixels that take part in nothing; outside [0, C).
-        reduction: "mean" as above; "sum" without the division; "none" for the map whose sum that is.
+        gamma_agree: γ1, at least 0. DMT: 5 on VOC (1/106, 1/50, 1/20 and 1,464 labelled), 3 on Cityscapes (1/8).
+        gamma_disagree: γ2, at least 0. DMT: the same.
+        is_pseudo: (B,) bool, the images whose labels are pseudo-labels; None means all of them.
+        flip: whether to use the label of this network where the two disagree and this one is more confident.
+        normalize: divisor, "labelled" for N as above and as published, or "all" for B·H·W.
+        ignore_index: label of pixels that do not contribute; outside [0, C).
+        reduction: "mean" as above; "sum" does not divide; "none" returns the map that "sum" adds up.
 
     Returns:
-        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without any valid pixel exactly
-        0 with gradients of exactly 0.
+        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without a labelled pixel the loss and
+        its gradients are exactly 0.
 
     Raises:
-        TypeError: ``logits`` is not floating point, ``labels`` not integer, ``confidence`` no tensor,
-            ``is_pseudo`` not bool, or a gamma no number.
-        ValueError: a shape or device does not fit ``logits``, a gamma is negative, or ``normalize`` or
+        TypeError: ``logits`` is not floating point, ``labels`` is not integer, ``confidence`` is not a tensor,
+            ``is_pseudo`` is not bool, or a gamma is not a number.
+        ValueError: a shape or device does not match ``logits``, a gamma is negative, or ``normalize`` or
             ``reduction`` is unknown.
-            Labels outside [0, C), only inside ``value_checks()``.
+            Inside ``value_checks()``: labels outside [0, C).
 
     References:
         DMT (Feng et al., DMT: Dynamic Mutual Training for Semi-Supervised Learning, Pattern Recognition 2022,

@@ -1,4 +1,4 @@
-"""Self-adaptive fairness: keep a batch's predictions from collapsing onto few classes (FreeMatch)."""
+"""Self-adaptive fairness, which keeps predictions from collapsing to a few classes (FreeMatch)."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ def fairness_loss(
     mask: Tensor | None = None,
     loss_weight: float = 0.01,
 ) -> Tensor:
-    """Compute the (negative) cross entropy of the batch's class distribution with the running one.
+    """Compute the negative cross entropy between the running class distribution and that of the batch.
 
-    ``loss_weight · Σ_c norm(p̃/h)_c · log norm(p̄_s/h_s)_c`` with p̃ and h the running mean probability and histogram of
-    predictions, p̄_s and h_s the student's over the pixels in ``mask``; norm divides by the sum over classes. The
-    sign is the published one, a cross entropy to be maximised. No gradient flows through h_s, a count. Differs
-    from the published code for classes that h or h_s lacks: they are left out here, where it adds constants that
-    avoid log 0; the gradients are the same.
+    ``loss_weight · Σ_c norm(p̃/h)_c · log norm(p̄_s/h_s)_c`` where p̃ and h are the running mean probability and
+    histogram of predictions, p̄_s and h_s those of the student over the pixels in ``mask``, and norm divides by the sum
+    over classes. The sign is as published: the cross entropy is maximised. No gradient flows through the count h_s.
+    Differs from the published code for classes that are 0 in h or h_s: they are left out here, while the published code
+    adds constants to avoid log 0; the gradients are the same.
 
     Args:
         logits: (B, C, H, W) of the student, any floating-point dtype and memory layout. The only argument that
             gets a gradient.
         running_probs: (C,) p̃.
-        running_histogram: (C,) h, not negative, counts or shares.
-        mask: (B, H, W) bool, the pixels that take part, the selected ones in FreeMatch; None is all.
-        loss_weight: factor of the whole, not negative. FreeMatch: 0.01.
+        running_histogram: (C,) h, at least 0; counts or shares.
+        mask: (B, H, W) bool, the pixels that contribute, in FreeMatch the selected ones; None means all.
+        loss_weight: factor of the loss, at least 0. FreeMatch: 0.01.
 
     Returns:
-        Scalar in float32 (float64 for float64 logits). Without any pixel exactly 0 with gradients of exactly 0.
+        Scalar in float32 (float64 for float64 logits). Without a pixel the loss and its gradients are exactly 0.
 
-    State / distributed: none; the student's means are those of the process.
+    State / distributed: none; the means of the student are over the pixels of this process.
 
     Raises:
-        TypeError: ``logits`` is not floating point, ``mask`` not bool, ``loss_weight`` no number, or a running value
-            no tensor.
-        ValueError: a shape or device does not fit ``logits``, or ``loss_weight`` is negative.
+        TypeError: ``logits`` is not floating point, ``mask`` is not bool, ``loss_weight`` is not a number, or a running
+            value is not a tensor.
+        ValueError: a shape or device does not match ``logits``, or ``loss_weight`` is negative.
 
     References:
         FreeMatch (Wang et al., Self-adaptive Thresholding for Semi-supervised Learning, ICLR 2023,

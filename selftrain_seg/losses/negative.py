@@ -1,4 +1,4 @@
-"""Negative learning: push down the classes that a teacher is sure a pixel does not have (DT-ST)."""
+"""Negative learning: lower the scores of classes that are improbable for the teacher (DT-ST)."""
 
 from __future__ import annotations
 
@@ -20,29 +20,28 @@ def negative_loss(
     pixel_weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Compute binary cross entropy against 0 for the classes below chance in the teacher's eyes.
+    """Compute binary cross entropy against 0 for the classes whose teacher probability is at most chance.
 
-    ``loss_weight · (1/K) Σ_{(pixel, class): t_c ≤ 1/C} log(1 + exp(z_c))`` where K counts these (pixel, class) pairs;
-    weights do not enter it. Matches the negative learning of DT-ST, ``z_c`` being its own binary logit.
+    ``loss_weight · (1/K) Σ_{(pixel, class): t_c ≤ 1/C} log(1 + exp(z_c))``, where K counts these (pixel, class) pairs,
+    whatever their weights, and ``z_c`` is used as a binary logit. Matches the negative learning of DT-ST.
 
     Args:
-        logits: (B, C, H, W), any floating-point dtype and memory layout. The only argument gradients are sure to
-            reach; ``pixel_weight`` gets one if it requires it, ``teacher_probs`` never.
-        teacher_probs: (B, C, H, W) floating point in [0, 1]. Fill pixels that shall not take part, such as
-            padding, with 1.
-        loss_weight: factor of the whole, not negative. DT-ST: 0.5.
-        pixel_weight: (B, H, W) factor of a pixel's sum over its classes; None is 1.
-        reduction: "mean" as above; "sum" without the division; "none" for the map whose sum that is.
+        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it, and to ``pixel_weight``
+            if it requires a gradient, never to ``teacher_probs``.
+        teacher_probs: (B, C, H, W) floating point in [0, 1]. To exclude pixels such as padding, fill them with 1.
+        loss_weight: factor of the loss, at least 0. DT-ST: 0.5.
+        pixel_weight: (B, H, W) factor of the sum over classes of each pixel; None is 1.
+        reduction: "mean" as above; "sum" does not divide; "none" returns the map that "sum" adds up.
 
     Returns:
-        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without any such pair exactly 0
-        with gradients of exactly 0.
+        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without such a pair the loss and its
+        gradients are exactly 0.
 
     Raises:
-        TypeError: ``logits`` or ``teacher_probs`` is no floating-point tensor, ``loss_weight`` no number, or
-            ``pixel_weight`` no tensor.
-        ValueError: a shape or device does not fit ``logits``, ``loss_weight`` is negative, or ``reduction`` is unknown.
-            Negative probabilities, only inside ``value_checks()``.
+        TypeError: ``logits`` or ``teacher_probs`` is not a floating-point tensor, ``loss_weight`` is not a number, or
+            ``pixel_weight`` is not a tensor.
+        ValueError: a shape or device does not match ``logits``, ``loss_weight`` is negative, or ``reduction`` is
+            unknown. Inside ``value_checks()``: negative probabilities.
 
     References:
         DT-ST (Zhao et al., Towards Better Stability and Adaptability: Improve Online Self-Training for Model

@@ -1,4 +1,4 @@
-"""Cross entropy with a regulariser for labelled and another for ignored pixels (IAST)."""
+"""Cross entropy with separate regularisers for labelled and ignored pixels (IAST)."""
 
 from __future__ import annotations
 
@@ -25,37 +25,36 @@ def region_guided_loss(
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
 ) -> Tensor:
-    """Compute cross entropy, kept from overconfidence where labelled and from indecision where not (IAST).
+    """Compute cross entropy plus a divergence on labelled pixels and an entropy on ignored pixels (IAST).
 
-    ``(1/N) Σ_labelled -log p_y + λ_c · mean_labelled(K) + λ_i · mean_ignored(E)`` with
-    ``K = -(1/C) Σ_c log p_c`` (divergence from uniform, up to a constant) and ``E = -Σ_c p_c log p_c`` (entropy).
-    With N labelled and M ignored pixels the two means divide by C·N and C·M, as the published code does, to which the
-    defaults 0.1 and 3.0 belong; or, without ``per_class``, by N and M, as the paper's equations do. The same loss then
-    has weights C times smaller.
+    ``(1/N) Σ_labelled -log p_y + λ_c · mean_labelled(K) + λ_i · mean_ignored(E)`` with ``K = -(1/C) Σ_c log p_c``
+    (divergence from uniform, up to a constant) and ``E = -Σ_c p_c log p_c`` (entropy). With N labelled and M ignored
+    pixels, the two means divide by C·N and C·M, as in the published code, for which the defaults 0.1 and 3.0 were
+    chosen. With ``per_class=False`` they divide by N and M, as in the equations of the paper; the same loss then needs
+    weights C times smaller.
 
     Args:
-        logits: (B, C, H, W), any floating-point dtype and memory layout. The only argument gradients are sure
-            to reach; ``pixel_weight`` gets one if it requires it.
-        labels: (B, H, W) integers in [0, C) or ``ignore_index``. Every ignored pixel takes part in the entropy,
-            padding too: give that ``pixel_weight`` 0.
-        confident_weight: λ_c, not negative. IAST: 0.1.
-        ignored_weight: λ_i, not negative. IAST: 3.0. At 0 ignored pixels take part in nothing.
-        per_class: whether the regularisers' means are over pixels and classes, or over pixels; only
-            ``reduction="mean"`` divides.
-        pixel_weight: (B, H, W) factor of all that a pixel contributes; None is 1. Does not enter N and M.
-        normalize: "labelled" as above and as published, or "all": B·H·W in place of N and M.
+        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it, and to ``pixel_weight``
+            if it requires a gradient.
+        labels: (B, H, W) integers in [0, C) or ``ignore_index``. The entropy is taken over all ignored pixels; exclude
+            padding with a ``pixel_weight`` of 0.
+        confident_weight: λ_c, at least 0. IAST: 0.1.
+        ignored_weight: λ_i, at least 0. IAST: 3.0. With 0, ignored pixels do not contribute.
+        per_class: whether ``reduction="mean"`` averages the regularisers over pixels and classes, or over pixels only.
+        pixel_weight: (B, H, W) factor of all terms of a pixel; None is 1. It does not change N and M.
+        normalize: divisor, "labelled" for N and M as above and as published, or "all" for B·H·W.
         ignore_index: label of the ignored pixels; outside [0, C).
-        reduction: "mean" as above; "sum" without the divisions; "none" for the map whose sum that is.
+        reduction: "mean" as above; "sum" does not divide; "none" returns the map that "sum" adds up.
 
     Returns:
         Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). An empty region contributes
         exactly 0.
 
     Raises:
-        TypeError: ``logits`` is not floating point, ``labels`` not integer, a weight no number, or
-            ``pixel_weight`` no tensor.
-        ValueError: a shape or device does not fit ``logits``, a weight is negative, or ``normalize`` or
-            ``reduction`` is unknown. Labels outside [0, C), only inside ``value_checks()``.
+        TypeError: ``logits`` is not floating point, ``labels`` is not integer, a weight is not a number, or
+            ``pixel_weight`` is not a tensor.
+        ValueError: a shape or device does not match ``logits``, a weight is negative, or ``normalize`` or
+            ``reduction`` is unknown. Inside ``value_checks()``: labels outside [0, C).
 
     References:
         IAST (Mei et al., Instance Adaptive Self-Training, ECCV 2020, arXiv 2008.12197), region-guided

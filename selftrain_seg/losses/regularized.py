@@ -1,4 +1,4 @@
-"""Cross entropy with model regularisation (CRST): MRKLD, MRENT and MRL2, on hard or soft labels."""
+"""Cross entropy with model regularisation (CRST): MRKLD, MRENT and MRL2."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ def mrkld_loss(
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
 ) -> Tensor:
-    """Compute cross entropy plus the divergence of the prediction from uniform (MRKLD).
+    """Compute cross entropy plus the divergence of the prediction from the uniform distribution (MRKLD).
 
-    ``(1/N) Σ -log p_y + reg_weight · (1/N_r) Σ -(1/C) Σ_c log p_c``, both sums over valid pixels. N counts the valid
-    pixels, N_r those of images whose ``image_weight`` is not 0; weights never enter the counts. Matches the
-    MRKLD objective of CRST. With every image regularised it equals ``(1 + α)`` times cross entropy with label
-    smoothing ``α / (1 + α)``, α = ``reg_weight``.
+    ``(1/N) Σ -log p_y + reg_weight · (1/N_r) Σ -(1/C) Σ_c log p_c``, with both sums over labelled pixels. N counts the
+    labelled pixels, and N_r those in images whose ``image_weight`` is not 0. Matches the MRKLD objective of CRST. If
+    all images are regularised, the loss equals ``(1 + α)`` times cross entropy with label smoothing ``α / (1 + α)``,
+    where α is ``reg_weight``.
 
     Args:
-        logits: (B, C, H, W), any floating-point dtype and memory layout. The only argument gradients are sure
-            to reach; ``pixel_weight`` and ``image_weight`` get theirs if they require it, labels never.
-        labels: (B, H, W) integers in [0, C) or ``ignore_index``; or soft labels (B, C, H, W), floating point,
-            not negative, a pixel's zero vector meaning ignored. Soft labels of ``select_soft`` make this MRKLD
-            on top of LRENT.
-        reg_weight: α, not negative. The option of CRST's published code is 0.1, but the code multiplies it in twice,
-            so what it ran is 0.01. At 0 the regulariser is not computed.
-        image_weight: (B,) weight of the regulariser for each image; None is 1. CRST: 0 for source images.
-        pixel_weight: (B, H, W) factor of a pixel's cross entropy and regulariser; None is 1.
-        normalize: what ``reduction="mean"`` divides by: "labelled", N and N_r as above and as published; "all", the
-            number of pixels, B·H·W, for both.
-        ignore_index: label of the pixels that take part in nothing; not used with soft labels.
-        reduction: "mean" as above; "sum" without the divisions; "none" for the map whose sum that is.
+        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it, and to ``pixel_weight``
+            and ``image_weight`` if they require a gradient, never to labels.
+        labels: (B, H, W) integers in [0, C) or ``ignore_index``; or soft labels (B, C, H, W), floating point, not
+            negative. Pixels with a zero vector are ignored. Soft labels from ``select_soft`` combine MRKLD with LRENT.
+        reg_weight: α, at least 0. The published code of CRST sets 0.1 but multiplies it in twice, so its effective
+            value is 0.01. With 0 the regulariser is not computed.
+        image_weight: (B,) weight of the regulariser per image; None is 1. CRST: 0 for source images.
+        pixel_weight: (B, H, W) factor of the cross entropy and regulariser of each pixel; None is 1. Weights do not
+            change N and N_r.
+        normalize: divisor of ``reduction="mean"``, "labelled" for N and N_r as above and as published, or "all" for
+            B·H·W in both.
+        ignore_index: label of pixels that do not contribute; not used with soft labels.
+        reduction: "mean" as above; "sum" does not divide; "none" returns the map that "sum" adds up.
 
     Returns:
-        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without any valid pixel exactly
-        0 with gradients of exactly 0.
+        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without a labelled pixel the loss and
+        its gradients are exactly 0.
 
-    State / distributed: none; counts are those of the process, as in ``torch.nn.functional.cross_entropy``.
+    State / distributed: none; N and N_r count the pixels of this process, as in ``torch.nn.functional.cross_entropy``.
 
     Raises:
-        TypeError: ``logits`` is not floating point, ``labels`` neither integer nor floating point, ``reg_weight``
-            is no number, or a weight is no tensor.
-        ValueError: a shape or device does not fit ``logits``, ``reg_weight`` is negative, or ``normalize`` or
-            ``reduction`` is unknown. Labels outside [0, C), or negative soft labels, only inside ``value_checks()``.
+        TypeError: ``logits`` is not floating point, ``labels`` is neither integer nor floating point, ``reg_weight`` is
+            not a number, or a weight is not a tensor.
+        ValueError: a shape or device does not match ``logits``, ``reg_weight`` is negative, or ``normalize`` or
+            ``reduction`` is unknown. Inside ``value_checks()``: labels outside [0, C), or negative soft labels.
 
     References:
         CRST (Zou et al., Confidence Regularized Self-Training, ICCV 2019, arXiv 1908.09822).
@@ -93,17 +93,18 @@ def mrent_loss(
 ) -> Tensor:
     """Compute cross entropy minus the entropy of the prediction (MRENT).
 
-    ``(1/N) Σ -log p_y + reg_weight · (1/N_r) Σ Σ_c p_c log p_c``: the regulariser is lowest, ``-log C``, at uniform.
-    Matches the MRENT objective of CRST. Arguments, counts, results and errors are those of ``mrkld_loss``.
+    ``(1/N) Σ -log p_y + reg_weight · (1/N_r) Σ Σ_c p_c log p_c``. The regulariser has its minimum, ``-log C``, at the
+    uniform distribution. Matches the MRENT objective of CRST. Arguments, counts, results and errors are those of
+    ``mrkld_loss``.
 
     Args:
         logits: (B, C, H, W), any floating-point dtype and memory layout.
         labels: (B, H, W) integers, or soft labels (B, C, H, W).
-        reg_weight: α, not negative.
-        image_weight: (B,) weight of the regulariser for each image.
-        pixel_weight: (B, H, W) factor of each pixel.
+        reg_weight: α, at least 0.
+        image_weight: (B,) weight of the regulariser per image.
+        pixel_weight: (B, H, W) factor of the terms of each pixel.
         normalize: "labelled" (as published) or "all".
-        ignore_index: label of the pixels that take part in nothing; outside [0, C).
+        ignore_index: label of pixels that do not contribute; outside [0, C).
         reduction: "mean", "sum" or "none".
 
     Returns:
@@ -145,19 +146,19 @@ def mrl2_loss(
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
 ) -> Tensor:
-    """Compute cross entropy plus the squared length of the predicted probabilities (MRL2).
+    """Compute cross entropy plus the squared L2 norm of the predicted probabilities (MRL2).
 
-    ``(1/N) Σ -log p_y + reg_weight · (1/N_r) Σ Σ_c p_c²``: the regulariser is lowest, ``1/C``, at uniform. Matches
-    the MRL2 objective of CRST. Arguments, counts, results and errors are those of ``mrkld_loss``.
+    ``(1/N) Σ -log p_y + reg_weight · (1/N_r) Σ Σ_c p_c²``. The regulariser has its minimum, ``1/C``, at the uniform
+    distribution. Matches the MRL2 objective of CRST. Arguments, counts, results and errors are those of ``mrkld_loss``.
 
     Args:
         logits: (B, C, H, W), any floating-point dtype and memory layout.
         labels: (B, H, W) integers, or soft labels (B, C, H, W).
-        reg_weight: α, not negative.
-        image_weight: (B,) weight of the regulariser for each image.
-        pixel_weight: (B, H, W) factor of each pixel.
+        reg_weight: α, at least 0.
+        image_weight: (B,) weight of the regulariser per image.
+        pixel_weight: (B, H, W) factor of the terms of each pixel.
         normalize: "labelled" (as published) or "all".
-        ignore_index: label of the pixels that take part in nothing; outside [0, C).
+        ignore_index: label of pixels that do not contribute; outside [0, C).
         reduction: "mean", "sum" or "none".
 
     Returns:

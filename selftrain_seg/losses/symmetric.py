@@ -1,4 +1,4 @@
-"""Symmetric cross entropy: robust to wrong labels, so often used with pseudo-labels."""
+"""Symmetric cross entropy, which is robust to noisy labels."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ def symmetric_loss(
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
 ) -> Tensor:
-    """Compute cross entropy plus reverse cross entropy, in which prediction and label swap places.
+    """Compute cross entropy plus reverse cross entropy, which swaps prediction and label.
 
-    ``(1/N) Σ [α · -log p_y + β · -Σ_c p_c log y_c]`` over the N valid pixels, where the one-hot label's log 0 is
-    replaced by A, so the reverse part is ``-A (1 - p_y)``. Matches the symmetric cross entropy of the paper.
+    ``(1/N) Σ [α · -log p_y + β · -Σ_c p_c log y_c]`` over the N labelled pixels. log 0 of the one-hot label y is
+    replaced by A, so the reverse term is ``-A (1 - p_y)``. Matches the paper.
 
     Args:
-        logits: (B, C, H, W), any floating-point dtype and memory layout. The only argument gradients are sure
-            to reach; ``pixel_weight`` gets one if it requires it.
+        logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it, and to ``pixel_weight``
+            if it requires a gradient.
         labels: (B, H, W) integers in [0, C) or ``ignore_index``.
-        alpha: factor of cross entropy, not negative. The paper: 0.1 on CIFAR-10.
-        beta: factor of reverse cross entropy, not negative. The paper: 1.
-        log_zero: A, not positive. The paper: -4.
-        pixel_weight: (B, H, W) factor of both parts; None is 1. Does not enter N.
-        normalize: "labelled", N as above, or "all", B·H·W.
-        ignore_index: label of the pixels that take part in nothing; outside [0, C).
-        reduction: "mean" as above; "sum" without the division; "none" for the map whose sum that is.
+        alpha: factor of cross entropy, at least 0. The paper: 0.1 on CIFAR-10.
+        beta: factor of reverse cross entropy, at least 0. The paper: 1.
+        log_zero: A, at most 0. The paper: -4.
+        pixel_weight: (B, H, W) factor of both terms; None is 1. It does not change N.
+        normalize: divisor, "labelled" for N as above, or "all" for B·H·W.
+        ignore_index: label of pixels that do not contribute; outside [0, C).
+        reduction: "mean" as above; "sum" does not divide; "none" returns the map that "sum" adds up.
 
     Returns:
-        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without any valid pixel exactly
-        0 with gradients of exactly 0.
+        Scalar, or (B, H, W) for "none", in float32 (float64 for float64 logits). Without a labelled pixel the loss and
+        its gradients are exactly 0.
 
     Raises:
-        TypeError: ``logits`` is not floating point, ``labels`` not integer, a factor no number, or
-            ``pixel_weight`` no tensor.
-        ValueError: a shape or device does not fit ``logits``, a factor is out of range, or ``reduction`` is
-            unknown. Labels outside [0, C), only inside ``value_checks()``.
+        TypeError: ``logits`` is not floating point, ``labels`` is not integer, a factor is not a number, or
+            ``pixel_weight`` is not a tensor.
+        ValueError: a shape or device does not match ``logits``, a factor is out of range, or ``normalize`` or
+            ``reduction`` is unknown. Inside ``value_checks()``: labels outside [0, C).
 
     References:
         Wang et al., Symmetric Cross Entropy for Robust Learning with Noisy Labels, ICCV 2019, arXiv 1908.06112.

@@ -1,6 +1,6 @@
-"""Source images in the target's colours: labelled images that look like the target, to validate a network on.
+"""Restyle labelled source images to look like the target, and validate a network on them.
 
-``restyle(images, style)`` gives images in the style of others; ``restyled_confusion`` measures a network on them.
+``match_moments`` and ``swap_amplitudes`` restyle images; ``restyled_confusion`` scores a network on restyled images.
 """
 
 from selftrain_seg.restyle.confusion import ConfusionMatrix, ConfusionSummary

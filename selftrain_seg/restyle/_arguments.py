@@ -1,4 +1,4 @@
-"""What the functions of this room share: checks of two batches, and which of their values count."""
+"""Shared steps of the restyling functions: checks of two batches, and handling of non-finite values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from selftrain_seg import _checks
 
 
 def check_pair(images: Any, style: Any) -> None:
-    """Two batches (B, D, H, W) of the same B and D, on one device; their sizes may differ."""
+    """Check two batches (B, D, H, W) with the same B, D and device; H and W may differ."""
     for value, name in ((images, "images"), (style, "style")):
         _checks.check_tensor(value, name)
         if not value.is_floating_point():
@@ -27,10 +27,10 @@ def check_pair(images: Any, style: Any) -> None:
 
 
 def centred(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values less their mean, the mean, and which values are finite: of each image and channel, over finite values.
+    """Return centred values, means and a mask of finite values, per image and channel.
 
-    Others are 0 in the first. A constant channel gives exact zeros: what is averaged is the distance from the greatest
-    value.
+    Means are over finite values; other values are centred to 0. Distances from the largest value are averaged, so a
+    constant channel gives exact zeros.
     """
     finite = images.isfinite()
     top = torch.where(finite, images, -torch.inf).amax((-2, -1), keepdim=True)
@@ -40,11 +40,11 @@ def centred(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def finish(restyled: Tensor, images: Tensor, finite: Tensor, clip: bool) -> Tensor:
-    """The result in the dtype of ``images``, with what was not finite in them as it was."""
+    """Return the result in the dtype of ``images``, with their non-finite values restored."""
     restyled = restyled.clamp(0.0, 1.0) if clip else restyled
     return torch.where(finite, restyled.to(images.dtype), images)
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """At least float32."""
+    """Convert to at least float32."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""How a network's labels compare with the truth, class by class, over a whole set of images."""
+"""Confusion matrix of a network over a set of images, with IoU, precision and recall."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["ConfusionMatrix", "ConfusionSummary"]
 
 
 class ConfusionSummary(NamedTuple):
-    """What ``ConfusionMatrix.compute`` returns. Shares are in [0, 1], not in percent.
+    """The result of ``ConfusionMatrix.compute``. Scores are in [0, 1], not in percent.
 
     Attributes:
-        counts: (C, C + 1) int64: pixels of true class i that the network labels j; in the last column those that it
-            cannot label, as a logit is NaN.
-        iou: (C,) float64, right / (true + labelled - right); NaN for a class that is neither in the truth nor labelled.
-        precision: (C,) float64, right / labelled; NaN for a class that is never labelled.
-        recall: (C,) float64, right / true; NaN for a class that is not in the truth.
-        miou: () float64, the mean of ``iou`` over the classes where it is not NaN; NaN without pixels.
+        counts: (C, C + 1) int64, pixels of true class i predicted as class j; the last column counts pixels with a NaN
+            logit.
+        iou: (C,) float64, correct / (true + predicted - correct); NaN for a class that is neither true nor predicted.
+        precision: (C,) float64, correct / predicted; NaN for a class that is never predicted.
+        recall: (C,) float64, correct / true; NaN for a class that is not in the ground truth.
+        miou: () float64, mean of ``iou`` over the classes where it is not NaN; NaN without pixels.
     """
 
     counts: Tensor
@@ -34,23 +34,24 @@ class ConfusionSummary(NamedTuple):
 
 
 class ConfusionMatrix(Stateful):
-    """Count true and predicted classes over a set, for mIoU, precision and recall of the whole set.
+    """Accumulate a confusion matrix over a set of images, for mIoU, precision and recall.
 
-    The field's mIoU comes from one matrix over all images, not from an average over images. The logits are read once
-    and the host does not wait for the device.
+    The mIoU is computed from one matrix over all images, as usual in semantic segmentation, not averaged over images.
+    The host does not wait for the device.
 
     Args:
         num_classes: C, at least 2.
-        ignore_index: label of pixels without truth; outside [0, C).
+        ignore_index: label of pixels without ground truth; outside [0, C).
 
     Attributes:
-        counts: (C, C + 1) int64; rows are true classes, columns predicted ones, the last is for pixels that have none.
+        counts: (C, C + 1) int64; rows are true classes, columns are predicted ones, the last for pixels without a
+            prediction.
 
     State / distributed:
-        The counts are of this rank; ``compute`` adds them over ranks, so every rank must call it.
+        Each rank holds its own counts; ``compute`` adds them over ranks, so every rank must call it.
 
     Raises:
-        TypeError: an argument is no int.
+        TypeError: an argument is not an int.
         ValueError: ``num_classes`` is below 2, or ``ignore_index`` is a class.
 
     Example:
@@ -81,8 +82,8 @@ class ConfusionMatrix(Stateful):
             labels: (B, H, W) integers. Those outside [0, C) are not counted.
 
         Raises:
-            TypeError: ``logits`` is no floating-point tensor, or ``labels`` has no integer dtype.
-            ValueError: shapes or devices differ, or the counts are on another device. Inside ``value_checks()``: a
+            TypeError: ``logits`` is not a floating-point tensor, or ``labels`` is not an integer tensor.
+            ValueError: shapes or devices differ, or the counts are on a different device. Inside ``value_checks()``: a
                 label is neither a class nor ``ignore_index``.
         """
         _checks.check_logits(logits, self.num_classes)
@@ -95,7 +96,7 @@ class ConfusionMatrix(Stateful):
         self.counts += ops.class_counts(truth * (size + 1) + predicted, known, size * (size + 1)).view(size, size + 1)
 
     def compute(self) -> ConfusionSummary:
-        """Return the counts over all ranks, and what follows from them.
+        """Return the counts over all ranks, with IoU, precision and recall.
 
         Returns:
             ``ConfusionSummary``, on the device of the counts.

@@ -1,4 +1,4 @@
-"""The colours of one image given the mean and the spread of another's."""
+"""Match of channel means and standard deviations between images."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ __all__ = ["match_moments"]
 
 
 def match_moments(images: Tensor, style: Tensor, *, space: str = "rgb", clip: bool = False) -> Tensor:
-    """Give each channel of each image the mean and the standard deviation of another image's.
+    """Match the mean and standard deviation of each channel of each image to those of another image.
 
-    ``(x - mean(x)) / std(x) * std(y) + mean(y)``, over the pixels of each image and channel: Reinhard's colour
-    transfer, and AdaIN on the image itself. What the image shows stays where it is, so its labels stay right.
+    ``(x - mean(x)) / std(x) * std(y) + mean(y)``, over the pixels of each image and channel. This is Reinhard's colour
+    transfer, and AdaIN applied to the image. Nothing moves in the image, so its labels stay valid.
 
     Args:
-        images: (B, D, H, W), floating point. Any D and any range with ``space="rgb"``, normalised images included;
-            RGB in [0, 1] with ``"lab"``. Not changed.
-        style: (B, D, h, w), one for each image; of any size.
-        space: ``"rgb"`` takes the channels as they are. ``"lab"`` matches lightness and the two colour axes of CIE
-            Lab, as Reinhard does in a relative of it, and needs three channels; it is computed by kornia.
-        clip: whether results are cut to [0, 1]. The mean and deviation are then those of ``style`` only approximately.
+        images: (B, D, H, W), floating point. With ``space="rgb"``, any D and any range, including normalised images;
+            with ``"lab"``, RGB in [0, 1]. Not changed.
+        style: (B, D, h, w), one style per image, of any size.
+        space: ``"rgb"`` matches the channels of the images. ``"lab"`` matches the channels of CIE Lab and needs RGB
+            images; Reinhard uses a related space.
+        clip: whether to clip the result to [0, 1]. Its mean and deviation then match those of ``style`` only
+            approximately.
 
     Returns:
         (B, D, H, W) in the dtype of ``images``; half precision is computed in float32. A constant channel becomes the
-        mean of the style's. Values that are not finite do not count, and stay as they are in ``images``; a style
-        without a finite value in a channel gives NaN there.
+        mean of the style channel. Non-finite values of ``images`` are kept and do not count. A style channel without a
+        finite value gives NaN.
 
     Raises:
-        TypeError: a batch is no floating-point tensor; 8-bit images have to be divided by 255.
+        TypeError: a batch is not a floating-point tensor (divide 8-bit images by 255).
         ValueError: a batch is not (B, D, H, W) with at least one pixel; B, D or the device differ; ``space`` is
-            another, or ``"lab"`` and D is not 3.
+            unknown, or ``"lab"`` with D other than 3.
 
     References:
         Reinhard et al., "Color Transfer between Images", IEEE Computer Graphics and Applications 2001, Eq. 10-11.
@@ -52,7 +53,7 @@ def match_moments(images: Tensor, style: Tensor, *, space: str = "rgb", clip: bo
     _checks.check_choice(space, "space", ("rgb", "lab"))
     if space == "lab" and images.shape[1] != 3:
         raise ValueError(
-            f"`space`: expected 'rgb' for images of {images.shape[1]} channels, got 'lab', which is of RGB"
+            f"`space`: expected 'rgb' for images of {images.shape[1]} channels, got 'lab', which needs RGB images"
         )
     with as_given(images):
         source, target = wide(images), wide(style).to(wide(images).dtype)

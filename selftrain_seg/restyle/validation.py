@@ -1,4 +1,4 @@
-"""A network measured on labelled source images that look like the target."""
+"""Validation of a network on labelled source images restyled to the target."""
 
 from __future__ import annotations
 
@@ -30,37 +30,36 @@ def restyled_confusion(
     ignore_index: int = IGNORE_INDEX,
     generator: torch.Generator | None = None,
 ) -> ConfusionSummary:
-    """Measure a network on labelled source images restyled to look like target images: no target label is used.
+    """Score a network on labelled source images restyled to target images, without target labels.
 
-    Every source image takes the style of a random image of the target batch beside it. With networks that differ in
-    their BatchNorm statistics, or from round to round, the score says which does better on target-like images; its
-    height says nothing of the score on the target itself, and where the target differs in more than colours (noise,
-    haze) it favours networks near to the source. Give it source images that the network was not trained on: on those
-    that it was, a network that has forgotten them seems worse than it is.
+    Each source image gets the style of a random image of the corresponding target batch. Use the score to compare
+    networks, such as those of several rounds or with different BatchNorm statistics. It does not estimate the score on
+    the target, and if the target differs in more than colours (noise, haze), it favours networks that are close to the
+    source. Use source images that the network was not trained on.
 
     Args:
-        net: returns logits, or what ``selftrain_seg.as_logits`` finds them in. It predicts in evaluation mode and
-            comes back as it was. Images go to the device of its parameters.
-        source: batches (images (B, D, H, W), labels (B, H, W)), as a loader gives; whatever follows is left out.
-        target: batches of images, or tuples whose first is images, of any size; begun again where ``source`` is
-            longer, so it must be iterable more than once then. Shuffled if you want random partners.
+        net: returns logits, or an output that ``selftrain_seg.as_logits`` reads. It is used in evaluation mode, and its
+            mode is restored. Images are moved to its device.
+        source: batches (images (B, D, H, W), labels (B, H, W)), such as a loader; further elements are ignored.
+        target: batches of images of any size, or tuples that start with images. If ``source`` is longer, ``target`` is
+            iterated again, so it must not be an iterator then. Shuffle it for random pairs.
         num_classes: C, at least 2.
-        restyle: maps (images, styles), one style for each image, to images: ``match_moments``, ``swap_amplitudes``, or
-            ``functools.partial`` of one with other settings.
-        ignore_index: label of pixels without truth.
-        generator: chooses the styles, on the device of the images; None for one that begins anew at each call, so that
-            networks are compared on the same images.
+        restyle: maps (images, styles), with one style per image, to images: ``match_moments``, ``swap_amplitudes``, or
+            a ``functools.partial`` of them.
+        ignore_index: label of pixels without ground truth; outside [0, C).
+        generator: draws the styles, on the device of the images. None uses the same seed in each call, so networks are
+            compared on the same images.
 
     Returns:
-        ``ConfusionSummary`` over all images, with ``miou``, and ``iou``, ``precision`` and ``recall`` of each class.
+        ``ConfusionSummary`` over all images, with ``miou``, and ``iou``, ``precision`` and ``recall`` per class.
 
     State / distributed:
-        Each rank gives its share of ``source``; the counts are added over ranks, so every rank must call it.
+        Each rank passes its share of ``source``; counts are added over ranks, so every rank must call it.
 
     Raises:
-        TypeError: a batch is no tuple of images and labels, images are no floating-point tensors, or the network
+        TypeError: a batch is not a tuple of images and labels, images are not floating-point tensors, or the network
             returns no logits.
-        ValueError: ``target`` is empty, or used up before ``source`` is; shapes do not fit.
+        ValueError: ``target`` is empty, or an iterator that ends before ``source``; or shapes do not match.
 
     Example:
         >>> import torch
@@ -71,29 +70,29 @@ def restyled_confusion(
         >>> summary.precision.shape, int(summary.counts.sum())
         (torch.Size([5]), 384)
     """
-    place = next((tensor.device for tensor in (*net.parameters(), *net.buffers())), None)
-    matrix = ConfusionMatrix(num_classes, ignore_index=ignore_index).to(place)
-    styles = _again_and_again(target)
+    device = next((tensor.device for tensor in (*net.parameters(), *net.buffers())), None)
+    matrix = ConfusionMatrix(num_classes, ignore_index=ignore_index).to(device)
+    styles = _cycle(target)
     with evaluating(net):
         for batch in source:
             if not isinstance(batch, (tuple, list)) or len(batch) < 2:
                 raise TypeError(f"`source`: expected batches (images, labels), got {type(batch).__name__}")
             images, labels = batch[0], batch[1]
             _checks.check_images(images, "source")
-            place = images.device if place is None else place
-            images, labels = (part.to(place, non_blocking=True) for part in (images, labels))
+            device = images.device if device is None else device
+            images, labels = (part.to(device, non_blocking=True) for part in (images, labels))
             if generator is None:
-                generator = torch.Generator(place).manual_seed(0)
+                generator = torch.Generator(device).manual_seed(0)
             check_generator(generator, images)
-            style = next(styles).to(place, non_blocking=True)
+            style = next(styles).to(device, non_blocking=True)
             chosen = uniform_integers(1, len(images), images.device, generator)[0] % len(style)
             logits = as_logits(net(restyle(images, style[chosen])), size=labels)
-            matrix.to(place).update(logits, labels)
+            matrix.to(device).update(logits, labels)
     return matrix.compute()
 
 
-def _again_and_again(target: Iterable[Any]) -> Iterator[Tensor]:
-    """The batches of images with at least one, from the beginning again at the end."""
+def _cycle(target: Iterable[Any]) -> Iterator[Tensor]:
+    """Iterate over non-empty batches of images, and start again at the end."""
     while True:
         empty = True
         for batch in target:
@@ -104,6 +103,6 @@ def _again_and_again(target: Iterable[Any]) -> Iterator[Tensor]:
                 yield images
         if empty:
             raise ValueError(
-                "`target`: expected batches of at least one image, got none (left); an iterator ends, a list or a "
-                "loader begins again"
+                "`target`: expected batches with at least one image, got none (left); pass a list or a loader, "
+                "which can be iterated again"
             )

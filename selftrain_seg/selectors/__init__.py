@@ -1,6 +1,6 @@
-"""Logits and thresholds in, pseudo-labels out.
+"""Selectors turn logits and thresholds into pseudo-labels.
 
-Functions where thresholds are given or fixed; modules where they follow the predictions and so have state.
+Functions use given thresholds; modules adapt their thresholds to the predictions and have state.
 """
 
 from selftrain_seg.selectors.fixed import select_fixed

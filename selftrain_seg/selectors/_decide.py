@@ -1,4 +1,4 @@
-"""What the selectors with running state share: a checked reading before their rule, and labels after it."""
+"""Shared steps of the selectors with state: read a batch, label it by thresholds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from selftrain_seg.types import PseudoLabels
 
 
 def observe(selector: Any, logits: Tensor, valid: Tensor | None, **wanted: Any) -> ops.Observation:
-    """Check a batch against a selector and read it."""
+    """Check a batch against a selector and observe it."""
     _checks.check_logits(logits, selector.num_classes)
     _checks.check_valid(valid, logits)
     selector.check_home(logits, "logits")
@@ -19,6 +19,6 @@ def observe(selector: Any, logits: Tensor, valid: Tensor | None, **wanted: Any) 
 
 
 def label(batch: ops.Observation, thresholds: Tensor, ignore_index: int, *, strict: bool = False) -> PseudoLabels:
-    """Label the pixels that reach their thresholds, (C,) or (B, C); ``strict``: that exceed them."""
+    """Label the pixels that reach (with ``strict``, exceed) their thresholds, (C,) or (B, C)."""
     labels = ops.decide(batch.labels, batch.confidence, thresholds, strict=strict, ignore_index=ignore_index)
     return PseudoLabels(labels, batch.confidence, predicted=batch.labels)

@@ -1,4 +1,4 @@
-"""One fixed threshold (FixMatch), and the image or batch weight that DAFormer makes of it."""
+"""One fixed threshold (FixMatch), or an image or batch weight derived from it (DAFormer)."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ def select_fixed(
     valid: Tensor | None = None,
     ignore_index: int = IGNORE_INDEX,
 ) -> PseudoLabels:
-    """Label the pixels whose confidence reaches a fixed threshold, or all of them, weighted by how many do.
+    """Label the pixels whose confidence reaches a fixed threshold, or all pixels with a weight.
 
-    ``y = ŷ`` if ``m ≥ τ``, else ``ignore_index``: ``select_hard`` with a number. With ``weigh_by`` every pixel keeps
-    its label and weighs ``q = share of pixels with m ≥ τ``: of its image (``"image"``), or of the whole batch on this
-    rank (``"batch"``, as in DAFormer's published code).
+    ``y = ŷ`` if ``m ≥ τ``, else ``ignore_index``: the same as ``select_hard`` with a number. With ``weigh_by`` every
+    pixel keeps its label and has weight ``q``, the share of pixels with ``m ≥ τ`` in its image (``"image"``) or in the
+    batch of this rank (``"batch"``, as in the published code of DAFormer).
 
     Args:
         logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
         threshold: τ in [0, 1]. DAFormer: 0.968; FixMatch and UniMatch: 0.95.
         weigh_by: None, ``"image"`` or ``"batch"``.
-        valid: (B, H, W) bool; pixels where it is False are never selected, weigh 0 and count in no share.
+        valid: (B, H, W) bool; pixels where it is False are never selected, have weight 0 and do not count in q.
         ignore_index: label of the pixels that are not selected; outside [0, C).
 
     Returns:
-        ``PseudoLabels`` with ``labels``, ``confidence`` and ``predicted``, and ``pixel_weight`` (B, H, W) float32 where
-        one was asked for. Pixels with a NaN logit are never selected, weigh 0 and count in no share.
+        ``PseudoLabels`` with ``labels``, ``confidence`` and ``predicted``, and with ``weigh_by`` also ``pixel_weight``
+        (B, H, W) float32. Pixels with a NaN logit are treated like those that are not valid.
 
     Raises:
-        TypeError: ``logits`` is no floating-point tensor, ``threshold`` no number, or ``valid`` not bool.
+        TypeError: ``logits`` is not a floating-point tensor, ``threshold`` is not a number, or ``valid`` is not bool.
         ValueError: ``logits`` is not (B, C, H, W), ``threshold`` is outside [0, 1], or ``weigh_by`` is unknown.
 
     References:

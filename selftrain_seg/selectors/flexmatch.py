@@ -1,4 +1,4 @@
-"""Curriculum thresholds by class (FlexMatch)."""
+"""Curriculum thresholds per class (FlexMatch)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["FlexMatchSelector"]
 
 
 class FlexMatchSelector(Stateful):
-    """Select by a threshold that is lower for classes which few pixels are sure of.
+    """Select by class thresholds that are lower for classes with few confident pixels.
 
-    With σ_c the share of pixels predicted as c with ``m ≥ τ``, ``β_c = σ_c / max(max_c σ_c, 1 - Σ_c σ_c)`` and
-    ``T_c = τ β_c / (2 - β_c)``; ``y = ŷ`` where ``m ≥ T_ŷ``, else ``ignore_index``. The share of pixels not yet
-    sure of anything, ``1 - Σ σ``, keeps all thresholds low at first. Differs from the paper: σ is an exponential
-    average over batches, ``σ ← λ σ + (1 - λ) σ_batch`` from 0, in place of a record of every sample's last label,
-    which does not scale to pixels.
+    ``y = ŷ`` where ``m ≥ T_ŷ``, else ``ignore_index``. ``T_c = τ β_c / (2 - β_c)`` with
+    ``β_c = σ_c / max(max_c σ_c, 1 - Σ_c σ_c)``, where σ_c is the share of pixels that are predicted as c with
+    ``m ≥ τ``. The share of pixels below τ, ``1 - Σ σ``, keeps all thresholds low at first. Differs from the paper: σ is
+    an exponential average over batches, ``σ ← λ σ + (1 - λ) σ_batch``, starting at 0. The paper stores the last label
+    of every sample, which does not scale to pixels.
 
     Args:
         num_classes: C, at least 2.
@@ -30,15 +30,15 @@ class FlexMatchSelector(Stateful):
         ignore_index: label of the pixels that are not selected; outside [0, C).
 
     Attributes:
-        running: (C + 1,) float64, all of the state: σ, and the share of pixels not sure of anything.
+        running: (C + 1,) float64, the whole state: σ, and the share of pixels below τ.
 
     State / distributed:
-        In ``eval()`` mode it stays as it is. Counts are added over ranks by one all-reduce a call, so σ
-        is that of one process with the joined batch.
+        In ``eval()`` mode the state does not change. Counts are added over ranks with one all-reduce per call, so σ
+        equals that of one process with the joined batch.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
 
     References:
         Zhang et al., "FlexMatch: Boosting Semi-Supervised Learning with Curriculum Pseudo Labeling", NeurIPS
@@ -88,8 +88,8 @@ class FlexMatchSelector(Stateful):
 
     @property
     def thresholds(self) -> Tensor:
-        """(C,) float64: each class's present threshold T."""
-        # τ β / (2 - β), times the largest over itself: at least 1 / (C + 1), so nothing divides by zero.
+        """(C,) float64: the current threshold T of each class."""
+        # τ β / (2 - β), expanded by the largest share, which is at least 1 / (C + 1): no division by zero.
         largest = self.running.max()
         return self.running_shares / torch.sub(largest, self.running_shares, alpha=0.5) * (0.5 * self.threshold)
 
@@ -106,9 +106,9 @@ class FlexMatchSelector(Stateful):
             selected and never counted.
 
         Raises:
-            TypeError: ``logits`` is no floating-point tensor, or ``valid`` not bool.
-            ValueError: ``logits`` is not (B, C, H, W), has another number of classes, or lies on another device than
-                the state.
+            TypeError: ``logits`` is not a floating-point tensor, or ``valid`` is not bool.
+            ValueError: ``logits`` is not (B, C, H, W), has a different number of classes, or is on a different device
+                from the state.
         """
         batch = observe(self, logits, valid, counts=self.training, floor=self.threshold)
         if self.training:

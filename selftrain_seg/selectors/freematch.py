@@ -15,10 +15,10 @@ __all__ = ["FreeMatchSelector"]
 
 
 class FreeMatchSelector(Stateful):
-    """Select by a global threshold that follows the mean confidence, scaled by how often each class is predicted.
+    """Select by a running mean of the confidence, scaled per class by its running mean probability.
 
-    ``τ ← λ τ + (1 - λ) mean(m)`` and ``p̃ ← λ p̃ + (1 - λ) mean(p)`` over all pixels of the batch, then ``y = ŷ``
-    where ``m ≥ τ · p̃_ŷ / max_c p̃_c``, else ``ignore_index``. All start at 1/C.
+    ``τ ← λ τ + (1 - λ) mean(m)`` and ``p̃ ← λ p̃ + (1 - λ) mean(p)`` over all pixels of the batch, then ``y = ŷ`` where
+    ``m ≥ τ · p̃_ŷ / max_c p̃_c``, else ``ignore_index``. Both start at 1/C.
 
     Args:
         num_classes: C, at least 2.
@@ -26,15 +26,15 @@ class FreeMatchSelector(Stateful):
         ignore_index: label of the pixels that are not selected; outside [0, C).
 
     Attributes:
-        running: (2 C + 1,) float64, all of the state: τ, p̃ and h.
+        running: (2 C + 1,) float64, the whole state: τ, p̃ and the histogram h of predictions.
 
     State / distributed:
-        In ``eval()`` mode all stay as they are. Sums over the batch are added over ranks by one
-        all-reduce a call, so the state is that of one process with the joined batch.
+        In ``eval()`` mode the state does not change. Sums over the batch are added over ranks with one all-reduce per
+        call, so the state equals that of one process with the joined batch.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
 
     References:
         Wang et al., "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning", ICLR 2023, Eq. 5-8.
@@ -74,12 +74,12 @@ class FreeMatchSelector(Stateful):
 
     @property
     def running_histogram(self) -> Tensor:
-        """(C,) float64: average share of pixels predicted as each class, h of ``losses.fairness_loss``."""
+        """(C,) float64: running share of pixels predicted as each class, h of ``losses.fairness_loss``."""
         return self.running[self.num_classes + 1 :]
 
     @property
     def thresholds(self) -> Tensor:
-        """(C,) float64: each class's present threshold."""
+        """(C,) float64: the current threshold of each class."""
         return self.global_threshold * self.running_probs / self.running_probs.max()
 
     @torch.no_grad()
@@ -95,13 +95,13 @@ class FreeMatchSelector(Stateful):
             selected and never counted.
 
         Raises:
-            TypeError: ``logits`` is no floating-point tensor, or ``valid`` not bool.
-            ValueError: ``logits`` is not (B, C, H, W), has another number of classes, or lies on another device than
-                the state.
+            TypeError: ``logits`` is not a floating-point tensor, or ``valid`` is not bool.
+            ValueError: ``logits`` is not (B, C, H, W), has a different number of classes, or is on a different device
+                from the state.
         """
         wanted = dict.fromkeys(("moments", "probs", "counts"), self.training)
         batch = observe(self, logits, valid, **wanted)
         if self.training:
-            sums = all_reduce_sum(batch.sums)  # Σ m², then those of τ, p̃ and h, then two numbers of pixels
+            sums = all_reduce_sum(batch.sums)  # Σ m², the sums for τ, p̃ and h, and two pixel counts
             ops.follow(self.running, sums[1:-2], sums[-1], self.momentum)
         return label(batch, self.thresholds, self.ignore_index)

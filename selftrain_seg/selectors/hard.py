@@ -18,16 +18,16 @@ def select_hard(
     valid: Tensor | None = None,
     ignore_index: int = IGNORE_INDEX,
 ) -> PseudoLabels:
-    """Label each pixel with its most probable class where that class's threshold is reached.
+    """Label each pixel with its most probable class if its confidence reaches the threshold of that class.
 
-    ``y = ŷ`` if ``m ≥ kc_ŷ``, else ``ignore_index``, with ``ŷ = argmax_c p_c`` and ``m = max_c p_c``. The
-    comparison is one of log-odds, so thresholds work where m rounds to 1.
+    ``y = ŷ`` if ``m ≥ kc_ŷ``, else ``ignore_index``, with ``ŷ = argmax_c p_c`` and ``m = max_c p_c``. Log-odds are
+    compared, so thresholds also work where m rounds to 1.
 
     Args:
         logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
         thresholds: (C,) floating-point probabilities, from ``ClassBalancedThreshold`` or ``GlobalThreshold``, or a
-            number in [0, 1] for all classes. 0 selects all pixels of a class, 1 only those of certainty. On any device.
-        prior: (C, H, W) spatial prior; with thresholds that were estimated with the same.
+            number in [0, 1] for all classes. 0 selects all pixels of a class, 1 only certain ones. On any device.
+        prior: (C, H, W) spatial prior, the same that the thresholds were estimated with.
         valid: (B, H, W) bool; pixels where it is False are never selected.
         ignore_index: label of the pixels that are not selected; outside [0, C).
 
@@ -36,9 +36,9 @@ def select_hard(
         selected.
 
     Raises:
-        TypeError: ``logits`` or ``prior`` is no floating-point tensor, ``thresholds`` neither that nor a number, or
-            ``valid`` not bool.
-        ValueError: a shape or device does not fit ``logits``, or a number is outside [0, 1].
+        TypeError: ``logits`` or ``prior`` is not a floating-point tensor, ``thresholds`` is neither that nor a number,
+            or ``valid`` is not bool.
+        ValueError: a shape or device does not match ``logits``, or a number is outside [0, 1].
 
     References:
         DST-CBC (Feng et al., arXiv:2004.08514); with a global threshold, plain self-training.

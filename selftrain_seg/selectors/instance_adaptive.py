@@ -1,4 +1,4 @@
-"""Instance-adaptive pseudo-labels (IAST): thresholds that follow every image."""
+"""Instance-adaptive thresholds (IAST)."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ __all__ = ["InstanceAdaptiveSelector"]
 
 
 class InstanceAdaptiveSelector(Stateful):
-    """Select pixels by class thresholds that move with each image's own confidences.
+    """Select pixels by class thresholds that adapt to the confidences in each image.
 
-    For each image in turn and each class c in it: over the confidences of the pixels predicted as c *and* θ_c
-    itself, ``ψ_c`` is the quantile at ``1 - α θ_c^γ``, linearly interpolated, with α the ``portion``;
-    ``θ_c ← β θ_c + (1 - β) ψ_c``, with β the ``momentum``, and 0.999 in place of 1. Then ``y = ŷ`` if ``m ≥ θ_ŷ``, else
-    ``ignore_index``, with the θ just updated. The higher a class's threshold, the larger the share of its pixels that
-    is kept. A class absent from an image keeps its θ.
+    Images are processed in order. For each class c in an image, ``θ_c ← β θ_c + (1 - β) ψ_c``, where a result of 1
+    becomes 0.999. ``ψ_c`` is the ``1 - α θ_c^γ`` quantile, linearly interpolated, of θ_c and the confidences of the
+    pixels predicted as c. Then ``y = ŷ`` if ``m ≥ θ_ŷ`` with the updated θ, else ``ignore_index``. The higher the
+    threshold of a class, the larger the share of its pixels that is kept. The θ of a class that is absent does not
+    change.
 
     Args:
         num_classes: C, at least 2.
-        portion: α, in [0, 1]; share kept at θ = 1. IAST: 0.2, then 0.25 and 0.3 over its rounds. It may be set
+        portion: α, in [0, 1]; the share kept at θ = 1. IAST: 0.2, then 0.25 and 0.3 in later rounds. It may be changed
             between calls.
-        momentum: β, in [0, 1], weight of the old θ. IAST: 0.9.
+        momentum: β, in [0, 1]; the weight of the old θ. IAST: 0.9.
         gamma: γ, at least 0. IAST: 8.
         initial: θ before the first image, in [0, 1]. IAST: 0.9.
-        per: ``"image"``: one update for each image, as in the paper; ``"batch"``: one for each batch, its images
-            taken as one, as in the published code (batches of 2).
+        per: ``"image"`` updates once per image, as in the paper; ``"batch"`` once per batch, as in the published code
+            (batches of 2).
         ignore_index: label of the pixels that are not selected; outside [0, C).
 
     Attributes:
         thresholds: (C,) float64, θ.
 
     State / distributed:
-        In ``eval()`` mode ``thresholds`` stays as it is. Several ranks keep in step: each runs
-        through its own images, then θ becomes the average over ranks, weighted by their numbers of images, by
-        one all-reduce a call. So every rank must call equally often; a rank may bring an empty batch.
+        In ``eval()`` mode the state does not change. On several ranks, each processes its own images; then θ is
+        averaged over ranks, weighted by their numbers of images, with one all-reduce per call. Every rank must call it
+        equally often; a batch may be empty.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range or choices.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range or not among its choices.
 
     References:
         Mei et al., "Instance Adaptive Self-Training for Unsupervised Domain Adaptation", ECCV 2020, Eq. 4-6.
@@ -104,9 +104,9 @@ class InstanceAdaptiveSelector(Stateful):
             selected and never counted.
 
         Raises:
-            TypeError: ``logits`` is no floating-point tensor, or ``valid`` not bool.
-            ValueError: ``logits`` is not (B, C, H, W), has another number of classes, or lies on another device than
-                the state.
+            TypeError: ``logits`` is not a floating-point tensor, or ``valid`` is not bool.
+            ValueError: ``logits`` is not (B, C, H, W), has a different number of classes, or is on a different device
+                from the state.
         """
         batch = observe(self, logits, valid)
         bars = self.thresholds

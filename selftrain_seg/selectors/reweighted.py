@@ -1,4 +1,4 @@
-"""Re-weighted hard pseudo-labels, the selection of CBST and CRST."""
+"""Re-weighted hard pseudo-labels (CBST, CRST)."""
 
 from __future__ import annotations
 
@@ -18,30 +18,29 @@ def select_reweighted(
     valid: Tensor | None = None,
     ignore_index: int = IGNORE_INDEX,
 ) -> PseudoLabels:
-    """Label each pixel with the class that exceeds its own threshold most, where one does.
+    """Label each pixel with the class that exceeds its threshold by the largest factor.
 
-    ``c* = argmax_c p_c / kc_c``; ``y = c*`` if ``p_{c*} / kc_{c*} ≥ 1``, else ``ignore_index``. So a hard class
-    with a low threshold may win over the most probable one. When every ``kc ≥ 0.5`` this equals
-    ``select_hard``. Computed as ``d_c - log kc_c ≥ log1p(s)`` (``d_c = z_c - max z``, s the sum of the others),
-    which does not saturate where p / kc rounds to 1.
+    ``c* = argmax_c p_c / kc_c``; ``y = c*`` if ``p_{c*} / kc_{c*} ≥ 1``, else ``ignore_index``. A class with a low
+    threshold may thus beat the most probable one. If all ``kc ≥ 0.5``, the result equals that of ``select_hard``.
+    Computed in the log domain, so it does not saturate where p / kc rounds to 1.
 
     Args:
         logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
         thresholds: (C,) floating-point probabilities, from ``ClassBalancedThreshold``, or a number in [0, 1] for all
             classes. A threshold of 0 makes its class win everywhere: use ``small="none"`` (the default) when
             estimating. On any device.
-        prior: (C, H, W) spatial prior; with thresholds that were estimated with the same.
+        prior: (C, H, W) spatial prior, the same that the thresholds were estimated with.
         valid: (B, H, W) bool; pixels where it is False are never selected.
         ignore_index: label of the pixels that are not selected; outside [0, C).
 
     Returns:
-        ``PseudoLabels`` with ``labels``, ``confidence`` and ``predicted``; the latter two are those of the most
-        probable class ŷ. Pixels with a NaN logit are never selected.
+        ``PseudoLabels`` with ``labels``, and with ``confidence`` and ``predicted`` of the most probable class ŷ. Pixels
+        with a NaN logit are never selected.
 
     Raises:
-        TypeError: ``logits`` or ``prior`` is no floating-point tensor, ``thresholds`` neither that nor a number, or
-            ``valid`` not bool.
-        ValueError: a shape or device does not fit ``logits``, or a number is outside [0, 1].
+        TypeError: ``logits`` or ``prior`` is not a floating-point tensor, ``thresholds`` is neither that nor a number,
+            or ``valid`` is not bool.
+        ValueError: a shape or device does not match ``logits``, or a number is outside [0, 1].
 
     References:
         CBST (Zou et al., ECCV 2018), Eq. 7 with kc = exp(-k_c); CRST (Zou et al., ICCV 2019).

@@ -15,32 +15,32 @@ __all__ = ["RunningConfidenceSelector"]
 
 
 class RunningConfidenceSelector(Stateful):
-    """Select pixels against their class's peak in the image, discounted for classes the network rarely predicts.
+    """Select pixels relative to the peak confidence of their class in the image, less strictly for rare classes.
 
-    With ``p̄_c`` the mean of p_c over all pixels of the batch, ``r_c ← momentum · r_c + (1 - momentum) · p̄_c``; a
-    class seen for the first time (``p̄_c > 1e-8``) first takes ``r_c = p̄_c``. For each image,
-    ``t_c = max(lower, upper · peak_c · (1 - exp(-r_c / beta)))`` with peak_c the largest confidence among its
-    pixels predicted as c; ``y = ŷ`` where ``m > t_ŷ``, else ``ignore_index``.
+    ``r_c ← momentum · r_c + (1 - momentum) · p̄_c``, with ``p̄_c`` the mean of p_c over all pixels of the batch. A
+    class that is seen for the first time (``p̄_c > 1e-8``) starts at ``r_c = p̄_c``. In each image, ``t_c = max(lower,
+    upper · peak_c · (1 - exp(-r_c / beta)))``, with peak_c the largest confidence of the pixels predicted as c;
+    ``y = ŷ`` where ``m > t_ŷ``, else ``ignore_index``.
 
     Args:
         num_classes: C, at least 2.
-        upper: in [0, 1], share of the peak a frequent class must reach. DT-ST: 0.8; SAC: 0.75.
-        lower: in [0, 1], least threshold. Both: 0.2.
-        beta: above 0, the frequency at which the discount sets in, and r before the first batch. Both: 1e-3.
-        momentum: in [0, 1]. DT-ST: 0.9; SAC: 0.99.
+        upper: share of the peak that a frequent class must reach, in [0, 1]. DT-ST: 0.8; SAC: 0.75.
+        lower: smallest threshold, in [0, 1]. Both: 0.2.
+        beta: mean probability below which the threshold is lowered, and initial r; above 0. Both: 1e-3.
+        momentum: weight of the old r, in [0, 1]. DT-ST: 0.9; SAC: 0.99.
         ignore_index: label of the pixels that are not selected; outside [0, C).
 
     Attributes:
         running_confidence: (C,) float64, r.
-        seen: (C,) bool, whether a class has had its first value.
+        seen: (C,) bool, whether a class has been seen.
 
     State / distributed:
-        In ``eval()`` mode both stay as they are. The sums of p_c and the pixel count are added
-        over ranks by one all-reduce a call, so r is that of one process with the joined batch.
+        In ``eval()`` mode the state does not change. The sums of p_c and the pixel count are added over ranks with one
+        all-reduce per call, so r equals that of one process with the joined batch.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
 
     References:
         SAC: Araslanov and Roth, "Self-supervised Augmentation Consistency for Adapting Semantic Segmentation",
@@ -101,9 +101,9 @@ class RunningConfidenceSelector(Stateful):
             selected and never counted.
 
         Raises:
-            TypeError: ``logits`` is no floating-point tensor, or ``valid`` not bool.
-            ValueError: ``logits`` is not (B, C, H, W), has another number of classes, or lies on another device than
-                the state.
+            TypeError: ``logits`` is not a floating-point tensor, or ``valid`` is not bool.
+            ValueError: ``logits`` is not (B, C, H, W), has a different number of classes, or is on a different device
+                from the state.
         """
         batch = observe(self, logits, valid, probs=self.training, peaks=True)
         sums = all_reduce_sum(batch.sums) if self.training else None

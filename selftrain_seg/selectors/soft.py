@@ -19,30 +19,30 @@ def select_soft(
     valid: Tensor | None = None,
     ignore_index: int = IGNORE_INDEX,
 ) -> PseudoLabels:
-    """Give each selected pixel a soft label, sharper the smaller alpha, and the others the zero vector.
+    """Give each selected pixel a soft label, and every other pixel the zero vector.
 
-    ``y_c ∝ (p_c / kc_c)^(1/α)``, normalised over classes. A pixel is selected where this label's regularised cost
-    is below that of the zero vector, which reduces exactly to ``logsumexp_c(log(p_c / kc_c) / α) > 0``. As α → 0
-    label and selection become those of ``select_reweighted``.
+    ``y_c ∝ (p_c / kc_c)^(1/α)``, normalised over classes; a smaller α makes sharper labels. A pixel is selected if the
+    regularised cost of its label is below that of the zero vector, which is equivalent to
+    ``logsumexp_c(log(p_c / kc_c) / α) > 0``. As α → 0, label and selection approach those of ``select_reweighted``.
 
     Args:
         logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
         thresholds: (C,) floating-point probabilities, from ``ClassBalancedThreshold``, or a number in [0, 1] for all
             classes. On any device.
-        alpha: weight of the entropy regulariser, from 1e-6 to 1e30; or a () tensor, whose value is not checked.
-            CRST: 0.25.
-        prior: (C, H, W) spatial prior; with thresholds that were estimated with the same.
+        alpha: weight of the entropy regulariser, from 1e-6 to 1e30, or a () tensor, whose value is not checked. CRST:
+            0.25.
+        prior: (C, H, W) spatial prior, the same that the thresholds were estimated with.
         valid: (B, H, W) bool; pixels where it is False are never selected.
-        ignore_index: label, in ``labels``, of the pixels that are not selected.
+        ignore_index: value in ``labels`` of the pixels that are not selected; outside [0, C).
 
     Returns:
-        ``PseudoLabels`` with ``soft`` (B, C, H, W) float32, rows that sum to 1 or are zero; ``labels``, the
-        largest entry's class or ``ignore_index``; ``confidence`` and ``predicted`` of the most probable class.
+        ``PseudoLabels`` with ``soft`` (B, C, H, W) float32, which sums to 1 or is 0 at each pixel; ``labels``, the
+        class of the largest entry or ``ignore_index``; ``confidence`` and ``predicted`` of the most probable class.
 
     Raises:
-        TypeError: ``logits`` or ``prior`` is no floating-point tensor, ``thresholds`` or ``alpha`` neither that nor a
-            number, or ``valid`` not bool.
-        ValueError: a shape or device does not fit ``logits``, or a number is out of its range.
+        TypeError: ``logits`` or ``prior`` is not a floating-point tensor, ``thresholds`` or ``alpha`` is neither that
+            nor a number, or ``valid`` is not bool.
+        ValueError: a shape or device does not match ``logits``, or a number is out of range.
 
     References:
         CRST (Zou et al., ICCV 2019), LRENT.

@@ -15,31 +15,31 @@ __all__ = ["SoftMatchSelector"]
 
 
 class SoftMatchSelector(Stateful):
-    """Keep every pixel's label and weigh it by how far its confidence lies below the running mean.
+    """Label every pixel, with a weight that falls as its confidence drops below the running mean.
 
-    ``w = exp(-min(m - μ, 0)² n² / (2 σ²))``, so 1 from the mean on. μ and σ² are exponential averages of the mean
-    and the variance of m over all pixels of the batch, ``μ ← λ μ + (1 - λ) mean(m)``, from 1/C and 1. With
-    ``align``, m is that of the uniformly aligned ``p_c / (C p̃_c)``, renormalised, with p̃ the running mean of p;
-    the label is still argmax p.
+    ``w = exp(-min(m - μ, 0)² n² / (2 σ²))``, which is 1 above the mean. μ and σ² are exponential averages of the mean
+    and the variance of m over all pixels of the batch, ``μ ← λ μ + (1 - λ) mean(m)``, starting at 1/C and 1. With
+    ``align``, m is the largest of the uniformly aligned probabilities ``p_c / (C p̃_c)``, renormalised, with p̃ the
+    running mean of p; the label is still argmax p.
 
     Args:
         num_classes: C, at least 2.
         momentum: λ in [0, 1]. SoftMatch: 0.999.
-        sigmas: n, above 0, the truncation. SoftMatch: 2.
-        align: whether confidences are uniformly aligned. It takes a second pass over the logits.
-        ignore_index: label of the unusable pixels; outside [0, C).
+        sigmas: n, above 0; larger values weigh low confidences less. SoftMatch: 2.
+        align: whether to use uniform alignment, which needs a second pass over the logits.
+        ignore_index: label of pixels that are not valid or have a NaN logit; outside [0, C).
 
     Attributes:
-        running: (2,) float64, σ², that of the population, and μ.
-        running_probs: (C,) float64, p̃; moves only with ``align``.
+        running: (2,) float64, σ² (the population variance) and μ.
+        running_probs: (C,) float64, p̃; updated only with ``align``.
 
     State / distributed:
-        In ``eval()`` mode all stay as they are. Sums are added over ranks, one all-reduce a
-        call (two with ``align``), so the state is that of one process with the joined batch.
+        In ``eval()`` mode the state does not change. Sums are added over ranks with one all-reduce per call (two with
+        ``align``), so the state equals that of one process with the joined batch.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
 
     References:
         Chen et al., "SoftMatch: Addressing the Quantity-Quality Trade-off in Semi-supervised Learning", ICLR
@@ -93,20 +93,20 @@ class SoftMatchSelector(Stateful):
 
     @torch.no_grad()
     def forward(self, logits: Tensor, *, valid: Tensor | None = None) -> PseudoLabels:
-        """Update the state with a batch, label and weigh it.
+        """Update the state with a batch, label it and compute its weights.
 
         Args:
             logits: (B, C, H, W), any floating-point dtype and layout; detached. Computed in float32.
             valid: (B, H, W) bool; pixels where it is False are neither counted nor selected.
 
         Returns:
-            ``PseudoLabels`` with ``labels`` (every usable pixel's), ``confidence``, ``pixel_weight`` (B, H, W) float32
-            in [0, 1] and ``predicted``. Pixels with a NaN logit are ignored, weigh 0 and are never counted.
+            ``PseudoLabels`` with ``labels``, ``confidence``, ``pixel_weight`` (B, H, W) float32 in [0, 1] and
+            ``predicted``. Pixels with a NaN logit are ignored, have weight 0 and are never counted.
 
         Raises:
-            TypeError: ``logits`` is no floating-point tensor, or ``valid`` not bool.
-            ValueError: ``logits`` is not (B, C, H, W), has another number of classes, or lies on another device than
-                the state.
+            TypeError: ``logits`` is not a floating-point tensor, or ``valid`` is not bool.
+            ValueError: ``logits`` is not (B, C, H, W), has a different number of classes, or is on a different device
+                from the state.
         """
         own = observe(self, logits, valid, probs=self.align and self.training, moments=self.training and not self.align)
         aligned = self._aligned(logits, valid, own.sums) if self.align else own

@@ -1,4 +1,4 @@
-"""What was selected: shares, mean confidence and precision per class."""
+"""Statistics of selected pixels: share, mean confidence and precision per class."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["SelectionStatistics", "SelectionSummary"]
 
 
 class SelectionSummary(NamedTuple):
-    """What ``SelectionStatistics.compute`` returns, each (C,) float64, NaN where a class has no pixels.
+    """The result of ``SelectionStatistics.compute``, each (C,) float64, NaN where a class has no pixels.
 
     Attributes:
-        share: pixels labelled c / pixels predicted as c.
+        share: number of pixels labelled c / number predicted as c.
         confidence: mean confidence of the pixels labelled c.
-        precision: pixels labelled c that are c / pixels labelled c, both among those with ground truth.
+        precision: share of the pixels labelled c whose ground truth is c, among those with ground truth.
     """
 
     share: Tensor
@@ -29,25 +29,24 @@ class SelectionSummary(NamedTuple):
 
 
 class SelectionStatistics(Stateful):
-    """Count what selectors select, class by class: the figures the papers plot over rounds.
+    """Compute the share, mean confidence and precision of pseudo-labels per class.
 
-    One histogram a batch over the label maps the selector made anyway; the logits are not read again and the
-    host does not wait for the device.
+    It only reads the label maps of the selector, not the logits, and the host does not wait for the device.
 
     Args:
         num_classes: C, at least 2.
         ignore_index: label of pixels not selected, in pseudo-labels and ground truth; outside [0, C).
 
     Attributes:
-        counts: (4, C) int64: pixels predicted, labelled, labelled with known truth, labelled right.
+        counts: (4, C) int64: pixels predicted, labelled, labelled with ground truth, labelled correctly.
         confidence_sums: (C,) float64.
 
     State / distributed:
-        Both are sums, each rank's own. ``compute`` adds them over ranks, so every rank must call it.
+        Each rank holds its own sums. ``compute`` adds them over ranks, so every rank must call it.
 
     Raises:
         TypeError: ``num_classes`` is not an int.
-        ValueError: ``num_classes`` is below 1.
+        ValueError: ``num_classes`` is below 2, or ``ignore_index`` is a class.
 
     Example:
         >>> import torch
@@ -76,16 +75,16 @@ class SelectionStatistics(Stateful):
         """Count one batch of pseudo-labels.
 
         Args:
-            pseudo: what a selector returned; ``predicted`` must be there.
-            target: (B, H, W) ground truth, integers, to measure precision with.
+            pseudo: result of a selector, with ``predicted``.
+            target: (B, H, W) integers, the ground truth for the precision.
 
         Raises:
             TypeError: ``target`` is not an integer tensor.
-            ValueError: ``pseudo.predicted`` is None, ``target`` has another shape or device, or the counts are on
-                another device.
+            ValueError: ``pseudo.predicted`` is None, ``target`` has a different shape or device, or the counts are on a
+                different device.
         """
         if pseudo.predicted is None:
-            raise ValueError("`pseudo`: expected PseudoLabels with `predicted`, got None there")
+            raise ValueError("`pseudo`: expected PseudoLabels with `predicted`, got None")
         if target is not None:
             _checks.check_integer(target, "target")
             if target.shape != pseudo.labels.shape:
@@ -102,7 +101,7 @@ class SelectionStatistics(Stateful):
         """Return shares, mean confidences and precisions over all ranks.
 
         Returns:
-            ``SelectionSummary``; a class that was not predicted, labelled or known has NaN there.
+            ``SelectionSummary``, with NaN where a class has no pixels.
         """
         counts, sums = self.reduced("counts", "confidence_sums")
         predicted, labelled, known, right = counts.double()

@@ -1,4 +1,4 @@
-"""When to stop, and whether to start: rounds judged without target labels, the best one kept."""
+"""Stopping rules: judge rounds without target labels and keep the best one."""
 
 from selftrain_seg.stopping.assess import Assessment, assess_check
 from selftrain_seg.stopping.check import RoundCheck, Verdict

@@ -1,4 +1,4 @@
-"""How good a check is: how often it picks the right round, and what it costs where it does not."""
+"""Assessment of a check on finished runs: how often it picks the best round, and what a wrong pick costs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["Assessment", "assess_check"]
 
 
 class Assessment(NamedTuple):
-    """What a check did in many runs, a run an entry, in the unit of the truth.
+    """The result of ``assess_check``, one entry per run, in the unit of the true scores.
 
     Attributes:
-        picked: the round whose weights it kept, 0 for those before training.
-        best: the round that was best in truth; the first of equal ones.
-        stopped: the round after which it stopped, or None where it never did.
-        regret: truth of the best round less that of the picked one, at least 0.
-        gain: truth of the picked round less that before training; negative where the check did harm.
-        last_gain: truth of the last round less that before training: what training to the end would have given.
+        picked: the round whose weights the check kept, 0 for those before training.
+        best: the round with the highest true score, the first of equal ones.
+        stopped: the round after which the check stopped, or None if it never did.
+        regret: true score of the best round minus that of the picked round, at least 0.
+        gain: true score of the picked round minus that before training; negative if the check did harm.
+        last_gain: true score of the last round minus that before training, the gain of training to the end.
 
     Example:
         >>> Assessment((1, 0), (1, 2), (2, 1), (0.0, 0.4), (2.0, 0.0), (1.0, -3.0)).hit_rate(0.5)
@@ -36,48 +36,45 @@ class Assessment(NamedTuple):
     last_gain: tuple[float, ...]
 
     def hit_rate(self, tolerance: float = 0.0) -> float:
-        """Return the share of runs whose regret is at most a tolerance; NaN without runs."""
+        """Return the share of runs whose regret is at most ``tolerance``; NaN without runs."""
         return _mean([float(value <= tolerance) for value in self.regret])
 
     @property
     def mean_regret(self) -> float:
-        """Mean over runs; NaN without runs."""
+        """Mean regret over runs; NaN without runs."""
         return _mean(self.regret)
 
     @property
     def worst_regret(self) -> float:
-        """The largest; NaN without runs."""
+        """Largest regret; NaN without runs."""
         return max(self.regret, default=math.nan)
 
     @property
     def worst_gain(self) -> float:
-        """The smallest gain, which is what following the check has cost at worst; NaN without runs."""
+        """Smallest gain; NaN without runs."""
         return min(self.gain, default=math.nan)
 
 
 def assess_check(
     check: RoundCheck, runs: Sequence[Sequence[Mapping[str, float]]], truths: Sequence[Sequence[float]]
 ) -> Assessment:
-    """Replay a check on the records of finished runs and compare its choice with the truth.
+    """Replay a check on the records of finished runs and compare its picks with the true scores.
 
-    Every run is recorded round by round until the verdict is no longer ``"go on"``: later rounds the check never gets
-    to see. To see what a score says of all rounds, give the check a patience beyond their number; to compare
-    scores, assess one check for each.
+    Each run is recorded round by round until the verdict is not ``"go on"``; the check does not see later rounds. To
+    use all rounds, set the patience of the check above their number. To compare scores, assess one check per score.
 
     Args:
-        check: whose score, tolerance, patience and limits are used; what it has recorded itself is neither used nor
-            changed.
-        runs: by run and round, round 0 first: the scores, as they were given to ``record``.
-        truths: by run and round: what the scores are to predict, such as mean IoU on labelled target images. The
-            higher, the better.
+        check: supplies the score, tolerance, patience and limits; its own records are neither used nor changed.
+        runs: the scores as passed to ``record``, per run and round, round 0 first.
+        truths: the true scores per run and round, such as mean IoU on labelled target images; higher is better.
 
     Returns:
-        ``Assessment``, with a value for each run.
+        ``Assessment`` with one entry per run.
 
     Raises:
-        TypeError: ``check`` is no ``RoundCheck``, or a value no number.
-        ValueError: numbers of runs or rounds differ, a run has no round, a truth is not finite, or a round lacks a
-            score that the check needs.
+        TypeError: ``check`` is not a ``RoundCheck``, or a value is not a number.
+        ValueError: the numbers of runs or rounds differ, a run has no round, a true score is not finite, or a round
+            lacks a score that the check needs.
 
     Example:
         >>> runs = [[{"a": 1.0}, {"a": 2.0}, {"a": 1.5}], [{"a": 1.0}, {"a": 1.5}, {"a": 0.5}]]
@@ -91,12 +88,12 @@ def assess_check(
     if not isinstance(check, RoundCheck):
         raise TypeError(f"`check`: expected a RoundCheck, got {type(check).__name__}")
     if len(runs) != len(truths):
-        raise ValueError(f"`truths`: expected those of {len(runs)} runs, got {len(truths)}")
+        raise ValueError(f"`truths`: expected {len(runs)} runs, as many as `runs`, got {len(truths)}")
     entries: list[tuple[int, int, int | None, float, float, float]] = []
     for run, (rounds, given) in enumerate(zip(runs, truths, strict=True)):
         truth = [_finite(value, f"truths[{run}][{round}]") for round, value in enumerate(given)]
         if not truth or len(rounds) != len(truth):
-            raise ValueError(f"`truths[{run}]`: expected those of {len(rounds)} rounds, at least 1, got {len(truth)}")
+            raise ValueError(f"`truths[{run}]`: expected {len(rounds)} rounds, at least 1, got {len(truth)}")
         picked, stopped = _replay(check, rounds)
         best = max(range(len(truth)), key=truth.__getitem__)
         regret, gain = truth[best] - truth[picked], truth[picked] - truth[0]
@@ -105,7 +102,7 @@ def assess_check(
 
 
 def _replay(check: RoundCheck, rounds: Sequence[Mapping[str, float]]) -> tuple[int, int | None]:
-    """The round that is kept, and the one after which the check stops."""
+    """Return the picked round, and the round after which the check stops."""
     again = RoundCheck(check.score, tolerance=check.tolerance, patience=check.patience, limits=check.limits)
     for round, scores in enumerate(rounds):
         again.record(round, scores)

@@ -1,4 +1,4 @@
-"""Whether the rounds help, judged after each of them without target labels."""
+"""A check after each round, without target labels, of whether training still helps."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["RoundCheck", "Verdict"]
 
 
 class Verdict(NamedTuple):
-    """What ``RoundCheck`` says of the rounds so far.
+    """The result of ``RoundCheck.verdict``.
 
     Attributes:
-        action: ``"go on"``; ``"stop"``: the rounds have helped and do so no longer; or ``"do not adapt"``: no round is
-            better than the network before training.
-        best: the round whose weights to keep, 0 for those before training.
-        reason: one sentence for people.
+        action: ``"go on"``; ``"stop"``: earlier rounds helped but the latest ones did not; or ``"do not adapt"``: no
+            round is better than the network before training.
+        best: the round whose weights should be kept, 0 for those before training.
+        reason: one sentence to print.
     """
 
     action: Literal["go on", "stop", "do not adapt"]
@@ -30,36 +30,36 @@ class Verdict(NamedTuple):
 
 
 class RoundCheck:
-    """Record scores after each round, keep the best round, and say when to stop or not to adapt at all.
+    """Record scores after each round, track the best round, and decide when to stop or not to adapt at all.
 
-    One score decides; the higher, the better. With s_r that of round r, and round 0 the network before training,
+    One score decides; higher is better. s_r is the score of round r, and round 0 is the network before training:
 
         ``best ← 0``; for r = 1, 2, …: ``best ← r`` if ``s_r > s_best + tolerance`` and round r is within all limits.
 
-    The first of equal rounds is kept, so a gain within the noise is none. After ``patience`` rounds without a new best
-    one the verdict is ``"stop"``, or ``"do not adapt"`` if the best is still round 0. A NaN score is never best.
+    A gain of at most ``tolerance`` counts as noise. After ``patience`` rounds without a new best round the verdict is
+    ``"stop"``, or ``"do not adapt"`` if the best is still round 0. A round with a NaN score is never best.
 
-    Let the mean IoU on labelled source images restyled to the target decide, where there are source images. Scores of
-    the network's output alone (soft neighbourhood density, entropy, agreement of teacher and student) also rise when
-    a network becomes sure of its mistakes; record them beside it, for people to see. ``limits`` makes some of them
-    binding: ``class_drift``, say.
+    If source images are available, use the mean IoU on source images restyled to the target as this score. Scores that
+    only use the output of the network (soft neighbourhood density, entropy, agreement of teacher and student) also rise
+    when a network becomes confident in its mistakes; record them for information. ``limits`` bounds other scores, such
+    as ``class_drift``.
 
     Args:
         score: name of the score that decides.
-        tolerance: what a round must gain to be better than noise, at least 0, in the score's unit. The difference of
-            two evaluations of one network on differently restyled images is a measure of it.
-        patience: rounds to wait for a new best one, at least 1.
-        limits: name of a score → its largest acceptable value; a round above one of them, or with NaN there, is never
+        tolerance: gain that a round must exceed, at least 0, in the unit of the score. Estimate it from two evaluations
+            of one network on differently restyled images.
+        patience: number of rounds to wait for a new best round, at least 1.
+        limits: maps names of scores to their largest accepted values. A round above a limit, or with NaN, is never
             best. Round 0 is exempt.
 
     State / distributed:
-        ``state_dict`` holds what was recorded, for JSON or for ``torch.save``, and the verdict follows from that: a
-        killed run goes on with the same. Every rank must record the same scores, else ranks part at the verdict:
-        reduce scores before.
+        ``state_dict`` holds the recorded scores, for JSON or ``torch.save``. A resumed run gets the same verdict from
+        them. Reduce the scores over ranks before recording them: if ranks record different scores, their verdicts
+        differ.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
 
     References:
         Prechelt, "Early Stopping - But When?", 1998, on patience. Saito et al., "Tune it the Right Way", ICCV 2021, on
@@ -94,7 +94,7 @@ class RoundCheck:
         for name, limit in limits.items():
             _checks.check_real(limit, f"limits[{name!r}]", -math.inf, math.inf)
         if score in limits:
-            raise ValueError(f"`limits`: expected other scores than {score!r}, of which the highest is best")
+            raise ValueError(f"`limits`: expected scores other than {score!r}, which decides")
         self.score, self.tolerance, self.patience = score, float(tolerance), int(patience)
         self.limits = {name: float(limit) for name, limit in limits.items()}
         self._rounds: list[dict[str, float]] = []
@@ -107,27 +107,27 @@ class RoundCheck:
 
     @property
     def rounds(self) -> list[dict[str, float]]:
-        """A copy of what was recorded, round by round."""
+        """A copy of the recorded scores, round by round."""
         return [dict(scores) for scores in self._rounds]
 
     @property
     def scores(self) -> list[float]:
-        """What the score that decides was in each round, as ``thresholds.cautious_portion`` takes it."""
+        """The deciding score of each round, for ``thresholds.cautious_portion``."""
         return [scores[self.score] for scores in self._rounds]
 
     def record(self, round: int, scores: Mapping[str, float | Tensor]) -> None:
-        """Take down the scores of a round. The host waits for the device where a score is a tensor there.
+        """Record the scores of a round. If a score is a tensor, the host waits for its device.
 
         Args:
-            round: 0 for the network before training, then 1, 2, … in order. The latest may be recorded again and is
-                replaced, since a run may be killed between a record and a checkpoint.
-            scores: name → number, or a tensor of one: the one that decides, those with a limit, and any others.
-                What is not finite counts as NaN.
+            round: 0 for the network before training, then 1, 2, … in order. The latest round may be recorded again,
+                which replaces it; a resumed run may do so.
+            scores: maps names to numbers or one-element tensors. It must have the deciding score and those with a
+                limit, and may have others. Infinite values count as NaN.
 
         Raises:
-            TypeError: ``round`` is no int, ``scores`` no mapping, or a score no number.
-            ValueError: ``round`` is out of order; a score that decides or has a limit is missing; or that of round 0
-                is NaN, so that no round could be compared with it.
+            TypeError: ``round`` is not an int, ``scores`` is not a mapping, or a score is not a number.
+            ValueError: ``round`` is out of order, the deciding score or one with a limit is missing, or the deciding
+                score of round 0 is NaN.
         """
         _checks.check_count(round, "round", minimum=0)
         if round not in (len(self._rounds), len(self._rounds) - 1):
@@ -139,7 +139,7 @@ class RoundCheck:
         """Judge the rounds so far.
 
         Returns:
-            ``Verdict(action, best, reason)``. When the last round is over, keep the weights of ``best``, whatever the
+            ``Verdict(action, best, reason)``. After the last round, keep the weights of round ``best``, whatever the
             action.
 
         Raises:
@@ -156,7 +156,7 @@ class RoundCheck:
         return Verdict("do not adapt", 0, f"adaptation is not helping here: {found}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was recorded, as JSON can hold it: ``{"rounds": [{name: number or None for NaN}]}``."""
+        """Return the recorded scores in a form that JSON can hold: ``{"rounds": [{name: number or None for NaN}]}``."""
         return {
             "rounds": [
                 {name: None if math.isnan(value) else value for name, value in scores.items()}
@@ -165,14 +165,14 @@ class RoundCheck:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned; what was recorded before is forgotten.
+        """Replace the recorded scores with those of a ``state_dict``.
 
         Args:
-            state: of a ``RoundCheck`` for the same scores. Tolerance, patience and limits are settings and not in it.
+            state: state of a ``RoundCheck`` with the same scores. Tolerance, patience and limits are not in it.
 
         Raises:
-            TypeError: it is no mapping, or holds something else than names and numbers.
-            ValueError: it has no rounds, or these lack a score. Nothing is changed then.
+            TypeError: ``state`` is not the state of a ``RoundCheck``, or a name or number in it has the wrong type.
+            ValueError: a round lacks a score. The recorded scores are then not changed.
         """
         if not isinstance(state, Mapping) or not isinstance(state.get("rounds"), list):
             raise TypeError('`state`: expected the state of a RoundCheck, {"rounds": [...]}, got something else')
@@ -196,7 +196,7 @@ class RoundCheck:
                 raise ValueError(f"`scores`: expected {name!r} among them, got {sorted(values)}")
         if round == 0 and math.isnan(values[self.score]):
             raise ValueError(
-                f"`scores`: expected a finite {self.score!r} of round 0, with which all rounds are compared, got nan"
+                f"`scores`: expected a finite {self.score!r} for round 0, to compare all rounds with, got nan"
             )
         return values
 
@@ -211,12 +211,12 @@ class RoundCheck:
     def _compared(self, last: int, best: int) -> str:
         now, then = self._rounds[last], self._rounds[best]
         if last == 0:
-            return f"nothing but the network before training is known ({self.score} {now[self.score]:.4g})"
+            return f"only the network before training was recorded ({self.score} {now[self.score]:.4g})"
         if last == best:
             return f"round {last} is the best so far ({self.score} {now[self.score]:.4g})"
         for name, limit in self.limits.items():
             if not now[name] <= limit:
-                return f"round {last} is beyond a limit ({name} {now[name]:.4g}, at most {limit:.4g})"
+                return f"round {last} exceeds a limit ({name} {now[name]:.4g}, at most {limit:.4g})"
         scores = f"{self.score} {now[self.score]:.4g} against {then[self.score]:.4g}"
         return f"round {last} is not better than round {best} ({scores})"
 

@@ -1,4 +1,4 @@
-"""How far the classes' shares of the predictions have moved."""
+"""Change of the class shares of predictions."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ __all__ = ["class_drift"]
 
 
 def class_drift(counts: Tensor, reference: Tensor) -> Tensor:
-    """Measure how far the class shares of predictions are from those of others: the total variation.
+    """Compute the total variation distance between the class shares of two sets of predictions.
 
-    ``½ Σ_c |n_c / Σn - m_c / Σm|``: 0 where the shares are the same, 1 where no class is in both. It is the share of
-    pixels that must change their class to turn one distribution into the other. Between the network before training
-    and after a round it shows classes that grow or vanish; it does not say which of the two is right.
+    ``½ Σ_c |n_c / Σn - m_c / Σm|``: 0 if the shares are equal, 1 if the two have no class in common. It is the share of
+    pixels that must change class to turn one distribution into the other. Computed before training and after a round,
+    it shows whether classes grow or vanish, but not which of the two is right.
 
     Args:
-        counts: (C,) or (..., C) pixels predicted as each class, or shares of them; a round a row, say. The
-            ``class_counts()`` of a threshold have them.
-        reference: (C,) or (..., C), what they are compared with: those of the network before training, or of the
-            source labels.
+        counts: (C,) or (..., C) pixels predicted as each class, or shares, for example one row per round.
+            ``class_counts()`` of a threshold estimator returns them.
+        reference: (C,) or (..., C) counts to compare with: those of the network before training, or of the source
+            labels.
 
     Returns:
-        () or (...) float64 in [0, 1]; NaN where one has no pixels.
+        () or (...) float64 in [0, 1]; NaN where an argument has no pixels.
 
     Raises:
-        TypeError: one is no tensor of numbers.
-        ValueError: one has no dimension, they differ in the number of classes or in device, or do not broadcast.
+        TypeError: one is not a tensor of numbers.
+        ValueError: an argument has no dimension, or the two differ in the number of classes or in device or do not
+            broadcast.
 
     Example:
         >>> import torch
@@ -41,7 +42,7 @@ def class_drift(counts: Tensor, reference: Tensor) -> Tensor:
         if value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"`{name}`: expected counts of an integer or floating-point dtype, got {value.dtype}")
         if value.ndim == 0:
-            raise ValueError(f"`{name}`: expected (..., C), got a tensor without a dimension")
+            raise ValueError(f"`{name}`: expected (..., C), got a tensor without dimensions")
     if counts.shape[-1] != reference.shape[-1]:
         raise ValueError(f"`reference`: expected {counts.shape[-1]} classes, got {reference.shape[-1]}")
     _checks.check_device(reference, counts, "reference")
@@ -50,6 +51,6 @@ def class_drift(counts: Tensor, reference: Tensor) -> Tensor:
         apart = now / now.sum(-1, keepdim=True) - then / then.sum(-1, keepdim=True)
     except RuntimeError:
         raise ValueError(
-            f"`reference`: expected what broadcasts to {tuple(counts.shape)}, got {tuple(reference.shape)}"
+            f"`reference`: expected a shape that broadcasts with {tuple(counts.shape)}, got {tuple(reference.shape)}"
         ) from None
     return 0.5 * apart.abs().sum(-1)

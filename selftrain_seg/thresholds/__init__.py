@@ -1,4 +1,4 @@
-"""kc: how confident a prediction must be, per class, for a chosen portion of it to be selected."""
+"""Thresholds kc: the confidence per class above which pixels are selected."""
 
 from selftrain_seg.thresholds.agreement import ClassAgreement
 from selftrain_seg.thresholds.aligned import aligned_portion

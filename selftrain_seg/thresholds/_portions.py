@@ -1,4 +1,4 @@
-"""Checks of what the functions on portions take."""
+"""Argument checks of the functions on portions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_reals(value: Any, name: str) -> None:
 
 
 def check_class_counts(value: Any, name: str) -> None:
-    """(C,) numbers of pixels, or shares of them."""
+    """(C,) pixel counts, or shares."""
     _checks.check_tensor(value, name)
     if value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"`{name}`: expected counts of an integer or floating-point dtype, got {value.dtype}")
@@ -28,8 +28,8 @@ def check_class_counts(value: Any, name: str) -> None:
         raise ValueError(f"`{name}`: expected (C,), got {tuple(value.shape)}")
 
 
-def of_classes(portion: Any, like: Tensor) -> Tensor:
-    """A number in [0, 1] or (C,) portions, as (C,) float64 on the device of ``like`` (C,)."""
+def per_class(portion: Any, like: Tensor) -> Tensor:
+    """Return a number in [0, 1] or (C,) portions as (C,) float64 on the device of ``like`` (C,)."""
     if not isinstance(portion, Tensor):
         _checks.check_real(portion, "portion", 0.0, 1.0)
         return torch.ones_like(like, dtype=torch.float64) * float(portion)
@@ -41,6 +41,6 @@ def of_classes(portion: Any, like: Tensor) -> Tensor:
 
 
 def decimals(values: Tensor) -> Tensor:
-    """As float64. A float32 0.7 means 0.7, not 0.699999988."""
+    """Return values as float64, with float32 rounded to 6 decimals: 0.7 is 0.7, not 0.699999988."""
     values = values.detach()
     return values if values.dtype == torch.float64 else values.double().round(decimals=6)

@@ -1,4 +1,4 @@
-"""How far two label maps agree on each class: a class's reliability, without a target label."""
+"""Per-class agreement of two label maps, a measure of reliability."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _MEASURES = ("precision", "iou")
 
 
 class ClassAgreement(Stateful):
-    """Count, class by class, on how many pixels a second label map confirms the labels of a first one.
+    """Measure per class how often a second label map agrees with the labels of a first one.
 
     ``precision``: ``r_c = |labels = c and other = c| / |labels = c|``, the share of the pixels labelled c that the
-    other map labels c as well. ``iou``: ``|labels = c and other = c| / |labels = c or other = c|``, which also
-    falls where a class shrinks. Only pixels that are of some class in both maps are counted.
+    other map also labels c. ``iou``: ``|labels = c and other = c| / |labels = c or other = c|``, which also falls when
+    a class shrinks. Only pixels with a class in both maps are counted.
 
-    What the other map is decides what is measured:
+    The choice of the other map decides what is measured:
 
-    - the truth of labelled images (source images, better restyled to the target): precision of the class there;
-    - the labels of the mirrored or rescaled image, brought back: whether the network agrees with itself;
-    - the labels of the round before: whether the class is steady, as the TCR of DT-ST measures it.
+    - the ground truth of labelled images (source images, ideally restyled to the target): the precision of the class;
+    - the labels of the mirrored or rescaled image, mapped back: whether the network agrees with itself;
+    - the labels of the previous round: whether the class is stable, as measured by the TCR of DT-ST.
 
-    For the logits of a teacher and a student, ``teachers.AgreementStatistics`` compares confidences as well.
+    ``teachers.AgreementStatistics`` compares the logits of a teacher and a student, including their confidences.
 
     Args:
         num_classes: C, at least 2.
@@ -37,25 +37,25 @@ class ClassAgreement(Stateful):
         second: (C,) int64, pixels that the other map labels c.
 
     State / distributed:
-        The counts are of this rank, saved and loaded by each; ``compute`` adds them over ranks by one all-reduce, so
-        every rank must call it.
+        Each rank holds, saves and loads its own counts; ``compute`` adds them over ranks with one all-reduce, so every
+        rank must call it.
 
     Raises:
-        TypeError: ``num_classes`` is no int.
+        TypeError: ``num_classes`` is not an int.
         ValueError: ``num_classes`` is below 2.
 
     References:
         Zhao et al., "Towards Better Stability and Adaptability", CVPR 2023 (DT-ST), training-consistency reliability,
-        there by image and here over all images.
+        computed per image there and over all images here.
 
     Example:
         >>> import torch
         >>> agreement = ClassAgreement(3)
         >>> labels, other = torch.tensor([[[0, 0, 0, 1]]]), torch.tensor([[[0, 0, 1, 255]]])
         >>> agreement.update(labels, other)
-        >>> agreement.compute()  # two of three; class 1 has no pixel that is known in both
+        >>> agreement.compute()  # two of three; no pixel of class 1 has a class in both maps
         tensor([0.6667,    nan,    nan], dtype=torch.float64)
-        >>> agreement.compute(measure="iou")  # the other map has class 1 where the first has not
+        >>> agreement.compute(measure="iou")  # only the other map has class 1
         tensor([0.6667, 0.0000,    nan], dtype=torch.float64)
     """
 
@@ -78,13 +78,14 @@ class ClassAgreement(Stateful):
         """Count a batch. No host synchronisation.
 
         Args:
-            labels: (B, H, W), integer: the labels that shall be used. Values outside [0, C), the ignore label for
-                one, are not counted.
-            other: (B, H, W), integer: what they are compared with. A pixel without a class here is not counted either.
+            labels: (B, H, W) integers, the labels to judge. Values outside [0, C), such as the ignore label, are not
+                counted.
+            other: (B, H, W) integers, the labels to compare with. Pixels outside [0, C) are not counted either.
 
         Raises:
-            TypeError: one is no integer tensor.
-            ValueError: one is not (B, H, W), they differ in shape or device, or the counts are on another device.
+            TypeError: an argument is not an integer tensor.
+            ValueError: an argument is not (B, H, W), the two differ in shape or device, or the counts are on a
+                different device.
         """
         _checks.check_label_maps(labels)
         _checks.check_label_maps(other, "other")
@@ -99,14 +100,14 @@ class ClassAgreement(Stateful):
         self.second += ops.class_counts(two, known, self.num_classes)
 
     def merge(self, other: ClassAgreement) -> None:
-        """Add the counts of another one, as if its batches had been seen here.
+        """Add the counts of another ``ClassAgreement``, as if its batches had been counted here.
 
         Args:
             other: a ``ClassAgreement`` with the same number of classes; it is not changed.
 
         Raises:
-            TypeError: ``other`` is no ``ClassAgreement``.
-            ValueError: it has another number of classes.
+            TypeError: ``other`` is not a ``ClassAgreement``.
+            ValueError: the numbers of classes differ.
         """
         if not isinstance(other, ClassAgreement):
             raise TypeError(f"`other`: expected a ClassAgreement, got {type(other).__name__}")
@@ -120,11 +121,10 @@ class ClassAgreement(Stateful):
         """Return the reliability of each class over all batches and ranks.
 
         Args:
-            measure: ``"precision"`` or ``"iou"``, see above.
+            measure: ``"precision"`` or ``"iou"``.
 
         Returns:
-            (C,) float64 in [0, 1]; NaN where there is nothing to divide by: no pixel labelled c (``"iou"``: in neither
-            map) that is known in both.
+            (C,) float64 in [0, 1]; NaN if no counted pixel is labelled c (for ``"iou"``, in neither map).
 
         Raises:
             ValueError: ``measure`` is unknown.

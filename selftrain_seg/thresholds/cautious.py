@@ -1,4 +1,4 @@
-"""Portions that shrink when a round has made the network worse."""
+"""Portions that shrink after rounds that made the network worse."""
 
 from __future__ import annotations
 
@@ -21,36 +21,35 @@ def cautious_portion(
     tolerance: float = 0.0,
     least: float = 0.01,
 ) -> float:
-    """Return the portion of the next round, from a schedule and the scores of the rounds so far.
+    """Return the portion of the next round from a schedule and the scores of the rounds so far.
 
-    A round has helped if its score is at least the best of all scores before it, less ``tolerance``. With g rounds that
-    have helped and w that have not, the portion is ``max(schedule(g) · shrink^w, least)``, at most ``schedule(g)``: a
-    round that helped moves the schedule on, another leaves it where it is and shrinks the portion. All of it follows
-    from the scores, so there is no state: save the scores (``RoundCheck`` does) and a resumed run goes on with
-    the same portions.
+    A round has helped if its score is at least the best earlier score minus ``tolerance``. After g rounds that helped
+    and w that did not, the portion is ``max(schedule(g) · shrink^w, least)``, at most ``schedule(g)``. A round that
+    helped advances the schedule; any other round shrinks the portion. The function has no state: if the scores are
+    saved, as ``RoundCheck`` does, a resumed run uses the same portions.
 
     Args:
-        scores: of the network before the first round and after each one since, the higher the better, without target
-            labels: ``[s_0]`` for the first round's portion. NaN counts as worse.
-        schedule: portions of rounds that help, such as ``PortionSchedule(0.2, 0.05, 0.5)``.
-        shrink: factor for a round that has not helped, in (0, 1].
-        tolerance: how far a score may fall by chance, at least 0, in the scores' unit.
-        least: portion below which nothing shrinks, in (0, 1].
+        scores: score of the network before the first round and after each round, higher is better. For the first round,
+            pass ``[s_0]``. NaN counts as worse.
+        schedule: portions after rounds that help, such as ``PortionSchedule(0.2, 0.05, 0.5)``.
+        shrink: factor for each round that did not help, in (0, 1].
+        tolerance: how far a score may fall by chance, at least 0, in the unit of the scores.
+        least: smallest portion that shrinking can reach, in (0, 1].
 
     Returns:
         A float in (0, 1].
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: ``scores`` is empty, or a number is out of its range.
+        TypeError: an argument has the wrong type.
+        ValueError: ``scores`` is empty, or a number is out of range.
 
     Example:
         >>> schedule = PortionSchedule(0.2, 0.1, 0.5)
         >>> cautious_portion([44.0], schedule)
         0.2
-        >>> cautious_portion([44.0, 45.0], schedule)  # the round helped: the schedule's next
+        >>> cautious_portion([44.0, 45.0], schedule)  # the round helped: next of the schedule
         0.3
-        >>> cautious_portion([44.0, 45.0, 41.0], schedule)  # this one did not: half of it
+        >>> cautious_portion([44.0, 45.0, 41.0], schedule)  # the round did not help: half of it
         0.15
     """
     if isinstance(scores, (str, bytes)) or not isinstance(scores, Sequence):
@@ -58,11 +57,11 @@ def cautious_portion(
     if not isinstance(schedule, PortionSchedule):
         raise TypeError(f"`schedule`: expected a PortionSchedule, got {type(schedule).__name__}")
     if not scores:
-        raise ValueError("`scores`: expected at least that of the network before the first round, got none")
+        raise ValueError("`scores`: expected at least the score of the network before the first round, got none")
     _checks.check_real(shrink, "shrink", 0.0, 1.0, open_low=True)
     _checks.check_real(tolerance, "tolerance", 0.0, math.inf)
     _checks.check_real(least, "least", 0.0, 1.0, open_low=True)
-    best, helped, failed = -math.inf, -1, 0  # the first score is no round's
+    best, helped, failed = -math.inf, -1, 0  # the first score precedes all rounds
     for place, score in enumerate(scores):
         value = _number(score, f"scores[{place}]")
         if place == 0 or value >= best - tolerance:

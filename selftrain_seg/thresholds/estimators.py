@@ -1,4 +1,4 @@
-"""Streaming estimators of kc: one threshold a class, or one for all."""
+"""Streaming estimators of kc: one threshold per class, or one for all classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SMALL_DEFAULT = {"last_in": "none", "first_out": "all"}
 
 
 class _Threshold(Stateful):
-    """All that the two estimators share; they differ in whether classes are ranked apart or together."""
+    """Base of both estimators, which rank pixels per class or over all classes."""
 
     _pooled: bool
 
@@ -88,14 +88,14 @@ class _Threshold(Stateful):
         """Count one batch.
 
         Args:
-            logits: (B, C, H, W), any floating-point dtype, layout and B (0 too); detached, read once in float32.
-                A pixel with a NaN logit is not counted.
+            logits: (B, C, H, W), any floating-point dtype and layout, B may be 0; detached, read once in float32.
+                Pixels with a NaN logit are not counted.
             valid: (B, H, W) bool; pixels where it is False are not counted.
 
         Raises:
-            TypeError: ``logits`` is no floating-point tensor, or ``valid`` not bool.
-            ValueError: wrong rank, another number of classes, a size that is not the prior's, or a device that is not
-                that of the counts.
+            TypeError: ``logits`` is not a floating-point tensor, or ``valid`` is not bool.
+            ValueError: the number of dimensions or classes is wrong, the size differs from that of the prior, or the
+                device from that of the counts.
         """
         _checks.check_logits(logits, self.num_classes)
         _checks.check_valid(valid, logits)
@@ -120,14 +120,14 @@ class _Threshold(Stateful):
         self.updates += 1
 
     def _peaks(self) -> Tensor | None:
-        """What scores under the prior are relative to: (C,), the same for all classes where these are pooled."""
+        """Return the largest prior per class, (C,), to which scores are relative; the overall largest if pooled."""
         if self.prior is None:
             return None
         peaks = ops.prior_peaks(self.prior)
         return peaks.amax().expand_as(peaks) if self._pooled else peaks
 
     def _keep(self, logits: Tensor, valid: Tensor | None, prior: Tensor | None, peaks: Tensor | None) -> None:
-        """Keep the scores themselves."""
+        """Store the scores, for ``exact``."""
         if self.pool == "all":
             scores = ops.class_scores(logits, valid, prior, peaks)
             classes = torch.arange(self.num_classes, device=logits.device).view(-1, 1, 1).expand_as(scores)
@@ -143,16 +143,15 @@ class _Threshold(Stateful):
         self._set("exact_classes", torch.cat([self.exact_classes, classes.to(home)]))
 
     def merge(self, other: _Threshold) -> None:
-        """Add the statistics of another estimator, as if its batches had been seen here.
+        """Add the statistics of another estimator, as if its batches had been counted here.
 
         Args:
-            other: a ``ClassBalancedThreshold`` or ``GlobalThreshold`` (both count by class) with the same classes,
-                pool, stride, mode and prior; it is not changed.
+            other: a ``ClassBalancedThreshold`` or ``GlobalThreshold`` with the same ``num_classes``, ``pool``,
+                ``stride``, ``exact`` and ``prior``; it is not changed.
 
         Raises:
-            TypeError: ``other`` is no threshold estimator.
-            ValueError: its classes, pool, stride, mode or prior differ; or one has a prior and ranks classes apart, the
-                other together.
+            TypeError: ``other`` is not a threshold estimator.
+            ValueError: one of these settings differs; or both have a prior and are of different types.
         """
         if not isinstance(other, _Threshold):
             raise TypeError(f"`other`: expected a threshold estimator, got {type(other).__name__}")
@@ -162,10 +161,10 @@ class _Threshold(Stateful):
                 raise ValueError(f"`other`: expected {name} = {mine!r}, got {its!r}")
         priors, theirs = self.prior, other.prior
         if (priors is None) != (theirs is None):
-            raise ValueError("`other`: expected a prior in both or in neither")
+            raise ValueError("`other`: expected a prior in both estimators or in neither")
         if priors is not None and theirs is not None:
             if priors.shape != theirs.shape or not torch.equal(priors, theirs.to(priors.device)):
-                raise ValueError("`other`: expected the same prior, got another one")
+                raise ValueError("`other`: expected the same prior, got a different one")
             if self._pooled != other._pooled:
                 raise ValueError(f"`other`: expected a {type(self).__name__}, since scores under a prior differ")
         self.sketch.merge(other.sketch)
@@ -174,42 +173,42 @@ class _Threshold(Stateful):
             self._append(other.exact_scores, other.exact_classes)
 
     def reset(self) -> None:
-        """Forget all batches; settings stay."""
+        """Reset the counts to zero; settings do not change."""
         super().reset()
         self.sketch.reset()
 
     def class_counts(self) -> Tensor:
-        """Return how many pixels were predicted as each class (``pool="all"``: all that were counted).
+        """Return the number of pixels predicted as each class (with ``pool="all"``, of all counted pixels).
 
         Returns:
-            (C,) int64, summed over ranks: where there are several, all of them must call it.
+            (C,) int64, summed over ranks, so every rank must call it.
         """
         return self.sketch.class_counts()
 
     @torch.no_grad()
     def compute(self, portion: float | Tensor | None = None) -> Tensor:
-        """Return the thresholds for a portion; any number of portions can be asked of the same pass.
+        """Return the thresholds for a portion. It may be called for several portions after one pass.
 
-        The host waits for the device, to learn whether anything was counted: it is for the time between two passes over
-        the data, and for no CUDA graph.
+        The host waits for the device to check that batches were counted, so call it between two passes over the data,
+        outside CUDA graphs.
 
         Args:
-            portion: a number in (0, 1], or (C,) one a class in [0, 1]; by default the one given at construction. A
-                class of portion 0 gets 1 whatever ``small`` says (``inf`` with a prior).
+            portion: a number in (0, 1], or (C,) in [0, 1] with one per class; by default the one given at construction.
+                A class of portion 0 gets threshold 1 (``inf`` with a prior), whatever ``small`` is.
 
         Returns:
-            (C,) float64 probabilities on the device of the statistics. A class too small for the portion
-            (``floor(n · portion) == 0``, absent classes included) gets 1 (``small="none"``: nothing below
-            certainty is selected) or 0 (``small="all"``). With a prior the values are those of ``p_c q_c``,
-            which may exceed 1, and ``small="none"`` gives ``inf``.
+            (C,) float64 probabilities on the device of the counts. A class that is absent or too small for the portion
+            (``floor(n · portion) == 0``) gets 1 with ``small="none"``, so nothing below certainty is selected, or 0
+            with ``small="all"``. With a prior the values are thresholds on ``p_c q_c``, which may exceed 1, and
+            ``small="none"`` gives ``inf``.
 
         Raises:
             TypeError: ``portion`` is neither a number nor a tensor.
-            ValueError: a portion out of its range; nothing was counted yet; or exact mode on several ranks.
+            ValueError: a portion is out of range, nothing was counted yet, or ``exact`` is used on several ranks.
         """
         wanted = self.portion if portion is None else self._checked(portion)
         counts = self.sketch.counts
-        flat = all_reduce_sum(torch.cat([counts.flatten(), self.updates.view(1)]))  # one all-reduce for both
+        flat = all_reduce_sum(torch.cat([counts.flatten(), self.updates.view(1)]))  # a single all-reduce
         if not bool(flat[-1] > 0):
             raise ValueError("`compute`: expected at least one call of update before, got none")
         return self._thresholds(flat[:-1].view_as(counts), wanted)
@@ -252,46 +251,45 @@ def _shape_of(value: Any) -> Any:
 
 
 def _probability_below(log_odds: Tensor) -> Tensor:
-    """Sigmoid in float64, the next smaller one: the pixel that defines a threshold must pass it, however it rounds."""
+    """Return the float64 just below the sigmoid, so that the pixel that defines a threshold always passes it."""
     probability = torch.sigmoid(log_odds)
     return torch.nextafter(probability, torch.zeros_like(probability))
 
 
 class ClassBalancedThreshold(_Threshold):
-    """Estimate, for every class, the confidence that its most confident ``portion`` of pixels reaches.
+    """Estimate per class the confidence that its most confident ``portion`` of pixels reaches.
 
-    Over all pixels predicted as class c, n_c of them, with confidences sorted in descending order, ``kc[c]`` is
-    element ``floor(n_c · portion) - 1``, counted from 0 (``rank="last_in"``: the last pixel in the portion), or
-    ``floor(n_c · portion)`` (``rank="first_out"``: the first one out of it; portion 1 gives the smallest).
-    Confidences are ranked by their log-odds, so a class whose probabilities round to 1.0 still yields the portion
-    asked for; up to a log-odds of about 33, beyond which the threshold itself, a float64 probability, can no longer
-    tell values apart.
-    Differs from the papers: no values are kept but counts in fixed bins (``ConfidenceSketch``), so memory does
-    not grow with images; ``exact=True`` keeps all values, for tests and small sets.
+    The confidences of the n_c pixels predicted as class c are sorted in descending order. With ``rank="last_in"``,
+    ``kc[c]`` is element ``floor(n_c · portion) - 1``, counted from 0: the last pixel inside the portion. With
+    ``rank="first_out"`` it is element ``floor(n_c · portion)``: the first pixel outside, or the last of all for portion
+    1. Pixels are ranked by log-odds, so a class whose probabilities round to 1.0 still yields the requested portion, up
+    to a log-odds of about 33, where a threshold in float64 reaches its resolution. Differs from the papers: values are
+    counted in fixed bins (``ConfidenceSketch``) instead of stored, so memory does not grow with the number of images;
+    ``exact=True`` stores them, for tests and small sets.
 
     Args:
         num_classes: C, at least 2.
-        portion: share of pixels to select, in (0, 1], or a (C,) tensor of shares in [0, 1], of which 0 selects
-            nothing below certainty. CBST, CRST: 0.2 at first.
-        pool: ``"predicted"``: the pool of class c is the pixels predicted as c, with confidence ``max_c p_c``;
-            ``"all"``: p_c at all pixels (CRST's kc from probabilities).
-        rank: which element is taken: ``"last_in"`` (CBST, CRST) or ``"first_out"`` (DST-CBC), see above.
-        small: what a class gets whose pool holds less than one pixel of the portion: ``"none"``, threshold 1,
-            or ``"all"``, threshold 0. By default as published: ``"none"`` for ``"last_in"``, else ``"all"``.
-        stride: use every stride-th row and column, one pixel in stride². CBST and CRST take every 4th pixel of a
-            class, as many as stride 2; DST-CBC every 16th pixel, as many as stride 4.
-        exact: keep all values (4 + 8 bytes each) and return exact elements. One process only.
-        prior: (C, H, W) spatial prior that multiplies the probabilities of all batches, of its size. It is a setting,
-            not in ``state_dict``.
+        portion: share of pixels to select, in (0, 1], or a (C,) tensor of shares in [0, 1], where 0 selects nothing
+            below certainty. CBST, CRST: 0.2 in the first round.
+        pool: ``"predicted"`` ranks the pixels predicted as c by ``max_c p_c``; ``"all"`` ranks all pixels by p_c
+            (CRST's kc from probabilities).
+        rank: ``"last_in"`` (CBST, CRST) or ``"first_out"`` (DST-CBC), see above.
+        small: threshold of a class whose portion is less than one pixel: 1 with ``"none"``, 0 with ``"all"``. The
+            default is as published: ``"none"`` for ``"last_in"``, ``"all"`` for ``"first_out"``.
+        stride: use every stride-th row and column. CBST and CRST use every 4th pixel of a class, as many as stride 2;
+            DST-CBC every 16th pixel, as many as stride 4.
+        exact: store all values (12 bytes each) and return exact elements. Single process only.
+        prior: (C, H, W) spatial prior that multiplies the probabilities of all batches, which must have its size. It is
+            not saved in ``state_dict``.
 
     State / distributed:
-        Counts and the number of updates, each rank's own, on the device that the module was moved to: that of the
-        logits. Every rank saves and loads its own. ``compute`` and ``class_counts`` sum them over ranks, so every rank
-        must call them; thresholds are the same on all, bit for bit those of one process.
+        Each rank holds, saves and loads its own counts, on the device of the module, which must be that of the logits.
+        ``compute`` and ``class_counts`` sum them over ranks, so every rank must call them. The thresholds are equal on
+        all ranks, and bit-identical to those of a single process.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range or choices.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range or not among its choices.
 
     References:
         Zou et al., "Unsupervised Domain Adaptation for Semantic Segmentation via Class-Balanced Self-Training",
@@ -317,28 +315,28 @@ class ClassBalancedThreshold(_Threshold):
 
 
 class GlobalThreshold(_Threshold):
-    """Estimate the confidence that the most confident ``portion`` of all pixels reaches, whatever their class.
+    """Estimate the confidence that the most confident ``portion`` of all pixels reaches, regardless of class.
 
-    The threshold of plain self-training: one pool, one value. With a portion for each class the pool is still one,
-    and class c gets the confidence that the most confident ``portion[c]`` of all pixels reaches. As
-    ``ClassBalancedThreshold`` in all else: same arguments, methods, rank rules and reduction over ranks.
+    This is the threshold of plain self-training: all pixels are ranked together, and all classes get the same value.
+    With one portion per class, class c gets the confidence that the most confident ``portion[c]`` of all pixels
+    reaches. Arguments, methods, rank rules and reduction over ranks are those of ``ClassBalancedThreshold``.
 
     Args:
         num_classes: C, at least 2.
         portion: share of all pixels to select, in (0, 1], or a (C,) tensor of shares in [0, 1].
         pool: ``"predicted"`` or ``"all"``, see ``ClassBalancedThreshold``.
         rank: ``"last_in"`` or ``"first_out"``.
-        small: ``"none"`` or ``"all"``, for a pool of less than one pixel of the portion.
+        small: ``"none"`` or ``"all"``, for a portion of less than one pixel.
         stride: use every stride-th row and column.
-        exact: keep all values and return exact elements. One process only.
+        exact: store all values and return exact elements. Single process only.
         prior: (C, H, W) spatial prior of all batches.
 
     State / distributed:
-        As ``ClassBalancedThreshold``. The counts are kept by class all the same, for ``class_counts``.
+        As in ``ClassBalancedThreshold``. Pixels are still counted per class, for ``class_counts``.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range or choices.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range or not among its choices.
 
     References:
         The "ST" baseline of CBST (Zou et al., ECCV 2018).
@@ -349,7 +347,7 @@ class GlobalThreshold(_Threshold):
         >>> logits = torch.cat([margins, torch.zeros_like(margins)], dim=1)
         >>> kc = GlobalThreshold(2, portion=0.75, exact=True)
         >>> kc.update(logits)
-        >>> kc.compute()  # sigmoid(2), the third of four; as many values as there are classes
+        >>> kc.compute()  # sigmoid(2), the third of four, for both classes
         tensor([0.8808, 0.8808], dtype=torch.float64)
     """
 

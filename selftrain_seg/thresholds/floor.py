@@ -1,4 +1,4 @@
-"""The least confidence that any label must have, whatever portion was asked for."""
+"""A minimum confidence for labels, independent of the portion."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ __all__ = ["apply_floor"]
 
 
 def apply_floor(thresholds: Tensor, floor: float | Tensor) -> Tensor:
-    """Raise thresholds to a floor: a portion then never selects pixels below it.
+    """Raise thresholds to a floor, below which no pixel is selected.
 
-    ``kc'_c = max(kc_c, f_c)``. A portion asks for the best pixels of a class even where none of them is good: the
-    threshold of a class that the network hardly knows is then far below those of the others. With a floor of at least
-    0.5 for every class ``select_reweighted`` selects what ``select_hard`` does, since no class can overrule the most
-    probable one.
+    ``kc'_c = max(kc_c, f_c)``. A portion selects the best pixels of a class even if none of them is good, so a class
+    that the network hardly knows gets a much lower threshold than the others. If every floor is at least 0.5,
+    ``select_reweighted`` gives the same labels as ``select_hard``, since no class can beat the most probable one.
 
     Args:
         thresholds: (C,) floating point, from ``ClassBalancedThreshold`` or ``GlobalThreshold``.
-        floor: a number in [0, 1], or (C,) floating point, one a class: that of ``PrecisionThreshold``, say. On any
-            device. NaN leaves the threshold of its class as it is.
+        floor: a number in [0, 1], or (C,) floating point with one per class, for example from ``PrecisionThreshold``.
+            On any device. NaN keeps the threshold of its class.
 
     Returns:
         (C,) float64, on the device of ``thresholds``; NaN where that is NaN.
 
     Raises:
-        TypeError: ``thresholds`` is no floating-point tensor, or ``floor`` neither that nor a number.
-        ValueError: ``thresholds`` is not (C,), ``floor`` has another shape, or a number is outside [0, 1].
+        TypeError: ``thresholds`` is not a floating-point tensor, or ``floor`` is neither a floating-point tensor nor a
+            number.
+        ValueError: ``thresholds`` is not (C,), ``floor`` has a different shape, or a number is outside [0, 1].
 
     Example:
         >>> import torch

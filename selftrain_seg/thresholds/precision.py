@@ -1,4 +1,4 @@
-"""The confidence from which on the labels of a class are right often enough, learnt on labelled images."""
+"""Thresholds that reach a given precision on labelled images."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ __all__ = ["PrecisionThreshold"]
 
 
 class PrecisionThreshold(Stateful):
-    """Find, for every class, the lowest threshold whose labels reach a given precision on labelled images.
+    """Find per class the lowest threshold at which labels reach a given precision on labelled images.
 
-    Over the pixels predicted as c whose truth is known, ``kc_c`` is the lowest confidence t of one of them with
-    ``|predicted c, confidence ≥ t, truth c| ≥ precision · |predicted c, confidence ≥ t|``, to within a bin, and 1 where
-    there is none: a class that is never right is never labelled. Fed with source images restyled to the target it is
-    the floor of each class for ``apply_floor``.
+    ``kc_c = min {t : |predicted c, confidence ≥ t, truth c| ≥ precision · |predicted c, confidence ≥ t|}``, over the
+    confidences t of pixels that are predicted as c and have a ground truth, to within a bin. A class for which no t
+    exists gets 1 and is never labelled. Update it with source images restyled to the target, and pass the result to
+    ``apply_floor``.
 
     Args:
         num_classes: C, at least 2.
-        precision: share of the labels that shall be right, in (0, 1].
+        precision: share of labels that must be correct, in (0, 1].
 
     State / distributed:
-        Counts in fixed bins (``ConfidenceSketch``), each rank's own; memory does not grow with images. ``compute``
-        adds them over ranks, so every rank must call it.
+        Each rank holds its own counts in fixed bins (``ConfidenceSketch``), so memory does not grow with the number of
+        images. ``compute`` adds them over ranks, so every rank must call it.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ValueError: an argument out of its range.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
 
     Example:
         >>> import torch
         >>> margins = torch.tensor([4.0, 3.0, 2.0, 1.0]).reshape(1, 1, 1, 4)
         >>> logits = torch.cat([margins, torch.zeros_like(margins)], dim=1)  # all predicted as class 0
         >>> kc = PrecisionThreshold(2, precision=0.75)
-        >>> kc.update(logits, torch.tensor([[[0, 1, 0, 0]]]))  # right with 4; 1 of 2; 2 of 3; 3 of 4
-        >>> kc.compute()  # sigmoid(1); nothing is known of class 1
+        >>> kc.update(logits, torch.tensor([[[0, 1, 0, 0]]]))  # correct: 1 of 1, 1 of 2, 2 of 3, 3 of 4
+        >>> kc.compute()  # sigmoid(1); class 1 is never predicted
         tensor([0.7311, 1.0000], dtype=torch.float64)
         >>> kc.compute(precision=0.9)  # sigmoid(4)
         tensor([0.9820, 1.0000], dtype=torch.float64)
@@ -65,14 +65,15 @@ class PrecisionThreshold(Stateful):
         """Count a batch of labelled images. No host synchronisation.
 
         Args:
-            logits: (B, C, H, W), any floating-point dtype and layout; detached. A pixel with a NaN logit is not
+            logits: (B, C, H, W), any floating-point dtype and layout; detached. Pixels with a NaN logit are not
                 counted.
-            labels: (B, H, W), integer: the truth. Pixels outside [0, C), the ignore label for one, are not counted.
+            labels: (B, H, W) integers, the ground truth. Values outside [0, C), such as the ignore label, are not
+                counted.
 
         Raises:
-            TypeError: ``logits`` is no floating-point tensor, or ``labels`` no integer one.
-            ValueError: wrong rank, another number of classes, shapes that do not fit, or a device that is not that of
-                the counts.
+            TypeError: ``logits`` is not a floating-point tensor, or ``labels`` is not an integer tensor.
+            ValueError: the number of dimensions or classes is wrong, shapes do not match, or the device differs from
+                that of the counts.
         """
         _checks.check_logits(logits, self.num_classes)
         _checks.check_integer(labels, "labels")
@@ -85,14 +86,14 @@ class PrecisionThreshold(Stateful):
         self.updates += 1
 
     def merge(self, other: PrecisionThreshold) -> None:
-        """Add the counts of another one, as if its batches had been seen here.
+        """Add the counts of another ``PrecisionThreshold``, as if its batches had been counted here.
 
         Args:
             other: a ``PrecisionThreshold`` with the same number of classes; it is not changed.
 
         Raises:
-            TypeError: ``other`` is no ``PrecisionThreshold``.
-            ValueError: it has another number of classes.
+            TypeError: ``other`` is not a ``PrecisionThreshold``.
+            ValueError: the numbers of classes differ.
         """
         if not isinstance(other, PrecisionThreshold):
             raise TypeError(f"`other`: expected a PrecisionThreshold, got {type(other).__name__}")
@@ -103,27 +104,27 @@ class PrecisionThreshold(Stateful):
         self.updates += other.updates.to(self.updates.device)
 
     def reset(self) -> None:
-        """Forget all batches; settings stay."""
+        """Reset the counts to zero; settings do not change."""
         super().reset()
         self.known.reset()
         self.right.reset()
 
     @torch.no_grad()
     def compute(self, precision: float | None = None) -> Tensor:
-        """Return the thresholds for a precision; any number of them can be asked of the same pass.
+        """Return the thresholds for a precision. It may be called for several precisions after one pass.
 
-        The host waits for the device: it is for the time between two passes over the data.
+        The host waits for the device, so call it between two passes over the data.
 
         Args:
             precision: a number in (0, 1]; by default the one given at construction.
 
         Returns:
-            (C,) float64 probabilities on the device of the counts; 1 where no threshold reaches the precision, classes
-            that were not predicted included.
+            (C,) float64 probabilities on the device of the counts; 1 for classes that were not predicted or for which
+            no threshold reaches the precision.
 
         Raises:
-            TypeError: ``precision`` is no number.
-            ValueError: it is outside (0, 1], or nothing was counted yet.
+            TypeError: ``precision`` is not a number.
+            ValueError: ``precision`` is outside (0, 1], or nothing was counted yet.
         """
         wanted: Any = self.precision if precision is None else precision
         _checks.check_real(wanted, "precision", 0.0, 1.0, open_low=True)

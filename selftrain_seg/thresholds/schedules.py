@@ -1,4 +1,4 @@
-"""How the portion of pixels, or of source images, to use grows from round to round."""
+"""Schedules of the portion of pixels or source images over rounds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def linear_portion(round: int, *, start: float = 0.2, step: float = 0.05, stop: float = 0.5) -> float:
-    """Return the portion of round number ``round``: ``min(start + step · round, stop)``, by default CBST's and CRST's.
+    """Return the portion of a round, ``min(start + step · round, stop)``; defaults are those of CBST and CRST.
 
     Args:
         round: 0 for the first round.
@@ -32,11 +32,10 @@ def linear_portion(round: int, *, start: float = 0.2, step: float = 0.05, stop: 
         stop: the largest portion, in [start, 1]. CBST and CRST: 0.5.
 
     Returns:
-        A float in (0, 1], rounded to 12 decimals so that 0.2 + 2 · 0.05 is 0.3.
+        A float in (0, 1], rounded to 12 decimals, so 0.2 + 2 · 0.05 is 0.3.
 
     Raises:
-        TypeError: an argument is not a number.
-        ValueError: ``round`` is negative, or a portion is outside its range.
+        TypeError: an argument is not a number. ValueError: ``round`` is negative, or a portion is outside its range.
 
     References:
         CBST (Zou et al., ECCV 2018), "self-paced curriculum"; CRST (Zou et al., ICCV 2019).
@@ -53,7 +52,7 @@ def linear_portion(round: int, *, start: float = 0.2, step: float = 0.05, stop: 
 
 
 class PortionSchedule(NamedTuple):
-    """A paper's ``linear_portion``, ready to call with a round and to print.
+    """A ``linear_portion`` with fixed settings, such as those of a paper.
 
     Attributes:
         start: portion of the first round.
@@ -72,7 +71,7 @@ class PortionSchedule(NamedTuple):
     stop: float
 
     def __call__(self, round: int) -> float:
-        """Return the portion of round number ``round``, 0 for the first."""
+        """Return the portion of a round, 0 for the first."""
         return linear_portion(round, start=self.start, step=self.step, stop=self.stop)
 
     def rounds(self, count: int) -> list[float]:
@@ -85,31 +84,31 @@ CBST_SP_PORTIONS = PortionSchedule(0.15, 0.05, 0.5)
 DST_CBC_PORTIONS = PortionSchedule(0.2, 0.2, 1.0)
 """Portions of DST-CBC (Feng et al., arXiv:2004.08514)."""
 IAST_PORTIONS = PortionSchedule(0.2, 0.05, 0.3)
-"""The ``portion`` of ``InstanceAdaptiveSelector`` over the rounds of IAST (Mei et al., ECCV 2020)."""
+"""``portion`` of ``InstanceAdaptiveSelector`` over the rounds of IAST (Mei et al., ECCV 2020)."""
 GTA5_SOURCE_PORTIONS = PortionSchedule(0.03, 0.0025, 0.06)
-"""Share of the GTA5 images CBST and CRST train on, see ``source_subset``."""
+"""Share of GTA5 images that CBST and CRST train on, see ``source_subset``."""
 SYNTHIA_SOURCE_PORTIONS = PortionSchedule(0.02, 0.0025, 0.06)
-"""Share of the SYNTHIA images CBST trains on, see ``source_subset``."""
+"""Share of SYNTHIA images that CBST trains on, see ``source_subset``."""
 
 
 def source_subset(num_images: int, portion: float, *, seed: int = 0, redraw: int | None = None) -> Tensor:
     """Draw the source images of a round.
 
-    The first ``round(portion · num_images)`` of a random order, at least one; CBST and CRST round down. With the same
-    seed the order is the same, so a larger portion contains a smaller one: the images accumulate, as in CBST. With
-    ``redraw`` set to the round's number each round has an order of its own, as in CRST.
+    Returns the first ``round(portion · num_images)`` images of a random order, at least one; CBST and CRST round down.
+    The seed fixes the order, so a larger portion contains a smaller one and images accumulate, as in CBST. With
+    ``redraw`` set to the number of the round, each round draws a new order, as in CRST.
 
     Args:
         num_images: size of the source set, at least 1.
         portion: share to use, in (0, 1], for example ``GTA5_SOURCE_PORTIONS(round)``.
         seed: seed of the order; the global generator is not touched.
-        redraw: None, or a number that makes another order.
+        redraw: None, or a number that changes the order.
 
     Returns:
-        (K,) int64 indices on CPU, without repetition.
+        (K,) int64 indices on the CPU, without repetition.
 
     Raises:
-        TypeError: an argument of the wrong type.
+        TypeError: an argument has the wrong type.
         ValueError: ``num_images`` below 1, or ``portion`` outside (0, 1].
 
     Example:

@@ -1,4 +1,4 @@
-"""Per-class histograms of confidence: memory independent of the number of images, sums that merge exactly."""
+"""Per-class histograms of confidence, whose size is independent of the number of images."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ __all__ = ["ConfidenceSketch"]
 
 
 class ConfidenceSketch(Stateful):
-    """Count the scores of each class in fixed bins, and read thresholds off the counts.
+    """Count the scores of each class in fixed bins, and compute quantiles from the counts.
 
-    A score is a log-odds ``o = log(m / (1 - m))`` (see ``log_odds``): evenly spread where probabilities
-    saturate. The bins are the same for everybody, so the sketch of a union is the sum of the sketches: batches,
-    machines and ranks merge exactly, in any order. The 16384 bins over [-84, 44) are 1/128 wide, a relative error of
-    the odds below 0.8 %; whatever lies outside is counted in the outermost bins.
+    A score is a log-odds ``o = log(m / (1 - m))`` (see ``log_odds``), which does not saturate. All sketches use the
+    same bins, so counts of batches, machines and ranks add up exactly, in any order. The default 16384 bins over [-84,
+    44) are 1/128 wide, a relative error of the odds below 0.8 %. Scores outside are counted in the outermost bins.
 
     Args:
         num_classes: number of rows C.
         bins: number of bins K of each row.
-        low: lower end of the first bin; it also takes all that is smaller.
-        high: upper end of the last bin; it also takes all that is larger.
+        low: lower end of the first bin, which also counts smaller scores.
+        high: upper end of the last bin, which also counts larger scores.
 
     Attributes:
         counts: (C, K) int64, this rank's counts.
 
     State / distributed:
-        ``counts`` holds what this rank has seen; every rank saves and loads its own. ``total`` sums it over ranks by
-        one all-reduce; ``quantile`` and ``cdf`` use that sum, and ``class_counts`` sums C numbers, so every rank must
-        call them and every rank gets what one process over all the data would get, bit for bit.
+        Each rank holds, saves and loads its own ``counts``. ``total``, ``quantile``, ``cdf`` and ``class_counts`` sum
+        them over ranks with one all-reduce, so every rank must call them. The results are bit-identical to those of a
+        single process over all the data.
 
     Raises:
         ValueError: ``num_classes`` or ``bins`` below 1, or ``high`` not above ``low``.
@@ -70,7 +69,7 @@ class ConfidenceSketch(Stateful):
         return (self.high - self.low) / self.bins
 
     def class_counts(self) -> Tensor:
-        """Return how many scores each class has, over all ranks: (C,) int64. Where there are several, all must call."""
+        """Return the number of scores per class, (C,) int64, summed over ranks: every rank must call it."""
         return all_reduce_sum(self.counts.sum(dim=1))
 
     def extra_repr(self) -> str:  # noqa: D102
@@ -81,13 +80,14 @@ class ConfidenceSketch(Stateful):
         """Count scores.
 
         Args:
-            scores: any shape, floating point. NaN is not counted (see ``top_confidence``), ``-inf`` as the lowest.
-            classes: same shape and device, integers. Values outside [0, C), the ignore label for one, are not
+            scores: any shape, floating point. NaN is not counted (see ``top_confidence``); ``-inf`` counts in the first
+                bin.
+            classes: same shape and device, integers. Values outside [0, C), such as the ignore label, are not
                 counted.
 
         Raises:
-            TypeError: ``scores`` is not floating point or ``classes`` not integer.
-            ValueError: shapes or devices differ, or the counts lie on another one.
+            TypeError: ``scores`` is not floating point, or ``classes`` is not integer.
+            ValueError: shapes or devices differ, or the counts are on a different device.
         """
         _checks.check_tensor(scores, "scores")
         _checks.check_integer(classes, "classes")
@@ -102,13 +102,13 @@ class ConfidenceSketch(Stateful):
         self.counts += tally(index, self.counts.numel()).view_as(self.counts)
 
     def merge(self, other: ConfidenceSketch) -> None:
-        """Add the counts of another sketch, as if its data had been seen here.
+        """Add the counts of another sketch, as if its scores had been counted here.
 
         Args:
             other: a sketch with the same classes and bins; it is not changed.
 
         Raises:
-            TypeError: ``other`` is no ``ConfidenceSketch``.
+            TypeError: ``other`` is not a ``ConfidenceSketch``.
             ValueError: its classes or bins differ.
         """
         if not isinstance(other, ConfidenceSketch):
@@ -124,12 +124,12 @@ class ConfidenceSketch(Stateful):
         return self.reduced("counts")[0].clone()
 
     def ranked(self, counts: Tensor, share: float | Tensor, rule: str) -> Tensor:
-        """Scores of rows of counts, see ``ops.ranked``."""
+        """Return the ranked scores of rows of counts, see ``ops.ranked``."""
         share = share if isinstance(share, Tensor) else _checks.on_host(share)
         return ops.ranked(counts, share, rule=rule, low=self.low, bin_width=self.bin_width)
 
     def quantile(self, q: float) -> Tensor:
-        """Return the score below which the share q of each class lies.
+        """Return the q-quantile of the scores of each class.
 
         Args:
             q: a number in [0, 1].
@@ -145,10 +145,10 @@ class ConfidenceSketch(Stateful):
         return self.ranked(self.total(), float(q), "from_below")[0]
 
     def cdf(self, scores: Tensor) -> Tensor:
-        """Return the share of each class's scores at or below given ones.
+        """Return the share of scores of each class at or below a given score.
 
         Args:
-            scores: (C,) one a class, or () the same for all.
+            scores: (C,) with one per class, or () for all classes.
 
         Returns:
             (C,) float64 in [0, 1], linear inside a bin; NaN for a class without scores.

@@ -183,14 +183,14 @@ def test_gone_again():
 def test_only_added_domains_count():
     net = split()
     with pytest.raises(
-        ValueError, match=r"`domain`: expected one that `add_domain` has added, got 'night'; norms\.0 has"
+        ValueError, match=r"`domain`: expected a domain added by `add_domain`, got 'night'; norms\.0 has"
     ):
         use_domain(net, "night").__enter__()
     with pytest.raises(ValueError, match=r"'night'; norms\.0 has 'target'"):
         remove_domain(net, "night")
-    with pytest.raises(ValueError, match=r"`domain`: expected a new name, got 'target', which norms\.0 has already"):
+    with pytest.raises(ValueError, match=r"`domain`: expected a new name, got 'target', which norms\.0 already has"):
         add_domain(net, "target")
-    with use_domain(net, "target"), pytest.raises(ValueError, match="expected one that is not in use, got 'target'"):
+    with use_domain(net, "target"), pytest.raises(ValueError, match="a domain that is not in use, got 'target'"):
         remove_domain(net, "target")
     for name in ("", "a b", "a.b", "1"):
         with pytest.raises(ValueError, match="`domain`: expected a name such as 'target'"):

@@ -333,9 +333,9 @@ def test_errors():
         estimate_statistics(nn.Conv2d(3, 4, 1), target())
     with pytest.raises(ValueError, match="found none in BatchNorm2d"):
         estimate_statistics(nn.BatchNorm2d(3, track_running_stats=False), target())
-    with pytest.raises(ValueError, match="`net`: expected layers that know their channels, got 0; run it once first"):
+    with pytest.raises(ValueError, match="`net`: expected initialised layers, got lazy layer 0; run `net` once first"):
         estimate_statistics(nn.Sequential(nn.LazyBatchNorm2d()), target())
-    with pytest.raises(ValueError, match="`batches`: expected images, on one rank at least, got none"):
+    with pytest.raises(ValueError, match="`batches`: expected images on at least one rank, got none"):
         estimate_statistics(Pixels(), [])
     with pytest.raises(ValueError, match="got none"):
         estimate_statistics(Pixels(), target((0,)))
@@ -354,7 +354,7 @@ def test_images_that_are_not_finite(bad):
     net, batches = trained(), target()
     batches[1][0, 0, 0, 0] = bad
     before = state(net)
-    with pytest.raises(ValueError, match=r"got NaN or infinity at norms\.0; look for images or weights that are not"):
+    with pytest.raises(ValueError, match=r"got NaN or infinity at norms\.0; check that images and weights are finite"):
         estimate_statistics(net, batches)
     assert_state(net, before)
 

@@ -74,7 +74,7 @@ def test_every_rank_loads_its_own(ranks, name):
 def test_what_rank_0_saved_is_refused_by_the_others(ranks, name):
     first, second = (result["checkpoints"][name] for result in ranks)
     assert first["rank 0's"] == "loaded"
-    assert "expected what rank 1 of 2 saved of this" in second["rank 0's"]
+    assert "state saved by rank 1 of 2 or by a single process" in second["rank 0's"]
     assert "got that of rank 0 of 2" in second["rank 0's"]
     assert "let every rank save and load its own" in second["rank 0's"]
     assert second["unchanged"]
@@ -93,7 +93,7 @@ def test_what_one_process_saved_counts_once(ranks, name):
 @EACH
 def test_another_number_of_ranks_is_refused(ranks, name):
     for rank, result in enumerate(ranks):
-        assert f"expected what rank {rank} of 2 saved" in result["checkpoints"][name]["of three"]
+        assert f"state saved by rank {rank} of 2" in result["checkpoints"][name]["of three"]
         assert f"got that of rank {rank} of 3" in result["checkpoints"][name]["of three"]
 
 

@@ -160,7 +160,7 @@ def test_valid(case):
     with pytest.raises(ValueError, match="`valid`: expected device cpu, got meta"):
         case.function(*inputs, normalize="all", valid=valid.to("meta"))
     for reduction in ("none", "mean", "sum"):
-        with pytest.raises(ValueError, match="`valid`: expected normalize='all', which it is for, got 'labelled'"):
+        with pytest.raises(ValueError, match="`normalize`: expected 'all' with `valid`, got 'labelled'"):
             case.function(*inputs, valid=valid, reduction=reduction)
 
 

@@ -215,9 +215,9 @@ def test_empty_batches():
 
 def test_errors_of_validation():
     net = Threshold()
-    with pytest.raises(ValueError, match="`target`: expected batches of at least one image, got none"):
+    with pytest.raises(ValueError, match="`target`: expected batches with at least one image, got none"):
         restyled_confusion(net, pairs(), [], num_classes=2)
-    with pytest.raises(ValueError, match="an iterator ends, a list or a loader begins again"):
+    with pytest.raises(ValueError, match="pass a list or a loader, which can be iterated again"):
         restyled_confusion(net, pairs(), iter(styles()), num_classes=2)
     with pytest.raises(TypeError, match=r"`source`: expected batches \(images, labels\), got Tensor"):
         restyled_confusion(net, styles(), styles(), num_classes=2)

@@ -86,9 +86,9 @@ def test_no_runs():
     ("check", "runs", "truths", "error", "message"),
     [
         ("s", [], [], TypeError, "`check`: expected a RoundCheck, got str"),
-        (None, [[]], [], ValueError, "`truths`: expected those of 1 runs, got 0"),
-        (None, [[]], [[]], ValueError, r"`truths\[0\]`: expected those of 0 rounds, at least 1, got 0"),
-        (None, [[{"s": 1.0}]], [[1.0, 2.0]], ValueError, r"`truths\[0\]`: expected those of 1 rounds"),
+        (None, [[]], [], ValueError, "`truths`: expected 1 runs, as many as `runs`, got 0"),
+        (None, [[]], [[]], ValueError, r"`truths\[0\]`: expected 0 rounds, at least 1, got 0"),
+        (None, [[{"s": 1.0}]], [[1.0, 2.0]], ValueError, r"`truths\[0\]`: expected 1 rounds"),
         (None, [[{"s": 1.0}]], [[math.nan]], ValueError, r"`truths\[0\]\[0\]`: expected"),
         (None, [[{"s": 1.0}]], [[math.inf]], ValueError, r"`truths\[0\]\[0\]`: expected a finite number, got inf"),
         (None, [[{"t": 1.0}]], [[1.0]], ValueError, "`scores`: expected 's' among them"),
@@ -133,7 +133,7 @@ def test_drift_is_a_distance_between_0_and_1():
         (torch.ones(()), torch.ones(2), ValueError, r"`counts`: expected \(..., C\)"),
         (torch.ones(2), torch.ones(3), ValueError, "`reference`: expected 2 classes, got 3"),
         (torch.ones(2), torch.ones(2, device="meta"), ValueError, "`reference`: expected device"),
-        (torch.ones(2, 3), torch.ones(4, 3), ValueError, r"`reference`: expected what broadcasts to \(2, 3\)"),
+        (torch.ones(2, 3), torch.ones(4, 3), ValueError, r"`reference`: expected a shape that broadcasts with"),
     ],
 )
 def test_bad_counts(counts, reference, error, message):

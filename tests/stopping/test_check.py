@@ -71,7 +71,7 @@ def test_the_best_round_is_that_of_loops(tolerance):
 
 
 def test_reasons_are_sentences_with_numbers():
-    assert checked([44.0]).verdict().reason == "nothing but the network before training is known (s 44)"
+    assert checked([44.0]).verdict().reason == "only the network before training was recorded (s 44)"
     assert checked([44.0, 45.25]).verdict().reason == "round 1 is the best so far (s 45.25)"
     assert checked([44.0, 38.1]).verdict().reason == (
         "adaptation is not helping here: round 1 is not better than round 0 (s 38.1 against 44)"
@@ -84,7 +84,7 @@ def test_limits_veto_a_round_but_not_the_start():
     check.record(1, {"s": 50.0, "drift": 0.21})
     verdict = check.verdict()
     assert (verdict.action, verdict.best) == ("do not adapt", 0)
-    assert verdict.reason.endswith("round 1 is beyond a limit (drift 0.21, at most 0.2)")
+    assert verdict.reason.endswith("round 1 exceeds a limit (drift 0.21, at most 0.2)")
     check.record(1, {"s": 50.0, "drift": NAN})
     assert check.verdict().best == 0
     check.record(1, {"s": 50.0, "drift": 0.2})  # the latest may be recorded again
@@ -152,7 +152,7 @@ def test_bad_arguments():
         check.record(0, {"drift": 0.0})
     with pytest.raises(ValueError, match="`scores`: expected 'drift' among them"):
         check.record(0, {"s": 0.0})
-    with pytest.raises(ValueError, match="`scores`: expected a finite 's' of round 0"):
+    with pytest.raises(ValueError, match="`scores`: expected a finite 's' for round 0"):
         check.record(0, {"s": NAN, "drift": 0.0})
     with pytest.raises(TypeError, match=r"`scores\['s'\]`: expected a number"):
         check.record(0, {"s": torch.ones(2), "drift": 0.0})
