@@ -1,4 +1,4 @@
-"""Data sets of street scenes and of PASCAL VOC, their label maps, and the embedded benchmark of synthetic streets."""
+"""Data sets: your own folders, published street scenes and PASCAL VOC, a synthetic benchmark; and their label maps."""
 
 from selftrain_seg.datasets._report import BrokenFilesError, FolderReport
 from selftrain_seg.datasets.bdd100k import BDD100K

@@ -1,4 +1,4 @@
-"""Opening an image file of any kind, so that every error names the file and the way out."""
+"""Decode an image file of any kind. Every error names the file and says how to fix it."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WIDTH, _HEIGHT, _ORIENTATION, _BITS, _SAMPLES, _PHOTOMETRIC, _PAGE_KIND = 256, 257, 274, 258, 277, 262, 254
 _REDUCED = 1
-_OPACITY = (1, 2)  # what TIFF's ExtraSamples calls an opacity
+_OPACITY = (1, 2)  # the values of TIFF's ExtraSamples that mean opacity
 
 
 class FileError(ValueError):
-    """Something is wrong with a file, already told in full; ``args[0]`` lacks the file's name."""
+    """A complete message about a file, which lacks only the file's name."""
 
 
 class Content(NamedTuple):
-    """What an image file holds.
+    """The decoded content of an image file.
 
     Attributes:
-        pixels: (H, W) or (H, W, C), as decoded and turned as the file says.
-        mode: Pillow's name of what that is, or ``"tifffile"``.
-        palette: (N, 3) uint8 for indices of a palette, else None.
+        pixels: (H, W) or (H, W, C), with the EXIF orientation applied.
+        mode: Pillow's mode, or the decoder that was used: ``"torchvision"`` or ``"tifffile"``.
+        palette: (N, 3) uint8 if ``pixels`` are palette indices, else None.
         alpha: whether the last channel is an opacity.
-        bits: of a channel in the file.
-        turned: the EXIF orientation that was undone; 1 for none.
+        bits: bits per channel in the file.
+        turned: the EXIF orientation that was applied; 1 if none.
     """
 
     pixels: Pixels
@@ -61,15 +61,15 @@ def first_line(error: BaseException) -> str:
 
 
 def decode(path: Path, what: str, *, colours: bool) -> Content:
-    """Read a file.
+    """Read an image file.
 
     Args:
         path: the file.
-        what: it should be, in words, for the message if it is broken.
-        colours: give the colours of a palette and grey from black to white; False gives indices and raw values.
+        what: continues the message "broken" if the file cannot be decoded, such as ``", or not an image"``.
+        colours: True returns palette colours and scales grey to 8 bits; False returns palette indices and raw values.
     """
     data = read_bytes(path)
-    with _told(path, what):
+    with _naming_file(path, what):
         check_png(data)
         content = _decode(data, colours)
         if content.pixels.ndim not in (2, 3) or not content.pixels.size:  # of damaged TIFF files
@@ -78,14 +78,14 @@ def decode(path: Path, what: str, *, colours: bool) -> Content:
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """(height, width) as ``decode`` gives it, from the head of a file."""
+    """(height, width) as ``decode`` returns them, read from the file's header."""
     from PIL import Image, UnidentifiedImageError
 
-    with _told(path, ", or no image"), path.open("rb") as file:
+    with _naming_file(path, ", or not an image"), path.open("rb") as file:
         try:
             with Image.open(file) as image:
                 width, height = image.size
-                if image.format == "TIFF":  # Pillow's size is that before or after turning, by version
+                if image.format == "TIFF":  # Pillow's size is before or after turning, depending on its version
                     width, height = (int(image.tag_v2[tag]) for tag in (_WIDTH, _HEIGHT))
                 turned = _orientation(image) >= 5
         except UnidentifiedImageError:
@@ -98,8 +98,8 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _told(path: Path, what: str) -> Iterator[None]:
-    """Make every error one that names the file."""
+def _naming_file(path: Path, what: str) -> Iterator[None]:
+    """Re-raise every error with the file's name."""
     from PIL import Image
 
     try:
@@ -110,10 +110,10 @@ def _told(path: Path, what: str) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
-            f"{path}: larger than Pillow's limit against decompression bombs ({first_line(error)}); if the file is"
-            " to be trusted, set PIL.Image.MAX_IMAGE_PIXELS = None, in every worker, or cut the image into tiles"
+            f"{path}: larger than Pillow's limit against decompression bombs ({first_line(error)}); if you trust the"
+            " file, set PIL.Image.MAX_IMAGE_PIXELS = None in every worker process, or cut the image into tiles"
         ) from error
-    except Exception as error:  # Pillow's are of many kinds
+    except Exception as error:  # Pillow raises many kinds
         raise ValueError(f"{path}: broken{what} ({first_line(error)})") from error
 
 
@@ -132,15 +132,15 @@ def _decode(data: bytearray, colours: bool) -> Content:
         if is_tiff and _needs_tifffile(image):
             return _by_tifffile(data)
         bits, orientation = _bits(image, data), _orientation(image)
-        if data.startswith(PNG) and bits == 16:  # Pillow keeps 8 of 16 bits where there are channels
+        if data.startswith(PNG) and bits == 16:  # Pillow reduces several channels to 8 bits
             pixels, mode, palette = _by_torchvision(data), "torchvision", None
             alpha = pixels.shape[2] in (2, 4)
         else:
             pixels, mode, palette, alpha = _by_pillow(image, bits, colours)
         if not is_tiff:
-            orientation = _orientation(image)  # known after loading where it follows the pixels
+            orientation = _orientation(image)  # PNG may store it after the pixels
     # Pillow turns a TIFF by itself.
-    return Content(_turned(pixels, 1 if is_tiff else orientation), mode, palette, alpha, bits, orientation)
+    return Content(_upright(pixels, 1 if is_tiff else orientation), mode, palette, alpha, bits, orientation)
 
 
 def _by_pillow(image: Any, bits: int, colours: bool) -> tuple[Pixels, str, npt.NDArray[np.uint8] | None, bool]:
@@ -160,15 +160,15 @@ def _by_pillow(image: Any, bits: int, colours: bool) -> tuple[Pixels, str, npt.N
     pixels = np.array(image)
     if mode == "1" and colours:
         pixels = pixels.astype(np.uint8) * 255
-    if mode == "L" and bits in (2, 4) and not colours:  # Pillow stretches them to 8 bits
+    if mode == "L" and bits in (2, 4) and not colours:  # Pillow scales them to 8 bits
         pixels //= 85 if bits == 2 else 17
     if not colours and image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:
-        raise FileError("a TIFF that stores white as 0 (WhiteIsZero), so its values can be read in two ways; save PNG")
+        raise FileError("a TIFF that stores white as 0 (WhiteIsZero), so its values are ambiguous; save it as PNG")
     return pixels, mode, palette, mode in ("LA", "RGBA", "La", "RGBa")
 
 
 def _bits(image: Any, data: bytearray) -> int:
-    """Bits a channel in the file."""
+    """Bits per channel in the file."""
     if data.startswith(PNG):
         return data[24]
     if image.format == "TIFF":
@@ -177,7 +177,7 @@ def _bits(image: Any, data: bytearray) -> int:
 
 
 def _check_frames(image: Any) -> None:
-    """One picture a file; what is smaller beside it (previews of cameras, pyramids) does not count."""
+    """Check that the file holds one image; reduced copies (previews of cameras, pyramids) do not count."""
     frames = getattr(image, "n_frames", 1)
     if frames == 1 or image.format == "MPO":
         return
@@ -189,19 +189,19 @@ def _check_frames(image: Any) -> None:
         image.seek(0)
         if reduced == frames - 1:
             return
-    raise FileError(f"holds {frames} frames or pages; expected one image: save the one you want as a file of its own")
+    raise FileError(f"holds {frames} frames or pages; expected one image: save the one you want as a separate file")
 
 
 def _orientation(image: Any) -> int:
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF data, of which Pillow's errors are of many kinds, turns nothing
+    except Exception:  # damaged EXIF data is ignored; Pillow raises many kinds
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _turned(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo an EXIF orientation; in this machine's order of bytes."""
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Apply an EXIF orientation; the result has the native byte order."""
     pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
@@ -220,7 +220,7 @@ def _by_torchvision(data: bytearray) -> Pixels:
 
 
 def _needs_tifffile(image: Any) -> bool:
-    """Whether Pillow would leave out channels or bits of a TIFF without a word."""
+    """Whether Pillow would silently drop channels or bits of a TIFF."""
     samples, bits = int(image.tag_v2.get(_SAMPLES, 1)), image.tag_v2.get(_BITS, (1,))
     bands = len(image.getbands())
     return samples != bands or (samples > 1 and max(bits) > 8)
@@ -233,13 +233,13 @@ def _by_tifffile(data: bytearray) -> Content:
         tifffile = importlib.import_module("tifffile")
     except ModuleNotFoundError as error:
         raise FileError(
-            "a TIFF of more channels or bits than Pillow reads; install it: pip install tifffile"
+            "a TIFF of more channels or bits than Pillow reads; install tifffile: pip install tifffile"
         ) from error
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages[0]
         others = sum(not other.is_reduced for other in list(file.pages)[1:])
         if others:
-            raise FileError(f"holds {others + 1} pages; expected one image: save the one you want as a file of its own")
+            raise FileError(f"holds {others + 1} pages; expected one image: save the one you want as a separate file")
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and page.imagewidth * page.imagelength > 2 * limit:
             raise Image.DecompressionBombError(f"{page.imagewidth * page.imagelength} pixels, limit {2 * limit}")
@@ -247,19 +247,19 @@ def _by_tifffile(data: bytearray) -> Content:
         if page.axes == "SYX":
             pixels = np.moveaxis(pixels, 0, -1)
         elif page.axes not in ("YX", "YXS"):
-            raise FileError(f"a TIFF of axes {page.axes}; expected height, width and channels")
+            raise FileError(f"a TIFF with axes {page.axes}; expected height, width and channels")
         tag = page.tags.get(_ORIENTATION)
         orientation = int(tag.value) if tag is not None and 1 <= int(tag.value) <= 8 else 1
         extra = tuple(int(kind) for kind in page.extrasamples)
         alpha = bool(extra) and extra[-1] in _OPACITY
         bits = int(page.bitspersample)
-    return Content(_turned(pixels, orientation), "tifffile", None, alpha, bits, orientation)
+    return Content(_upright(pixels, orientation), "tifffile", None, alpha, bits, orientation)
 
 
 def check_png(data: bytearray) -> None:
-    """Walk through the chunks of a PNG file; nothing for other files.
+    """Check the chunks of a PNG file; other files are not checked.
 
-    torchvision crashes on some damaged files, and Pillow does not look at all checksums.
+    torchvision crashes on some damaged files, and Pillow does not verify all checksums.
     """
     if not data.startswith(PNG):
         return

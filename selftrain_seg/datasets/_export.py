@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selftrain_seg.datasets._cityscapes_ids import CITYSCAPES_LABELS
-from selftrain_seg.datasets._progress import shown
+from selftrain_seg.datasets._progress import with_progress
 from selftrain_seg.datasets._streets_canvas import Bytes
 from selftrain_seg.datasets._streets_scene import Sample
 from selftrain_seg.types import IGNORE_INDEX
@@ -34,7 +34,7 @@ Save = Callable[[Path, npt.NDArray[Any], "Bytes | None"], None]
 
 
 def write_cityscapes(root: Path, split: str, city: str, index: int, sample: Sample, save: Save) -> None:
-    """The five PNG files of one Cityscapes frame; the image comes last, so that where it is, all is."""
+    """Write the five PNG files of one Cityscapes frame. The image is last: if it exists, the frame is complete."""
     stem = frame(city, index)
     truth = root / "gtFine" / split / city
     ids = _LABEL_IDS[sample.labels]
@@ -52,7 +52,7 @@ def frame(city: str, index: int) -> str:
 
 
 def write_gta5(root: Path, index: int, sample: Sample, save: Save) -> None:
-    """The two PNG files of one GTA5 frame; label ids with a palette, as distributed."""
+    """Write the two PNG files of one GTA5 frame; labels have a palette, as distributed."""
     name = f"{index + 1:05d}.png"
     save(root / "labels" / name, _LABEL_IDS[sample.labels], _COLOURS)
     save(root / "images" / name, sample.image, None)
@@ -79,7 +79,7 @@ def export(
     from PIL import Image
 
     root.mkdir(parents=True, exist_ok=True)
-    # Unfinished files live in a folder of their own: loaders list whole folders.
+    # Loaders list whole folders, so unfinished files go to a separate one.
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=root) as partial:
         unfinished = os.path.join(partial, "file.png")
 
@@ -91,7 +91,7 @@ def export(
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(unfinished, path)
 
-        for index, sample in enumerate(shown(samples, count, progress, "image")):
+        for index, sample in enumerate(with_progress(samples, count, progress, "image")):
             if layout == "cityscapes":
                 write_cityscapes(root, split, city, index, sample, save)
             else:

@@ -1,4 +1,4 @@
-"""Listing folders: names, suffixes in any case, links; every error names the folder or the file."""
+"""List the files of a folder. Suffixes match in any case, and every error names the folder or file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _SHOWN = 5
 
 
 def list_files(folder: Path, *endings: str, left_out: list[tuple[Path, str]] | None = None) -> dict[str, Path]:
-    """Name without its ending -> path, sorted, of the files in ``folder`` with one of ``endings``, in any case.
+    """Map name without ending -> path, sorted, for the files in ``folder`` that end in one of ``endings``.
 
-    Hidden ones are left out, and all others are noted in ``left_out``.
+    Endings match in any case. Hidden files are skipped; other files are added to ``left_out``.
     """
     found: dict[str, Path] = {}
-    for entry in entries(folder, "root"):
+    for entry in scan_folder(folder, "root"):
         if entry.name.startswith("."):
             continue
         ending = next((ending for ending in endings if entry.name.lower().endswith(ending.lower())), None)
@@ -26,30 +26,32 @@ def list_files(folder: Path, *endings: str, left_out: list[tuple[Path, str]] | N
             continue
         name = entry.name[: -len(ending)]
         if name in found:
-            raise ValueError(twice("root", name, found[name], folder / entry.name))
+            raise ValueError(duplicate_message("root", name, found[name], folder / entry.name))
         found[name] = folder / entry.name
     return dict(sorted(found.items()))
 
 
 def list_folders(folder: Path) -> list[str]:
-    """Sorted names of the folders in ``folder``; hidden ones are left out."""
-    return sorted(entry.name for entry in entries(folder, "root") if entry.is_dir() and not entry.name.startswith("."))
+    """Sorted names of the folders in ``folder``, without hidden ones."""
+    return sorted(
+        entry.name for entry in scan_folder(folder, "root") if entry.is_dir() and not entry.name.startswith(".")
+    )
 
 
 def list_tree(folder: Path, argument: str) -> list[str]:
-    """Paths of all files below ``folder``, relative to it with ``/`` between, sorted; hidden ones are left out.
+    """Sorted paths of all files below ``folder``, relative to it and separated by ``/``, without hidden ones.
 
     Links are followed.
 
     Raises:
-        FileNotFoundError: ``folder`` is none.
-        ValueError: a link leads to a folder around it.
+        FileNotFoundError: ``folder`` is not a folder.
+        ValueError: a link leads to a folder that contains it.
     """
     found: list[str] = []
     waiting: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(folder, "", frozenset())]
     while waiting:
         place, prefix, around = waiting.pop()
-        inside = entries(place, argument)
+        inside = scan_folder(place, argument)
         status = os.stat(place)
         around |= {(status.st_dev, status.st_ino)}
         for entry in inside:
@@ -60,18 +62,18 @@ def list_tree(folder: Path, argument: str) -> list[str]:
                     found.append(prefix + entry.name)
                     continue
                 status = os.stat(entry.path)
-            except OSError as error:  # a link to itself, say
+            except OSError as error:  # such as a link to itself
                 raise ValueError(f"`{argument}`: {entry.path}: {error.strerror}; remove the link") from error
             if (status.st_dev, status.st_ino) in around:
                 raise ValueError(
-                    f"`{argument}`: {entry.path} is a link to a folder around it, which has no end; remove the link,"
-                    " or name the folder that you mean"
+                    f"`{argument}`: {entry.path} is a link to a folder that contains it; remove the link,"
+                    " or pass the folder that you mean"
                 )
             waiting.append((place / entry.name, f"{prefix}{entry.name}/", around))
     return sorted(found)
 
 
-def entries(folder: Path, argument: str) -> list[os.DirEntry[str]]:
+def scan_folder(folder: Path, argument: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as found:
             return list(found)
@@ -79,23 +81,23 @@ def entries(folder: Path, argument: str) -> list[os.DirEntry[str]]:
         raise FileNotFoundError(f"`{argument}`: expected a folder {folder}, found none") from error
 
 
-def twice(argument: str, name: str, first: Path, second: Path) -> str:
-    return f"`{argument}`: expected one file named {name!r}, got two: {first} and {second}; take one away"
+def duplicate_message(argument: str, name: str, first: Path, second: Path) -> str:
+    return f"`{argument}`: expected one file named {name!r}, got two: {first} and {second}; remove one"
 
 
-def some(items: Iterable[object], separator: str = ", ") -> str:
-    """The first few in words."""
+def first_few(items: Iterable[object], separator: str = ", ") -> str:
+    """The first few items, separated, and "..." if there are more."""
     listed = [str(item) for item in items]
     return separator.join(listed[:_SHOWN]) + (f"{separator}..." if len(listed) > _SHOWN else "")
 
 
-def check_some(names: Sequence[str] | Mapping[str, object], folder: Path, what: str) -> None:
+def check_not_empty(names: Sequence[str] | Mapping[str, object], folder: Path, what: str) -> None:
     if not names:
         raise FileNotFoundError(f"`root`: expected {what} in {folder}, found none")
 
 
 def check_present(wanted: Mapping[str, Path], present: Mapping[str, Path]) -> None:
-    """Every one of the ``wanted`` files, by name, is there."""
+    """Check that no ``wanted`` file is missing, by name."""
     missing = [path for name, path in wanted.items() if name not in present]
     if missing:
-        raise FileNotFoundError(f"`root`: {len(missing)} of {len(wanted)} files are missing: {some(missing)}")
+        raise FileNotFoundError(f"`root`: {len(missing)} of {len(wanted)} files are missing: {first_few(missing)}")

@@ -1,4 +1,4 @@
-"""What all data sets of image and label files have in common."""
+"""Base class of the data sets of image and label files."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from selftrain_seg.datasets.label_map import LabelMap
 
 Labels = bool | Callable[[str], Tensor]
 
-_TURNED = "; the image was turned as its EXIF orientation says, save it upright, or draw its mask as it is shown"
+_TURNED = "; the image was turned by its EXIF orientation: save it upright, or turn its mask in the same way"
 
 
 class _Folder(Dataset[tuple[Any, Any]]):
-    """Images and their label maps, found by name.
+    """Images and their label maps, paired by name.
 
-    Subclasses list the files when they are made, and say how they are read.
+    Subclasses list the files in their constructor and define how they are read.
     """
 
     _channels: Channels = 3
@@ -63,13 +63,13 @@ class _Folder(Dataset[tuple[Any, Any]]):
     def __getitem__(self, index: SupportsIndex) -> tuple[Any, Any]:
         from torchvision import tv_tensors
 
-        name = self.names[self._number(index)]
+        name = self.names[self._checked_index(index)]
         picture = self._read_picture(name)
         image = tv_tensors.Image(picture.image)
         if self.labels is False:
             return (image if self.transforms is None else self.transforms(image)), name
         labels = tv_tensors.Mask(self._read_labels(name))
-        self._check_sizes(name, image, labels, picture.turned)
+        self._check_sizes(name, image.shape[-2:], labels, picture.turned)
         if self.transforms is None:
             return image, labels
         transformed: tuple[Any, Any] = self.transforms(image, labels)
@@ -79,35 +79,36 @@ class _Folder(Dataset[tuple[Any, Any]]):
         return f"{type(self).__name__}({str(self.root)!r}, {len(self)} samples)"
 
     @property
-    def _meaning(self) -> LabelMap:
+    def _required_label_map(self) -> LabelMap:
         if self.label_map is None:
-            raise ValueError("`label_map`: expected a data set with one, this one was made without")
+            raise ValueError("`label_map`: expected a data set with one, this one was made without it")
         return self.label_map
 
     @property
     def num_classes(self) -> int:
-        """C, of the label map."""
-        return self._meaning.num_classes
+        """Number of classes C of the label map."""
+        return self._required_label_map.num_classes
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """C names, of the label map."""
-        return tuple(self._meaning.classes)
+        """The C class names of the label map."""
+        return tuple(self._required_label_map.classes)
 
     @property
     def palette(self) -> tuple[tuple[int, int, int], ...]:
-        """C colours, of the label map."""
-        return tuple(self._meaning.palette)
+        """The C colours of the label map."""
+        return tuple(self._required_label_map.palette)
 
     @property
     def ignore_index(self) -> int:
         """The label of pixels without a class."""
-        return self._meaning.ignore_index
+        return self._required_label_map.ignore_index
 
     def masks(self) -> Dataset[Tensor]:
-        """The label maps alone, in order: nothing decodes the images, nothing is transformed.
+        """Return the label maps alone, in order. Images are not decoded, and ``transforms`` is not applied.
 
-        ``ClassIndex.from_masks`` of mining reads it, directly or through a DataLoader with ``batch_size=None``.
+        Pass it to :meth:`ClassIndex.from_masks <selftrain_seg.mining.ClassIndex.from_masks>`, directly or through a
+        DataLoader with ``batch_size=None``.
 
         Returns:
             A data set of (H, W) int64 tensors.
@@ -120,19 +121,19 @@ class _Folder(Dataset[tuple[Any, Any]]):
         return _Masks(self)
 
     def draw_labelled(self, one_in: int, *, seed: int = 0) -> tuple[list[int], list[int]]:
-        """Draw the labelled part for semi-supervised training, one sample in ``one_in``.
+        """Split the samples into labelled and unlabelled for semi-supervised training, one labelled in ``one_in``.
 
-        Samples are ranked by the SHA-256 digest of ``f"{seed}/{name}"`` and the first N / ``one_in`` of them,
-        rounded to nearest (halves up), are labelled. The draw is therefore the same on every machine and with
-        every version of every library, and the draws of one seed are nested: 1/106 lies in 1/50 lies in 1/20 lies
-        in 1/8. Nothing balances the classes: a small draw may lack one.
+        Samples are ranked by the SHA-256 digest of ``f"{seed}/{name}"``. The first N / ``one_in``, rounded to nearest
+        (halves up), are labelled. The split does not depend on the machine or on library versions. Splits of one seed
+        are nested: 1/106 is part of 1/50, which is part of 1/20, and so on. Classes are not balanced, so a small
+        labelled part may lack one.
 
         Args:
-            one_in: at least 1, at most N; 106, 50, 20 and 8 in the literature on VOC.
-            seed: at least 0; another seed is another draw.
+            one_in: from 1 to N; 106, 50, 20 and 8 in the literature on VOC.
+            seed: at least 0; each seed gives another split.
 
         Returns:
-            Numbers of the labelled samples and of all others, both ascending, for ``torch.utils.data.Subset``.
+            Ascending indices of the labelled samples and of all others, for ``torch.utils.data.Subset``.
 
         Raises:
             TypeError: ``one_in`` or ``seed`` is not an int.
@@ -153,31 +154,30 @@ class _Folder(Dataset[tuple[Any, Any]]):
     def verify(
         self, *, progress: bool = False, images: bool = True, most: int | None = None, check_meaning: bool = True
     ) -> FolderReport:
-        """Read every file once, and report all that is wrong at once, or else what there is.
+        """Read every file once, and report all problems together.
 
-        Finds what opening a sample would: files that are missing, broken or of the wrong kind, unknown ids and
-        colours, masks of another size than their image; and images with NaN or infinite values. Then looks at what
-        the labels mean: whether nearly all of them are ignored, or they are Cityscapes' train ids where label ids
-        are expected.
+        Finds files that are missing, broken or of the wrong kind, unknown ids and colours, masks whose size differs
+        from their image, and images with NaN or infinite values. If there are none, checks two common mistakes:
+        nearly all labels are ignored, or the files hold Cityscapes' train ids where label ids are expected.
 
         Args:
-            progress: show a bar, if tqdm is installed.
-            images: read the images, too; False looks at the labels alone, which is faster.
-            most: look at so many samples, spread over the data set; None for all.
-            check_meaning: raise for labels that are nearly all ignored or look like train ids.
+            progress: show a progress bar, if tqdm is installed.
+            images: also read the images; False reads only the labels, which is faster.
+            most: check at most this many samples, spread over the data set; None for all.
+            check_meaning: raise an error if nearly all labels are ignored or look like train ids.
 
         Returns:
             Counts, which print as a table.
 
         Raises:
-            BrokenFilesError: something is wrong; it lists every problem.
-            ValueError: less than 5 % of the pixels have a class, or the ids are train ids; the message says how many.
+            BrokenFilesError: lists every problem, if there is one.
+            ValueError: less than 5 % of the pixels have a class, or the ids look like train ids.
         """
         if most is not None:
             _checks.check_count(most, "most")
         return verify(self, progress, images, most, check_meaning)
 
-    def _number(self, index: SupportsIndex) -> int:
+    def _checked_index(self, index: SupportsIndex) -> int:
         number = operator.index(index)
         if not -len(self) <= number < len(self):
             raise IndexError(f"`index`: expected a value in [{-len(self)}, {len(self)}), got {number}")
@@ -192,13 +192,13 @@ class _Folder(Dataset[tuple[Any, Any]]):
                 raise ValueError(f"`labels({name!r})`: expected (H, W), got {tuple(labels.shape)}")
             return labels.long()
         path = self._label_path(name)
-        return self._translated(path, self._read_mask_file(path))
+        return self._to_classes(path, self._read_mask_file(path))
 
-    def _translated(self, path: Path, mask: MaskFile) -> Tensor:
+    def _to_classes(self, path: Path, mask: MaskFile) -> Tensor:
         try:
-            return classes_of(mask, self._reading, self._meaning)
+            return classes_of(mask, self._reading, self._required_label_map)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}{train_ids_hint(mask, self._meaning)}") from error
+            raise ValueError(f"{path}: {error}{train_ids_hint(mask, self._required_label_map)}") from error
 
     def _read_picture(self, name: str) -> Picture:
         return read_picture(self._image_path(name), self._channels, self._white)
@@ -206,11 +206,11 @@ class _Folder(Dataset[tuple[Any, Any]]):
     def _read_mask_file(self, path: Path) -> MaskFile:
         return read_mask_file(path)
 
-    def _check_sizes(self, name: str, image: Tensor, labels: Tensor, turned: int = 1) -> None:
-        if image.shape[-2:] != labels.shape:
+    def _check_sizes(self, name: str, size: tuple[int, ...], labels: Tensor, turned: int = 1) -> None:
+        if tuple(size) != tuple(labels.shape):
             source = f"`labels({name!r})`" if callable(self.labels) else self._label_path(name)
             raise ValueError(
-                f"{source}: expected (H, W) = {tuple(image.shape[-2:])} as in {self._image_path(name)},"
+                f"{source}: expected (H, W) = {tuple(size)} as in {self._image_path(name)},"
                 f" got {tuple(labels.shape)}{_TURNED if turned > 1 else ''}"
             )
 
@@ -225,23 +225,25 @@ class _Masks(Dataset[Tensor]):
         return len(self.folder)
 
     def __getitem__(self, index: SupportsIndex) -> Tensor:
-        return self.folder._read_labels(self.folder.names[self.folder._number(index)])
+        return self.folder._read_labels(self.folder.names[self.folder._checked_index(index)])
 
     def made_of(self) -> tuple[str, list[Path] | None]:
-        """By what a cache knows whether the label maps have changed: the label map, and the files; None: not known."""
+        """The settings and files that determine the label maps, for caches; None if the files are unknown."""
         folder = self.folder
         if callable(folder.labels):
             return "", None
-        return repr(folder.label_map.__reduce__()[1]), [folder._label_path(name) for name in folder.names]
+        return repr((folder._reading, folder.label_map.__reduce__()[1])), [
+            folder._label_path(name) for name in folder.names
+        ]
 
 
-def checked(labels: Any, label_map: LabelMap | None, default: Callable[[], LabelMap]) -> LabelMap:
-    """The label map to use, after a look at both arguments."""
-    check_meaning(labels, label_map)
+def checked_label_map(labels: Any, label_map: LabelMap | None, default: Callable[[], LabelMap]) -> LabelMap:
+    """Check both arguments; return the label map to use."""
+    check_label_arguments(labels, label_map)
     return default() if label_map is None else label_map
 
 
-def check_meaning(labels: Any, label_map: LabelMap | None) -> None:
+def check_label_arguments(labels: Any, label_map: LabelMap | None) -> None:
     if not isinstance(labels, bool) and not callable(labels):
         raise TypeError(f"`labels`: expected a bool or a function of the name, got {type(labels).__name__}")
     if label_map is not None and not isinstance(label_map, LabelMap):

@@ -1,4 +1,4 @@
-"""Images as tensors: any number of channels, 8 and 16 bits and floating point."""
+"""Read images as tensors: any number of channels, 8 or 16 bits or floating point."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from selftrain_seg.datasets._content import Content, Pixels, decode
 
 Channels = int | tuple[int, ...] | None
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow has it
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow
 _WHITE_16 = 65535
 
 
 class Picture(NamedTuple):
-    """An image, and what its file holds.
+    """An image, and facts about its file.
 
     Attributes:
         image: (C, H, W), uint8 or float32.
-        channels: in the file.
-        bits: of a channel in the file.
-        turned: the EXIF orientation that was undone; 1 for none.
+        channels: number of channels in the file.
+        bits: bits per channel in the file.
+        turned: the EXIF orientation that was applied; 1 if none.
     """
 
     image: Tensor
@@ -39,13 +39,13 @@ def read_picture(path: Path, channels: Channels = 3, white: int | None = None) -
 
     Args:
         path: the file.
-        channels: how many to give, or which, or None for all; see ``SegmentationFolder``.
-        white: the value that becomes 1 in images of more than 8 bits; None for 65535.
+        channels: how many channels to return, or which; None for all. See ``SegmentationFolder``.
+        white: the value that is scaled to 1 in images of more than 8 bits; None for 65535.
     """
-    content = decode(path, ", or no image", colours=True)
+    content = decode(path, ", or not an image", colours=True)
     pixels = content.pixels if content.pixels.ndim == 3 else content.pixels[..., None]
     try:
-        chosen = _scaled(_chosen(pixels, content.alpha, channels), white)
+        chosen = _scale(_select_channels(pixels, content.alpha, channels), white)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     image = torch.from_numpy(np.ascontiguousarray(rearrange(chosen, "h w c -> c h w")))
@@ -56,7 +56,7 @@ def _count(content: Content) -> int:
     return 1 if content.pixels.ndim == 2 else int(content.pixels.shape[2])
 
 
-def _chosen(pixels: Pixels, alpha: bool, channels: Channels) -> Pixels:
+def _select_channels(pixels: Pixels, alpha: bool, channels: Channels) -> Pixels:
     count = pixels.shape[2]
     if channels is None or channels == count:
         return pixels
@@ -76,12 +76,12 @@ def _chosen(pixels: Pixels, alpha: bool, channels: Channels) -> Pixels:
         return grey.astype(pixels.dtype)[..., None]
     raise ValueError(
         f"expected {channels} channel{'s' * (channels != 1)}, got {count}"
-        f"{', the last an opacity' if alpha else ''}; `channels=None` keeps all, and `channels=(0, 1, 2)` takes three"
+        f"{', the last an opacity' if alpha else ''}; `channels=None` keeps all, `channels=(0, 1, 2)` picks three"
     )
 
 
-def _scaled(pixels: Pixels, white: int | None) -> Pixels:
-    """8 bits as they are; 16 bits to [0, 1]; floating point as it is, in float32."""
+def _scale(pixels: Pixels, white: int | None) -> Pixels:
+    """Keep 8 bits; scale integers of more bits to [0, 1] float32; convert floating point to float32."""
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype.kind == "f":
@@ -91,8 +91,8 @@ def _scaled(pixels: Pixels, white: int | None) -> Pixels:
     if white is None:
         if pixels.dtype != np.uint16:
             raise ValueError(
-                f"{pixels.dtype} has no agreed white: expected 8 or 16 bits or floating point; `white=` says"
-                " which value becomes 1"
+                f"{pixels.dtype} has no agreed white: expected 8 or 16 bits or floating point, or `white=`, the"
+                " value that is scaled to 1"
             )
         white = _WHITE_16
     low, high = (int(pixels.min()), int(pixels.max())) if pixels.size else (0, 0)

@@ -1,4 +1,4 @@
-"""What a label map is made of, looked at once."""
+"""Checks of the arguments of a label map."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from selftrain_seg.datasets._label_tables import Colour
 
-_LOWEST_ID, _HIGHEST_ID = -(2**15), 2**16 - 1  # what the pixels of an image file can hold
+_LOWEST_ID, _HIGHEST_ID = -(2**15), 2**16 - 1  # the range of pixel values in image files
 
 
 def check_int(value: Any, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Classes in a JSON or CSV file, read and written."""
+"""Read and write classes as JSON or CSV files."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _YES = ("1", "true", "yes", "x")
 
 
 class Entry(NamedTuple):
-    """A class, or what is ignored.
+    """One row of a class file: a class, or ids and colours to ignore.
 
     Attributes:
-        name: of the class; None for what is ignored.
-        ids: its values in label files; None where nothing is said of them.
-        colour: that it is shown in; None for one to be drawn.
+        name: of the class; None if ignored.
+        ids: its values in label files; None if the file does not list ids for it.
+        colour: its display colour; None to choose one.
         colours: its colours in label files.
     """
 
@@ -50,7 +50,7 @@ class Table(NamedTuple):
 
 
 def table(entries: Iterable[Entry], ignore_index: int) -> Table:
-    """Number the classes in their order; entries of one name are one class."""
+    """Number the classes in order of appearance; entries with the same name are one class."""
     entries = list(entries)
     names = list(dict.fromkeys(entry.name for entry in entries if entry.name is not None))
     ids: dict[int, int] = {}
@@ -71,11 +71,11 @@ def table(entries: Iterable[Entry], ignore_index: int) -> Table:
 
 
 def read(path: Path) -> tuple[list[Entry], dict[str, Any]]:
-    """Entries, and further arguments of the label map.
+    """Read the entries, and further arguments of the label map.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: naming the file, it is no table of classes.
+        ValueError: the file is not a table of classes; the message names it.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -85,7 +85,7 @@ def read(path: Path) -> tuple[list[Entry], dict[str, Any]]:
         raise ValueError(f"{path}: expected text in UTF-8 ({error})") from error
     try:
         if path.suffix.lower() == ".json":
-            return _from_json(json.loads(text, object_pairs_hook=_once))
+            return _from_json(json.loads(text, object_pairs_hook=_unique_keys))
         if path.suffix.lower() in (".csv", ".tsv", ".txt"):
             return _from_csv(text), {}
         raise ValueError("expected a name that ends in .json or .csv")
@@ -95,18 +95,18 @@ def read(path: Path) -> tuple[list[Entry], dict[str, Any]]:
 
 def _from_json(data: Any) -> tuple[list[Entry], dict[str, Any]]:
     if isinstance(data, list):
-        return _numbered([_entry(item) for item in data]), {}
+        return _with_default_ids([_entry(item) for item in data]), {}
     if not isinstance(data, dict):
         raise ValueError(f"expected a list of classes or a mapping, got {type(data).__name__}")
     if "classes" not in data:  # {"0": "background", "255": "vessel"}
         return [Entry(None if name is None else _text(name), (_int(key),)) for key, name in data.items()], {}
-    entries = _numbered([_entry(item) for item in data["classes"]])
+    entries = _with_default_ids([_entry(item) for item in data["classes"]])
     if data.get("ignore"):
         entries.append(_entry(data["ignore"] | {"ignore": True}))
     return entries, {key: data[key] for key in ("unknown", "ignore_index") if key in data}
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, count in Counter(key for key, _ in pairs).items():
         if count > 1:
             raise ValueError(f"{key!r} occurs twice")
@@ -140,7 +140,11 @@ def _entry(item: Any) -> Entry:
 
 
 def _from_csv(text: str) -> list[Entry]:
-    lines = [line for line in text.splitlines() if line.strip()]
+    numbers, lines = [], []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            numbers.append(number)
+            lines.append(line)
     head = lines[0] if lines else ""
     delimiter = max(",;\t", key=head.count)
     rows = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
@@ -148,7 +152,7 @@ def _from_csv(text: str) -> list[Entry]:
     if not {*columns} & {*_NAMES}:
         raise ValueError(f"expected a first line of headings with 'name', and 'id' or 'r', 'g', 'b', got {head!r}")
     entries = []
-    for number, row in enumerate(rows, 2):
+    for number, row in zip(numbers[1:], rows, strict=False):
         if None in row or None in row.values():
             raise ValueError(f"line {number}: expected {len(columns)} columns, as in the first line")
         item: dict[str, Any] = {key.strip().lower(): value.strip() for key, value in row.items()}
@@ -159,16 +163,16 @@ def _from_csv(text: str) -> list[Entry]:
             entries.append(_entry(item))
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from error
-    return _numbered(entries)
+    return _with_default_ids(entries)
 
 
-def _numbered(entries: list[Entry]) -> list[Entry]:
-    """A plain list of names stands for the ids 0, 1, ..."""
+def _with_default_ids(entries: list[Entry]) -> list[Entry]:
+    """Assign the ids 0, 1, ... to a plain list of names."""
     bare = [entry.name for entry in entries if entry.ids is None and not entry.colours]
     if len(bare) == len(entries):
         return [entry._replace(ids=(number,)) for number, entry in enumerate(entries)]
     if bare:
-        raise ValueError(f"expected an id or a colour for each class, {bare[0]!r} has none")
+        raise ValueError(f"expected an id or a colour for each class; {bare[0]!r} has none")
     return entries
 
 
@@ -179,7 +183,7 @@ def _text(name: Any) -> str:
 
 
 def _int(value: Any) -> int:
-    """An int, in JSON as a number or text."""
+    """Convert a number or text to an int."""
     if isinstance(value, bool) or not (isinstance(value, (int, str))):
         raise ValueError(f"expected a whole number, got {value!r}")
     try:
@@ -189,7 +193,7 @@ def _int(value: Any) -> int:
 
 
 def _colour(value: Any) -> Colour:
-    """``[r, g, b]``, ``"r g b"`` with any separators, or ``"#rrggbb"``."""
+    """Parse ``[r, g, b]``, ``"r g b"`` with any separators, or ``"#rrggbb"``."""
     if isinstance(value, str):
         text = value.strip()
         if text.startswith("#") and len(text) == 7:
@@ -201,7 +205,7 @@ def _colour(value: Any) -> Colour:
 
 
 def write(path: Path, label_map: LabelMap) -> None:
-    """JSON, a line a class; the file appears whole or not at all."""
+    """Write JSON, one class per line, completely or not at all."""
     classes = [_line(label_map, number) for number in range(label_map.num_classes)]
     others = {
         "ignore": _line(label_map, label_map.ignore_index),
@@ -223,7 +227,7 @@ def write(path: Path, label_map: LabelMap) -> None:
 
 
 def _line(label_map: LabelMap, number: int) -> dict[str, Any]:
-    """What is said of a class, or of ``ignore_index``."""
+    """The JSON object of a class, or of ``ignore_index``."""
     out: dict[str, Any] = {"ids": [label_id for label_id, of in label_map.ids.items() if of == number]}
     if number != label_map.ignore_index:
         out = {"name": label_map.classes[number], **out, "colour": list(label_map.palette[number])}

@@ -14,14 +14,14 @@ TRAINED = sorted(
 )
 CITYSCAPES_IDS = (-1, *(label.label_id for label in CITYSCAPES_LABELS))  # -1 is Cityscapes' license plate
 
-# Colour of a file -> label id. Where several ids share a colour, a trained class wins (car over license plate), then
-# the smaller id. GTA5 draws "static" in a colour of its own.
+# Colour in a file -> label id. If several ids share a colour, a trained class wins (car over license plate), then the
+# smaller id. GTA5 has its own colour for "static".
 CITYSCAPES_COLOURS: dict[Colour, int] = {
     label.colour: label.label_id
     for label in sorted(CITYSCAPES_LABELS, key=lambda label: (label.train_id, label.label_id), reverse=True)
 } | {(20, 20, 20): 4}
 
-# SYNTHIA-RAND-CITYSCAPES. The others of its 23 ids: 0 void, 13 parking slot, 14 road works, 16 terrain, 18 truck,
+# SYNTHIA-RAND-CITYSCAPES. Its other ids: 0 void, 13 parking slot, 14 road works, 16 terrain, 18 truck,
 # 20 train, 22 lane marking; of these 13, 16, 18 and 20 never occur.
 SYNTHIA_IDS = {
     "road": 3,
@@ -77,13 +77,13 @@ def trained_names(num_classes: int) -> tuple[str, ...]:
 
 
 def voc_colour(number: int) -> Colour:
-    """VOC deals the bits of the class number to red, green and blue in turn, highest bit first."""
+    """VOC distributes the bits of the class number over red, green and blue in turn, from the highest bit."""
     red, green, blue = (sum((number >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3))
     return red, green, blue
 
 
 def drawn_colours(names: Iterable[str], taken: Iterable[Colour]) -> dict[str, Colour]:
-    """A colour for every name, all different and none taken: black for the background, then VOC's in turn."""
+    """Choose a colour for every name, all different and not taken: black for the background, else VOC's next."""
     used = {*taken, (0, 0, 0)}
     free = (colour for colour in map(voc_colour, range(1, 1 << 24)) if colour not in used)
     taken = set(taken)

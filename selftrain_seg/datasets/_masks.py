@@ -1,4 +1,4 @@
-"""Label files as classes: ids in one channel, indices of a palette, or colours."""
+"""Read label files as classes: ids in one channel, palette indices, or colours."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from selftrain_seg.datasets._content import JPEG, decode, first_line, read_bytes
 if TYPE_CHECKING:
     from selftrain_seg.datasets.label_map import LabelMap
 
-# How the values of a label file are understood; see ``SegmentationFolder``.
+# How the values of a label file are interpreted; see ``SegmentationFolder``.
 Reading = Literal["auto", "ids", "first", "colours"]
 
 _SHOWN = 5
 
 
 class MaskFile(NamedTuple):
-    """What a label file holds.
+    """The decoded content of a label file.
 
     Attributes:
         pixels: (H, W), or (H, W, C) for several channels.
-        palette: (N, 3) uint8 where ``pixels`` are its indices, else None.
+        palette: (N, 3) uint8 if ``pixels`` are palette indices, else None.
         alpha: whether the last channel is an opacity.
     """
 
@@ -39,25 +39,25 @@ class MaskFile(NamedTuple):
 
 
 def read_mask_file(path: Path) -> MaskFile:
-    """The values as they stand in the file: raw, not scaled, indices and not colours."""
+    """Read the raw values of a file, without scaling; of a palette, the indices."""
     with path.open("rb") as file:
         head = file.read(3)
     if head == JPEG:
         raise ValueError(
-            f"{path}: expected a PNG file, or another that keeps values as they are, got a JPEG, which changes them"
-            " at every edge; save label files as PNG, from the annotations, not from the JPEG"
+            f"{path}: expected a PNG file, or another lossless format, got a JPEG, which changes values at every edge;"
+            " export the labels again as PNG from the annotations, not from the JPEG"
         )
-    content = decode(path, ", or no label file: expected a PNG file", colours=False)
+    content = decode(path, ", or not a label file: expected a PNG file", colours=False)
     if content.pixels.dtype.kind == "f":
         raise ValueError(f"{path}: expected integers, got {content.pixels.dtype}; save the ids as integers")
     return MaskFile(content.pixels, content.palette, content.alpha)
 
 
 def classes_of(mask: MaskFile, reading: Reading, label_map: LabelMap) -> Tensor:
-    """(H, W) int64, training classes or ``ignore_index``.
+    """Return (H, W) int64, training classes or ``ignore_index``.
 
     Raises:
-        ValueError: the file cannot be understood so; the message lacks its name.
+        ValueError: the file does not fit ``reading`` or ``label_map``; the message lacks the file's name.
     """
     pixels = mask.pixels
     if pixels.ndim == 3:
@@ -77,32 +77,32 @@ def _of_channels(pixels: npt.NDArray[Any], count: int, reading: Reading, label_m
         return label_map(torch.from_numpy(np.ascontiguousarray(pixels[..., 0])))
     what = f"expected one channel of class ids, got {count} channels of torch.{pixels.dtype}"
     if reading == "ids" or pixels.shape[2] != 3:
-        raise ValueError(f'{what}; `read_masks="first"` takes the first')
+        raise ValueError(f'{what}; `read_masks="first"` reads the first channel')
     by_colour = pixels.dtype == np.uint8 and bool(label_map.colours)
     if reading == "auto" and label_map.ids and (pixels[..., :1] == pixels[..., 1:]).all():
-        grey = np.ascontiguousarray(pixels[..., 0])  # as some programs save it, or colours that are grey
+        grey = np.ascontiguousarray(pixels[..., 0])  # ids saved as RGB by some programs, or grey colours
         if not by_colour or any((value, value, value) not in label_map.colours for value in values_of(grey)):
             return label_map(torch.from_numpy(grey))
     if not label_map.colours:
         raise ValueError(
-            f"{what}, and the label map has no colours; give it some (LabelMap.from_colours), or take the first"
+            f"{what}, and the label map has no colours; give it some (LabelMap.from_colours), or read the first"
             ' channel with `read_masks="first"`'
         )
     if not by_colour:
-        raise ValueError(f"{what}; colours have 8 bits")
+        raise ValueError(f"{what}; colours must have 8 bits per channel")
     return _of_colours(pixels, label_map)
 
 
 def values_of(pixels: npt.NDArray[Any]) -> list[int]:
     """The values that occur, ascending."""
-    if pixels.dtype == np.uint8:  # several times as fast as NumPy's bincount
+    if pixels.dtype == np.uint8:  # several times faster than NumPy's bincount
         counts = torch.bincount(torch.from_numpy(pixels).flatten(), minlength=256)
         return [int(value) for value in np.asarray(counts).nonzero()[0]]
     return [int(value) for value in np.unique(pixels)]
 
 
 def _as_colours(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Grey values as colours; of one bit, black and white."""
+    """Grey values as colours; one bit gives black and white."""
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8) * np.uint8(255)
     if pixels.dtype != np.uint8:
@@ -113,7 +113,7 @@ def _as_colours(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 def _of_palette(
     pixels: npt.NDArray[Any], palette: npt.NDArray[np.uint8], reading: Reading, label_map: LabelMap
 ) -> Tensor:
-    """By index where the file's palette agrees with the label map's colours or says nothing, else by colour."""
+    """Read by index if the file's palette agrees with the label map or has no meaning (blank, grey), else by colour."""
     full = np.zeros((256, 3), np.uint8)
     full[: len(palette)] = palette
     used = values_of(pixels)
@@ -127,9 +127,9 @@ def _of_palette(
         if any(colour not in label_map.colours for colour in colours):
             index, colour = conflicts[0]
             raise ValueError(
-                f"its palette is not the label map's: index {index} is drawn in {colour}, in the label map id {index}"
-                f' is {_meaning(index, label_map)}; SegmentationFolder(..., read_masks="ids") reads the indices all'
-                " the same"
+                f"its palette is not the label map's: index {index} is drawn in {colour}, but id {index} in the label"
+                f' map is {_meaning(index, label_map)}; SegmentationFolder(..., read_masks="ids") reads the indices and'
+                " ignores the palette"
             )
     return _of_colours(full[pixels], label_map)
 
@@ -137,10 +137,10 @@ def _of_palette(
 def _conflicts(
     used: list[int], colours: list[tuple[int, int, int]], label_map: LabelMap
 ) -> list[tuple[int, tuple[int, int, int]]]:
-    """Indices, with their colours, for which the label map has another class than for the colour.
+    """Indices, with their colours, whose class in the label map differs from that of the colour.
 
-    Published tables give ids that are ignored the colour of a class (GTA5's license plates are blue as cars are), so
-    an ignored id conflicts only in a file in which no class agrees with its colour.
+    Published tables give some ignored ids the colour of a class (GTA5 draws license plates in the blue of cars), so an
+    ignored id conflicts only if no class in the file agrees with its colour.
     """
     coloured = {*label_map.colours.values()}
     agree, conflicts, ignored = False, [], []
@@ -191,7 +191,7 @@ def _unknown_colours(pixels: npt.NDArray[np.uint8], wrong: npt.NDArray[np.bool_]
 
 @functools.lru_cache(maxsize=4)
 def _colour_table(label_map: LabelMap) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """(2**24,): the number of every colour, 0 for unknown ones; and the class of each number."""
+    """A (2**24,) table colour -> number, 0 if unknown, and the class of each number."""
     colours = label_map.colours
     table = np.zeros(1 << 24, np.uint8 if len(colours) < 256 else np.uint16)
     for number, colour in enumerate(colours, 1):
@@ -206,7 +206,7 @@ def _packed(colours: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
 
 
 def read_mat(path: Path) -> MaskFile:
-    """(H, W) uint8: the segmentation in a ``cls/*.mat`` file of SBD."""
+    """Read the segmentation in a ``cls/*.mat`` file of SBD, (H, W) uint8."""
     try:
         loadmat = importlib.import_module("scipy.io").loadmat
     except ModuleNotFoundError as error:
@@ -214,8 +214,8 @@ def read_mat(path: Path) -> MaskFile:
     data = read_bytes(path)
     try:
         labels = np.array(loadmat(io.BytesIO(data))["GTcls"]["Segmentation"][0, 0])
-    except Exception as error:  # scipy's own are of many kinds
-        raise ValueError(f"{path}: broken, or no segmentation of SBD ({first_line(error)})") from error
+    except Exception as error:  # scipy raises many kinds
+        raise ValueError(f"{path}: broken, or not a segmentation of SBD ({first_line(error)})") from error
     if labels.ndim != 2 or labels.dtype != np.uint8:
-        raise ValueError(f"{path}: expected (H, W) of uint8, got {labels.shape} of {labels.dtype}")
+        raise ValueError(f"{path}: expected (H, W) uint8, got {labels.shape} {labels.dtype}")
     return MaskFile(labels)

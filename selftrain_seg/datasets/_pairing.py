@@ -1,16 +1,16 @@
-"""Which images of a folder are taken, and which mask belongs to each."""
+"""Select the images of a folder and find the mask of each."""
 
 from __future__ import annotations
 
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from selftrain_seg.datasets._files import IMAGE_SUFFIXES, list_tree, some, twice
+from selftrain_seg.datasets._files import IMAGE_SUFFIXES, duplicate_message, first_few, list_tree
 
 Pair = Callable[[str], "str | os.PathLike[str]"]
 Names = str | os.PathLike[str] | Sequence[str]
@@ -18,9 +18,9 @@ Unpaired = Literal["error", "leave out"]
 
 
 def find_images(folder: Path, masks: Path | None, mask_suffix: str) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
-    """Name -> path of the images below ``folder``, sorted; and what was left out, and why.
+    """Map name -> path for the images below ``folder``, sorted; and list (path, reason) for the files left out.
 
-    Names are paths relative to ``folder`` without their suffix. Masks may lie below the same folder.
+    Names are paths relative to ``folder`` without the suffix. Masks may lie below the same folder.
     """
     listed, left = list_tree(folder, "images"), []
     inside = _relative(folder, masks)
@@ -28,15 +28,15 @@ def find_images(folder: Path, masks: Path | None, mask_suffix: str) -> tuple[dic
     for relative in listed:
         name, suffix = os.path.splitext(relative)
         if suffix.lower() not in IMAGE_SUFFIXES:
-            left.append((folder / relative, f"no image: ends in {suffix or 'nothing'}"))
+            left.append((folder / relative, f"not an image: ends in {suffix or 'nothing'}"))
         elif inside and relative.startswith(f"{inside}/"):
             left.append((folder / relative, "lies in the folder of masks"))
         elif inside == "" and _is_mask(relative, mask_suffix):
             left.append((folder / relative, f"a mask: ends in {mask_suffix}"))
         elif name in found:
             raise ValueError(
-                twice("images", name, found[name], folder / relative)
-                + ("; or say with `mask_suffix` which of them are masks" if inside == "" else "")
+                duplicate_message("images", name, found[name], folder / relative)
+                + (", or tell masks from images with `mask_suffix`" if inside == "" else "")
             )
         else:
             found[name] = folder / relative
@@ -50,7 +50,7 @@ def find_images(folder: Path, masks: Path | None, mask_suffix: str) -> tuple[dic
 
 
 def _relative(folder: Path, masks: Path | None) -> str | None:
-    """Where the masks lie below the images: ``""`` among them, as they may where none are read; None elsewhere."""
+    """Path of the masks relative to the images: ``""`` in the same folder or if unknown, None if not below it."""
     if masks is None:
         return ""
     try:
@@ -73,45 +73,48 @@ def _has_ending(mask_suffix: str) -> bool:
 
 
 def find_masks(
-    folder: Path, images: Mapping[str, Path], mask_suffix: str, pair: Pair | None
+    folder: Path, images: Mapping[str, Path], everything: Mapping[str, Path], mask_suffix: str, pair: Pair | None
 ) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
-    """Name -> path of the mask of each image that has one, and the masks that belong to no image."""
+    """Map name -> path of the mask for each image that has one; and list the masks without an image.
+
+    ``everything`` also has the images that are not used; none of them is a mask.
+    """
     if pair is not None:
         wanted = {name: folder / os.fspath(pair(name)) for name in images}
         return {name: path for name, path in wanted.items() if path.is_file()}, []
-    own = {*map(os.path.realpath, images.values())} if _around(folder, images) else set()
+    own = {*map(os.path.realpath, everything.values())} if _holds_images(folder, everything) else set()
     by_name: dict[str, Path] = {}
     for relative in list_tree(folder, "masks"):
         path = folder / relative
-        stem = _without(relative, mask_suffix)
+        stem = _image_name(relative, mask_suffix)
         if stem is None or (own and os.path.realpath(path) in own):
             continue
-        key = _plain(stem)
+        key = _normalised(stem)
         if key in by_name:
-            raise ValueError(twice("masks", stem, by_name[key], path))
+            raise ValueError(duplicate_message("masks", stem, by_name[key], path))
         by_name[key] = path
-    # By path; but where no stem occurs twice, folders need not be the same on both sides.
+    # Match by path. If no stem occurs twice, a mask may also lie in another subfolder than its image.
     stems, mask_stems = Counter(map(_stem, images)), Counter(map(_stem, by_name))
     loose = max(stems.values()) == 1 and max(mask_stems.values(), default=1) == 1
     by_stem = {_stem(key): path for key, path in by_name.items()} if loose else {}
     found = {}
     for name in images:
-        path_ = by_name.get(_plain(name)) or by_stem.get(_stem(name))
+        path_ = by_name.get(_normalised(name)) or by_stem.get(_stem(name))
         if path_ is not None:
             found[name] = path_
     taken = {*found.values()}
     return found, [(path, "a mask without an image") for path in by_name.values() if path not in taken]
 
 
-def _around(masks: Path, images: Mapping[str, Path]) -> bool:
-    """Whether an image lies below the folder of masks."""
+def _holds_images(masks: Path, images: Mapping[str, Path]) -> bool:
+    """Whether the folder of masks also holds images."""
     root = os.path.join(os.path.realpath(masks), "")
     folders = {path.parent for path in images.values()}
     return any(os.path.join(os.path.realpath(folder), "").startswith(root) for folder in folders)
 
 
-def _without(relative: str, mask_suffix: str) -> str | None:
-    """The name of the image that a mask is for; None for what is no mask."""
+def _image_name(relative: str, mask_suffix: str) -> str | None:
+    """The name of the image that a mask belongs to; None if the file is not a mask."""
     if _has_ending(mask_suffix):
         return relative[: -len(mask_suffix)] if relative.lower().endswith(mask_suffix.lower()) else None
     stem, suffix = os.path.splitext(relative)
@@ -120,36 +123,36 @@ def _without(relative: str, mask_suffix: str) -> str | None:
     return stem[: len(stem) - len(mask_suffix)]
 
 
-def _plain(name: str) -> str:
-    """In one Unicode form: some systems write an accent as a character of its own."""
+def _normalised(name: str) -> str:
+    """Apply Unicode normalisation: some systems store an accent as a separate character."""
     return unicodedata.normalize("NFC", name)
 
 
 def _stem(name: str) -> str:
-    return _plain(name).rpartition("/")[2]
+    return _normalised(name).rpartition("/")[2]
 
 
-def take(images: Mapping[str, Path], names: Names) -> dict[str, Path]:
-    """The images that a file, a glob or a list names."""
+def select_names(images: Mapping[str, Path], names: Names) -> dict[str, Path]:
+    """Select the images named by a text file, a pattern or a list."""
     if isinstance(names, str) and not Path(names).is_file() and any(sign in names for sign in "*?["):
-        pattern = _plain(names)
-        whole = pattern.lower().endswith(IMAGE_SUFFIXES)  # else "*[!k]" would match x_mask, by the "g" of its .png
+        pattern = _normalised(names)
+        whole = pattern.lower().endswith(IMAGE_SUFFIXES)  # else "*[!k]" would match x_mask.png by its "g"
         found = {
             name: path
             for name, path in images.items()
-            if fnmatchcase(_plain(name + path.suffix if whole else name), pattern)
+            if fnmatchcase(_normalised(name + path.suffix if whole else name), pattern)
         }
         if not found:
-            raise ValueError(f"`names`: no image is called {names!r}; they are called {some(images)}")
+            raise ValueError(f"`names`: no image matches {names!r}; images are named {first_few(images)}")
         return found
     if isinstance(names, (str, os.PathLike)):
-        lines, where = _lines(Path(names)), f" of {os.fspath(names)}"
+        lines, where = _read_lines(Path(names)), f" of {os.fspath(names)}"
     else:
-        lines, where = list(names), ""
-    return _listed(images, lines, where)
+        lines, where = [os.fspath(name) for name in names], ""
+    return _select_listed(images, lines, where)
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -162,16 +165,18 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _listed(images: Mapping[str, Path], lines: Iterable[str], where: str) -> dict[str, Path]:
-    by_name = {_plain(name): name for name in images}
+def _select_listed(images: Mapping[str, Path], lines: Sequence[str], where: str) -> dict[str, Path]:
+    by_name = {_normalised(name): name for name in images}
     counts = Counter(map(_stem, images))
     by_stem = {_stem(name): name for name in images if counts[_stem(name)] == 1}
     found: list[str] = []
     unknown: list[str] = []
     for line in lines:
-        # A whole line first: names may hold spaces. Then the first column of several.
+        # Try the whole line first, as names may contain spaces; then its first column.
         candidates = [
-            form for text in dict.fromkeys((line, line.split()[0] if line.split() else "")) for form in _forms(text)
+            form
+            for text in dict.fromkeys((line, line.split()[0] if line.split() else ""))
+            for form in _with_and_without_suffix(text)
         ]
         name = next((by_name[form] for form in candidates if form in by_name), None)
         name = name or next((by_stem[_stem(form)] for form in candidates if _stem(form) in by_stem), None)
@@ -181,8 +186,8 @@ def _listed(images: Mapping[str, Path], lines: Iterable[str], where: str) -> dic
             found.append(name)
     if unknown:
         raise ValueError(
-            f"`names`: {len(unknown)} names{where} are no images: {some(map(repr, unknown))};"
-            f" images are called {some(images)}"
+            f"`names`: {len(unknown)} of {len(lines)} names{where} are not images: {first_few(map(repr, unknown))};"
+            f" images are named {first_few(images)}"
         )
     if not found:
         raise ValueError("`names`: expected names, got none")
@@ -192,8 +197,8 @@ def _listed(images: Mapping[str, Path], lines: Iterable[str], where: str) -> dic
     return {name: images[name] for name in sorted(found)}
 
 
-def _forms(text: str) -> list[str]:
-    """A name as it stands, and without the suffix of an image."""
-    plain = _plain(text).lstrip("/").removeprefix("./")
+def _with_and_without_suffix(text: str) -> list[str]:
+    """The name as given and, if it ends in the suffix of an image, without it."""
+    plain = _normalised(text).lstrip("/").removeprefix("./")
     stem, suffix = os.path.splitext(plain)
     return [plain, stem] if suffix.lower() in IMAGE_SUFFIXES else [plain]

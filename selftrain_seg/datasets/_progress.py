@@ -1,4 +1,4 @@
-"""A progress bar where tqdm is installed."""
+"""Show a progress bar if tqdm is installed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def shown(items: Iterable[T], count: int, progress: bool, unit: str) -> Iterator[T]:
+def with_progress(items: Iterable[T], count: int, progress: bool, unit: str) -> Iterator[T]:
     if progress:
         try:
             tqdm = importlib.import_module("tqdm").tqdm
-        except ModuleNotFoundError:  # it is optional
+        except ModuleNotFoundError:  # optional dependency
             return iter(items)
         return iter(tqdm(items, total=count, unit=unit))
     return iter(items)

@@ -1,4 +1,4 @@
-"""What looking at a whole folder found: counts, or problems."""
+"""Results of ``verify``: counts or problems."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _NONE: Mapping[Any, int] = MappingProxyType({})
 
 
 class BrokenFilesError(ValueError):
-    """What ``verify`` of a data set raises: everything that is wrong with its files.
+    """Raised by ``verify`` of a data set; lists every problem with its files.
 
     Args:
-        problems: (number of the sample, what is wrong with it) for each problem.
+        problems: (index of the sample, message) for each problem.
 
     Attributes:
-        problems: the messages, each naming its file.
-        indices: the samples concerned, ascending, each once; leave them out with ``torch.utils.data.Subset``.
+        problems: the messages, each of which names its file.
+        indices: ascending indices of the broken samples; leave them out with ``torch.utils.data.Subset``.
 
     Example:
         >>> from selftrain_seg.datasets import BrokenFilesError
@@ -52,21 +52,21 @@ class BrokenFilesError(ValueError):
 
 
 class FolderReport(NamedTuple):
-    """What ``verify`` of a data set found; ``print(report)`` shows a table.
+    """Returned by ``verify`` of a data set; ``print(report)`` shows a table.
 
     Attributes:
-        samples: images looked at.
-        sizes: (height, width) -> images.
-        channels: channels of the files -> images.
-        bits: bits of a channel in the files -> images.
-        turned: images that an EXIF orientation turned.
-        values: lowest and highest value of the images as they are given; None where none was looked at.
-        classes: names; empty for a data set without labels.
-        pixels: of each class.
-        images_with: images in which each class occurs.
-        ignored: pixels without a class.
-        ids: that occur in label files of one channel.
-        left_out: (path, why) for each file that was not taken.
+        samples: number of samples checked.
+        sizes: (height, width) -> number of images.
+        channels: channels in the file -> number of images.
+        bits: bits per channel in the file -> number of images.
+        turned: number of images turned by their EXIF orientation.
+        values: lowest and highest value of the returned images; None if no image was read.
+        classes: class names; empty for a data set without labels.
+        pixels: number of pixels of each class.
+        images_with: number of images in which each class occurs.
+        ignored: number of pixels without a class.
+        ids: values that occur in label files, except in those of colours.
+        left_out: (path, reason) for each file that the data set does not use.
 
     Example:
         >>> from selftrain_seg.datasets import FolderReport
@@ -114,12 +114,12 @@ class FolderReport(NamedTuple):
             values += ", very dark: is `white` lower than 65535?"
         bits = _counted(self.bits)
         if min(self.bits) <= 8 < max(self.bits):
-            bits += "; not in one range before v2.ToDtype(torch.float32, scale=True)"
+            bits += "; bring them to one range with v2.ToDtype(torch.float32, scale=True)"
         rows = [
             ("images", str(self.samples)),
             ("sizes (height × width)", sizes),
             ("channels", _counted(self.channels)),
-            ("bits a channel", bits),
+            ("bits per channel", bits),
             ("values", values),
             ("turned by EXIF", str(self.turned)),
         ]

@@ -1,4 +1,4 @@
-"""From a scene to a picture: texture, and the shift from the game to the camera."""
+"""Render a scene as an image: texture, and the shift from the game to the camera."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from selftrain_seg.datasets._streets_canvas import Bytes, Dice, Floats, View
 
 @dataclass(frozen=True)
 class _Shift:
-    """All that makes one domain differ from the other. Retune the benchmark here and nowhere else.
+    """All differences between the two domains. To retune the benchmark, change only these values.
 
-    The strengths of the appearance are those of severity 1; every picture draws its own severity.
+    The strengths of the appearance are those at severity 1; a severity is drawn for every image.
     """
 
     severity: tuple[float, float]
@@ -25,11 +25,11 @@ class _Shift:
     gamma: float  # bend of the tone curve, x + gamma (x² - x)
     cast: float  # relative colour cast of a channel, at most
     noise: float  # standard deviation of the sensor noise
-    blur: float  # share of each pixel's weight given to either neighbour, along both axes
+    blur: float  # weight of each neighbour, along both axes
     shadow: float  # light lost in cast shadows on the ground
     vignette: float  # light lost in the corners
     exposure: float  # relative jitter of the exposure
-    horizon_px: float  # the horizon lies this much lower, reference pixels
+    horizon_px: float  # shift of the horizon downwards, reference pixels
     facade: float  # factor on the height of houses
     people: float  # factor on the number of people
 
@@ -98,17 +98,17 @@ def develop(
     severity: float,
     dice: Dice,
 ) -> Bytes:
-    """The picture of a scene, (H, W, 3) uint8.
+    """Render the image of a scene, (H, W, 3) uint8.
 
     Args:
         albedo: (3, H, W) colours without texture; overwritten.
-        classes: (H, W) what every pixel shows, nowhere ignored.
+        classes: (H, W) class of every pixel, none ignored.
         depth: (H, W) metres.
         shadow: (H, W) cast shadow in [0, 1].
         view: the camera.
         shift: the domain.
-        severity: how much of the shift this picture gets.
-        dice: draws.
+        severity: strength of the shift in this image.
+        dice: source of random numbers.
     """
     image = albedo
     exposure = 1.0 + shift.exposure * dice.between(-1.0, 1.0)

@@ -1,4 +1,4 @@
-"""What stands behind the objects: sky, ground, and the two sides of the street."""
+"""The background of a street: sky, ground, and the buildings on both sides."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Street(NamedTuple):
 
 
 class Backdrop(NamedTuple):
-    """Everything fixed, per pixel."""
+    """The background, per pixel."""
 
     labels: Bytes  # (H, W)
     albedo: Floats  # (3, H, W)
@@ -45,12 +45,12 @@ def _spread(colour: tuple[float, float, float]) -> Floats:
 
 
 def draw_backdrop(view: View, street: Street, dice: Dice, palette: Palette, facade: float) -> Backdrop:
-    """Sky first, then ground, then the back and front row of blocks on both sides.
+    """Draw the sky, the ground, and the back and front row of blocks on both sides.
 
     Args:
         view: the camera.
         street: the plan.
-        dice: draws.
+        dice: source of random numbers.
         palette: colours.
         facade: factor on the height of houses.
     """

@@ -1,8 +1,8 @@
-"""What a synthetic street is drawn with: dice, a view, and a canvas of filled shapes.
+"""Tools to draw a synthetic street: dice, a view, and a canvas of filled shapes.
 
-Lengths are in *reference pixels*, 1/64 of the picture's height, so one scene has one geometry at every size.
-Only ``+ - * /``, comparisons and rounding are used, all exactly specified by IEEE 754, so the same scene comes
-out bit for bit on every machine.
+Lengths are in *reference pixels*, 1/64 of the image height, so a scene has the same geometry at every size. Only
+``+ - * /``, comparisons and rounding are used. IEEE 754 specifies them exactly, so a scene is the same bit for bit on
+every machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SKY_M = 1000.0  # depth given to the sky
 
 
 class Dice:
-    """Uniform draws from PCG64, and nothing else: no method whose stream NumPy may change."""
+    """Uniform draws from PCG64, without methods whose stream may change between versions of NumPy."""
 
     def __init__(self, words: Sequence[int]) -> None:
         self._random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(words))).random
@@ -49,7 +49,7 @@ class Dice:
         """(W,) value noise in [-1, 1]: random values every ``step`` reference pixels, linear in between."""
         columns = view.xs * (1.0 / step)
         left = columns.astype(np.int64)
-        values = 2.0 * self._random(int(view.wide / step) + 2) - 1.0  # as many at every scale
+        values = 2.0 * self._random(int(view.wide / step) + 2) - 1.0  # the same number at every scale
         return values[left] + (columns - left) * (values[left + 1] - values[left])
 
     def smooth(self, view: View, step: float) -> Floats:
@@ -108,7 +108,7 @@ def _span(low: float, high: float, scale: float, count: int) -> slice:
 
 
 class Canvas:
-    """Objects painted far to near: one map of paint numbers, and a table that says what each paint is."""
+    """Objects painted from far to near: a map of paint numbers, and a table of paints."""
 
     def __init__(self, view: View) -> None:
         self.view = view

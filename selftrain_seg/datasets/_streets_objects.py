@@ -1,4 +1,4 @@
-"""The things on the street, each drawn at ``x``, its foot at ``y``, at ``s`` reference pixels a metre."""
+"""The objects on the street, drawn at ``x`` with the foot at ``y`` and ``s`` reference pixels per metre."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ class Brush:
             canvas.line(frame, *a, *b, bar)
 
     def rider(self, x: float, y: float, s: float, facing: float) -> None:
-        """A rider, on a bicycle of its own."""
+        """A rider on a bicycle."""
         canvas, dice = self.canvas, self.dice
         self.bicycle(x, y, s, facing)
         jersey, skin = self.palette.colour("jersey"), self.palette.colour("skin")

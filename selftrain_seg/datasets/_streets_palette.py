@@ -1,4 +1,4 @@
-"""The colour of every material in both domains, with its jitter from one object to the next."""
+"""The colour of every material in both domains, and its jitter between objects."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ CLOTHES = ("warm_cloth", "cool_cloth", "pale_cloth", "warm_cloth")
 
 
 class Palette:
-    """Colours of one picture; ``mix`` 0 is the game's palette, 1 the camera's."""
+    """Colours of one image; ``mix`` is 0 for the game's palette, 1 for the camera's."""
 
     def __init__(self, mix: float, dice: Dice) -> None:
         self._mix = mix

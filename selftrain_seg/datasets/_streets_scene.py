@@ -1,4 +1,4 @@
-"""One synthetic street: what stands where, its labels and its picture."""
+"""One synthetic street: placement of the objects, labels and image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPLITS = ("train", "val")
 _SHIFTS = {"source": SOURCE_SHIFT, "target": TARGET_SHIFT}
 
 BORDERED = 0.3  # share of objects with a band of ignored pixels around them
-BONNET = 0.3  # share of pictures with the bonnet of the own car, ignored, at the bottom
+BONNET = 0.3  # share of images with the bonnet of the recording car, ignored, at the bottom
 
 
 class Sample(NamedTuple):
@@ -29,7 +29,7 @@ class Sample(NamedTuple):
     Attributes:
         image: (H, W, 3) uint8.
         labels: (H, W) uint8, classes 0 to 12 or 255.
-        instances: (H, W) uint8, the number of the object from 1, 0 for the backdrop.
+        instances: (H, W) uint8, the number of the object from 1; 0 for the background.
     """
 
     image: Bytes
@@ -41,7 +41,7 @@ class _Placed(NamedTuple):
     below_px: float  # foot below the horizon, reference pixels
     x: float  # on the picture, reference pixels
     draw: Callable[..., None]
-    more: tuple[object, ...]  # what ``draw`` wants besides x, y and the scale
+    more: tuple[object, ...]  # further arguments of ``draw``
 
 
 def render(seed: int, domain: str, split: str, index: int, size: tuple[int, int]) -> Sample:
@@ -82,7 +82,7 @@ def render(seed: int, domain: str, split: str, index: int, size: tuple[int, int]
 
 
 def _plan(view: View, street: Street, shift: _Shift, dice: Dice, brush: Brush) -> list[_Placed]:
-    """Decide what stands where."""
+    """Place the objects."""
     things: list[_Placed] = []
 
     def put(below_px: float, metres: float, draw: Callable[..., None], *more: object) -> None:
@@ -124,7 +124,7 @@ def _plan(view: View, street: Street, shift: _Shift, dice: Dice, brush: Brush) -
 
 
 def _borders(instances: Bytes, bordered: npt.NDArray[np.bool_], thickness: int) -> npt.NDArray[np.bool_]:
-    """Pixels just outside an object that has a band, unless a nearer object covers them."""
+    """Pixels just outside a bordered object, unless a nearer object covers them."""
     band = np.zeros(instances.shape, np.bool_)
     height, width = instances.shape
     marked = np.where(bordered[instances], instances, 0)

@@ -1,4 +1,4 @@
-"""Reading all of a folder: are the files whole, and do the labels mean what is expected?"""
+"""Read all files of a data set; check that they are intact and that the labels mean what is expected."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from selftrain_seg.datasets._label_tables import TRAINED
-from selftrain_seg.datasets._masks import MaskFile, values_of
-from selftrain_seg.datasets._progress import shown
+from selftrain_seg.datasets._masks import MaskFile, Reading, values_of
+from selftrain_seg.datasets._progress import with_progress
 from selftrain_seg.datasets._report import BrokenFilesError, FolderReport
 from selftrain_seg.datasets.streets import SyntheticStreets
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from selftrain_seg.datasets._images import Picture
     from selftrain_seg.datasets.label_map import LabelMap
 
-_LEAST = 0.05  # of all pixels; scribbles and coarse labels have more
+_MIN_LABELLED = 0.05  # of all pixels; scribbles and coarse labels have more
 _TRAIN_IDS = {*range(len(TRAINED)), 255}
 _STREET_NAMES = {label.name for label in TRAINED} | {*SyntheticStreets.classes}
 
@@ -30,22 +30,22 @@ def verify(folder: _Folder, progress: bool, images: bool, most: int | None, chec
     """See ``_Folder.verify``."""
     count = len(folder) if most is None else min(most, len(folder))
     indices = [place * len(folder) // count for place in range(count)]
-    walk = _Walk(folder, images)
+    tally = _Tally(folder, images)
     problems = [
         (index, problem)
-        for index in shown(indices, count, progress, "sample")
-        for problem in walk.problems(folder.names[index])
+        for index in with_progress(indices, count, progress, "sample")
+        for problem in tally.problems(folder.names[index])
     ]
     if problems:
         raise BrokenFilesError(problems)
-    report = walk.report(count)
+    report = tally.report(count)
     if check_meaning and folder.labels is True:
-        _check_meaning(report, folder._meaning)
+        _check_labels(report, folder._required_label_map)
     return report
 
 
-class _Walk:
-    """Counts over the samples looked at so far."""
+class _Tally:
+    """Counts over the samples checked so far."""
 
     def __init__(self, folder: _Folder, images: bool) -> None:
         self.folder, self.images = folder, images
@@ -59,7 +59,7 @@ class _Walk:
         self.ids: set[int] = set()
 
     def problems(self, name: str) -> Iterator[str]:
-        """Look at a sample, and say what is wrong with it."""
+        """Check a sample; yield a message for each problem."""
         folder, picture, labels = self.folder, None, None
         try:
             if self.images:
@@ -75,11 +75,11 @@ class _Walk:
                 labels = self._read_labels(name)
         except (OSError, ValueError, TypeError) as error:
             yield str(error)
-        except LookupError as error:  # of a function for the labels; its text is but the key
+        except LookupError as error:  # from a `labels` function; its text is only the key
             yield f"`labels({name!r})`: {error!r}"
         if picture is not None and labels is not None:
             try:
-                folder._check_sizes(name, picture.image, labels, picture.turned)
+                folder._check_sizes(name, picture.image.shape[-2:], labels, picture.turned)
             except ValueError as error:
                 yield str(error)
 
@@ -90,8 +90,8 @@ class _Walk:
         else:
             path = folder._label_path(name)
             mask = folder._read_mask_file(path)
-            labels = folder._translated(path, mask)
-            self.ids |= _ids(mask)
+            labels = folder._to_classes(path, mask)
+            self.ids |= _ids(mask) if _holds_ids(mask, folder._reading) else set()
         self._count_labels(name, labels)
         return labels
 
@@ -140,41 +140,49 @@ class _Walk:
 
 
 def _ids(mask: MaskFile) -> set[int]:
-    """The ids in a file of one channel, or in the first of several."""
+    """The values in the only or first channel of a file."""
     return {*values_of(mask.pixels if mask.pixels.ndim == 2 else mask.pixels[..., 0])}
 
 
+def _holds_ids(mask: MaskFile, reading: Reading) -> bool:
+    """Whether the first channel holds ids, not the red of colours."""
+    if mask.pixels.ndim == 2 or reading == "first":
+        return True
+    channels = mask.pixels[..., :-1] if mask.alpha else mask.pixels
+    return bool((channels[..., :1] == channels[..., 1:]).all())
+
+
 def _expects_label_ids(label_map: LabelMap) -> bool:
-    """Whether this reads the label ids of a data set of streets, not train ids."""
+    """Whether the map expects label ids of street scenes, not train ids."""
     trained = [label_id for label_id, number in label_map.ids.items() if number != label_map.ignore_index]
     return len(trained) >= 10 and max(trained) >= len(TRAINED) and _STREET_NAMES.issuperset(label_map.classes)
 
 
 def train_ids_hint(mask: MaskFile, label_map: LabelMap) -> str:
-    """For the message about a file with unknown ids: they may be train ids."""
+    """A hint for the error about unknown ids, if they look like train ids; else empty."""
     if _expects_label_ids(label_map) and 255 in (ids := _ids(mask)) and ids <= _TRAIN_IDS and len(ids) > 2:
         return "; these look like Cityscapes' train ids, which LabelMap.bdd100k() reads"
     return ""
 
 
-def _check_meaning(report: FolderReport, label_map: LabelMap) -> None:
+def _check_labels(report: FolderReport, label_map: LabelMap) -> None:
     labelled = report.labelled
     if labelled is None:
         return
     share = f"{100 * labelled:.1f} % of the pixels have a class"
-    all_the_same = "verify(check_meaning=False) accepts them all the same"
+    accept = "verify(check_meaning=False) accepts them"
     if _expects_label_ids(label_map) and report.ids and _TRAIN_IDS.issuperset(report.ids):
         raise ValueError(
             f"`label_map`: expected label ids, up to {max(label_map.ids)}, but only ids from {min(report.ids)} to"
             f" {max(report.ids)} occur in {report.samples} files, which look like Cityscapes' train ids ({share});"
-            f" LabelMap.bdd100k() reads those, {all_the_same}\n{report}"
+            f" read those with LabelMap.bdd100k(); {accept}\n{report}"
         )
-    if labelled < _LEAST:
+    if labelled < _MIN_LABELLED:
         raise ValueError(
-            f"`label_map`: nearly all labels are ignored: {share}; ids in the files: {_listed(report.ids)};"
-            f" another label map may be meant, {all_the_same}\n{report}"
+            f"`label_map`: nearly all labels are ignored: {share}; ids in the files: {_listed_ids(report.ids)};"
+            f" use the label map of these files; {accept}\n{report}"
         )
 
 
-def _listed(ids: tuple[int, ...]) -> str:
+def _listed_ids(ids: tuple[int, ...]) -> str:
     return ", ".join(map(str, ids[:20])) + (", ..." if len(ids) > 20 else "")

@@ -17,31 +17,30 @@ __all__ = ["BDD100K"]
 
 
 class BDD100K(_FlatFolder):
-    """Read the semantic segmentation part of BDD100K, 7,000 + 1,000 + 2,000 pictures of 1280 × 720 pixels.
+    """Read the semantic segmentation part of BDD100K, 7,000 + 1,000 + 2,000 images of 1280 × 720 pixels.
 
-    ``root`` holds ``images/10k/{split}/*.jpg`` and, but for the test split, ``labels/sem_seg/masks/{split}/*.png``
+    ``root`` holds ``images/10k/{split}/*.jpg`` and, except for the test split, ``labels/sem_seg/masks/{split}/*.png``
     with train ids, 0 to 18 and 255.
 
     Args:
         root: the folder.
-        split: ``"train"``, ``"val"`` or ``"test"``; for the last, nobody has the label files.
-        labels: True reads the label files. False needs none of them. A function, such as the reading method of a
-            store of pseudo-labels, is given a name and returns its (H, W) integer labels, training classes
-            already, in place of the files.
+        split: ``"train"``, ``"val"`` or ``"test"``; the label files of the last are not published.
+        labels: True reads the label files, False does without them. A function, such as the read method of a store
+            of pseudo-labels, replaces them: it takes a name and returns (H, W) integer training classes.
         label_map: from ids to training classes; by default :meth:`LabelMap.bdd100k`.
-        transforms: called with (image, labels), or with the image alone where ``labels=False``; any joint
-            transform of torchvision v2. Without it samples are as read.
+        transforms: a joint transform of torchvision v2, called with (image, labels), or with the image alone if
+            ``labels=False``; None for none.
 
     Returns:
         ``dataset[index]`` is ``(image, labels)``: ``tv_tensors.Image`` uint8 (3, H, W) and ``tv_tensors.Mask``
         int64 (H, W), training classes or ``ignore_index``. With ``labels=False`` it is ``(image, name)``.
 
     Raises:
-        TypeError: ``labels`` is neither a bool nor callable, ``label_map`` is not a LabelMap.
+        TypeError: ``labels`` is neither a bool nor callable, or ``label_map`` is not a LabelMap.
         FileNotFoundError: a folder is missing or has no images, or an image has no label file.
-        ValueError: ``split`` is none of those listed, or ``"test"`` with ``labels=True``; for a sample, naming the
-            file: it is broken or of another kind, has an unknown id, or labels and image differ in size.
-        IndexError: an index past either end.
+        ValueError: ``split`` is none of those listed, or ``"test"`` with ``labels=True``; when a sample is read: its
+            file is broken or of another kind or has an unknown id, or labels and image differ in size.
+        IndexError: an index is out of range.
 
     Attributes:
         names: such as ``"0a0a0b1a-7c39d841"``, sorted.
@@ -49,7 +48,7 @@ class BDD100K(_FlatFolder):
         split: the argument.
         labels: the argument.
         label_map: the label map in use.
-        left_out: (path, why) for each file beside the images that was not taken.
+        left_out: (path, reason) for each file that the data set does not use.
         transforms: the argument; may be replaced.
 
     References:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from selftrain_seg.datasets._files import IMAGE_SUFFIXES
 from selftrain_seg.datasets._flat import _FlatFolder
-from selftrain_seg.datasets._folder import checked
+from selftrain_seg.datasets._folder import checked_label_map
 from selftrain_seg.datasets._label_tables import CITYSCAPES_COLOURS
 from selftrain_seg.datasets.label_map import LabelMap
 
@@ -19,39 +19,38 @@ __all__ = ["GTA5"]
 
 
 class GTA5(_FlatFolder):
-    """Read GTA5 (Playing for Data), 24,966 pictures of about 1914 × 1052 pixels.
+    """Read GTA5 (Playing for Data), 24,966 images of about 1914 × 1052 pixels.
 
-    ``root`` holds ``images/*.png`` and ``labels/*.png``. Labels hold Cityscapes' ids as palette indices, as
-    distributed, or the colours of Cityscapes' palette as RGB; either is read, and a palette of other colours is
-    refused. A colour that several ids share stands for the trained class, if there is one. In some copies a few
-    labels differ in size from their images: :meth:`verify` names them.
+    ``root`` holds ``images/*.png`` and ``labels/*.png``. Labels are Cityscapes' ids as palette indices, as
+    distributed, or Cityscapes' colours as RGB; a palette of other colours is an error. A colour shared by several ids
+    means the trained class, if there is one. In some copies a few labels differ in size from their images;
+    :meth:`verify` names them.
 
     Args:
         root: the folder.
-        labels: True reads the label files. False needs none of them. A function, such as the reading method of a
-            store of pseudo-labels, is given a name and returns its (H, W) integer labels, training classes
-            already, in place of the files.
+        labels: True reads the label files, False does without them. A function, such as the read method of a store
+            of pseudo-labels, replaces them: it takes a name and returns (H, W) integer training classes.
         label_map: from ids to training classes; by default :meth:`LabelMap.cityscapes`.
-        transforms: called with (image, labels), or with the image alone where ``labels=False``; any joint
-            transform of torchvision v2. Without it samples are as read.
+        transforms: a joint transform of torchvision v2, called with (image, labels), or with the image alone if
+            ``labels=False``; None for none.
 
     Returns:
         ``dataset[index]`` is ``(image, labels)``: ``tv_tensors.Image`` uint8 (3, H, W) and ``tv_tensors.Mask``
         int64 (H, W), training classes or ``ignore_index``. With ``labels=False`` it is ``(image, name)``.
 
     Raises:
-        TypeError: ``labels`` is neither a bool nor callable, ``label_map`` is not a LabelMap.
+        TypeError: ``labels`` is neither a bool nor callable, or ``label_map`` is not a LabelMap.
         FileNotFoundError: a folder is missing or has no images, or an image has no label file.
-        ValueError: for a sample, naming the file: it is broken or of another kind, has an unknown id or colour, or
+        ValueError: when a sample is read: its file is broken or of another kind or has an unknown id or colour, or
             labels and image differ in size.
-        IndexError: an index past either end.
+        IndexError: an index is out of range.
 
     Attributes:
         names: such as ``"00001"``, sorted.
         root: the folder, a Path.
         labels: the argument.
         label_map: the label map in use.
-        left_out: (path, why) for each file beside the images that was not taken.
+        left_out: (path, reason) for each file that the data set does not use.
         transforms: the argument; may be replaced.
 
     References:
@@ -78,7 +77,7 @@ class GTA5(_FlatFolder):
     ) -> None:
         path = Path(root)
         images, masks = (path / "images", IMAGE_SUFFIXES), path / "labels"
-        label_map = checked(labels, label_map, LabelMap.cityscapes)
+        label_map = checked_label_map(labels, label_map, LabelMap.cityscapes)
         if not label_map.colours:
             label_map = label_map._with_colours(CITYSCAPES_COLOURS)
         super().__init__(path, images, masks, labels, label_map, LabelMap.cityscapes, transforms)

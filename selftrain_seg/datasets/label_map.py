@@ -1,4 +1,4 @@
-"""From the ids in a data set's files to the classes a network is trained on."""
+"""Map the ids in label files to training classes."""
 
 from __future__ import annotations
 
@@ -35,24 +35,21 @@ _SHOWN = 5
 class LabelMap(Presets):
     """Translate the ids in a data set's files into training classes 0 to C - 1, with names and colours.
 
-    ``label_map(labels)`` is one table lookup. It takes a tensor of any shape, of bools or any integers, on any
-    device, and gives a new int64 tensor of that shape there; tensors that are already translated must not be
-    translated again.
+    ``label_map(labels)`` is one table lookup. It takes a tensor of any shape, of bools or integers, on any device, and
+    returns a new int64 tensor of the same shape on that device. Do not apply it twice to the same labels.
 
-    For your own data: :meth:`from_names`, :meth:`from_colours`, :meth:`binary`, or :meth:`load` from a JSON or CSV
+    For your own data, use :meth:`from_names`, :meth:`from_colours`, :meth:`binary`, or :meth:`load` from a JSON or CSV
     file. Presets: :meth:`cityscapes` (GTA5 has the same ids), :meth:`synthia`, :meth:`bdd100k`, :meth:`voc`, and
-    :meth:`streets` for what :meth:`SyntheticStreets.export` wrote.
+    :meth:`streets` for the files that :meth:`SyntheticStreets.export` writes.
 
     Args:
-        ids: for every id that may occur in the files, its class, or ``ignore_index``. Ids lie in
-            [-32768, 65536).
-        classes: names of the C classes, all different.
-        palette: their C colours to be shown in, (red, green, blue) in [0, 255] each.
-        unknown: what ids that are not in ``ids`` give, negative ones included: ``"error"`` raises and names them,
-            for which the host waits for the device, ``"ignore"`` gives ``ignore_index``.
-        ignore_index: outside [0, C).
-        colours: for every colour that may occur in label files, its class, or ``ignore_index``; none for files of
-            ids only. Files in colours are read by it, and palettes of files are compared with it.
+        ids: id -> class or ``ignore_index``, for every id that may occur in the files. Ids are in [-32768, 65536).
+        classes: the C class names, all different.
+        palette: the C display colours, (red, green, blue) in [0, 255].
+        unknown: treatment of ids that are not in ``ids``: ``"error"`` raises an error that lists them (the host waits
+            for the device), ``"ignore"`` maps them to ``ignore_index``.
+        ignore_index: the label of pixels without a class, outside [0, C).
+        colours: (red, green, blue) -> class or ``ignore_index``, to read label files in colours and check palettes.
 
     Attributes:
         ids: the table, read-only.
@@ -60,13 +57,13 @@ class LabelMap(Presets):
         palette: C colours.
         unknown: ``"error"`` or ``"ignore"``.
         ignore_index: the label of pixels without a class.
-        colours: of label files, read-only; empty where there are none.
+        colours: the table of colours, read-only; empty if there is none.
 
     Raises:
         TypeError: an id, a class or ``ignore_index`` is not an int, a name is not a str; when called, ``labels``
             is not a tensor of integers or bools.
-        ValueError: an id is outside [-32768, 65536); a class is neither in [0, C) nor ``ignore_index``; no
-            classes, or two of one name; ``palette`` is not C colours; ``unknown`` is none of those listed;
+        ValueError: an id is outside [-32768, 65536); a class is neither in [0, C) nor ``ignore_index``; there are no
+            classes, or two have the same name; ``palette`` is not C colours; ``unknown`` is none of those listed;
             ``ignore_index`` is a class; when called with ``unknown="error"``, ``labels`` has an unknown id.
 
     Example:
@@ -126,22 +123,22 @@ class LabelMap(Presets):
         return f"LabelMap({self.num_classes} classes{ids}{colours})"
 
     def __call__(self, labels: Tensor) -> Tensor:
-        """Translate ``labels``, (...) of bools or integers, to (...) int64."""
+        """Translate ``labels``, bool or integer of any shape, to int64 of the same shape."""
         _checks.check_tensor(labels, "labels")
         if labels.is_floating_point() or labels.is_complex():
             raise TypeError(f"`labels`: expected an integer dtype or torch.bool, got {labels.dtype}")
         first, table = self._table(labels.device)
-        if labels.dtype in (torch.uint8, torch.bool):  # the table covers all of them
+        if labels.dtype in (torch.uint8, torch.bool):  # the table covers all values
             index = labels.to(torch.int32).sub_(first)
         else:
             index = labels.to(torch.int64).sub(first).clamp_(0, len(table) - 1)
         out = table.index_select(0, index.flatten()).view(labels.shape)
         if self.unknown == "error" and out.numel() and int(out.min()) == _UNKNOWN:
-            raise ValueError(f"`labels`: expected ids of {self}, got {_described(labels, out == _UNKNOWN)}")
+            raise ValueError(f"`labels`: expected ids of {self}, got {_describe_values(labels, out == _UNKNOWN)}")
         return out
 
     def _table(self, device: torch.device) -> tuple[int, Tensor]:
-        """The id of the first entry, and the classes; the entries at both ends stand for all ids beyond."""
+        """The id of the first entry, and the table of classes; its end entries stand for all ids beyond."""
         first, last = min(self.ids, default=0), max(self.ids, default=0)
         first, last = min(first, 0) - 1, max(last, 255) + 1
         tables: dict[torch.device, Tensor] = vars(self)["_tables"]
@@ -152,21 +149,21 @@ class LabelMap(Presets):
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """Number of classes C."""
         return len(self.classes)
 
     def to_rgb(self, labels: Tensor) -> Tensor:
-        """Paint training labels with ``palette``, for viewing.
+        """Paint training labels with ``palette``, for display.
 
         Args:
-            labels: (..., H, W), integer, translated already.
+            labels: (..., H, W), integer training classes.
 
         Returns:
-            (..., 3, H, W) uint8 on the device of ``labels``; black where ignored or not a class.
+            (..., 3, H, W) uint8 on the device of ``labels``; black for ignored and invalid labels.
 
         Raises:
             TypeError: ``labels`` is not an integer tensor.
-            ValueError: ``labels`` has less than two dimensions.
+            ValueError: ``labels`` has fewer than two dimensions.
         """
         _checks.check_integer(labels, "labels")
         if labels.ndim < 2:
@@ -177,19 +174,19 @@ class LabelMap(Presets):
         return colours[wide].movedim(-1, -3).contiguous()
 
     def ignoring(self, *names: str) -> LabelMap:
-        """Leave classes out of the labels; all classes keep their number, name and colour.
+        """Return a map that ignores some classes; all classes keep their number, name and colour.
 
-        Pixels of these classes become ``ignore_index``, so that they are neither learnt nor counted. The number of
-        classes stays C, as networks have C outputs.
+        Pixels of these classes become ``ignore_index``, so they are neither trained on nor counted. The number of
+        classes is still C, to match the outputs of a network.
 
         Args:
-            names: of classes.
+            names: names of the classes to ignore.
 
         Returns:
-            Another map.
+            The new map.
 
         Raises:
-            ValueError: a name is no class.
+            ValueError: a name is not a class.
 
         Example:
             >>> import torch
@@ -198,7 +195,7 @@ class LabelMap(Presets):
             >>> truth(torch.tensor([21, 22, 23])), truth.num_classes  # vegetation, terrain, sky
             (tensor([  8, 255,  10]), 19)
         """
-        left_out = {self._number(name, "names") for name in names}
+        left_out = {self._class_number(name, "names") for name in names}
         ids, colours = (
             {key: self.ignore_index if label in left_out else label for key, label in table.items()}
             for table in (self.ids, self.colours)
@@ -206,12 +203,12 @@ class LabelMap(Presets):
         return replace(self, ids=ids, colours=colours)  # type: ignore[arg-type]
 
     def numbers_in(self, other: LabelMap) -> Tensor:
-        """Find the number that another map has for each class, by name.
+        """Return the number of each class in another map, by name.
 
-        So predictions in one numbering are compared with a truth in another.
+        Use it to compare predictions in one numbering with labels in another.
 
         Args:
-            other: a map with all classes of this one.
+            other: a map that has all classes of this one.
 
         Returns:
             (C,) int64, on the CPU.
@@ -226,9 +223,9 @@ class LabelMap(Presets):
             >>> numbers[torch.tensor([[8, 9, 15]])]  # vegetation, sky, bicycle
             tensor([[ 8, 10, 18]])
         """
-        return torch.tensor([other._number(name, "other") for name in self.classes])
+        return torch.tensor([other._class_number(name, "other") for name in self.classes])
 
-    def _number(self, name: str, argument: str) -> int:
+    def _class_number(self, name: str, argument: str) -> int:
         if name not in self.classes:
             raise ValueError(
                 f"`{argument}`: expected classes of {self}, got {name!r}; it has {', '.join(self.classes)}"
@@ -244,22 +241,21 @@ class LabelMap(Presets):
         unknown: _Unknown = "error",
         ignore_index: int = IGNORE_INDEX,
     ) -> LabelMap:
-        """Classes by name, in the order given.
+        """Make a map from ids and names; classes are numbered in the order given.
 
         Args:
-            names: for an id in the files, or several, the name of its class; None is ignored. Ids of one name are
-                one class.
-            colours: name -> colour, for those to be shown in a colour of your choice, and that files may hold. A
-                colour is drawn for the others.
-            unknown: as for the class.
-            ignore_index: as for the class; more than 255 classes need another than 255.
+            names: id in the files, or tuple of ids -> name of the class, or None to ignore the id. Ids with the same
+                name are one class.
+            colours: name -> colour, for display and for label files in colours; other classes get one automatically.
+            unknown: as for :class:`LabelMap`.
+            ignore_index: as for :class:`LabelMap`; with more than 255 classes it cannot be 255.
 
         Returns:
             The map.
 
         Raises:
             TypeError: an id is not an int, or a name not a str.
-            ValueError: an id is given twice, or a colour to a name that is no class.
+            ValueError: an id is given twice, or ``colours`` has a name that is not a class.
 
         Example:
             >>> import torch
@@ -281,22 +277,22 @@ class LabelMap(Presets):
         strangers = sorted({*known} - {entry.name for entry in entries if entry.name is not None})
         if strangers:
             raise ValueError(f"`colours`: expected names of classes, got {strangers}")
-        return cls._of(entries, unknown, ignore_index)
+        return cls._from_entries(entries, unknown, ignore_index)
 
     @classmethod
     def from_colours(cls, names: Mapping[tuple[int, int, int], str | None], *, unknown: _Unknown = "error") -> LabelMap:
-        """Classes by the colours of label files, in the order given.
+        """Make a map for label files in colours; classes are numbered in the order given.
 
         Args:
-            names: for a colour in the files, (red, green, blue), the name of its class; None is ignored. Colours of
-                one name are one class, shown in the first.
-            unknown: as for the class; here for colours, too.
+            names: (red, green, blue) in the files -> name of the class, or None to ignore the colour. Colours with the
+                same name are one class, displayed in the first.
+            unknown: as for :class:`LabelMap`; it applies to colours as well.
 
         Returns:
             The map.
 
         Raises:
-            ValueError: a colour is none.
+            ValueError: a colour is not three values in [0, 255].
 
         Example:
             >>> from selftrain_seg.datasets import LabelMap
@@ -304,15 +300,15 @@ class LabelMap(Presets):
             ((0, 0, 0), (255, 0, 0))
         """
         checked = [(checked_colour(colour, "names"), name) for colour, name in names.items()]
-        return cls._of([Entry(name, (), colour, (colour,)) for colour, name in checked], unknown)
+        return cls._from_entries([Entry(name, (), colour, (colour,)) for colour, name in checked], unknown)
 
     @classmethod
     def binary(cls, name: str = "foreground", *, unknown: _Unknown = "error") -> LabelMap:
-        """Two classes: background where files hold 0 or black, ``name`` where they hold 1, 255 or white.
+        """Make a map of two classes: background for 0 or black, ``name`` for 1, 255 or white.
 
         Args:
-            name: of class 1.
-            unknown: as for the class.
+            name: name of class 1.
+            unknown: as for :class:`LabelMap`.
 
         Returns:
             The map.
@@ -324,18 +320,20 @@ class LabelMap(Presets):
             [0, 1, 1]
         """
         black, white = (0, 0, 0), (255, 255, 255)
-        return cls._of([Entry("background", (0,), black, (black,)), Entry(name, (1, 255), white, (white,))], unknown)
+        entries = [Entry("background", (0,), black, (black,)), Entry(name, (1, 255), white, (white,))]
+        return cls._from_entries(entries, unknown)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LabelMap:
         """Read classes from a JSON or CSV file.
 
-        JSON: what :meth:`save` wrote; or ``{"0": "background", "255": "vessel", "9": null}``, null ignored; or a list
-        of names, whose ids are 0, 1, ...; or of ``{"name": "road", "ids": [7], "colour": [128, 64, 128]}``, where
-        ``"id"``, ``"color"`` and ``"#804080"`` do as well, and ``"ignore": true`` in place of a name.
+        JSON is a file written by :meth:`save`; or ``{"0": "background", "255": "vessel", "9": null}``, where null means
+        ignored; or a list of names, whose ids are 0, 1, ...; or a list of objects such as
+        ``{"name": "road", "ids": [7], "colour": [128, 64, 128]}``. ``"id"``, ``"color"`` and ``"#804080"`` are accepted
+        as well, and ``"ignore": true`` replaces the name.
 
-        CSV: a line of headings, ``name`` with ``id`` or ``ids`` (several with spaces between them) or ``r,g,b`` or
-        ``colour``, and ``ignore`` (1 or nothing) if some are. A colour is drawn for classes without.
+        CSV has a line of headings: ``name``, and ``id`` or ``ids`` (separated by spaces), or ``r,g,b``, or ``colour``.
+        Rows with 1 in a column ``ignore`` are ignored. Classes without a colour get one automatically.
 
         Args:
             path: ends in ``.json`` or ``.csv``.
@@ -345,19 +343,19 @@ class LabelMap(Presets):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: naming the file and what is wrong in it.
+            ValueError: the file is invalid; the message names it and the reason.
         """
         entries, others = _label_files.read(Path(path))
         try:
-            return cls._of(entries, **others)
+            return cls._from_entries(entries, **others)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a JSON file that :meth:`load` reads back as an equal map; it appears whole or not at all.
+        """Write a JSON file that :meth:`load` reads back as an equal map, completely or not at all.
 
         Args:
-            path: ends in ``.json``; what is there is replaced.
+            path: ends in ``.json``; an existing file is replaced.
 
         Returns:
             ``path`` as a Path.
@@ -380,18 +378,20 @@ class LabelMap(Presets):
         return path
 
     @classmethod
-    def _of(cls, entries: Iterable[Entry], unknown: _Unknown = "error", ignore_index: int = IGNORE_INDEX) -> LabelMap:
+    def _from_entries(
+        cls, entries: Iterable[Entry], unknown: _Unknown = "error", ignore_index: int = IGNORE_INDEX
+    ) -> LabelMap:
         table = _label_files.table(entries, ignore_index)
         return cls(table.ids, table.classes, table.palette, unknown, ignore_index, table.colours)
 
     def _with_colours(self, ids: Mapping[tuple[int, int, int], int]) -> LabelMap:
-        """For files in colours, too: of each the id it stands for; ids that this map does not know are left out."""
+        """Add colours of label files, given as colour -> id; ids that this map does not have are skipped."""
         return replace(self, colours={colour: self.ids[key] for colour, key in ids.items() if key in self.ids})
 
 
-def _described(labels: Tensor, wrong: Tensor) -> str:
-    """The values where ``wrong``, how often they occur, and where first."""
-    # 16 bits first: not indexed by torch 2.9
+def _describe_values(labels: Tensor, wrong: Tensor) -> str:
+    """Describe the values where ``wrong``: which, how many, and where the first is."""
+    # torch 2.9 cannot index 16-bit unsigned tensors
     values, counts = torch.unique(labels.to(torch.int64)[wrong], return_counts=True)
     shown = values[:_SHOWN]
     some = ", ".join(str(int(value)) for value in shown) + (", ..." if len(values) > len(shown) else "")

@@ -1,4 +1,4 @@
-"""Anybody's images and masks."""
+"""A data set of your own images and masks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.datasets._files import list_tree, some
-from selftrain_seg.datasets._folder import Labels, _Folder, check_meaning
-from selftrain_seg.datasets._pairing import find_images, find_masks, take
+from selftrain_seg.datasets._files import first_few, list_tree
+from selftrain_seg.datasets._folder import Labels, _Folder, check_label_arguments
+from selftrain_seg.datasets._pairing import find_images, find_masks, select_names
 from selftrain_seg.datasets.label_map import LabelMap
 
 __all__ = ["SegmentationFolder"]
@@ -21,63 +21,63 @@ __all__ = ["SegmentationFolder"]
 class SegmentationFolder(_Folder):
     """Read your own images, with masks or without.
 
-    Images lie anywhere below ``images``, in folders of any depth, as PNG, JPEG, TIFF, BMP, WebP or GIF with suffixes
-    in any case. Their names are their paths below it without the suffix, such as ``"paris/0001"``. The mask of
-    ``"paris/0001"`` is ``paris/0001`` and ``mask_suffix`` below ``masks``, with any suffix of an image; where no stem
-    occurs twice, the folders in between need not be the same. Masks may lie among the images.
+    Images may lie in folders of any depth below ``images``, as PNG, JPEG, TIFF, BMP, WebP or GIF with suffixes in any
+    case. An image is named by its relative path without the suffix, such as ``"paris/0001"``. Its mask is
+    ``paris/0001`` followed by ``mask_suffix``, below ``masks``, with any suffix of an image. If no stem occurs twice,
+    the mask may lie in another subfolder. Masks may lie in the same folders as the images.
 
-    Images of 8 bits stay uint8. Those of 16 bits become float32, 65535 (or ``white``) as 1; floating point stays as
-    it is, as float32. ``v2.ToDtype(torch.float32, scale=True)`` then brings all to one range. EXIF orientations are
-    applied, to images and masks.
+    Images of 8 bits stay uint8. Images of 16 bits become float32, scaled so that 65535 (or ``white``) is 1. Floating
+    point becomes float32, unscaled. ``v2.ToDtype(torch.float32, scale=True)`` then brings all to one range. The EXIF
+    orientation is applied to images and masks.
 
-    Masks hold ids in one channel of 1 to 16 bits, taken as they stand; indices of a palette; or colours. Opacity is
-    left out.
+    Masks hold ids in one channel of 1 to 16 bits, read without scaling; palette indices; or colours. An opacity
+    channel is dropped.
 
     Args:
-        images: a folder.
-        masks: a folder; None for images without labels. A function, such as the reading method of a store of
-            pseudo-labels, is given a name and returns its (H, W) integer labels, training classes already.
-        label_map: from what masks hold to training classes; needed to read masks, and for
+        images: folder of the images.
+        masks: folder of the masks; None for images without labels. A function, such as the read method of a store of
+            pseudo-labels, takes a name and returns (H, W) integer training classes.
+        label_map: maps the values in masks to training classes. It is required to read masks, and for
             ``num_classes``, ``classes`` and ``palette``.
-        mask_suffix: what the stem of a mask has more than that of its image, such as ``"_mask"``; with a file suffix,
-            such as ``"_mask.png"``, other files are no masks. Files of such names are never taken for images, without
-            ``masks`` either, unless the masks have a folder of their own.
-        pair: in place of ``mask_suffix``: a function that is given the name of an image and returns the path of its
-            mask below ``masks``.
-        names: the images to take, all by default: a text file with a name in each line, a pattern such as
-            ``"paris/*"``, or a list. A pattern matches names; files with their suffix if it ends in one of an image,
-            as ``"*.jpg"``. Names in files and lists may have a suffix, and no folders where the stem occurs once.
-        unpaired: what an image without a mask is: an ``"error"``, or one to ``"leave out"``.
-        channels: of the images given. 3, the default, repeats a single channel and leaves an opacity out; 1 makes
-            colours grey. Any other number must be that of the files, opacity included. A tuple picks channels, such
-            as ``(3, 0, 1)``. None keeps them all.
-        white: the value that becomes 1 in images of 16 bits and more; by default 65535, of which cameras of 12 bits
-            reach 4095.
-        read_masks: ``"auto"`` reads one channel as ids, a palette by index if it agrees with the colours of
-            ``label_map`` (or those have none) and else by colour, and three channels by colour, or as ids if they
-            are equal. ``"ids"`` reads one channel or indices only, whatever the palette says, ``"first"`` the first
-            of several channels, ``"colours"`` colours only.
-        transforms: called with (image, labels), or with the image alone where there are none; any joint transform of
-            torchvision v2. Without it samples are as read.
+        mask_suffix: what follows the stem of an image in the name of its mask, such as ``"_mask"``, or with the file
+            suffix ``"_mask.png"``. Files with such names are not images, even if ``masks`` is None, unless masks have
+            their own folder.
+        pair: instead of ``mask_suffix``, a function that takes the name of an image and returns the path of its mask
+            below ``masks``.
+        names: the images to read; None for all. A text file with one name per line, a pattern such as ``"paris/*"``,
+            or a list. A pattern is matched with names, or with names and suffixes if it ends in an image suffix, such
+            as ``"*.jpg"``. Names in files and lists may have a suffix, and may omit folders if the stem is unique.
+        unpaired: ``"error"`` raises an error if an image has no mask; ``"leave out"`` skips the image.
+        channels: channels to return. 3, the default, repeats a single channel and drops an opacity; 1 converts colours
+            to grey. Any other number must equal that of the files, including an opacity. A tuple picks channels, such
+            as ``(3, 0, 1)``. None keeps all.
+        white: the value that is scaled to 1 in images of 16 bits and more; by default 65535. For 12-bit cameras, use
+            4095.
+        read_masks: how to read masks. ``"auto"`` reads one channel as ids. It reads a palette by index if its colours
+            agree with ``label_map`` or the label map has no colours, else by colour; and three channels by colour, or
+            as ids if they are equal. ``"ids"`` reads one channel or palette indices and ignores the palette;
+            ``"first"`` reads the first of several channels; ``"colours"`` reads colours.
+        transforms: a joint transform of torchvision v2, called with (image, labels), or with the image alone without
+            masks; None for none.
 
     Returns:
         ``dataset[index]`` is ``(image, labels)``: ``tv_tensors.Image`` uint8 or float32 (C, H, W) and
         ``tv_tensors.Mask`` int64 (H, W), training classes or ``ignore_index``. Without masks it is ``(image, name)``.
 
     Raises:
-        TypeError: an argument is of another type than listed.
-        FileNotFoundError: a folder is missing or has no images, ``names`` is no file.
-        ValueError: an image has no mask, or two files have the same stem; a link leads in a circle; a name is
-            unknown; for a sample, naming the file: it is broken, or of another kind than expected, has an unknown id
-            or colour, or mask and image differ in size.
-        IndexError: an index past either end.
+        TypeError: an argument has another type than listed.
+        FileNotFoundError: a folder is missing or has no images, or the file ``names`` is missing.
+        ValueError: an image has no mask; two files have the same name; a link leads in a circle; a name is unknown;
+            when a sample is read: its file is broken, of another kind than expected or has an unknown id or colour,
+            or mask and image differ in size.
+        IndexError: an index is out of range.
 
     Attributes:
-        names: of the images taken, sorted.
+        names: names of the images, sorted.
         root: the folder of images, a Path.
         labels: True for files, False for none, or the function.
         label_map: the label map in use, or None.
-        left_out: (path, why) for each file below the folders that was not taken.
+        left_out: (path, reason) for each file below the folders that the data set does not use.
         transforms: the argument; may be replaced.
 
     Example:
@@ -114,41 +114,42 @@ class SegmentationFolder(_Folder):
         if white is not None:
             _checks.check_count(white, "white")
         if pair is not None and mask_suffix:
-            raise ValueError("`pair`: expected this or `mask_suffix`, got both")
+            raise ValueError("`pair`: expected either this or `mask_suffix`, got both")
         self._channels, self._white, self._reading = _checked_channels(channels), white, read_masks
         folder = Path(images)
         labels: Labels = masks if callable(masks) else masks is not None
         place = None if masks is None or callable(masks) else Path(masks)
-        check_meaning(labels, label_map)
+        check_label_arguments(labels, label_map)
         if label_map is None and place is not None:
             raise ValueError(
                 "`label_map`: expected one to read masks, got None; LabelMap.binary(), LabelMap.from_names({0: ...})"
-                " or LabelMap.load('classes.json') make one"
+                " and LabelMap.load('classes.json') make one"
             )
         found, left_out = find_images(folder, place, mask_suffix)
+        everything = found
         if names is not None:
-            everything, found = found, take(found, names)
+            found = select_names(found, names)
             left_out += [(path, "not in `names`") for name, path in everything.items() if name not in found]
         paired: dict[str, Path] = {}
         if place is not None:
-            paired, strangers = find_masks(place, found, mask_suffix, pair)
+            paired, strangers = find_masks(place, found, everything, mask_suffix, pair)
             left_out += strangers if names is None else []
             own = {*paired.values()}
-            found = {name: path for name, path in found.items() if path not in own}  # masks of a `pair` among images
+            found = {name: path for name, path in found.items() if path not in own}  # `pair` may find masks there
             if not found:
                 raise ValueError(
-                    f"`pair`: expected paths of masks, got those of the images: {some(sorted(map(str, own)))}; masks"
-                    " that lie among the images need names of their own"
+                    f"`pair`: expected paths of masks, got those of the images:"
+                    f" {first_few(sorted(map(str, own)))}; masks in the folder of the images need different names"
                 )
             without = [name for name in found if name not in paired]
             if without and (unpaired == "error" or not paired):
                 what = f"{without[0]}{mask_suffix}" if pair is None else os.fspath(pair(without[0]))
                 raise ValueError(
-                    f"`masks`: {len(without)} of {len(found)} images have no mask: {some(without)}; expected"
+                    f"`masks`: {len(without)} of {len(found)} images have no mask: {first_few(without)}; expected"
                     f" {place / what}{'' if os.path.splitext(what)[1] else '.png (or another suffix)'};"
-                    f" there are {some(list_tree(place, 'masks')) or 'no files'}."
-                    " `mask_suffix` or `pair` says how masks are called, `names` which images to take,"
-                    ' `unpaired="leave out"` takes those with a mask, `masks=None` does without'
+                    f" there are {first_few(list_tree(place, 'masks')) or 'no files'}."
+                    " Set `mask_suffix` or `pair` if masks have other names, `names` to select images,"
+                    ' `unpaired="leave out"` to skip images without a mask, or `masks=None` to do without masks'
                 )
             left_out += [(found[name], "without a mask") for name in without]
             found = {name: path for name, path in found.items() if name in paired}

@@ -27,26 +27,27 @@ _LENGTHS = {("source", "train"): 1000, ("target", "train"): 500, ("source", "val
 class SyntheticStreets(Dataset[tuple[Tensor, Tensor]]):
     """Draw street scenes with dense labels, in a game-like source domain and a camera-like target domain.
 
-    A small unsupervised-domain-adaptation benchmark that needs no download: both domains show the same kind of
-    street (one vanishing point, 13 of the Cityscapes classes), the target paler, hazier, flatter, noisier and
-    with other colours, by a severity drawn from U(0.5, 1) for every picture. Each sample is a pure function of
-    ``(seed, domain, split, index, size)``, computed when asked for with exactly rounded arithmetic only, so it
-    is the same bytes on every machine and for every number of workers. No scene occurs in two domains or in
-    two splits. ``size`` changes the resolution, not what stands where, as long as the aspect ratio is kept.
+    A small benchmark for unsupervised domain adaptation that needs no download. Both domains show the same kind of
+    street: one vanishing point, 13 of the Cityscapes classes. Images of the target are paler, hazier, flatter and
+    noisier and have other colours, by a severity drawn from U(0.5, 1) per image.
 
-    Shares of labelled pixels in the source domain, percent: road 31, sidewalk 9.8, building 26, fence 2.2,
-    pole 1.6, light 0.7, sign 0.7, vegetation 8.6, sky 8.9, person 1.5, rider 0.5, car 7.2, bicycle 1.3; the
-    target has 28 of road, 12 of sky and a third more people. About 3.5 % of all pixels are ignored: bands
-    around some objects, and the bonnet of the own car in some pictures.
+    Each sample is a pure function of ``(seed, domain, split, index, size)``, computed on access with exactly rounded
+    arithmetic, so its bytes are the same on every machine and for any number of workers. No scene occurs in two domains
+    or splits. If the aspect ratio is kept, ``size`` changes the resolution but not the scene.
+
+    Percentages of labelled pixels in the source domain: road 31, sidewalk 9.8, building 26, fence 2.2, pole 1.6, light
+    0.7, sign 0.7, vegetation 8.6, sky 8.9, person 1.5, rider 0.5, car 7.2, bicycle 1.3. The target has 28 of road, 12
+    of sky and a third more people. About 3.5 % of all pixels are ignored: bands around some objects, and in some images
+    the bonnet of the recording car.
 
     Args:
         domain: ``"source"`` or ``"target"``.
         split: ``"train"`` or ``"val"``.
-        size: (height, width) in pixels, at least (16, 32). Made for widths near twice the height; the small
-            classes are hard to see below the default.
-        length: number of samples; by default 1000 for source-train, 500 for target-train, 200 for either val.
-            A shorter dataset is a prefix of a longer one.
-        seed: at least 0; another seed is another dataset with the same statistics.
+        size: (height, width) in pixels, at least (16, 32). Scenes are designed for a width of about twice the height;
+            small classes are hard to see below the default.
+        length: number of samples; by default 1000 for source-train, 500 for target-train, 200 for val of both. A
+            shorter data set is a prefix of a longer one.
+        seed: at least 0; each seed gives another data set with the same statistics.
 
     Returns:
         ``dataset[index]`` is ``(image, labels)``: float32 (3, H, W) in [0, 1], a multiple of 1/255, and int64
@@ -56,7 +57,7 @@ class SyntheticStreets(Dataset[tuple[Tensor, Tensor]]):
         ValueError: ``domain`` or ``split`` is none of those listed; ``size`` is not two numbers or too small;
             ``length`` is below 1 or ``seed`` below 0.
         TypeError: ``size``, ``length`` or ``seed`` is not made of integers.
-        IndexError: an index past either end.
+        IndexError: an index is out of range.
 
     Attributes:
         classes: the 13 class names, in the order of the labels.
@@ -148,7 +149,7 @@ class SyntheticStreets(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Such as ``"source/source_000000_000000"``, as :class:`Cityscapes` finds them in what :meth:`export` wrote."""
+        """Such as ``"source/source_000000_000000"``, the names that :class:`Cityscapes` gives to exported samples."""
         return tuple(f"{self.domain}/{_export.frame(self.domain, index)}" for index in range(len(self)))
 
     def _sample(self, index: int) -> Sample:
@@ -164,26 +165,26 @@ class SyntheticStreets(Dataset[tuple[Tensor, Tensor]]):
         *,
         progress: bool = False,
     ) -> Path:
-        """Write the samples as PNG files named, laid out and encoded like a real dataset.
+        """Write the samples as PNG files in the layout of a published data set.
 
-        The images decode to exactly ``255 * image``. Either domain may be written in either layout; labels
-        become Cityscapes ids (road 7, ..., bicycle 33), ignored pixels 0 ("unlabeled").
+        The images decode to exactly ``255 * image``. Both layouts work for both domains. Labels become Cityscapes ids
+        (road 7, ..., bicycle 33), ignored pixels 0 ("unlabeled").
 
-        ``"cityscapes"`` writes, with the domain in place of the city,
+        ``"cityscapes"`` writes, with the domain as city,
         ``leftImg8bit/{split}/{city}/{city}_{index:06d}_000000_leftImg8bit.png`` and, under ``gtFine``,
         ``*_gtFine_labelIds.png``, ``*_gtFine_labelTrainIds.png`` (the official 19 train ids),
         ``*_gtFine_instanceIds.png`` (16 bits) and ``*_gtFine_color.png`` (RGBA); no polygons.
-        Both splits and both domains fit under one root.
+        Both splits and both domains can share one root.
 
         ``"gta5"`` writes ``images/{index + 1:05d}.png`` and ``labels/{index + 1:05d}.png``, the latter with a
-        palette. The layout has no split and no domain, so give every dataset a root of its own.
+        palette. The layout has no split and no domain, so each data set needs its own root.
 
-        Files already there are overwritten, files of other samples are left alone. Every file is finished
-        in a hidden ``.partial-*`` folder under ``root`` before it takes its place, the image after its labels,
-        so an interrupted export leaves no broken file.
+        Existing files of these samples are overwritten, other files are kept. Every file is completed in a hidden
+        ``.partial-*`` folder under ``root`` and then moved, the image after its labels, so an interrupted export leaves
+        no broken file.
 
         Args:
-            root: folder to write into; made where missing.
+            root: folder to write to; created if it does not exist.
             layout: ``"cityscapes"`` or ``"gta5"``.
             progress: show a progress bar, if tqdm is installed.
 

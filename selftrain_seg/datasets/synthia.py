@@ -1,4 +1,4 @@
-"""SYNTHIA-RAND-CITYSCAPES: rendered street scenes, labelled with ids of their own."""
+"""SYNTHIA-RAND-CITYSCAPES: rendered street scenes with their own label ids."""
 
 from __future__ import annotations
 
@@ -18,38 +18,37 @@ __all__ = ["SYNTHIA"]
 
 
 class SYNTHIA(_FlatFolder):
-    """Read SYNTHIA-RAND-CITYSCAPES, 9,400 pictures of 1280 × 760 pixels.
+    """Read SYNTHIA-RAND-CITYSCAPES, 9,400 images of 1280 × 760 pixels.
 
-    ``root`` holds ``RGB/*.png`` and ``GT/LABELS/*.png``. As distributed, a label file has three channels of 16 bits
-    with the id in the first (the second numbers the objects); 8 bits and single channels are read as well.
+    ``root`` holds ``RGB/*.png`` and ``GT/LABELS/*.png``. As distributed, label files have three 16-bit channels: the
+    id, the number of the object, and an unused one. Files of 8 bits or one channel are read as well.
 
     Args:
         root: the folder.
-        labels: True reads the label files. False needs none of them. A function, such as the reading method of a
-            store of pseudo-labels, is given a name and returns its (H, W) integer labels, training classes
-            already, in place of the files.
+        labels: True reads the label files, False does without them. A function, such as the read method of a store
+            of pseudo-labels, replaces them: it takes a name and returns (H, W) integer training classes.
         label_map: from ids to training classes; by default :meth:`LabelMap.synthia`, Cityscapes' 19
-            train ids of which three stay empty; ``LabelMap.synthia(16)`` numbers without gaps.
-        transforms: called with (image, labels), or with the image alone where ``labels=False``; any joint
-            transform of torchvision v2. Without it samples are as read.
+            train ids, three of which stay empty. ``LabelMap.synthia(16)`` has no gaps.
+        transforms: a joint transform of torchvision v2, called with (image, labels), or with the image alone if
+            ``labels=False``; None for none.
 
     Returns:
         ``dataset[index]`` is ``(image, labels)``: ``tv_tensors.Image`` uint8 (3, H, W) and ``tv_tensors.Mask``
         int64 (H, W), training classes or ``ignore_index``. With ``labels=False`` it is ``(image, name)``.
 
     Raises:
-        TypeError: ``labels`` is neither a bool nor callable, ``label_map`` is not a LabelMap.
+        TypeError: ``labels`` is neither a bool nor callable, or ``label_map`` is not a LabelMap.
         FileNotFoundError: a folder is missing or has no images, or an image has no label file.
-        ValueError: for a sample, naming the file: it is broken or of another kind, has an unknown id, or labels and
+        ValueError: when a sample is read: its file is broken or of another kind or has an unknown id, or labels and
             image differ in size.
-        IndexError: an index past either end.
+        IndexError: an index is out of range.
 
     Attributes:
         names: such as ``"0000000"``, sorted.
         root: the folder, a Path.
         labels: the argument.
         label_map: the label map in use.
-        left_out: (path, why) for each file beside the images that was not taken.
+        left_out: (path, reason) for each file that the data set does not use.
         transforms: the argument; may be replaced.
 
     References:

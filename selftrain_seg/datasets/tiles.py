@@ -1,4 +1,4 @@
-"""Large images in tiles."""
+"""Cut large images into tiles."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from selftrain_seg import _checks
 from selftrain_seg.datasets._content import picture_size
 from selftrain_seg.datasets._folder import _Folder
-from selftrain_seg.datasets._progress import shown
+from selftrain_seg.datasets._progress import with_progress
 from selftrain_seg.datasets._report import FolderReport
 from selftrain_seg.datasets.label_map import LabelMap
 
@@ -21,14 +21,14 @@ __all__ = ["Tiles"]
 
 
 class _Tile(NamedTuple):
-    """Where a tile lies.
+    """The place of a tile.
 
     Attributes:
-        image: its number in the data set.
-        top: row of its first pixel.
-        left: column of its first pixel.
-        height: of the part that the image covers.
-        width: of the part that the image covers.
+        image: index of the image in the data set.
+        top: row of the first pixel.
+        left: column of the first pixel.
+        height: height of the part that the image covers.
+        width: width of the part that the image covers.
     """
 
     image: int
@@ -41,36 +41,38 @@ class _Tile(NamedTuple):
 class Tiles(Dataset[tuple[Any, Any]]):
     """Cut the images of a data set of files into tiles of one size.
 
-    Tiles cover every pixel. Neighbours overlap by ``overlap``, the last of a row or column by more, since it ends
-    with the image. An image smaller than a tile is filled up at the right and bottom, with 0 and ``ignore_index``.
+    Tiles cover every pixel. Neighbours overlap by ``overlap``; the last tile of a row or column overlaps by more,
+    because it ends with the image. Images smaller than a tile are padded at the right and bottom with 0, and their
+    labels with ``ignore_index``.
 
-    Only the sizes of the images are read when this is made. A tile reads its whole image, and the last image read is
-    kept: tiles of an image that follow each other cost one reading. So for large images, shuffle the images rather
-    than the tiles, or cut the files themselves.
+    The constructor reads only the sizes of the images. Reading a tile decodes its whole image. The last image is kept,
+    so consecutive tiles of an image decode it once. For large images, shuffle the images rather than the tiles, or cut
+    the files themselves.
 
     Args:
-        dataset: of files, such as :class:`SegmentationFolder`, without ``transforms``.
+        dataset: a data set of files, such as :class:`SegmentationFolder`, without ``transforms``.
         size: (height, width) of a tile, or one number for both.
-        overlap: (height, width) that neighbours share at least, or one number; smaller than ``size``.
-        labels: a function, such as the reading method of a store of pseudo-labels, that is given the name of a tile
-            and returns its (H, W) integer labels, training classes already, in place of the data set's labels.
-        transforms: called with (image, labels), or with the image alone where there are no labels; any joint transform
-            of torchvision v2.
-        progress: show a bar while sizes are read, if tqdm is installed.
+        overlap: minimum overlap (height, width) of neighbours, or one number for both; smaller than ``size``.
+        labels: a function, such as the read method of a store of pseudo-labels, that replaces the labels of
+            ``dataset``: it takes the name of a tile and returns (height, width) integer training classes.
+        transforms: a joint transform of torchvision v2, called with (image, labels), or with the image alone without
+            labels; None for none.
+        progress: show a progress bar while sizes are read, if tqdm is installed.
 
     Returns:
-        ``tiles[index]`` is ``(image, labels)`` or ``(image, name)``, as those of ``dataset``, of (C, height, width) and
-        (height, width).
+        ``tiles[index]`` is ``(image, labels)`` or ``(image, name)`` as in ``dataset``, with images (C, height, width)
+        and labels (height, width).
 
     Raises:
-        TypeError: ``dataset`` is no data set of files, ``labels`` no function.
+        TypeError: ``dataset`` is not a data set of files, or ``labels`` is not a function.
         ValueError: ``dataset`` has transforms; ``size`` is below 1; ``overlap`` is negative or not below ``size``;
-            a file is no image; for a sample, as for ``dataset``.
-        IndexError: an index past either end.
+            a file is not an image; when a sample is read: as for ``dataset``.
+        IndexError: an index is out of range.
 
     Attributes:
-        names: of the tiles, ``"{name of the image}@{top},{left}"``.
-        places: for each tile (index of the image, top, left, height, width); the latter two are what the image covers.
+        names: names of the tiles, ``"{name of the image}@{top},{left}"``.
+        places: (index of the image, top, left, height, width) for each tile; height and width of the part that the
+            image covers.
         dataset: the argument.
         size: (height, width).
         transforms: the argument; may be replaced.
@@ -102,7 +104,7 @@ class Tiles(Dataset[tuple[Any, Any]]):
             raise TypeError(f"`dataset`: expected a data set of files, got {type(dataset).__name__}")
         if dataset.transforms is not None:
             raise ValueError(
-                "`dataset`: expected one without transforms, which would be applied before the tiles are cut"
+                "`dataset`: expected one without transforms, as they would be applied before tiles are cut"
             )
         if labels is not None and not callable(labels):
             raise TypeError(f"`labels`: expected a function of the name of a tile, got {type(labels).__name__}")
@@ -110,10 +112,13 @@ class Tiles(Dataset[tuple[Any, Any]]):
         self.size, shared = _pair(size, "size", 1), _pair(overlap, "overlap", 0)
         if shared[0] >= self.size[0] or shared[1] >= self.size[1]:
             raise ValueError(f"`overlap`: expected less than size {self.size}, got {shared}")
+        self._sizes = tuple(
+            picture_size(dataset._image_path(name))
+            for name in with_progress(dataset.names, len(dataset), progress, "image")
+        )
         self.places = tuple(
             _Tile(index, top, left, min(self.size[0], height - top), min(self.size[1], width - left))
-            for index, name in enumerate(shown(dataset.names, len(dataset), progress, "image"))
-            for height, width in [picture_size(dataset._image_path(name))]
+            for index, (height, width) in enumerate(self._sizes)
             for top, left in product(_starts(height, self.size[0], shared[0]), _starts(width, self.size[1], shared[1]))
         )
         self.names = tuple(f"{dataset.names[place.image]}@{place.top},{place.left}" for place in self.places)
@@ -125,7 +130,7 @@ class Tiles(Dataset[tuple[Any, Any]]):
     def __getitem__(self, index: SupportsIndex) -> tuple[Any, Any]:
         from torchvision import tv_tensors
 
-        number = self._number(index)
+        number = self._checked_index(index)
         place = self.places[number]
         if self._last is None or self._last[0] != place.image:
             self._last = (place.image, *self._read(place.image))
@@ -161,17 +166,17 @@ class Tiles(Dataset[tuple[Any, Any]]):
 
     @property
     def num_classes(self) -> int:
-        """C, of the label map."""
+        """Number of classes C of the label map."""
         return self.dataset.num_classes
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """C names, of the label map."""
+        """The C class names of the label map."""
         return self.dataset.classes
 
     @property
     def palette(self) -> tuple[tuple[int, int, int], ...]:
-        """C colours, of the label map."""
+        """The C colours of the label map."""
         return self.dataset.palette
 
     @property
@@ -182,28 +187,28 @@ class Tiles(Dataset[tuple[Any, Any]]):
     def verify(
         self, *, progress: bool = False, images: bool = True, most: int | None = None, check_meaning: bool = True
     ) -> FolderReport:
-        """Look at the whole images and masks; arguments, result and errors are those of the data set's ``verify``."""
+        """Check the whole images and masks; see ``verify`` of the data set for arguments, result and errors."""
         return self.dataset.verify(progress=progress, images=images, most=most, check_meaning=check_meaning)
 
     def masks(self) -> Dataset[Tensor]:
-        """The label maps of the tiles alone, in order, from the data set's labels; nothing decodes the images.
+        """Return the label maps of the tiles alone, in order, from the labels of ``dataset``. Images are not decoded.
 
         Returns:
             A data set of (height, width) int64 tensors.
 
         Raises:
-            ValueError: the data set was made without labels.
+            ValueError: the data set has no labels.
         """
         return _Masks(self, self.dataset.masks())
 
-    def _number(self, index: SupportsIndex) -> int:
+    def _checked_index(self, index: SupportsIndex) -> int:
         number = operator.index(index)
         if not -len(self) <= number < len(self):
             raise IndexError(f"`index`: expected a value in [{-len(self)}, {len(self)}), got {number}")
         return number % len(self)
 
     def _read(self, index: int) -> tuple[Tensor, Any]:
-        """An image and its labels, or its name where tiles have labels of their own."""
+        """An image and its labels, or its name if the labels of tiles come from a function."""
         name = self.dataset.names[index]
         if self.labels is None:
             image, labels = self.dataset[index]
@@ -216,7 +221,7 @@ class Tiles(Dataset[tuple[Any, Any]]):
             Tensor
         )
         if tuple(part.shape[-2:]) == self.size:
-            return part.clone()  # not a view of the whole, which a worker would send with it
+            return part.clone()  # a worker would send the whole image with a view
         out = part.new_full((*part.shape[:-2], *self.size), fill)
         out[..., : place.height, : place.width] = part
         return out
@@ -233,9 +238,12 @@ class _Masks(Dataset[Tensor]):
         return len(self.tiles)
 
     def __getitem__(self, index: SupportsIndex) -> Tensor:
-        place = self.tiles.places[self.tiles._number(index)]
+        place = self.tiles.places[self.tiles._checked_index(index)]
         if self._last is None or self._last[0] != place.image:
-            self._last = place.image, self.masks[place.image]
+            whole = self.masks[place.image]
+            dataset = self.tiles.dataset
+            dataset._check_sizes(dataset.names[place.image], self.tiles._sizes[place.image], whole)
+            self._last = place.image, whole
         return self.tiles._cut(self._last[1], place, self.tiles.ignore_index)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -243,7 +251,7 @@ class _Masks(Dataset[Tensor]):
 
 
 def _starts(length: int, tile: int, shared: int) -> list[int]:
-    """Where tiles begin along one side."""
+    """Offsets of the tiles along one side."""
     last = max(length - tile, 0)
     return [*range(0, last, tile - shared), last]
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from selftrain_seg.datasets._files import check_present, check_some, list_files
-from selftrain_seg.datasets._folder import _Folder, checked
+from selftrain_seg.datasets._files import check_not_empty, check_present, list_files
+from selftrain_seg.datasets._folder import _Folder, checked_label_map
 from selftrain_seg.datasets._masks import MaskFile, read_mat
 from selftrain_seg.datasets.label_map import LabelMap
 
@@ -19,7 +19,7 @@ __all__ = ["VOCSegmentation"]
 
 _OWN = ("train", "val", "trainval")  # the splits that VOC itself labels
 _AUGMENTED = "train_aug"
-_LISTS = {_AUGMENTED: ("train_aug", "trainaug")}  # both file names are in circulation
+_LISTS = {_AUGMENTED: ("train_aug", "trainaug")}  # both file names are in use
 
 
 class _Source(NamedTuple):
@@ -33,49 +33,49 @@ class _Source(NamedTuple):
 class VOCSegmentation(_Folder):
     """Read PASCAL VOC 2012, 1,464 train and 1,449 val images, or 10,582 with the labels of SBD.
 
-    ``root`` is the folder ``VOC2012``, or one that holds it or ``VOCdevkit/VOC2012``. Images lie in
+    ``root`` is the folder ``VOC2012``, or a folder that holds it or ``VOCdevkit/VOC2012``. Images are in
     ``JPEGImages/*.jpg``, labels in ``SegmentationClass/*.png``, split files in ``ImageSets/Segmentation/*.txt``.
 
-    The labels of ``"train_aug"`` come from ``SegmentationClassAug/*.png``, the folder in common circulation, or
-    where that is missing from ``SegmentationClass`` and then SBD's own ``cls/*.mat`` (which needs scipy). Its names
-    come from ``train_aug.txt`` or ``trainaug.txt`` beside the other split files, or where both are missing are all
-    that have labels and are not in ``val.txt``. Training on 1/106, 1/50, 1/20 or 1/8 of it (100, 212, 529 or 1,323
-    images): either give the split file of a publication as ``split``, or draw with :meth:`draw_labelled`, which
-    ranks the names by the SHA-256 digest of ``f"{seed}/{name}"`` and takes the first.
+    The labels of ``"train_aug"`` come from ``SegmentationClassAug/*.png``, the folder that is commonly distributed. If
+    it is missing, they come from ``SegmentationClass`` and then from SBD's ``cls/*.mat`` (which needs scipy). The names
+    are listed in ``train_aug.txt`` or ``trainaug.txt`` beside the other split files. If both are missing, they are all
+    names that have labels and are not in ``val.txt``.
+
+    To train on 1/106, 1/50, 1/20 or 1/8 of it (100, 212, 529 or 1,323 images), pass a published split file as
+    ``split``, or use :meth:`draw_labelled`.
 
     Args:
         root: the folder.
-        split: ``"train"``, ``"val"``, ``"trainval"``, ``"train_aug"``, or the path of a split file: a name or a
-            path that ends in one (``/JPEGImages/2007_000032.jpg``) in each line; what follows it is not read.
-            Labels of a split file are looked for as for ``"train_aug"``.
-        sbd: folder ``dataset`` of SBD (benchmark_RELEASE), which holds ``cls``; None for none.
-        labels: True reads the label files. False needs none of them. A function, such as the reading method of a
-            store of pseudo-labels, is given a name and returns its (H, W) integer labels, training classes
-            already, in place of the files.
+        split: ``"train"``, ``"val"``, ``"trainval"``, ``"train_aug"``, or the path of a split file. Each of its
+            lines starts with a name or a path that ends in one (``/JPEGImages/2007_000032.jpg``); the rest of the
+            line is ignored. Its labels are searched as for ``"train_aug"``.
+        sbd: the folder ``dataset`` of SBD (benchmark_RELEASE), which holds ``cls``; None to do without.
+        labels: True reads the label files, False does without them. A function, such as the read method of a store
+            of pseudo-labels, replaces them: it takes a name and returns (H, W) integer training classes.
         label_map: from ids to training classes; by default :meth:`LabelMap.voc`.
-        transforms: called with (image, labels), or with the image alone where ``labels=False``; any joint
-            transform of torchvision v2. Without it samples are as read.
+        transforms: a joint transform of torchvision v2, called with (image, labels), or with the image alone if
+            ``labels=False``; None for none.
 
     Returns:
         ``dataset[index]`` is ``(image, labels)``: ``tv_tensors.Image`` uint8 (3, H, W) and ``tv_tensors.Mask``
         int64 (H, W), training classes or ``ignore_index``. With ``labels=False`` it is ``(image, name)``.
-        Sizes differ between images: batches need a transform that crops.
+        Image sizes differ, so batches need a transform that crops or resizes.
 
     Raises:
-        TypeError: ``labels`` is neither a bool nor callable, ``label_map`` is not a LabelMap.
-        FileNotFoundError: a folder or split file is missing, or an image or label file of the split is.
-        ValueError: a split file is empty, or a name occurs twice; for a sample, naming the file: it is broken or of
-            another kind, has an unknown id, or labels and image differ in size.
-        ModuleNotFoundError: for a sample, its labels are in a ``.mat`` file and scipy is not installed.
-        IndexError: an index past either end.
+        TypeError: ``labels`` is neither a bool nor callable, or ``label_map`` is not a LabelMap.
+        FileNotFoundError: a folder, the split file, or an image or label file of the split is missing.
+        ValueError: a split file is empty or has a name twice; when a sample is read: its file is broken or of another
+            kind or has an unknown id, or labels and image differ in size.
+        ModuleNotFoundError: when a sample is read: its labels are in a ``.mat`` file and scipy is not installed.
+        IndexError: an index is out of range.
 
     Attributes:
-        names: such as ``"2007_000032"``, sorted, whatever the order in the split file.
+        names: such as ``"2007_000032"``; sorted, regardless of the order in the split file.
         root: the folder ``VOC2012``, a Path.
         split: the argument.
         labels: the argument.
         label_map: the label map in use.
-        left_out: (path, why) for each file beside the images that was not taken.
+        left_out: (path, reason) for each file that the data set does not use.
         transforms: the argument; may be replaced.
 
     References:
@@ -111,7 +111,7 @@ class VOCSegmentation(_Folder):
         label_map: LabelMap | None = None,
         transforms: Callable[..., Any] | None = None,
     ) -> None:
-        label_map = checked(labels, label_map, LabelMap.voc)
+        label_map = checked_label_map(labels, label_map, LabelMap.voc)
         self.split = split
         path = _find(Path(root))
         sources = _sources(path, split, sbd)
@@ -121,7 +121,7 @@ class VOCSegmentation(_Folder):
         there = list_files(images, ".jpg", ".jpeg", left_out=left_out)
         check_present({name: images / f"{name}.jpg" for name in names}, there)
         labelled: dict[str, Path] = {}
-        for source in reversed(sources):  # the best last
+        for source in reversed(sources):  # the preferred source last
             labelled |= source.files
         if labels is True:
             if not sources:
@@ -142,7 +142,7 @@ def _find(root: Path) -> Path:
 
 
 def _sources(root: Path, split: str | os.PathLike[str], sbd: str | os.PathLike[str] | None) -> tuple[_Source, ...]:
-    """Where to look for labels, best first; only those that exist, but ``sbd`` must."""
+    """The existing folders of labels, preferred first; ``sbd`` must exist."""
     folders = [root / "SegmentationClass", root / "SegmentationClassAug"]
     places = [(folder, ".png") for folder in (folders if split in _OWN else reversed(folders)) if folder.is_dir()]
     if sbd is not None:
@@ -163,20 +163,22 @@ def _split_names(folder: Path, split: str | os.PathLike[str], sources: tuple[_So
     if split != _AUGMENTED:
         raise FileNotFoundError(f"`split`: expected a file {paths[0]}, found none")
     names = frozenset[str]().union(*(source.files for source in sources)) - set(_listed(folder / "val.txt"))
-    check_some(sorted(names), folder, "train_aug.txt or trainaug.txt, or labels beyond those of val.txt")
+    check_not_empty(sorted(names), folder, "train_aug.txt or trainaug.txt, or labels beyond those of val.txt")
     return sorted(names)
 
 
 def _listed(path: Path) -> list[str]:
     """The names in a split file, sorted."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (FileNotFoundError, IsADirectoryError) as error:
         raise FileNotFoundError(f"`split`: expected a file {path}, found none") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`split`: expected text in UTF-8 in {path} ({error})") from error
     names = sorted(os.path.splitext(line.split()[0].rpartition("/")[2])[0] for line in lines if line.strip())
     if not names:
         raise ValueError(f"`split`: expected names in {path}, it has none")
     for name, following in pairwise(names):
         if name == following:
-            raise ValueError(f"`split`: expected every name once in {path}, {name!r} occurs twice")
+            raise ValueError(f"`split`: expected every name once in {path}; {name!r} occurs twice")
     return names

@@ -1,9 +1,9 @@
-"""Pictures of what self-training does: labels over images, confidence, selection, crops and mixing, and a run's report.
+"""Pictures of labels, confidence, selection, crops and mixing, and an HTML report of a run.
 
-``colorize`` and ``overlay`` are plain torch. All that draws a figure needs matplotlib
-(``pip install "selftrain-seg[visualize]"``) and returns a ``matplotlib.figure.Figure`` of its own, without pyplot:
-``figure.savefig("picture.png", dpi=150)`` writes it. Values are read by the host, so draw every so often, not in every
-step. ``report`` makes one HTML file of a run folder; so does ``python -m selftrain_seg.visualize RUN``.
+``colorize`` and ``overlay`` are plain torch. Functions that draw a figure need matplotlib
+(``pip install "selftrain-seg[visualize]"``) and return a ``matplotlib.figure.Figure`` without using pyplot;
+``figure.savefig("picture.png", dpi=150)`` writes it. The host reads the values, so do not draw in every step.
+``report`` writes one HTML file for a run folder, as does ``python -m selftrain_seg.visualize RUN``.
 """
 
 from selftrain_seg.visualize.about import record_about, record_progress

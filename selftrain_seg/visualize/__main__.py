@@ -1,4 +1,4 @@
-"""Write the report of run folders: ``python -m selftrain_seg.visualize runs/cbst``, also while a run is under way."""
+"""Write the report of run folders, also of unfinished runs: ``python -m selftrain_seg.visualize runs/cbst``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Figures without pyplot, and what all of them share: inks, a grid of pictures, legends, log-odds.
+"""Figures without pyplot, and their common parts: inks, grids of pictures, legends, log-odds.
 
-A figure is an object of its own: no global state, no backend, no rcParams are read for colours or changed.
+Figures do not use pyplot's global state or backend, take no colours from rcParams and change none of them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours: told apart by people of any colour vision, on white and on near-black.
+# Okabe and Ito's colours, distinct for people with any colour vision, on white and on near-black.
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"
-BRIGHT = "white"  # of outlines, within black: seen on any ground, and no class has it
+BRIGHT = "white"  # outlines, with a black border: visible on any background, and not the colour of a class
 LINES = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY, "#8c8c8c")
 
 _CELL, _TALLEST, _GAP, _HEADING, _LEGEND_ROW = 2.3, 2.6, 0.07, 0.26, 0.155  # inches
@@ -26,7 +26,7 @@ _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class Ink(NamedTuple):
-    """Colours of everything that is not data; ``first`` and ``last`` are those of the rounds between them."""
+    """Colours of a figure; those of rounds run from ``first`` to ``last``."""
 
     paper: str
     text: str
@@ -40,7 +40,7 @@ DARK = Ink("none", "#d8dade", "#44484f", "#2d5f80", "#7cc4f2")
 
 
 def new_figure(width: float, height: float, ink: Ink = LIGHT, **settings: Any) -> Figure:
-    """An empty figure, in inches."""
+    """Create an empty figure; sizes are in inches."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
@@ -51,14 +51,14 @@ def new_figure(width: float, height: float, ink: Ink = LIGHT, **settings: Any) -
 def picture_grid(
     rows: int, headings: Sequence[str], ratio: float, *, legend: Sequence[tuple[str, Any]] = (), below: float = 0.0
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A row of axes for each image, to the inch, with headings above and a legend of coloured patches below.
+    """Create a row of axes for each image, with headings above and a legend of coloured patches below.
 
     Args:
-        rows: of the grid.
-        headings: of its columns.
-        ratio: height of a picture / width.
-        legend: (name, colour) of its entries.
-        below: inches to leave under the pictures besides the legend.
+        rows: number of rows.
+        headings: headings of the columns.
+        ratio: height / width of a picture.
+        legend: (name, colour) of each entry.
+        below: space under the pictures in addition to the legend, in inches.
     """
     width = min(_CELL, _TALLEST / ratio)
     height = width * ratio
@@ -101,7 +101,7 @@ def picture_grid(
 
 
 def show(axis: Axes, picture: Array) -> None:
-    """A picture (H, W, 3), its pixels as they are."""
+    """Show a picture (H, W, 3) without interpolation."""
     axis.imshow(picture, interpolation="nearest")
     axis.set_axis_off()
 
@@ -110,15 +110,15 @@ def outline(axis: Axes, region: Array) -> None:
     """Outline the pixels of a region (H, W) bool on a picture of its size."""
     if not region.any():
         return
-    padded = np.pad(region.astype(np.float64), 1)  # closed at the border of the image, too
+    padded = np.pad(region.astype(np.float64), 1)  # closes outlines at the border of the image
     places = [np.arange(-1, size + 1) for size in region.shape]
     for colour, width in (("black", 2.2), (BRIGHT, 1.1)):
         axis.contour(places[1], places[0], padded, levels=[0.5], colors=[colour], linewidths=width)
-    axis.set(xlim=(-0.5, region.shape[1] - 0.5), ylim=(region.shape[0] - 0.5, -0.5))  # as they were
+    axis.set(xlim=(-0.5, region.shape[1] - 0.5), ylim=(region.shape[0] - 0.5, -0.5))  # contour changed them
 
 
 def plain_text(figure: Figure) -> Figure:
-    """Names are names: a dollar sign in them begins no formula."""
+    """Turn off formulas, so that dollar signs in names are printed."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -128,14 +128,14 @@ def plain_text(figure: Figure) -> Figure:
 
 
 def log_odds(probabilities: Array) -> Array:
-    """0 and 1 are infinite; NaN stays, and so does what is no probability."""
+    """Log-odds of probabilities: infinite for 0 and 1, NaN for NaN and values below 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         values: Array = np.log(probabilities) - np.log1p(-probabilities)
     return np.where(probabilities >= 1, np.inf, values)
 
 
 def log_odds_ticks(low: float, high: float, most: int = 6) -> tuple[list[float], list[str]]:
-    """Places and names of ticks between two log-odds: 0.1, 0.5, 0.9, 0.99, 0.999, 1−10⁻⁴ and so on."""
+    """Positions and labels of ticks between two log-odds: 0.1, 0.5, 0.9, 0.99, 0.999, 1−10⁻⁴ and so on."""
     far = [(float(np.log(10**k - 1.0)), "10⁻" + str(k).translate(_SUPERSCRIPTS)) for k in range(4, 16)]
     near = [(float(log_odds(np.array(float(p)))), p) for p in ("0.001", "0.01", "0.1", "0.5", "0.9", "0.99", "0.999")]
     marks = [*((-place, name) for place, name in reversed(far)), *near, *((place, f"1−{name}") for place, name in far)]
@@ -145,7 +145,7 @@ def log_odds_ticks(low: float, high: float, most: int = 6) -> tuple[list[float],
 
 
 def probability_text(value: float) -> str:
-    """0.873, 0.9990, 1−2e-9: as many digits as tell it from 1."""
+    """Format a probability with enough digits to differ from 1: 0.873, 0.9990, 1−2e−9."""
     if np.isnan(value):
         return "–"
     if value >= 1:
@@ -157,20 +157,20 @@ def probability_text(value: float) -> str:
 
 
 def share_text(value: float) -> str:
-    """34.1 %; without decimals where there are digits enough."""
+    """Format a share as a percentage: 34.1 %, and without decimals from 1000 %."""
     if np.isnan(value):
         return "–"
     return f"{100 * value:.1f} %" if value < 9.995 else f"{100 * value:.0f} %"
 
 
 def signed_text(points: float) -> str:
-    """+3.6, −1.2, 0.0."""
+    """Format a difference with its sign: +3.6, −1.2, 0.0."""
     if np.isnan(points):
         return "–"
     return "0.0" if abs(points) < 0.05 else f"{points:+.1f}".replace("-", "−")
 
 
 def caption(axis: Axes, text: str) -> None:
-    """A line of small text within a picture, at its lower edge."""
+    """Write a line of small text inside a picture, at its lower edge."""
     box = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 1.5}
     axis.text(0.012, 0.025, text, transform=axis.transAxes, fontsize=6.5, color="white", va="bottom", bbox=box)

@@ -1,4 +1,4 @@
-"""The one door from the device to the host: whatever is drawn goes through here."""
+"""Copy tensors from the device to the host."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def on_host(values: Any) -> Array:
-    """A tensor of any device and dtype, bfloat16 included, as an array; floats as float64."""
+    """Convert a tensor of any device and dtype, including bfloat16, to an array; floats become float64."""
     if isinstance(values, Tensor):
         values = values.detach()
         values = (values.double() if values.is_floating_point() else values).cpu().numpy()
-    elif isinstance(values, (list, tuple)):  # of tensors, say: losses of some steps, with their graphs, on the device
+    elif isinstance(values, (list, tuple)):  # such as losses of several steps, with graphs, on a device
         values = [on_host(value) for value in values]
     array = np.asarray(values)
     return array.astype(np.float64) if array.dtype.kind == "f" else array

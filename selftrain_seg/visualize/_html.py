@@ -1,4 +1,4 @@
-"""A tree of HTML elements. Text and attributes are escaped when it is written: there is no other way in."""
+"""Build a tree of HTML elements; text and attributes are escaped when it is written."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 Element = ElementTree.Element
 
 _SHEET = Path(__file__).with_name("report.css")
-_NOT_HTML = dict.fromkeys((*range(9), *range(11, 32), 127))  # control characters but tab and line feed
+_NOT_HTML = dict.fromkeys((*range(9), *range(11, 32), 127))  # control characters except tab and line feed
 
 
 def node(tag: str, *children: Element | str | None, **attributes: str) -> Element:
-    """An element with its children; ``class_`` gives ``class``, underscores inside become dashes."""
+    """Create an element; in names of attributes, ``class_`` becomes ``class`` and inner underscores become dashes."""
     made = Element(tag, {name.rstrip("_").replace("_", "-"): _clean(value) for name, value in attributes.items()})
     for child in children:
         if child is None:
@@ -29,7 +29,7 @@ def node(tag: str, *children: Element | str | None, **attributes: str) -> Elemen
 
 
 def page(title: str, *children: Element | None) -> bytes:
-    """A whole document, its style inside."""
+    """Create the whole document, with its style sheet inside."""
     head = node(
         "head",
         node("meta", charset="utf-8"),
@@ -44,7 +44,7 @@ def page(title: str, *children: Element | None) -> bytes:
 
 
 def image(light: bytes, alt: str, *, dark: bytes | None = None, width: int | None = None) -> Element:
-    """A PNG inside the page, and another for dark surroundings."""
+    """Embed a PNG, and optionally another one for dark mode."""
     sizes = {} if width is None else {"width": str(width)}
     shown = node("img", src=_data(light), alt=alt, **sizes)
     if dark is None:
@@ -53,7 +53,7 @@ def image(light: bytes, alt: str, *, dark: bytes | None = None, width: int | Non
 
 
 def table(heading: Sequence[str], rows: Sequence[Sequence[str | Element]], label: str) -> Element:
-    """A table whose first column stays where it is; a wide one scrolls inside its own box."""
+    """Create a table with a fixed first column; wide tables scroll in their own box."""
     head = node("tr", *(node("th", name, scope="col") for name in heading))
     body = []
     for name, *cells in rows:
@@ -69,5 +69,5 @@ def _data(png: bytes) -> str:
 
 
 def _clean(text: str) -> str:
-    """Without the characters that no HTML may have."""
+    """Remove characters that HTML does not allow."""
     return text.translate(_NOT_HTML)

@@ -1,4 +1,4 @@
-"""Read what is in a run folder: whatever is whole; what is damaged is named, what is missing is left out."""
+"""Read a run folder. Damaged files are listed, missing files are skipped."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _STORE = "pseudo-labels"
 
 @dataclass
 class Round:
-    """What is known of a round: values (C,) by name, NaN where unknown, and what is said of all classes at once."""
+    """The recorded values of a round: (C,) arrays by name, NaN where unknown, and facts about all classes together."""
 
     classes: list[str]
     values: dict[str, Array] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
-    share: float = math.nan  # of all pixels that were labelled
+    share: float = math.nan  # share of all pixels that have a pseudo-label
     name: str = ""
 
 
 @dataclass
 class RunFolder:
-    """A run folder, as far as it could be read."""
+    """The readable content of a run folder."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class RunFolder:
 
 
 def read_run(folder: Path) -> RunFolder:
-    """Read the files that :func:`report` names."""
+    """Read the files listed at :func:`report`."""
     run = RunFolder()
 
     def read(path: Path, reader: Callable[[Path], Any]) -> Any:
@@ -78,7 +78,7 @@ def read_run(folder: Path) -> RunFolder:
 
 
 def _merge(run: RunFolder, group: str, found: tuple[int, Round] | None) -> None:
-    """A recorded round goes before what the store of the pseudo-labels tells of it."""
+    """Add a round; recorded values take precedence over those of the store of pseudo-labels."""
     if found is None:
         return
     number, new = found
@@ -111,7 +111,7 @@ def _recorded_round(path: Path) -> tuple[int, Round]:
 
 
 def _stored_round(path: Path) -> tuple[int, Round]:
-    """From the manifest of a ``PseudoLabelStore``, which counts rounds from 0."""
+    """Read a round from the manifest of a ``PseudoLabelStore``, which counts rounds from 0."""
     content = read_json(path)
     number = int(content["num_classes"])
     made = Round([str(name) for name in content["classes"] or (f"class {index}" for index in range(number))])
@@ -130,13 +130,13 @@ def _stored_round(path: Path) -> tuple[int, Round]:
 
 
 def _read_steps(path: Path, steps: dict[str, dict[int, float]]) -> None:
-    """The last line of a step counts, and half a line nothing."""
+    """Read the recorded steps. The last line of a step wins, and incomplete lines are skipped."""
     for line in path.read_bytes().splitlines():
         try:
             content = json.loads(line)
             step = int(content.pop("step"))
             numbers = {name: float("nan" if value is None else value) for name, value in content.items()}
-            float(step)  # what no axis can hold is no step
+            float(step)  # OverflowError if no axis can hold it
         except (ValueError, AttributeError, LookupError, TypeError, OverflowError, RecursionError):
             continue
         for name, number in numbers.items():
@@ -146,7 +146,7 @@ def _read_steps(path: Path, steps: dict[str, dict[int, float]]) -> None:
 def _png_bytes(path: Path) -> bytes:
     data = path.read_bytes()
     if not data.startswith(b"\x89PNG\r\n\x1a\n") or not data.endswith(b"IEND\xaeB`\x82"):
-        raise ValueError("no PNG file, or a part of one")
+        raise ValueError("not a complete PNG file")
     return data
 
 
@@ -158,6 +158,6 @@ def _numbers(values: Any, expected: int) -> Array:
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Sorts "round 2" before "round 10"."""
+    """Sort key that puts "round 2" before "round 10"."""
     parts = re.findall(r"\d+|\D+", name)
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]

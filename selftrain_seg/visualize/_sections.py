@@ -31,29 +31,29 @@ from selftrain_seg.visualize.records import png
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_DPI = 192  # two pixels for one of the page
+_DPI = 192  # two pixels per CSS pixel
 _MOST_ROUNDS = 6  # in a table, and in a chart of bars
 _PANELS = {"thresholds": "threshold", "selected": "selected", "precision": "precision"}
 _LAST = " The numbers on the right are those of the last round."
-_EXPLAINED = {
-    "thresholds": "The confidence that a pixel must reach to get this label. The scale is that of log-odds, so that "
-    "0.9, 0.99 and 0.999 are equally far apart." + _LAST,
-    "selected": "Of the pixels that the network predicts as this class, the share that got it as their label. A share "
-    "above 100 % means that re-weighting also gave the class pixels that were predicted as another." + _LAST,
-    "precision": "Of the pixels with this label, the share that is right. The true labels are used for this number "
-    "only; training does not see them." + _LAST,
+_CHART_CAPTIONS = {
+    "thresholds": "The confidence that a pixel must reach to get this label. On the log-odds scale, 0.9, 0.99 and "
+    "0.999 are about equally far apart." + _LAST,
+    "selected": "The share of the pixels predicted as this class that got it as their label. Shares above 100 % occur "
+    "when re-weighting assigns the class to pixels that were predicted as another." + _LAST,
+    "precision": "The share of the pixels with this label whose label is right. True labels are used only for this "
+    "number, not for training." + _LAST,
 }
-_OF_PICTURES = {
-    "confidence": "How sure the network is of its prediction, on a scale of log-odds.",
-    "predictions": "What the network predicts for the first images.",
+_PICTURE_CAPTIONS = {
+    "confidence": "The confidence of the network's prediction, on a log-odds scale.",
+    "predictions": "Predictions of the network for the first images.",
     "selection": "Which pixels got a pseudo-label, and which of those are wrong.",
-    "mixing": "Images and labels as training sees them after mixing.",
+    "mixing": "Images and labels after mixing, as used in training.",
 }
 _SHORT = {SOURCE: "source\nonly", ADAPTED: "BatchNorm\nre-estimated", BEFORE: "before"}
 
 
 def result(run: RunFolder, tracks: Sequence[Track], networks: Track | None) -> Element | None:
-    """MIoU by round and IoU of every class: after each round, and of each network where ``result.json`` has several."""
+    """Show mIoU by round, and the IoU of each class after each round or for each network in ``result.json``."""
     parts: list[Element | None] = []
     charts = [_mean_chart(tracks)]
     if networks is not None:
@@ -99,7 +99,7 @@ def _mean_chart(tracks: Sequence[Track]) -> Element | None:
 
 
 def _class_chart(track: Track) -> Element | None:
-    """How far each class moved since the reference."""
+    """Chart the change of each class since the reference."""
     if len(track.columns) < track.reference + 2:
         return None
     columns = [track.columns[track.reference], track.columns[-1]]
@@ -111,7 +111,7 @@ def _class_chart(track: Track) -> Element | None:
 
 
 def _iou_table(track: Track, found: Mapping[str, Any], alone: bool = True) -> Element:
-    """Means above, classes below; with what was gained beside the means."""
+    """Create the table of IoUs: means with their gains first, then classes."""
     shown = [0, track.reference, *range(track.reference + 1, len(track.columns))]
     shown = list(dict.fromkeys(shown))
     if track.by_round:
@@ -153,14 +153,14 @@ def _iou_table(track: Track, found: Mapping[str, Any], alone: bool = True) -> El
     _hide_between(made[0], [place not in (0, track.reference, len(track.columns) - 1) for place in shown])
     if not change and not any(gain == gain for gain in gains):
         return made
-    note = f"Small numbers: points of mIoU over “{start.name}”." if any(gain == gain for gain in gains) else ""
+    note = f"Small numbers: gain in mIoU over “{start.name}”, in points." if any(gain == gain for gain in gains) else ""
     if change:
         note += f" Change: from “{start.name}” to “{last.name}”."
     return node("div", made, node("p", note.strip(), class_="note"))
 
 
 def _hide_between(table: Element, between: Sequence[bool]) -> None:
-    """Mark the columns that a phone has no room for."""
+    """Mark the columns that narrow screens hide."""
     for row in table.iter("tr"):
         for cell, hidden in zip(list(row)[1:], between, strict=False):
             if hidden and len(between) > 3:
@@ -168,26 +168,28 @@ def _hide_between(table: Element, between: Sequence[bool]) -> None:
 
 
 def pseudo_labels(run: RunFolder) -> list[Element | None]:
-    """A section for each group of rounds."""
+    """Create a section for each group of rounds."""
     return [_rounds(group, rounds) for group, rounds in sorted(run.groups.items())]
 
 
 def _rounds(group: str, rounds: Mapping[int, Round]) -> Element | None:
-    """Charts of what was selected, and the numbers behind them."""
-    told = {number: made for number, made in sorted(rounds.items()) if set(made.values) & set(_PANELS) or made.facts}
-    if not told:
+    """Chart thresholds, shares and precision, with tables of their numbers."""
+    reported = {
+        number: made for number, made in sorted(rounds.items()) if set(made.values) & set(_PANELS) or made.facts
+    }
+    if not reported:
         return None
-    classes = next(iter(told.values())).classes
-    same = {number: made for number, made in told.items() if made.classes == classes}
-    charts = [_labels_chart(told)]
+    classes = next(iter(reported.values())).classes
+    same = {number: made for number, made in reported.items() if made.classes == classes}
+    charts = [_labels_chart(reported)]
     for name, panel in _PANELS.items():
-        shown = _some([(number, made) for number, made in same.items() if name in made.values])
+        shown = _thinned([(number, made) for number, made in same.items() if name in made.values])
         if shown:
             table = np.stack([made.values[name] for _, made in shown])
             numbers = [round_name(number, made, [0]) for number, made in shown]
-            charts.append(_bars(classes, panel, table, numbers, _EXPLAINED[name]))
-    facts = list(dict.fromkeys(name for made in told.values() for name in made.facts))
-    means = [name for name in ("precision", "iou") if any(name in made.values for made in told.values())]
+            charts.append(_bars(classes, panel, table, numbers, _CHART_CAPTIONS[name]))
+    facts = list(dict.fromkeys(name for made in reported.values() for name in made.facts))
+    means = [name for name in ("precision", "iou") if any(name in made.values for made in reported.values())]
     heading = ["round", *facts, *("mIoU, %" if name == "iou" else "precision, mean over classes" for name in means)]
     rows = [
         [
@@ -195,7 +197,7 @@ def _rounds(group: str, rounds: Mapping[int, Round]) -> Element | None:
             *(made.facts.get(name, "–") for name in facts),
             *(_cell(name, mean(made.values[name])) if name in made.values else "–" for name in means),
         ]
-        for number, made in told.items()
+        for number, made in reported.items()
     ]
     parts: list[Element | None] = [node("div", *charts, class_="charts"), _html.table(heading, rows, "rounds")]
     if len(charts) > 1:
@@ -204,20 +206,20 @@ def _rounds(group: str, rounds: Mapping[int, Round]) -> Element | None:
 
 
 def _labels_chart(rounds: Mapping[int, Round]) -> Element | None:
-    """How many labels there are and how many of them are right, by round."""
-    lines, said = {}, []
+    """Chart the share of labelled pixels and their precision by round."""
+    lines, sentences = {}, []
     if any(np.isfinite(made.share) for made in rounds.values()):
         lines["pixels labelled, %"] = [100 * made.share for made in rounds.values()]
-        said.append("the share of all pixels that got a label")
+        sentences.append("the share of all pixels that got a label")
     elif any("selected" in made.values for made in rounds.values()):
         lines["labelled, %"] = [100 * mean(made.values.get("selected", np.array([]))) for made in rounds.values()]
-        said.append("the share of the predicted pixels that got a label, mean over classes")
+        sentences.append("the share of the predicted pixels that got a label, mean over classes")
     if any("precision" in made.values for made in rounds.values()):
         lines["right, %"] = [100 * mean(made.values.get("precision", np.array([]))) for made in rounds.values()]
-        said.append("the share of the labels that are right, mean over classes")
+        sentences.append("the share of the labels that are right, mean over classes")
     if len(rounds) < 2 or not lines:
         return None
-    text = f"Pseudo-labels by round: {'; and '.join(said)}."
+    text = f"Pseudo-labels by round: {'; and '.join(sentences)}."
     return _chart(
         text, True, lambda ink: curves_figure(lines, list(rounds), "round", "%", ink, from_zero=True, most=100)
     )
@@ -236,7 +238,7 @@ def _numbers(classes: Sequence[str], rounds: Mapping[int, Round]) -> Element:
 
 
 def training(run: RunFolder) -> Element | None:
-    """Everything that was recorded by step."""
+    """Chart everything that was recorded by step."""
     charts = []
     for name, line in sorted(run.steps.items(), key=lambda item: ("loss" not in item[0], item[0])):
         places = sorted(line)
@@ -246,13 +248,13 @@ def training(run: RunFolder) -> Element | None:
 
 
 def pictures(run: RunFolder) -> Element | None:
-    """Every recorded picture, side by side where there is room."""
+    """Show every recorded picture."""
     figures = []
     for name, data in run.pictures.items():
         text = [node("strong", words(name))]
-        told = next((said for word, said in _OF_PICTURES.items() if word in name.lower()), "")
+        caption = next((caption for word, caption in _PICTURE_CAPTIONS.items() if word in name.lower()), "")
         figures.append(
-            node("figure", node("figcaption", *text, f". {told}" if told else ""), _html.image(data, words(name)))
+            node("figure", node("figcaption", *text, f". {caption}" if caption else ""), _html.image(data, words(name)))
         )
     return node("section", node("h2", "Pictures"), node("div", *figures, class_="sheets")) if figures else None
 
@@ -264,7 +266,7 @@ def _bars(classes: Sequence[str], panel: str, table: Array, numbers: Sequence[st
 def _curve(name: str, places: Sequence[int], values: Sequence[float]) -> Element:
     by = "round" if name.endswith(" by round") else "step"
     text = f"{name.removesuffix(' by round')} by {by}"
-    thin = ". Thin: every recorded value; thick: their moving average." if len(places) > 60 else ""
+    thin = ". Thin: every recorded value; thick: moving average." if len(places) > 60 else ""
     return _chart(
         text,
         True,
@@ -274,7 +276,7 @@ def _curve(name: str, places: Sequence[int], values: Sequence[float]) -> Element
 
 
 def _chart(text: str, shown: bool, draw: Callable[[Ink], Figure], caption: str = "") -> Element:
-    """A figure in light and dark, with a caption that is also its text for those who cannot see it."""
+    """Create a figure for light and dark mode, with a caption that is also its alternative text."""
     figures = {ink: draw(ink) for ink in (LIGHT, DARK)}
     light, dark = (png(figure, dpi=_DPI, facecolor="none") for figure in figures.values())
     width = round(96 * figures[LIGHT].get_figwidth())
@@ -282,8 +284,8 @@ def _chart(text: str, shown: bool, draw: Callable[[Ink], Figure], caption: str =
     return node("figure", image, node("figcaption", caption or text) if shown else None, class_="chart")
 
 
-def _some(items: list[Any], most: int = _MOST_ROUNDS) -> list[Any]:
-    """All, or the first, the last and some between."""
+def _thinned(items: list[Any], most: int = _MOST_ROUNDS) -> list[Any]:
+    """At most ``most`` items: the first, the last and some between."""
     if len(items) <= most:
         return items
     places = np.linspace(0, len(items) - 1, most).round().astype(int)

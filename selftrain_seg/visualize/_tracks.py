@@ -1,4 +1,4 @@
-"""What the rounds of a run reached: networks side by side, what they are compared with, and the best of them."""
+"""The measured networks of a run: their IoUs, the reference they are compared with, and the best."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Column(NamedTuple):
 
 @dataclass
 class Track:
-    """Networks that follow from each other, in order; ``reference`` is the place of the one that gains count from."""
+    """A sequence of networks; gains are relative to the one at index ``reference``."""
 
     group: str
     columns: Sequence[Column]
@@ -37,24 +37,24 @@ class Track:
 
     @property
     def by_round(self) -> bool:
-        """Whether the networks are those of rounds."""
+        """Whether the networks belong to rounds."""
         return self.columns[0].number is not None
 
     @property
     def best(self) -> int | None:
-        """Place of the highest mIoU after the reference; None if nothing comes after it."""
+        """Index of the highest mIoU after the reference; None if there is none."""
         means = [one.mean for one in self.columns]
         after = [place for place in range(self.reference + 1, len(means)) if np.isfinite(means[place])]
         return max(after, key=lambda place: means[place]) if after else None
 
     def gain(self, place: int, over: int | None = None) -> float:
-        """Points of mIoU over another network, the reference by default; NaN for those that training starts from."""
+        """Gain in mIoU over an earlier network, by default the reference, in points; NaN if it is not earlier."""
         over = self.reference if over is None else over
         return self.columns[place].mean - self.columns[over].mean if place > over else float("nan")
 
 
 def round_name(number: int, made: Round, numbers: Sequence[int]) -> str:
-    """What a round is called."""
+    """The name of a round."""
     if made.name:
         return made.name
     if number > 0:
@@ -63,7 +63,7 @@ def round_name(number: int, made: Round, numbers: Sequence[int]) -> str:
 
 
 def of_rounds(run: RunFolder) -> list[Track]:
-    """One track for each group whose rounds have an IoU."""
+    """Create a track for each group whose rounds have an IoU."""
     tracks = []
     for group, rounds in sorted(run.groups.items()):
         measured = {number: made for number, made in sorted(rounds.items()) if "iou" in made.values}
@@ -82,7 +82,7 @@ def of_rounds(run: RunFolder) -> list[Track]:
 
 
 def of_result(result: Mapping[str, Any]) -> Track | None:
-    """The networks of ``result.json``, if it has several."""
+    """Create a track of the networks in ``result.json``, if there are several."""
     named = {"result": result, **result}
     columns = [Column(words(name), None, _ious(value)) for name, value in named.items() if has_iou(value)]
     if len(columns) < 2:
@@ -92,7 +92,7 @@ def of_result(result: Mapping[str, Any]) -> Track | None:
 
 
 def has_iou(value: Any) -> bool:
-    """Whether a part of ``result.json`` is a measured network."""
+    """Whether a value in ``result.json`` has the IoUs of a network."""
     return isinstance(value, Mapping) and isinstance(value.get("iou"), Mapping)
 
 
@@ -101,21 +101,21 @@ def _ious(value: Mapping[str, Any]) -> dict[str, float]:
 
 
 def mean(values: Array) -> float:
-    """Mean of the finite ones; NaN if there is none."""
+    """Mean of the finite values; NaN if there are none."""
     there = values[np.isfinite(values)]
     return float(there.mean()) if len(there) else float("nan")
 
 
 def is_number(value: Any) -> bool:
-    """Whether JSON had a number here."""
+    """Whether a JSON value is a number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def as_float(value: Any) -> float:
-    """A number as such; NaN for all else."""
+    """Convert a number to float, anything else to NaN."""
     return float(value) if is_number(value) else float("nan")
 
 
 def words(name: str) -> str:
-    """A name in lower case as words; any other as it is."""
+    """Replace ``_`` and ``-`` by spaces in a lower-case name; leave other names unchanged."""
     return str(name).replace("_", " ").replace("-", " ") if str(name).islower() else str(name)

@@ -1,4 +1,4 @@
-"""Where a run comes from and how far it is: its command, versions, date and machine, and its progress."""
+"""Record the origin of a run (command, versions, date and machine) and its progress."""
 
 from __future__ import annotations
 
@@ -26,18 +26,17 @@ ABOUT, PROGRESS = "about.json", "progress.json"
 def record_about(run_dir: str | os.PathLike[str], *, command: str | Sequence[str] | None = None) -> Path:
     """Record the command, date, versions and machine of a run, for :func:`report`.
 
-    Call it once where the run starts, in one process. If the file is there already, the run was resumed: what it says
-    of the start stays, and the date of this call is added to ``resumed``.
+    Call it once at the start of a run, in one process. If the file exists, the run was resumed: its content is kept,
+    and the date of this call is added to ``resumed``.
 
     Args:
         run_dir: folder of the run; created if it does not exist.
-        command: the command line, as text or as a list of words; None for that of this process. It is shown in the
-            report, so leave out passwords and tokens.
+        command: the command line, as text or as a list of words; None for that of this process. The report shows it,
+            so leave out passwords and tokens.
 
     Returns:
-        The file, ``about.json``: ``command``, ``started`` and ``resumed`` (dates in UTC, ISO 8601), ``versions``,
-        ``machine`` and ``processes``. The machine is described by its system, CPU cores and GPU; its name is not
-        recorded.
+        Path of the file ``about.json``, with ``command``, ``started`` and ``resumed`` (dates in UTC, ISO 8601),
+        ``versions``, ``machine`` (system, CPU cores and GPU, but not its name) and ``processes``.
 
     Raises:
         OSError: the file cannot be written.
@@ -54,7 +53,7 @@ def record_about(run_dir: str | os.PathLike[str], *, command: str | Sequence[str
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content["resumed"] = [*content.get("resumed", []), _now()]
-    except (OSError, ValueError, TypeError, AttributeError):  # none yet, or half of one
+    except (OSError, ValueError, TypeError, AttributeError):  # no file, or a damaged one
         words = [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]] if command is None else command
         content = {
             "command": words if isinstance(words, str) else shlex.join(words),
@@ -73,19 +72,19 @@ def record_about(run_dir: str | os.PathLike[str], *, command: str | Sequence[str
 
 
 def record_progress(run_dir: str | os.PathLike[str], done: int, total: int, *, stage: str = "") -> Path:
-    """Record how far a run is, for :func:`report`: every so often, in one process.
+    """Record the progress of a run for :func:`report`. Call it from time to time, in one process.
 
-    Until ``done`` reaches ``total`` or ``result.json`` is there, the report says that the run is under way, how far it
-    is and when it last wrote.
+    Until ``done`` reaches ``total`` or ``result.json`` exists, the report shows that the run is in progress, how far it
+    is, and when it last wrote.
 
     Args:
         run_dir: folder of the run; created if it does not exist.
-        done: steps, rounds or images done so far.
-        total: of how many.
-        stage: what is counted: ``"round 2, training steps"``.
+        done: number of steps, rounds or images completed.
+        total: number of steps, rounds or images to complete.
+        stage: what is counted, such as ``"round 2, training steps"``.
 
     Returns:
-        The file, ``progress.json``, which also has the date of the call. It replaces the one before.
+        Path of the file ``progress.json``, which also holds the date of the call. An existing file is replaced.
 
     Raises:
         TypeError: ``done`` or ``total`` is not an int.

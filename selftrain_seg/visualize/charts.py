@@ -1,4 +1,4 @@
-"""Numbers over rounds and steps: thresholds, shares and precision of each class; losses and mIoU."""
+"""Charts over rounds and steps: thresholds, shares and precision of each class; losses and mIoU."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["class_bars", "curves"]
 
-_LARGEST = 1e300  # matplotlib adds margins to what it draws
-_MANY = 60  # points of a line; above, a moving average is drawn, too
+_LARGEST = 1e300  # larger values overflow with matplotlib's margins
+_MANY = 60  # lines with more points also get a moving average
 
 
 def class_bars(
@@ -30,27 +30,27 @@ def class_bars(
     precision: Tensor | Sequence[Any] | None = None,
     rounds: Sequence[int | str] | None = None,
 ) -> Figure:
-    """Chart what the rounds selected, class by class: thresholds, shares of pixels, precision.
+    """Chart the thresholds, selected shares and precision of each class over rounds.
 
-    Thresholds are dots on a scale of log-odds, where 0.9999 and 1 - 1e-9 lie apart; one that no pixel can reach, or
-    every pixel does, sits at the end of its scale. Shares are bars. Later rounds are darker, and the numbers on the
-    right are those of the last. Classes without a value (NaN) have a dash, neither dot nor bar. More pixels can be
-    selected for a class than were predicted as it, where selectors re-weight: such a bar ends in an arrow.
+    Thresholds are dots on a log-odds scale, which separates 0.9999 from 1 - 1e-9; thresholds of 0 and 1 are at the ends
+    of the scale. Shares are bars. Later rounds are darker, and the numbers on the right are those of the last round. A
+    dash marks classes without a value (NaN). A bar that ends in an arrow exceeds 100 %: selectors that re-weight can
+    assign a class to more pixels than were predicted as it.
 
     Args:
         classes: C names.
-        thresholds: (R, C), or (C,) for one round: confidences that the classes' pixels must reach.
+        thresholds: (R, C), or (C,) for one round: minimum confidence of each class.
         selected: (R, C) or (C,): selected pixels of each class / its predicted pixels, ``SelectionSummary.share``.
-        precision: (R, C) or (C,): right pixels / selected ones, ``SelectionSummary.precision``.
-        rounds: R names of the rounds, or their numbers; None for 1 to R.
+        precision: (R, C) or (C,): correct pixels / selected pixels, ``SelectionSummary.precision``.
+        rounds: R names or numbers of the rounds; None for 1 to R.
 
     Returns:
-        A ``matplotlib.figure.Figure`` with one panel for each of the three that is given.
+        A ``matplotlib.figure.Figure`` with one panel for each given quantity.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: none of the three is given; one is not (R, C), or negative; a precision is above 1; ``rounds``
-            is not R names.
+        ValueError: none of the three quantities is given; one is not (R, C) or is negative; a precision is above 1;
+            ``rounds`` does not have R entries.
 
     Example:
         >>> import torch
@@ -70,22 +70,22 @@ def curves(
     xlabel: str = "round",
     ylabel: str = "",
 ) -> Figure:
-    """Chart numbers that follow each other: mIoU by round, a loss by step.
+    """Draw lines, such as mIoU by round or a loss by step.
 
-    A line of more than 60 points is drawn faint, and its moving average over a 30th of the points on top.
+    Lines of more than 60 points are drawn faint, with a moving average over a 30th of the points on top.
 
     Args:
-        series: name -> (N,) values; NaN where there is none.
-        x: (N,) places of the values; None for 0 to N - 1.
-        xlabel: what they are.
-        ylabel: what the values are.
+        series: name -> (N,) values; NaN for missing values.
+        x: (N,) positions of the values; None for 0 to N - 1.
+        xlabel: label of the x axis.
+        ylabel: label of the y axis.
 
     Returns:
-        A ``matplotlib.figure.Figure``; several lines have a legend with their last values.
+        A ``matplotlib.figure.Figure``; if there are several lines, a legend shows their last values.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: there is no series, or one that is not (N,).
+        ValueError: there is no series, or a series is not (N,).
 
     Example:
         >>> from selftrain_seg.visualize import curves
@@ -104,7 +104,7 @@ def bars_figure(
     *,
     panel: float = 2.6,
 ) -> Figure:
-    """``class_bars`` in light or dark, with panels of so many inches."""
+    """Draw ``class_bars`` in light or dark colours; ``panel`` is the width of a panel in inches."""
     if not panels:
         raise ValueError("`thresholds`, `selected`, `precision`: expected at least one of them")
     tables = {name: _table(name, values, len(classes)) for name, values in panels.items()}
@@ -132,11 +132,11 @@ def bars_figure(
         axis = figure.add_axes(box)
         axis.set_ylim(len(classes) - 0.5, -0.5)
         axis.set_yticks(range(len(classes)), [str(name) for name in classes] if place == 0 else [])
-        _bare(axis, ink, name)
+        _style_axis(axis, ink, name)
         if name == "threshold":
-            _dots(axis, table, shades, ink)
+            _threshold_dots(axis, table, shades, ink)
         elif name == "IoU":
-            _moves(axis, table, shades, ink)
+            _iou_dots(axis, table, shades, ink)
         else:
             _bars(axis, table, shades, ink)
     if number > 1:
@@ -156,18 +156,18 @@ def curves_figure(
     names: Sequence[str] | None = None,
     marked: float | None = None,
 ) -> Figure:
-    """``curves`` in light or dark.
+    """Draw ``curves`` in light or dark colours.
 
     Args:
-        series: as in ``curves``, and so are the next three.
-        x: places.
-        xlabel: what they are.
-        ylabel: what the values are.
-        ink: of the surroundings.
-        from_zero: start the axis of values at 0, if none is below.
-        most: the axis of values ends here at the latest; 100 says that they are percentages.
-        names: of the places, instead of numbers.
-        marked: place of the value of a single line that is ringed.
+        series: as in ``curves``.
+        x: as in ``curves``.
+        xlabel: as in ``curves``.
+        ylabel: as in ``curves``.
+        ink: colours of the figure.
+        from_zero: start the y axis at 0, unless a value is negative.
+        most: upper limit of the y axis; 100 means that the values are percentages.
+        names: labels of the positions, instead of numbers.
+        marked: position of the value to ring, if there is only one line.
     """
     if not series:
         raise ValueError("`series`: expected at least one")
@@ -180,7 +180,7 @@ def curves_figure(
     several = len(lines) > 1
     figure = _figure.new_figure(4.3, 2.5 + (0.19 * -(-len(lines) // 2) if several else 0.0), ink, layout="constrained")
     axis = figure.add_subplot()
-    _bare(axis, ink, "")
+    _style_axis(axis, ink, "")
     axis.grid(color=ink.faint, linewidth=0.6)
     axis.spines["left"].set_visible(False)
     for place, (name, values) in enumerate(lines.items()):
@@ -190,7 +190,7 @@ def curves_figure(
         label = f"{name}: {_number(values[there][-1])}" if there.any() else f"{name}: –"
         if there.sum() > _MANY:
             axis.plot(places[there], values[there], color=colour, linewidth=0.7, alpha=0.35)
-            values = np.where(there, _averaged(values, there), np.nan)
+            values = np.where(there, _moving_average(values, there), np.nan)
         axis.plot(places[there], values[there], marker=marker, color=colour, linewidth=1.6, ms=4, label=label)
     if names is not None and number <= 12:
         axis.set_xticks(places, names)
@@ -211,7 +211,7 @@ def curves_figure(
 
 
 def _start_at_zero(axis: Axes, lines: Iterable[Array], most: float) -> None:
-    """Values on an axis from 0, with room above for the highest; as it was if one is below 0."""
+    """Start the y axis at 0, with room above the highest value; no change if a value is negative."""
     every = np.concatenate(list(lines))
     every = every[np.abs(every) < _LARGEST]
     if len(every) and every.min() >= 0:
@@ -254,24 +254,24 @@ def _bars(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
     axis.set_xlim(0, 1)
     axis.set_xticks([0, 0.5, 1], ["0", "50", "100 %"])
     for place, value in enumerate(table[-1]):
-        _last(axis, place, _figure.share_text(value), ink)
+        _annotate_row(axis, place, _figure.share_text(value), ink)
 
 
-def _moves(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
-    """Percentages as dots, and how far the last is from the first."""
+def _iou_dots(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
+    """Draw percentages as dots, and write the change from the first to the last."""
     for place in range(table.shape[1]):
         there = table[np.isfinite(table[:, place]), place]
         if len(there):
             axis.hlines(place, there.min(), there.max(), color=ink.faint, linewidth=1.5, zorder=1)
         change = table[-1, place] - table[0, place]
-        _last(axis, place, _figure.signed_text(change), ink)
+        _annotate_row(axis, place, _figure.signed_text(change), ink)
     for row, shade in zip(table, shades, strict=True):
         axis.scatter(row, np.arange(len(row)), s=22, color=shade, zorder=2, clip_on=False)
     axis.set_xlim(0, 100)
     axis.set_xticks([0, 50, 100], ["0", "50", "100 %"])
 
 
-def _dots(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
+def _threshold_dots(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
     odds = _figure.log_odds(table)
     finite = odds[np.isfinite(odds)]
     low, high = 0.0, float(_figure.log_odds(np.array(0.9)))  # 0.5 and 0.9 are always on the axis
@@ -283,7 +283,7 @@ def _dots(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
         row = np.clip(odds[:, place], low, high)
         if np.isfinite(row).any():
             axis.hlines(place, np.nanmin(row), np.nanmax(row), color=ink.faint, linewidth=1.5, zorder=1)
-        _last(axis, place, _figure.probability_text(table[-1, place]), ink)
+        _annotate_row(axis, place, _figure.probability_text(table[-1, place]), ink)
     for row, shade in zip(odds, shades, strict=True):
         axis.scatter(np.clip(row, low, high), np.arange(len(row)), s=22, color=shade, zorder=2, clip_on=False)
     axis.set_xlim(low, high)
@@ -291,7 +291,7 @@ def _dots(axis: Axes, table: Array, shades: list[str], ink: Ink) -> None:
     axis.set_xticks(places, names)
 
 
-def _last(axis: Axes, place: float, text: str, ink: Ink) -> None:
+def _annotate_row(axis: Axes, place: float, text: str, ink: Ink) -> None:
     axis.annotate(
         text,
         (1, place),
@@ -304,7 +304,7 @@ def _last(axis: Axes, place: float, text: str, ink: Ink) -> None:
     )
 
 
-def _bare(axis: Axes, ink: Ink, title: str) -> None:
+def _style_axis(axis: Axes, ink: Ink, title: str) -> None:
     axis.set_facecolor("none")
     axis.set_title(title, fontsize=9.5, color=ink.text, loc="left", pad=6)
     axis.spines[["top", "right"]].set_visible(False)
@@ -332,7 +332,7 @@ def _rounds_legend(figure: Figure, names: Sequence[int | str], shades: list[str]
 
 
 def _shades(ink: Ink, number: int) -> list[str]:
-    """One colour a round, from pale to strong."""
+    """One colour per round, from pale to strong."""
     from matplotlib.colors import to_hex, to_rgb
 
     first, last = np.array(to_rgb(ink.first)), np.array(to_rgb(ink.last))
@@ -344,8 +344,8 @@ def _line_colour(place: int, ink: Ink) -> str:
     return DARK.last if ink is DARK and colour == _figure.BLUE else colour
 
 
-def _averaged(values: Array, there: Array) -> Array:
-    """Mean over a 30th of the points around each, of those that are there."""
+def _moving_average(values: Array, there: Array) -> Array:
+    """Mean over a window of a 30th of the points, without missing values."""
     window = np.ones(2 * (len(values) // 60) + 1)
     total = np.convolve(np.where(there, values, 0.0), window, mode="same")
     return total / np.maximum(1, np.convolve(there.astype(np.float64), window, mode="same"))

@@ -1,4 +1,4 @@
-"""Label maps in the colours of their classes, alone or over the images."""
+"""Paint label maps in the colours of their classes, alone or over images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["colorize", "overlay"]
 
-_GREY = (0.299, 0.587, 0.114)  # how bright red, green and blue look
+_GREY = (0.299, 0.587, 0.114)  # luma weights, ITU-R BT.601
 
 
 def colorize(
@@ -29,7 +29,7 @@ def colorize(
         labels: (B, H, W), integer, on any device; in [0, len(palette)) or ``ignore_index``.
         palette: (red, green, blue) in [0, 255] for each class, at most 256: ``LabelMap.palette``,
             ``SyntheticStreets.palette``, or your own as sequence, array or tensor.
-        ignore_index: label of the pixels painted ``ignore_color``, also where the palette has a colour for it.
+        ignore_index: label of the pixels painted in ``ignore_color``, even if the palette has a colour for it.
         ignore_color: (red, green, blue).
 
     Returns:
@@ -37,8 +37,8 @@ def colorize(
 
     Raises:
         TypeError: ``labels`` is not an integer tensor.
-        ValueError: ``labels`` is not (B, H, W) or goes beyond the palette, for which the host waits for the device;
-            ``palette`` is not 1 to 256 colours, or a colour is not three values in [0, 255].
+        ValueError: ``labels`` is not (B, H, W) or exceeds the palette (the host waits for the device); ``palette`` is
+            not 1 to 256 colours, or a colour is not three values in [0, 255].
 
     Example:
         >>> import torch
@@ -70,21 +70,21 @@ def overlay(
     opacity: float = 0.5,
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
-    """Lay label maps over their images; ignored pixels show the image in grey.
+    """Blend label maps with their images; ignored pixels show the image in grey.
 
     Args:
         images: (B, 3, H, W), uint8, or floating point in [0, 1].
         labels: (B, H, W), integer, on the device of ``images``; in [0, len(palette)) or ``ignore_index``.
         palette: (red, green, blue) of each class, as for :func:`colorize`.
-        opacity: of the labels, in [0, 1].
-        ignore_index: label of the pixels without a colour.
+        opacity: opacity of the labels, in [0, 1].
+        ignore_index: label of the ignored pixels.
 
     Returns:
         (B, 3, H, W) uint8 on the device of ``images``.
 
     Raises:
-        TypeError: ``images`` or ``labels`` is not a tensor of the said dtype; ``opacity`` is not a number.
-        ValueError: a shape, device or value is not as said; floating-point images are far outside [0, 1].
+        TypeError: ``images`` or ``labels`` is not a tensor of a listed dtype; ``opacity`` is not a number.
+        ValueError: a shape, device or value is not as listed; floating-point images are far outside [0, 1].
 
     Example:
         >>> import torch
@@ -103,13 +103,13 @@ def overlay(
 
 
 def grey(images: Tensor) -> Tensor:
-    """(B, 3, H, W) float32 without colours."""
+    """Convert images to grey, (B, 3, H, W) float32."""
     weights = torch.tensor(_GREY, device=images.device).view(3, 1, 1)
     return (images.float() * weights).sum(1, keepdim=True).expand(-1, 3, -1, -1)
 
 
 def as_bytes(images: Tensor, name: str = "images") -> Tensor:
-    """(B, 3, H, W) uint8 of uint8 or of floats in [0, 1], a little beyond included."""
+    """Convert images to (B, 3, H, W) uint8; floats may exceed [0, 1] slightly."""
     _checks.check_tensor(images, name)
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"`{name}`: expected (B, 3, H, W), got {tuple(images.shape)}")

@@ -1,4 +1,4 @@
-"""Where a network is sure, and what was selected."""
+"""Maps of confidence and of selected pixels."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 
 __all__ = ["confidence_map", "selection_map"]
 
-_ROUNDING = 1e-4  # interpolation goes a little beyond what it started from
+_ROUNDING = 1e-4  # interpolated values may exceed [0, 1] slightly
 
-_LOWEST, _HIGHEST = -1.0, 11.6  # log-odds at which the colours end: 0.27 and 1 - 1e-5
+_LOWEST, _HIGHEST = -1.0, 11.6  # limits of the colours in log-odds: 0.27 and 1 - 1e-5
 _RIGHT, _WRONG, _UNKNOWN = (0, 114, 178), (240, 100, 0), (120, 200, 240)
 
 
 def confidence_map(confidence: Tensor, *, images: Tensor | None = None) -> Figure:
-    """Draw how sure a network is at every pixel, on a scale of log-odds that tells 0.99 from 0.9999.
+    """Draw the confidence of every pixel on a log-odds scale, which separates 0.99 from 0.9999.
 
     Args:
-        confidence: (B, H, W), floating point in [0, 1], ``PseudoLabels.confidence`` say; NaN is drawn grey.
-        images: (B, 3, H, W), uint8 or floating point in [0, 1], to show beside.
+        confidence: (B, H, W), floating point in [0, 1], such as ``PseudoLabels.confidence``; NaN is drawn grey.
+        images: (B, 3, H, W), uint8 or floating point in [0, 1], shown beside; None for none.
 
     Returns:
         A ``matplotlib.figure.Figure`` with one row for each image; ``figure.savefig("confidence.png")`` writes it.
-        The colours end at 0.27 and 1 - 1e-5, whatever the input, so that pictures can be compared.
+        Colours always range from 0.27 to 1 - 1e-5, so figures can be compared.
 
     Raises:
         ImportError: matplotlib is not installed.
         TypeError: ``confidence`` is not a floating-point tensor.
-        ValueError: ``confidence`` is not (B, H, W), has no image, or is outside [0, 1]; ``images`` does not fit.
+        ValueError: ``confidence`` is not (B, H, W), is empty or outside [0, 1]; ``images`` does not fit.
 
     Example:
         >>> import torch
@@ -92,23 +92,23 @@ def confidence_map(confidence: Tensor, *, images: Tensor | None = None) -> Figur
 def selection_map(
     images: Tensor, labels: Tensor, *, truth: Tensor | None = None, ignore_index: int = IGNORE_INDEX
 ) -> Figure:
-    """Draw which pixels were selected, and with the truth at hand which of them got a wrong label.
+    """Draw the selected pixels and, if ``truth`` is given, which of them got a wrong label.
 
     Args:
         images: (B, 3, H, W), uint8 or floating point in [0, 1].
-        labels: (B, H, W), integer, pseudo-labels: ``ignore_index`` where not selected.
-        truth: (B, H, W), integer, the true labels; ``ignore_index`` where not known.
-        ignore_index: see there.
+        labels: (B, H, W), integer, pseudo-labels; ``ignore_index`` for pixels that are not selected.
+        truth: (B, H, W), integer, true labels; ``ignore_index`` where unknown. None for none.
+        ignore_index: label of pixels that are not selected, or whose true label is unknown.
 
     Returns:
-        A ``matplotlib.figure.Figure`` with a row for each image: the image, and its selection with the share of
-        the pixels selected and, of those with a known truth, the share that is right. Selected pixels are blue,
-        wrong ones orange, those without a truth pale; what was not selected is grey.
+        A ``matplotlib.figure.Figure`` with a row for each image: the image and its selection, with the share of
+        selected pixels and the share of right labels among those with a known truth. Selected pixels are blue if right
+        or if there is no ``truth``, orange if wrong, pale blue if their true label is unknown. Other pixels are grey.
 
     Raises:
         ImportError: matplotlib is not installed.
-        TypeError: ``images``, ``labels`` or ``truth`` is not a tensor of the said dtype.
-        ValueError: a shape or device does not fit; there is no image.
+        TypeError: ``images``, ``labels`` or ``truth`` is not a tensor of a listed dtype.
+        ValueError: a shape or device does not fit; there are no images.
 
     Example:
         >>> import torch
@@ -134,7 +134,7 @@ def selection_map(
         if bool((selected & ~known).any()):
             legend.insert(2, ("selected, truth unknown", _UNKNOWN))
 
-    ground = 0.5 * grey(images) + 0.5 * 255 * 0.75  # pale, so that the colours stand out
+    ground = 0.5 * grey(images) + 0.5 * 255 * 0.75  # pale background
     painted = ground
     kinds = ((selected, _RIGHT), (selected & ~known, _UNKNOWN), (known & ~right, _WRONG))
     for region, colour in kinds if truth is not None else kinds[:1]:

@@ -1,4 +1,4 @@
-"""What a run writes into its folder for :func:`report`: JSON and PNG files, each complete or not there."""
+"""Write files for :func:`report` into a run folder: JSON and PNG, each completely or not at all."""
 
 from __future__ import annotations
 
@@ -42,31 +42,31 @@ def record_round(
     group: str = "",
     name: str = "",
 ) -> Path:
-    """Record what a round selected and reached, for :func:`report`. One process calls it.
+    """Record the selection and the result of a round, for :func:`report`. Call it in one process.
 
-    Rounds of training count from 1. What they are measured against goes before them: -1 is the network trained on
-    the source only, 0 the network that round 1 starts from, with BatchNorm re-estimated on the target if it is.
+    Training rounds count from 1. Two earlier numbers hold the baselines: -1 is the network trained on the source only,
+    and 0 is the network that round 1 starts from, after re-estimating BatchNorm on the target if the run does so.
 
     Args:
         run_dir: folder of the run; created if it does not exist.
-        round: its number, -1 or above.
+        round: number of the round, -1 or above.
         classes: C names.
-        thresholds: (C,) confidences that pixels had to reach.
+        thresholds: (C,) minimum confidence of each class.
         selected: (C,) selected pixels of each class / its predicted pixels, ``SelectionSummary.share``.
-        precision: (C,) right pixels / selected ones, ``SelectionSummary.precision``.
+        precision: (C,) correct pixels / selected pixels, ``SelectionSummary.precision``.
         iou: (C,) IoU after the round, in percent.
-        group: which of several networks or methods in one run; each has its own rounds.
-        name: what the report calls the round. By default -1 is "source only", 0 is "BatchNorm re-estimated" if
-            there is a round -1 and "before" if not, and all others are "round" and their number.
+        group: name of a network or method, if a run has several; each has its own rounds.
+        name: name of the round in the report. The default is "source only" for -1; for 0 "BatchNorm re-estimated" if
+            there is a round -1, else "before"; and "round" with the number for others.
 
     Returns:
-        The file, ``rounds/round-0001.json`` or ``rounds/{group}/round-0001.json``; that of round -1 is
-        ``round-source.json``. It replaces what was written of this round before.
+        Path of the file, ``rounds/round-0001.json`` or ``rounds/{group}/round-0001.json``; ``round-source.json`` for
+        round -1. An existing file is replaced.
 
     Raises:
         TypeError: ``round`` is not an int.
-        ValueError: ``round`` is below -1; there is no class; a tensor is not (C,) or out of its range; ``group``
-            cannot be the name of a file.
+        ValueError: ``round`` is below -1; there are no classes; a tensor is not (C,) or out of range; ``group`` is not
+            a valid file name.
         OSError: the file cannot be written.
 
     Example:
@@ -101,10 +101,10 @@ def record_round(
 
 
 def record_step(run_dir: str | os.PathLike[str], step: int, values: Mapping[str, Tensor | float]) -> None:
-    r"""Add a line of numbers to ``steps.jsonl``, for :func:`report`: every so often, as the host reads them.
+    r"""Append a line of numbers to ``steps.jsonl`` for :func:`report`. Call it from time to time, in one process.
 
-    One process calls it. A run that resumes from a checkpoint may write some steps twice: the last line counts. A
-    line that a killed process left unfinished is ignored.
+    The host waits for tensors on a device. A run that resumes from a checkpoint may write some steps again; the last
+    line wins. An incomplete line of a killed process is ignored.
 
     Args:
         run_dir: folder of the run; created if it does not exist.
@@ -113,7 +113,7 @@ def record_step(run_dir: str | os.PathLike[str], step: int, values: Mapping[str,
 
     Raises:
         TypeError: ``step`` is not an int.
-        ValueError: ``step`` is below 0, or the name of a value.
+        ValueError: ``step`` is below 0, or a value is named "step".
         OSError: the file cannot be written.
 
     Example:
@@ -133,24 +133,24 @@ def record_step(run_dir: str | os.PathLike[str], step: int, values: Mapping[str,
     with path.open("a+b") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
-        start = b"" if file.read(1) in (b"", b"\n") else b"\n"  # after half a line
+        start = b"" if file.read(1) in (b"", b"\n") else b"\n"  # after an incomplete line
         file.write(start + json.dumps({"step": int(step), **plain}).encode() + b"\n")
 
 
 def record_picture(run_dir: str | os.PathLike[str], name: str, picture: Figure | Tensor) -> Path:
-    """Write a picture for :func:`report`, which shows them by name, ``round 2`` before ``round 10``.
+    """Write a picture for :func:`report`, which sorts pictures by name, ``round 2`` before ``round 10``.
 
     Args:
         run_dir: folder of the run; created if it does not exist.
-        name: of the picture, also its caption: ``"round 1, selection"``.
+        name: file name and caption, such as ``"round 1, selection"``.
         picture: a ``matplotlib.figure.Figure``, or an image (3, H, W), uint8 or floating point in [0, 1].
 
     Returns:
-        The file, ``pictures/{name}.png``. It replaces a picture of the same name.
+        Path of the file, ``pictures/{name}.png``. An existing file is replaced.
 
     Raises:
-        TypeError: ``picture`` is neither, or an image of another dtype.
-        ValueError: ``name`` cannot be the name of a file; ``picture`` is an image of another shape.
+        TypeError: ``picture`` is neither a figure nor a tensor, or has another dtype.
+        ValueError: ``name`` is not a valid file name; ``picture`` has another shape.
         OSError: the file cannot be written.
 
     Example:
@@ -174,7 +174,7 @@ def record_picture(run_dir: str | os.PathLike[str], name: str, picture: Figure |
 
 
 def png(picture: Figure | Image.Image, **settings: Any) -> bytes:
-    """The bytes of a PNG file, the same for the same picture and versions."""
+    """Encode a picture as PNG; equal pictures and library versions give equal bytes."""
     buffer = io.BytesIO()
     if isinstance(picture, Image.Image):
         picture.save(buffer, "PNG", optimize=True)
@@ -184,7 +184,7 @@ def png(picture: Figure | Image.Image, **settings: Any) -> bytes:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Put the whole content into place at once."""
+    """Write a file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
     try:
@@ -195,12 +195,12 @@ def write(path: Path, data: bytes) -> None:
 
 
 def _plain(value: Any) -> float | str | None:
-    """As JSON holds it, which has no NaN and no infinity."""
-    number = float(np.squeeze(on_host(value)))  # of a tensor of one, whatever its shape
+    """Convert a number for JSON, which has neither NaN nor infinity."""
+    number = float(np.squeeze(on_host(value)))  # a tensor of one element may have any shape
     return None if math.isnan(number) else number if math.isfinite(number) else str(number)
 
 
 def _file_name(name: str, argument: str) -> str:
     if not name or len(name.encode("utf-8", "replace")) > 200 or re.search(r'^\.|[/\\:*?"<>|\x00-\x1f]|[. ]$', name):
-        raise ValueError(f"`{argument}`: expected what every system can have as the name of a file, got {name!r}")
+        raise ValueError(f"`{argument}`: expected a file name that is valid on every system, got {name!r}")
     return name

@@ -1,4 +1,4 @@
-"""One HTML file that shows a run."""
+"""Write an HTML report of a run."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ __all__ = ["report"]
 
 
 def report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Show a run in one HTML file, which needs no network, no script and no other file.
+    """Write one HTML file that shows a run and needs no network, script or other file.
 
-    Everything is read from plain files in ``run_dir``. What is missing is left out, so a run that is under way or was
-    killed has a report, too. ``python -m selftrain_seg.visualize RUN`` writes it from the command line.
+    The report is made from plain files in ``run_dir``. Missing files are skipped, so unfinished and killed runs have a
+    report as well. On the command line, use ``python -m selftrain_seg.visualize RUN``.
 
-    - ``about.json``: :func:`record_about` writes it: command, versions, date and machine.
-    - ``progress.json``: :func:`record_progress` writes it.
-    - ``arguments.json``: an object, the run's settings.
-    - ``result.json``: an object. Numbers and words in it are shown as they are, ``iou``, an object class -> IoU in
-      percent, as a table; an object with an ``iou`` of its own is a column of that table.
-    - ``rounds/round-0001.json``, ``rounds/{group}/round-0001.json``: :func:`record_round` writes them. Gains in mIoU
-      are counted from round 0, or from the first that is there, and the best round is marked.
-    - ``pseudo-labels/round-0000/manifest.json``: a ``PseudoLabelStore``, whose round 0 is the run's round 1. Of
-      ``pseudo-labels-{group}`` the rounds are those of the group.
-    - ``steps.jsonl``: :func:`record_step` writes it.
-    - ``pictures/*.png``: :func:`record_picture` writes them.
+    - ``about.json``: command, versions, date and machine, written by :func:`record_about`.
+    - ``progress.json``: written by :func:`record_progress`.
+    - ``arguments.json``: an object with the settings of the run.
+    - ``result.json``: an object. Its numbers and strings are listed. ``iou``, an object class -> IoU in percent, is
+      shown as a table; each value that is an object with ``iou`` becomes a column of that table.
+    - ``rounds/round-0001.json``, ``rounds/{group}/round-0001.json``: written by :func:`record_round`. Gains in mIoU are
+      relative to round 0, or to the first round if there is no round 0; the best round is marked.
+    - ``pseudo-labels/round-0000/manifest.json``: a ``PseudoLabelStore``, whose round 0 is round 1 of the run.
+      ``pseudo-labels-{group}`` belongs to a group.
+    - ``steps.jsonl``: written by :func:`record_step`.
+    - ``pictures/*.png``: written by :func:`record_picture`.
 
-    The same files give the same report, byte for byte, with the same version of matplotlib.
+    Equal files and the same version of matplotlib give the same report, byte for byte.
 
     Args:
         run_dir: folder of the run.
-        out: file to write, complete or not at all; None for ``report.html`` in the folder.
+        out: file to write, completely or not at all; None for ``report.html`` in ``run_dir``.
 
     Returns:
-        The file.
+        Path of the report.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -63,7 +63,7 @@ def report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | None =
     folder = Path(run_dir)
     if not folder.is_dir():
         raise ValueError(f"`run_dir`: expected a folder, got {str(folder)!r}")
-    new_figure(1, 1)  # or say that matplotlib is missing, before anything is read
+    new_figure(1, 1)  # raises ImportError early if matplotlib is missing
     run = read_run(folder)
     name = folder.resolve().name or "run"
     path = folder / "report.html" if out is None else Path(out)
@@ -82,25 +82,25 @@ def _origin(run: RunFolder) -> Element:
     """Command, date, versions and machine."""
     about = run.about
     versions = about.get("versions")
-    said = [_date(about.get("started"))]
+    parts = [_date(about.get("started"))]
     if isinstance(about.get("resumed"), list) and about["resumed"]:
         times = len(about["resumed"])
-        said.append(f"resumed {times} time{'s' if times > 1 else ''}, last {_date(about['resumed'][-1])}")
+        parts.append(f"resumed {times} time{'s' if times > 1 else ''}, last {_date(about['resumed'][-1])}")
     if isinstance(versions, Mapping):
-        said += [f"{name} {_text(version)}" for name, version in versions.items()]
-    said.append(_text(about.get("machine", "")))
+        parts += [f"{name} {_text(version)}" for name, version in versions.items()]
+    parts.append(_text(about.get("machine", "")))
     if is_number(about.get("processes")) and about["processes"] > 1:
-        said.append(f"{about['processes']} processes")
-    lines = [node("p", " · ".join(filter(None, ["Report of a self-training run", *said])), class_="soft origin")]
+        parts.append(f"{about['processes']} processes")
+    lines = [node("p", " · ".join(filter(None, ["Report of a self-training run", *parts])), class_="soft origin")]
     if isinstance(about.get("command"), str):
         lines.append(node("pre", about["command"], class_="command"))
     return node("div", *lines)
 
 
 def _progress(run: RunFolder) -> Element | None:
-    """How far a run is that has no result yet."""
+    """Progress of a run without a result."""
     done, total = as_float(run.progress.get("done")), as_float(run.progress.get("total"))
-    if run.result or not 0 <= done < total < 1e15:  # NaN passes no comparison
+    if run.result or not 0 <= done < total < 1e15:  # False for NaN
         return None
     stage, written = _text(run.progress.get("stage", "")), _date(run.progress.get("date"))
     text = [
@@ -110,7 +110,7 @@ def _progress(run: RunFolder) -> Element | None:
     ]
     return node(
         "div",
-        node("p", node("strong", "Under way. "), "".join(text)),
+        node("p", node("strong", "In progress. "), "".join(text)),
         node("progress", value=f"{done:.0f}", max=f"{total:.0f}", aria_label="progress"),
         node("p", "To update this page: python -m selftrain_seg.visualize RUN", class_="soft"),
         class_="progress",
@@ -118,20 +118,25 @@ def _progress(run: RunFolder) -> Element | None:
 
 
 def _verdict(tracks: list[Track], networks: Track | None) -> Element | None:
-    """Did it help, by how much, over what."""
-    told = [track for track in tracks if track.best is not None]
-    if not told and networks is not None and networks.best is not None:
-        told = [networks]
-    if not told:
+    """State the gain in mIoU."""
+    measured = [track for track in tracks if track.best is not None]
+    if not measured and networks is not None and networks.best is not None:
+        measured = [networks]
+    if not measured:
         return None
-    if len(told) == 1:
-        return _sentence(told[0])
+    if len(measured) == 1:
+        return _sentence(measured[0])
     heading = ["mIoU, %", "before", "at the end", "gain", "best"]
     rows: list[list[str | Element]] = []
-    for track in told:
+    for track in measured:
         start, last, best = track.columns[track.reference], track.columns[-1], track.columns[track.best or 0]
         gain = track.gain(len(track.columns) - 1)
-        numbers = (_one(start.mean), _one(last.mean), signed_text(gain), f"{_one(best.mean)} ({best.name})")
+        numbers = (
+            _one_decimal(start.mean),
+            _one_decimal(last.mean),
+            signed_text(gain),
+            f"{_one_decimal(best.mean)} ({best.name})",
+        )
         rows.append([track.group or "run", *numbers])
     return node("div", _html.table(heading, rows, "gain in mIoU"), class_="verdict")
 
@@ -139,19 +144,20 @@ def _verdict(tracks: list[Track], networks: Track | None) -> Element | None:
 def _sentence(track: Track) -> Element:
     place = len(track.columns) - 1 if track.by_round else track.best or 0
     last = track.columns[place]
-    over = dict.fromkeys([track.reference, 0])  # what training starts from, and the first of all
+    over = dict.fromkeys([track.reference, 0])  # the start of training, and the first network
     called = {BEFORE: "the network before training"}
     gains = [
-        f"{signed_text(track.gain(place, one))} over {called.get(column.name, column.name)} ({_one(column.mean)})"
+        f"{signed_text(track.gain(place, one))} over {called.get(column.name, column.name)}"
+        f" ({_one_decimal(column.mean)})"
         for one, column in ((one, track.columns[one]) for one in over)
     ]
     when = "after" if track.by_round else "with"
-    text: list[Element | str] = [node("strong", f"{_one(last.mean)} % mIoU"), f" {when} {last.name}: "]
+    text: list[Element | str] = [node("strong", f"{_one_decimal(last.mean)} % mIoU"), f" {when} {last.name}: "]
     text += [node("strong", gains[0]), *(f", {gain}" for gain in gains[1:]), "."]
     if track.by_round and track.best is not None and track.best != place:
         best = track.columns[track.best]
-        text.append(f" The best is {best.name} with {_one(best.mean)} %.")
-    note = "Points of mIoU on the validation images. This is one run: a difference of about a point can be chance."
+        text.append(f" The best is {best.name} with {_one_decimal(best.mean)} %.")
+    note = "Points of mIoU on the validation images. In a single run, a difference of about one point can be chance."
     return node("div", node("p", *text), node("p", note, class_="soft"), class_="verdict")
 
 
@@ -161,7 +167,7 @@ def _facts(found: Mapping[str, Any]) -> Element | None:
 
 
 def _fact(name: str, value: Any) -> tuple[str, Any]:
-    """Seconds and megabytes as people say them."""
+    """Convert seconds and megabytes to readable units."""
     if name == "seconds" and is_number(value) and 0 <= value < 1e9:
         minutes, seconds = divmod(round(value), 60)
         hours, minutes = divmod(minutes, 60)
@@ -185,12 +191,12 @@ def _pairs(pairs: Any) -> list[Element]:
 
 
 def _date(value: Any) -> str:
-    """2026-11-27 21:58 UTC, of what ``record_about`` writes; all else as it is."""
+    """Format a date of ``record_about`` as 2026-11-27 21:58 UTC; return other values unchanged."""
     text = _text(value) if value is not None else ""
     return f"{text[:10]} {text[11:16]} UTC" if text.endswith("+00:00") and len(text) == 25 else text
 
 
-def _one(value: float) -> str:
+def _one_decimal(value: float) -> str:
     return f"{value:.1f}" if value == value else "–"
 
 

@@ -34,17 +34,17 @@ def image_sheet(
     Args:
         columns: heading -> images (B, 3, H, W), uint8 or floating point in [0, 1], or label maps (B, H, W), integer.
         palette: (red, green, blue) of each class, as for :func:`colorize`; needed for label maps.
-        classes: their names, for a legend; None for none.
-        ignore_index: label of the pixels painted black.
+        classes: names of the classes, for a legend; None for none.
+        ignore_index: label of the pixels painted black, or white if the palette has black.
 
     Returns:
         A ``matplotlib.figure.Figure``; ``figure.savefig("sheet.png", dpi=150)`` writes it.
 
     Raises:
         ImportError: matplotlib is not installed.
-        TypeError: a column is not a tensor of the said dtype.
-        ValueError: there is no column, no image, or a column of another size than the first; ``palette`` is
-            missing or too short; ``classes`` is not one name a colour.
+        TypeError: a column is not a tensor of a listed dtype.
+        ValueError: there are no columns or no images; a column has another size than the first; ``palette`` is
+            missing or too short; ``classes`` does not have one name per colour.
 
     Example:
         >>> import torch
@@ -64,7 +64,7 @@ def image_sheet(
     legend = [] if classes is None else _legend(classes, palette)
     if any(column.ndim == 3 and bool((column == ignore_index).any()) for column in columns.values()) and legend:
         legend.append(("ignored", tuple(value / 255 for value in _ignored(palette))))
-    _check_some(pictures)
+    _check_not_empty(pictures)
     figure, axes = _figure.picture_grid(size[0], list(pictures), size[2] / size[3], legend=legend)
     for column, picture in enumerate(pictures.values()):
         for row, image in enumerate(on_host(rearrange(picture, "b c h w -> b h w c"))):
@@ -80,22 +80,22 @@ def crop_sheet(
     labels: Tensor | None = None,
     classes: Tensor | None = None,
 ) -> Figure:
-    """Draw where crops were mined, and the crops themselves.
+    """Draw images with the frames of their mined crops, and the crops.
 
     Args:
         images: (B, 3, H, W), uint8 or floating point in [0, 1].
         corners: (B, 2), integer, (top, left) of each crop, from ``mine_crops``.
         size: (h, w) of the crops in pixels.
-        labels: (B, H, W), integer, that the crops were mined from.
-        classes: (K,), integer: where the labels are one of these the crops are outlined.
+        labels: (B, H, W), integer, the labels used for mining; None to outline nothing.
+        classes: (K,), integer: regions of these classes are outlined in the crops.
 
     Returns:
         A ``matplotlib.figure.Figure`` with a row for each image: the image with the crop's frame, and the crop.
 
     Raises:
         ImportError: matplotlib is not installed.
-        TypeError: a tensor has another dtype than said, or ``size`` is not made of ints.
-        ValueError: a shape or device does not fit; there is no image; only one of ``labels`` and ``classes`` is
+        TypeError: a tensor has another dtype than listed, or ``size`` is not made of ints.
+        ValueError: a shape or device does not fit; there are no images; only one of ``labels`` and ``classes`` is
             given.
 
     Example:
@@ -113,7 +113,7 @@ def crop_sheet(
         _checks.check_integer(labels, "labels")
         _checks.check_map(labels, images, "labels")
         _checks.check_integer(classes, "classes")
-    _check_some({"images": images})
+    _check_not_empty({"images": images})
     crops, wanted = crop(images, corners, size), None
     if labels is not None and classes is not None:
         wanted = on_host(crop(torch.isin(labels, classes.to(labels.device)), corners, size, fill=0))
@@ -123,7 +123,7 @@ def crop_sheet(
 
     originals, cut = (on_host(rearrange(part, "b c h w -> b h w c")) for part in (images, crops))
     for row, ((top, left), line) in enumerate(zip(on_host(corners), axes, strict=True)):
-        # As ``crop`` does: what would stick out is moved back inside.
+        # Move crops inside the image, as ``crop`` does.
         top = min(max(int(top), 0), max(0, images.shape[2] - size[0]))
         left = min(max(int(left), 0), max(0, images.shape[3] - size[1]))
         _figure.show(line[0], originals[row])
@@ -145,23 +145,23 @@ def mixing_sheet(
     classes: Sequence[str] | None = None,
     ignore_index: int = IGNORE_INDEX,
 ) -> Figure:
-    """Draw a batch before and after mixing, with labels; what was pasted is outlined.
+    """Draw a batch and its labels before and after mixing; pasted regions are outlined.
 
     Args:
-        images: (B, 3, H, W), uint8 or floating point in [0, 1], before.
-        labels: (B, H, W), integer, before.
-        mixed: what ``class_mix``, ``cut_mix`` or ``paste_classes`` returned.
+        images: (B, 3, H, W), uint8 or floating point in [0, 1], before mixing.
+        labels: (B, H, W), integer, before mixing.
+        mixed: result of ``class_mix``, ``cut_mix`` or ``paste_classes``.
         palette: (red, green, blue) of each class, as for :func:`colorize`.
-        classes: their names, for a legend; None for none.
-        ignore_index: label of the pixels painted black.
+        classes: names of the classes, for a legend; None for none.
+        ignore_index: label of the pixels painted black, or white if the palette has black.
 
     Returns:
         A ``matplotlib.figure.Figure`` with a row for each image: image, labels, mixed image, mixed labels.
 
     Raises:
         ImportError: matplotlib is not installed.
-        TypeError: a tensor has another dtype than said.
-        ValueError: a shape or device does not fit; there is no image; a label goes beyond ``palette``.
+        TypeError: a tensor has another dtype than listed.
+        ValueError: a shape or device does not fit; there are no images; a label exceeds ``palette``.
 
     Example:
         >>> import torch
@@ -197,7 +197,7 @@ def _painted(
 
 
 def _ignored(palette: Sequence[Sequence[int]] | Tensor | None) -> tuple[int, int, int]:
-    """Black or, where that is the colour of a class, as VOC's background is, white."""
+    """Black, or white if a class is black, as VOC's background is."""
     taken = palette is not None and bool((on_host(palette) == 0).all(axis=1).any())
     return (255, 255, 255) if taken else (0, 0, 0)
 
@@ -212,7 +212,7 @@ def _legend(
     return [(str(name), tuple(float(value) / 255 for value in colour)) for name, colour in pairs]
 
 
-def _check_some(pictures: Mapping[str, Tensor]) -> None:
+def _check_not_empty(pictures: Mapping[str, Tensor]) -> None:
     for name, picture in pictures.items():
         if 0 in picture.shape:
             raise ValueError(f"`{name}`: expected at least one image and pixel, got {tuple(picture.shape)}")

@@ -42,9 +42,9 @@ def test_images_that_are_not_taken_need_no_labels(root, tmp_path):
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
-        (["bonn/none"], ValueError, r"`names`: 1 names are no images: 'bonn/none'"),
+        (["bonn/none"], ValueError, r"`names`: 1 of 1 names are not images: 'bonn/none'"),
         ("no/such.txt", FileNotFoundError, "expected a file of names"),
-        ("paris/*", ValueError, "no image is called 'paris/"),
+        ("paris/*", ValueError, "no image matches 'paris/"),
         ([], ValueError, "expected names, got none"),
     ],
 )

@@ -87,7 +87,7 @@ class TestBits:
 
     def test_integers_without_a_white(self, tmp_path):
         data = files.encoded(GREY16.astype(np.int32), "TIFF")
-        with pytest.raises(ValueError, match=r"a.tif: int32 has no agreed white: .*`white=` says"):
+        with pytest.raises(ValueError, match=r"a.tif: int32 has no agreed white: .*`white=`, the"):
             read(tmp_path, data, "a.tif")
         same(read(tmp_path, data, "a.tif", white=65535, channels=1), (GREY16 / np.float32(65535))[..., None])
         data = files.encoded(-1 - GREY16.astype(np.int32), "TIFF")
@@ -287,7 +287,7 @@ class TestFrames:
     def test_several_are_refused(self, tmp_path, kind):
         frames = [Image.fromarray(RGB), Image.fromarray(RGB[::-1].copy()), Image.fromarray(RGB[:, ::-1].copy())]
         data = files.encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-        message = "a.png: holds 3 frames or pages; expected one image: save the one you want as a file of its own"
+        message = "a.png: holds 3 frames or pages; expected one image: save the one you want as a separate file"
         with pytest.raises(ValueError, match=message):
             read(tmp_path, data)
 

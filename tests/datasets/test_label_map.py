@@ -534,7 +534,7 @@ class TestFiles:
             (
                 "a.json",
                 '["a", {"name": "b", "id": 2}]',
-                "a.json: expected an id or a colour for each class, 'a' has none",
+                "a.json: expected an id or a colour for each class; 'a' has none",
             ),
             ("a.json", "[]", "a.json: `classes`: expected at least one name"),
             ("a.csv", "", "a.csv: expected a first line of headings with 'name'"),
@@ -546,6 +546,7 @@ class TestFiles:
             ("a.csv", "name,id\na,0,7\n", "a.csv: line 2: expected 2 columns"),
             ("a.csv", "name,id\na,0\nb,x\n", "a.csv: line 3: expected a whole number, got 'x'"),
             ("a.csv", "name,id\n,0\n", "a.csv: line 2: expected a name in"),
+            ("a.csv", "\nname,id\n\na,0\n\nb,x\n", "a.csv: line 6: expected a whole number, got 'x'"),
             ("a.txt", "\x00", "a.txt: "),
             ("a.yaml", "a: 1", r"a.yaml: expected a name that ends in .json or .csv"),
         ],

@@ -30,6 +30,7 @@ from selftrain_seg.datasets import (
     SegmentationFolder,
     VOCSegmentation,
 )
+from selftrain_seg.mining import ClassIndex
 from tests import worlds
 from tests.datasets import files, trees
 
@@ -122,7 +123,7 @@ class TestPairing:
     def test_same_stem_in_one_folder(self, tmp_path):
         put(tmp_path, "x.jpg")
         put(tmp_path, "x.png", IDS)
-        message = r"`images`: expected one file named 'x', got two: .*x.jpg and .*x.png; .*`mask_suffix` which"
+        message = r"`images`: expected one file named 'x', got two: .*x.jpg and .*x.png; remove one, or .* `mask_s"
         with pytest.raises(ValueError, match=message):
             SegmentationFolder(tmp_path, tmp_path, label_map=MAP)
         dataset = SegmentationFolder(tmp_path, tmp_path, label_map=MAP, mask_suffix=".png")
@@ -141,6 +142,10 @@ class TestPairing:
         put(tmp_path, "masks/x.png", IDS)
         dataset = SegmentationFolder(tmp_path / "images", tmp_path, label_map=MAP)
         assert dataset[0][1].tolist() == EXPECTED
+        put(tmp_path, "images/y.png")
+        put(tmp_path, "masks/y.png", IDS)
+        some = SegmentationFolder(tmp_path / "images", tmp_path, label_map=MAP, names=["x"])  # y.png is still an image
+        assert some[0][1].tolist() == EXPECTED
         (tmp_path / "linked").symlink_to(tmp_path / "images", target_is_directory=True)  # no mask by another name
         assert SegmentationFolder(tmp_path / "images", tmp_path, label_map=MAP)[0][1].tolist() == EXPECTED
 
@@ -173,7 +178,7 @@ class TestPairing:
         put(tmp_path, "masks/a.png", IDS)
         put(tmp_path, "masks/a.tif", IDS)
         with pytest.raises(
-            ValueError, match=r"`masks`: expected one file named 'a', got two: .*a.png and .*a.tif; tak"
+            ValueError, match=r"`masks`: expected one file named 'a', got two: .*a.png and .*a.tif; rem"
         ):
             SegmentationFolder(tmp_path / "images", tmp_path / "masks", label_map=MAP)
 
@@ -215,6 +220,7 @@ class TestNames:
             ("*/1", ("a/1", "c/1")),
             ("c/?.jpg", ("c/1", "c/3")),
             (["3", "a/2 b.jpg"], ("a/2 b", "c/3")),
+            ([Path("a/1"), Path("c/1.jpg")], ("a/1", "c/1")),
         ],
     )
     def test_patterns_and_lists(self, root, names, expected):
@@ -250,13 +256,13 @@ class TestNames:
     @pytest.mark.parametrize(
         ("names", "error", "message"),
         [
-            ("b/*", ValueError, r"`names`: no image is called 'b/\*'; they are called a/1, a/2 b, c/1, c/3"),
+            ("b/*", ValueError, r"`names`: no image matches 'b/\*'; images are named a/1, a/2 b, c/1, c/3"),
             (
                 "missing.txt",
                 FileNotFoundError,
                 "`names`: expected a file of names, or a pattern with .*, got missing.txt",
             ),
-            (["1"], ValueError, "`names`: 1 names are no images: '1'; images are called a/1"),  # whose?
+            (["1"], ValueError, "`names`: 1 of 1 names are not images: '1'; images are named a/1"),  # whose?
             (["a/1", "a/1.jpg"], ValueError, "`names`: expected every name once, 'a/1' occurs twice"),
             ([], ValueError, "`names`: expected names, got none"),
         ],
@@ -292,8 +298,8 @@ class TestFolders:
             SegmentationFolder(tmp_path / "data")
         put(tmp_path, "data/d.png")
         dataset = SegmentationFolder(tmp_path / "data")
-        assert [why for _, why in dataset.left_out].count("no image: ends in .dcm") == 2
-        assert "left out: 2 × no image: ends in .dcm" in str(dataset.verify())
+        assert [why for _, why in dataset.left_out].count("not an image: ends in .dcm") == 2
+        assert "left out: 2 × not an image: ends in .dcm" in str(dataset.verify())
         with pytest.raises(FileNotFoundError, match=r"`masks`: expected a folder .*nowhere, found none"):
             SegmentationFolder(tmp_path / "data", tmp_path / "nowhere", label_map=MAP)
 
@@ -424,7 +430,7 @@ class TestIds:
     def test_white_is_zero(self, tmp_path):
         (tmp_path / "masks").mkdir()
         dataset = pair(tmp_path, files.tiff(IDS // 255, photometric=0), "mask.tif")
-        refuses(dataset, r"mask.tif: a TIFF that stores white as 0 .*; save PNG")
+        refuses(dataset, r"mask.tif: a TIFF that stores white as 0 .*; save it as PNG")
 
     def test_floats(self, tmp_path):
         data = files.encoded(IDS.astype(np.float32), "TIFF")
@@ -436,7 +442,8 @@ class TestIds:
         (tmp_path / "masks").mkdir()
         dataset = pair(tmp_path, files.encoded(IDS, "JPEG"), "mask.JPG")
         refuses(
-            dataset, r"mask.JPG: expected a PNG file, .* got a JPEG, which changes them at every edge; save .* as PNG"
+            dataset,
+            r"mask.JPG: expected a PNG file, .* got a JPEG, which changes values at every edge; export .* PNG",
         )
 
     def test_size(self, tmp_path):
@@ -448,7 +455,7 @@ class TestIds:
         put(tmp_path, "images/a.jpg", exif=exif)
         put(tmp_path, "masks/a.png", IDS)
         dataset = SegmentationFolder(tmp_path / "images", tmp_path / "masks", label_map=MAP)
-        refuses(dataset, r"a.png: expected \(H, W\) = \(4, 2\) .*; the image was turned as its EXIF orientation says")
+        refuses(dataset, r"a.png: expected \(H, W\) = \(4, 2\) .*; the image was turned by its EXIF orientation")
         put(tmp_path, "masks/a.png", np.rot90(IDS, -1).copy())
         assert dataset[0][1].tolist() == np.rot90(np.array(EXPECTED), -1).tolist()
         assert dataset.verify().turned == 1
@@ -490,6 +497,12 @@ class TestColours:
         grey = np.stack([IDS] * 3, -1)
         for label_map in (MAP, COLOURED, dataclasses.replace(COLOURED, unknown="ignore")):
             assert pair(tmp_path, grey, label_map=label_map)[0][1].tolist() == EXPECTED
+        assert pair(tmp_path, grey).verify().ids == tuple(CLASSES)
+
+    def test_red_values_are_no_ids(self, tmp_path):
+        assert pair(tmp_path, self.rgb(), label_map=COLOURED).verify().ids == ()
+        first = pair(tmp_path, np.stack((IDS, 0 * IDS, IDS), -1), read_masks="first")
+        assert first.verify().ids == tuple(CLASSES)
 
     def test_three_channels_are_no_ids(self, tmp_path):
         other = np.stack((IDS, 0 * IDS, IDS), -1)
@@ -531,12 +544,22 @@ class TestPalettes:
         assert labels.tolist() == [[3, 2, 1, 0], [3, 3, 2, 2]]
         assert pair(tmp_path, IDS, label_map=COLOURED, palette=turned, read_masks="ids")[0][1].tolist() == EXPECTED
 
+    def test_a_cache_knows_how_masks_are_read(self, tmp_path):
+        reversed_palette = palette_of(dict(zip(CLASSES, reversed(COLOURS.values()), strict=True)))
+        pair(tmp_path, IDS, palette=reversed_palette)
+        for read_masks, expected in (("auto", [1, 1, 3, 3]), ("ids", [3, 3, 1, 1])):
+            dataset = SegmentationFolder(
+                tmp_path / "images", tmp_path / "masks", label_map=COLOURED, read_masks=read_masks
+            )
+            index = ClassIndex.from_masks(dataset.masks(), 4, cache=tmp_path / "index")
+            assert index.counts.tolist() == [expected]
+
     def test_a_stranger_is_refused(self, tmp_path):
         palette = np.random.default_rng(3).integers(0, 256, (256, 3))
-        message = r"mask.png: its palette is not the label map's: index 0 is drawn in \(\d+, \d+, \d+\), in the lab"
+        message = r"mask.png: its palette is not the label map's: index 0 is drawn in \(\d+, \d+, \d+\), but id "
         refuses(
             pair(tmp_path, IDS, label_map=COLOURED, palette=palette),
-            message + r"el map id 0 is ground, in \(10, 20, 30\); .*ids",
+            message + r"0 in the label map is ground, in \(10, 20, 30\); .*ids",
         )
         assert pair(tmp_path, IDS, palette=palette)[0][1].tolist() == EXPECTED  # a map without colours expects none
 
@@ -652,7 +675,7 @@ class TestVerify:
         assert "very dark: is `white` lower than 65535?" in str(SegmentationFolder(tmp_path).verify())
         assert "dark" not in str(SegmentationFolder(tmp_path, white=4095).verify())
         put(tmp_path, "b.png")
-        mixed = "bits a channel          8 (1 images), 16 (1 images); not in one range before v2.ToDtype"
+        mixed = "bits per channel        8 (1 images), 16 (1 images); bring them to one range with v2.ToDtype"
         assert mixed in str(SegmentationFolder(tmp_path).verify())
 
     def test_without_labels(self, tmp_path):
@@ -683,7 +706,7 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("options", "error", "message"),
         [
-            ({"mask_suffix": "_m", "pair": str}, ValueError, "`pair`: expected this or `mask_suffix`, got both"),
+            ({"mask_suffix": "_m", "pair": str}, ValueError, "`pair`: expected either this or `mask_suffix`, got both"),
             ({"unpaired": "skip"}, ValueError, "`unpaired`: expected one of 'error', 'leave out', got 'skip'"),
             ({"read_masks": "rgb"}, ValueError, "`read_masks`: expected one of 'auto', 'ids', 'first', 'colours'"),
             ({"white": 0}, ValueError, "`white`: expected at least 1, got 0"),

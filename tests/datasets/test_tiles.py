@@ -173,11 +173,20 @@ class TestErrors:
     def test_files(self, root):
         dataset = opened(root)
         (root / "images/d.png").write_bytes(b"nothing")
-        with pytest.raises(ValueError, match=r"d.png: broken, or no image"):
+        with pytest.raises(ValueError, match=r"d.png: broken, or not an image"):
             Tiles(dataset, 8)
         (root / "images/d.png").unlink()
         with pytest.raises(FileNotFoundError, match=r"d.png"):
             Tiles(dataset, 8)
+
+    def test_masks_of_another_size(self, root):
+        dataset = opened(root)
+        tiles = Tiles(dataset, 8)
+        for size in ((4, 4), (99, 99)):
+            trees.save(dataset._label_path("a"), np.zeros(size, np.uint8))
+            for samples in (tiles, tiles.masks()):
+                with pytest.raises(ValueError, match=rf"a.png: expected \(H, W\) = .*, got \({size[0]}, {size[1]}\)"):
+                    samples[0]
 
     def test_large_ones(self, root, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)

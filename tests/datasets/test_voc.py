@@ -144,8 +144,8 @@ class TestSources:
         with pytest.raises(BrokenFilesError) as caught:
             dataset.verify()
         sixth, seventh, eighth = caught.value.problems
-        assert "2007_000006.mat: expected (H, W) of uint8, got" in sixth
-        assert "2007_000007.mat: broken, or no segmentation of SBD" in seventh
+        assert "2007_000006.mat: expected (H, W) uint8, got" in sixth
+        assert "2007_000007.mat: broken, or not a segmentation of SBD" in seventh
         assert "2007_000008.mat: empty" in eighth
         monkeypatch.setitem(sys.modules, "scipy.io", None)
         with pytest.raises(ModuleNotFoundError, match=r"2007_000005.mat: reading .mat files needs scipy"):
@@ -179,9 +179,14 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"`split`: expected names in .*mine.txt, it has none"):
             VOCSegmentation(root, path)
         path.write_text("2007_000001\n2007_000002\n2007_000001\n")
-        message = "`split`: expected every name once in .*mine.txt, '2007_000001' occurs twice"
+        message = "`split`: expected every name once in .*mine.txt; '2007_000001' occurs twice"
         with pytest.raises(ValueError, match=message):
             VOCSegmentation(root, path)
+        path.write_bytes("Süd\n".encode("latin-1"))
+        with pytest.raises(ValueError, match=r"`split`: expected text in UTF-8 in .*mine.txt"):
+            VOCSegmentation(root, path)
+        path.write_text("2007_000001\n", encoding="utf-8-sig")  # as Windows' editors write it
+        assert VOCSegmentation(root, path, labels=False).names == ("2007_000001",)
 
     def test_missing_files(self, root):
         (root / "SegmentationClassAug/2007_000006.png").unlink()

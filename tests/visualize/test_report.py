@@ -486,7 +486,7 @@ def test_a_damaged_origin_is_written_anew(tmp_path, content):
 def test_what_others_wrote_there_breaks_nothing(tmp_path, content):
     for name, value in content.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
-    assert "Under way" not in read(report(tmp_path)).text
+    assert "In progress" not in read(report(tmp_path)).text
 
 
 def test_a_run_under_way_says_how_far_it_is(tmp_path):
@@ -495,6 +495,7 @@ def test_a_run_under_way_says_how_far_it_is(tmp_path):
     written = json.loads((tmp_path / "progress.json").read_text())["date"]
     page = read(report(tmp_path))
     assert "progress" in page.tags
+    assert "In progress." in page.text
     assert f"round 2: 1,340 of 3,000. Last update: {written[:10]} {written[11:16]} UTC." in page.texts
     record_progress(tmp_path, 3000, 3000)
     assert "progress" not in read(report(tmp_path)).tags
