@@ -7,8 +7,8 @@ of pixels that the teacher is sure of weighs the last two. ``--mask-weight 0`` i
 arXiv:2111.14887). The student is what is evaluated and saved.
 
 Differs from the published code: no distance to ImageNet features, no second crop for a rare class that the first has
-missed, no HRDA; the learning rate does not warm up; hidden pixels are grey, there the mean of ImageNet. Networks other
-than DeepLabV2 come by name: ``--network hf:FOLDER`` of a SegFormer is next to DAFormer's.
+missed, no HRDA; the learning rate does not warm up; source images get the size of target images. The network
+is DeepLabV2 unless ``--network`` says another; next to DAFormer's is a SegFormer, ``hf:FOLDER``.
 
 ``python examples/source_only.py && python examples/mic.py --init runs/source_only/model.pt``
 """
@@ -26,7 +26,7 @@ from _common.settings import Settings, command_line, parse
 from _data.augmentation import mark_padding, training_transform
 from _data.checks import look_at_masks
 from _data.opening import open_data
-from _networks.build import build
+from _networks.build import Scaled, build
 
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.losses import cross_entropy
@@ -84,6 +84,7 @@ def main() -> None:
         jitter=(settings.jitter,) * 4, grey_chance=0.0, blur_sigma_px=(0.15, 1.15), blur_chance=0.5, cut_out_chance=0.0
     )
     views = WeakStrongViews(settings.crop, scale=(1.0, 1.0), flip_chance=0.0, strong=noise)
+    hidden_colour = net.mean.flatten() if isinstance(net, Scaled) else 0.5  # 0 for the network, which normalises
     top, bottom = settings.ignored_rows
     student.train()
     steps = run.steps("adaptation", settings.steps, source, target)
@@ -112,7 +113,7 @@ def main() -> None:
             masked_loss = torch.zeros((), device=run.device)
             if settings.mask_weight:
                 recoloured = views.strong(target_images, views.draw(target_images))
-                masked, _ = mask_patches(recoloured, settings.patch, settings.mask_ratio, value=0.5)
+                masked, _ = mask_patches(recoloured, settings.patch, settings.mask_ratio, value=hidden_colour)
                 masked_loss = cross_entropy(student(masked), pseudo.labels, pixel_weight=weight, normalize="all")
                 loss = loss + settings.mask_weight * masked_loss
             run.backward(loss)

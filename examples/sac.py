@@ -1,16 +1,16 @@
 """SAC: self-supervised augmentation consistency (Araslanov and Roth, CVPR 2021, arXiv:2105.00097).
 
-A slow teacher looks at every target image in several views, mirrored and zoomed into, and what it says is averaged in
-the frame of the image. From this average the student learns each view, with its colours changed: pixels that are sure
-for their class, the surer and the rarer the class the more they count. Target images with rare classes are drawn more
-often, by the labels that the network gives them before it adapts. Start from a network whose BatchNorm statistics are
-those of the target (``--reestimate-bn 1``, round 0 of the report), as SAC does from its "ABN" baseline. The student is
-what is evaluated and saved.
+A slow teacher looks at each target image in several views, mirrored and zoomed in, and its probabilities are averaged
+in the frame of the image. The student learns each view from this average, with other colours. Pixels are selected that
+are sure for their class; they count more where the teacher is surer and where the class is rarer. Target images that
+show rare classes are drawn more often; the labels that the network gives them before it adapts say which these are. SAC
+starts from a network whose BatchNorm has statistics of the target ("ABN"): that is round 0 of the report. The student
+is what is evaluated and saved.
 
-Differs from the published code: the running confidence follows the averaged probabilities, there those of each view;
-that baseline is trained here on source images, then re-estimated, there both at once; images keep their size, and every
-step has as many source as target images, of which each is seen in ``--views``; source colours are not renormalised.
-Without ``--frozen-bn`` the teacher's BatchNorm works with the statistics of the batch.
+Differs from the published code: the running confidence follows the averaged probabilities and not those of each view;
+statistics of the target are estimated after training on source images and not during it; a step has as many source as
+target images, and each of these is seen in ``--views``; the colours of source images are not renormalised. Without
+``--frozen-bn`` the teacher's BatchNorm works with the statistics of the batch.
 
 ``python examples/source_only.py && python examples/sac.py --init runs/source_only/model.pt``
 """
@@ -75,10 +75,12 @@ def main() -> None:
     score_before(net, data, run)
 
     # What each target image shows, as the network that came says: that decides how often it is drawn.
-    stored = store.round(0) if run.has_begun("adaptation") else finished(store, 0)
-    if stored is None:
-        label_all = functools.partial(select_hard, thresholds=0.0)
-        stored = write_labels(ready_to_predict(net, data, run), data, run, store, 0, label_all)
+    if run.has_begun("adaptation"):
+        stored = store.round(0)
+    else:
+        net, stored = ready_to_predict(net, data, run), finished(store, 0)
+        if stored is None:
+            stored = write_labels(net, data, run, store, 0, functools.partial(select_hard, thresholds=0.0))
     sampler = ImportanceSampler(
         ClassIndex(stored.counts, stored.pixels),
         uniform=settings.uniform,
@@ -124,7 +126,7 @@ def main() -> None:
         selected = (pseudo.labels != IGNORE_INDEX).float().mean()
         run.log(source_loss=source_loss, target_loss=target_loss, selected=selected)
 
-    score = evaluate(net, data, run, 1)
+    score = evaluate(net, data, run, 1, stored=stored)
     run.say(f"round 1: {line(score, data)}")
     run.finish(net, summary(score, data))
 

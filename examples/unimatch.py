@@ -1,14 +1,14 @@
 """UniMatch: weak-to-strong consistency, twice and in the features (Yang et al., CVPR 2023, arXiv:2208.09910).
 
-Semi-supervised (``--data voc --labelled 106``: one image in 106 has labels). What the network is sure of in a weakly
-augmented image it learns to say of two strong views of it, with other colours and a box of another image (CutMix), and
-from features of which half the channels are dropped. One network, no teacher: its own labels are those of this very
-step. On the embedded benchmark the source images are the labelled ones.
+Semi-supervised (``--data voc --labelled 106``: one image in 106 has labels). The network labels the pixels that it is
+sure of in weakly augmented images. In the same step it learns these labels in two strong views of each image, which
+have other colours and a box of another image (CutMix), and from features of which half of the channels are dropped.
+There is no teacher. On the embedded benchmark the source images are the labelled ones.
 
-Differs from the published code: labelled and other images go through the network apart, as elsewhere here, and dropped
-features in a pass of their own; the box comes from another image of the batch, in the proportions of the image; weak
-images have light colour jitter; no OHEM for Cityscapes. DeepLabV3+ is ``--network DeepLabV3Plus/resnet101`` of
-segmentation_models_pytorch.
+Differs from the published code: labelled and other images go through the network apart, as in all trainers here; images
+with dropped features are a pass of their own; the box comes from another image of the batch and has the proportions of
+the image; weak images have light colour jitter; Cityscapes is trained without OHEM. The published network is
+``--network DeepLabV3Plus/resnet101`` of segmentation_models_pytorch.
 
 ``python examples/source_only.py && python examples/unimatch.py --init runs/source_only/model.pt``
 """

@@ -375,5 +375,9 @@ def test_papers_name_tests_that_mention_what_they_hold():
 
 
 def test_trainers_page_names_every_trainer():
-    scripts = {path.name for path in (ROOT / "examples").glob("*.py")} - {"quickstart.py", "run_table.py"}
+    scripts = {path.name for path in (ROOT / "examples").glob("*.py")} - {
+        "quickstart.py",
+        "run_table.py",
+        "study_real.py",
+    }
     assert scripts == set(re.findall(r"^\| `(\w+\.py)` \|", read("docs/trainers.md"), re.MULTILINE))

@@ -1,0 +1,104 @@
+"""What is tried: each variant changes one thing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a network is adapted.
+
+    Attributes:
+        labels: how target images are labelled, see ``make_labels``; "teacher" labels each batch anew.
+        portion: of each class that gets labels in the first round.
+        growth: of the portion from round to round.
+        rounds: how often target images are labelled anew.
+        steps: of each round.
+        lr: times ``--lr``.
+        schedule: "poly" falls to 0 within the round, "constant" stays.
+        normalize: what the target's loss is divided by: "labelled" pixels or "all".
+        batch: source and target images of a step.
+        source_weight, target_weight: of the two losses.
+        batchnorm: "frozen", or "batch": statistics of the batch in training, of the target images in use.
+        alpha: share of the target's statistics that the network starts with.
+        momentum: of the average of weights, which is measured too, and teaches where ``labels`` is "teacher".
+        confidence: the share of pixels that the teacher is surer of weighs the loss (DACS).
+        paste: classes of "source" or "target" images onto target images (ClassMix), or None.
+        strong: whether target images are recoloured strongly.
+    """
+
+    labels: str = "re-weighted"
+    portion: float = 0.3
+    growth: float = 0.1
+    rounds: int = 1
+    steps: int = 60
+    lr: float = 1.0
+    schedule: str = "poly"
+    normalize: str = "labelled"
+    batch: tuple[int, int] = (4, 4)
+    source_weight: float = 1.0
+    target_weight: float = 1.0
+    batchnorm: str = ""
+    alpha: float = -1.0
+    momentum: float = 0.99
+    confidence: float = 0.9
+    paste: str | None = None
+    strong: bool = False
+
+
+CBST = Variant()
+TEACHER = Variant(labels="teacher", normalize="all", paste="source", strong=True)
+VARIANTS = {
+    "control: source only": replace(CBST, labels="none"),
+    "CBST, one round": CBST,
+    # Which pixels, of which classes.
+    "all pixels": replace(CBST, labels="all"),
+    "portions by trust": replace(CBST, labels="as trusted"),
+    # How much they count.
+    "learning rate / 10": replace(CBST, lr=0.1),
+    # Other labels.
+    "mean teacher, ClassMix": TEACHER,
+    "one global threshold": replace(CBST, labels="global"),
+    "oracle: truth at its pixels": replace(CBST, labels="truth where re-weighted"),
+    "oracle: only its right labels": replace(CBST, labels="right ones of re-weighted"),
+    "divided by all pixels": replace(CBST, normalize="all"),
+    "without classes that cannot be trusted": replace(CBST, labels="re-weighted, trusted classes"),
+    "hard in place of re-weighted": replace(CBST, labels="hard"),
+    "probabilities as labels": replace(CBST, labels="probabilities"),
+    "mean teacher, ClassMix, learning rate / 10": replace(TEACHER, lr=0.1),
+    "all pixels but borders": replace(CBST, labels="all interiors"),
+    "BatchNorm mixed, 0.15": replace(CBST, alpha=0.15),
+    "target's loss / 4": replace(CBST, target_weight=0.25),
+    "LRENT soft labels": replace(CBST, labels="soft"),
+    "BatchNorm of the batch": replace(CBST, batchnorm="batch"),
+    "oracle: truth at all pixels": replace(CBST, labels="truth"),
+    "borders only": replace(CBST, labels="all borders"),
+    "portions by trust, three steps": replace(CBST, labels="trusted"),
+    "constant learning rate": replace(CBST, schedule="constant"),
+    "twice as many source images": replace(CBST, batch=(8, 4)),
+}
+VARIANTS |= {
+    f"three rounds, {name}": replace(variant, rounds=3, batch=(2, 2))
+    for name, variant in {
+        "control: source only": replace(CBST, labels="none"),
+        "CBST": CBST,
+        "floor of 0.9": replace(CBST, labels="floor"),
+        "floor of 0.9, strong views, ClassMix": replace(CBST, labels="floor", strong=True, paste="source"),
+        "CBST on strong views": replace(CBST, strong=True),
+        "CBST on strong views, ClassMix": replace(CBST, strong=True, paste="source"),
+        "mean teacher, ClassMix": TEACHER,
+        "soft labels on strong views": replace(CBST, labels="soft", strong=True),
+        "portions by trust": replace(CBST, labels="as trusted"),
+        "bound: truth": replace(CBST, labels="truth"),
+        "all pixels": replace(CBST, labels="all"),
+        "oracle: only CBST's right labels": replace(CBST, labels="right ones of re-weighted"),
+        "CBST, learning rate / 10": replace(CBST, lr=0.1),
+        "one global threshold": replace(CBST, labels="global"),
+        "without classes that cannot be trusted": replace(CBST, labels="re-weighted, trusted classes"),
+        "hard in place of re-weighted": replace(CBST, labels="hard"),
+        "divided by all pixels": replace(CBST, normalize="all"),
+        "BatchNorm mixed, 0.15": replace(CBST, alpha=0.15),
+        "LRENT soft labels": replace(CBST, labels="soft"),
+    }.items()
+}

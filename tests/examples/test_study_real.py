@@ -1,0 +1,94 @@
+"""The study on real images: its parts against plain computations, and a run on files that is asked for twice."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests import worlds
+from tests.examples.trainers import EXAMPLES, environment
+
+
+@pytest.fixture(scope="module")
+def part():
+    """Import a part of the study."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        yield lambda name: importlib.import_module(f"_study.{name}")
+    finally:
+        sys.path.remove(str(EXAMPLES))
+
+
+def test_restyled_images_have_the_moments_of_a_target_image(part):
+    generator = torch.Generator().manual_seed(0)
+    source = torch.randint(0, 256, (3, 3, 40, 50), generator=generator, dtype=torch.uint8)
+    target = torch.randint(90, 130, (1, 3, 30, 20), generator=generator, dtype=torch.uint8)
+    labels = torch.zeros(3, 40, 50, dtype=torch.long)
+    made = part("world").restyle(part("world").Images(source, labels), part("world").Images(target, labels[:1]), 0)
+    wanted = target.float().mean(dim=(2, 3)).expand(3, 3)
+    torch.testing.assert_close(made.images.float().mean(dim=(2, 3)), wanted, rtol=0, atol=0.5)
+    spread = target.float().std(dim=(2, 3)).expand(3, 3)
+    torch.testing.assert_close(made.images.float().std(dim=(2, 3)), spread, rtol=0, atol=0.5)
+    assert made.labels is labels
+
+
+def test_borders_are_where_another_class_is_near(part):
+    labels = torch.randint(0, 3, (2, 4, 5), generator=torch.Generator().manual_seed(1))
+    labels = labels.repeat_interleave(5, 1).repeat_interleave(5, 2)
+    found = part("labels").near_border(labels, 2)
+    for image, row, column in [(0, 0, 0), *torch.cartesian_prod(*map(torch.arange, labels.shape)).tolist()]:
+        window = labels[image, max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3]
+        assert found[image, row, column] == bool((window != labels[image, row, column]).any())
+
+
+def test_description_of_labels(part):
+    logits = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5]]).log().T.reshape(1, 2, 1, 4)
+    labels = torch.tensor([[[0, 1, 1, 255]]])
+    truth = torch.tensor([[[0, 0, 1, 1]]])
+    about = part("labels").describe(labels, logits, truth, ("a", "b"))
+    assert about["share"] == pytest.approx(3 / 4)
+    assert about["precision"] == pytest.approx(2 / 3)
+    assert about["gradient from wrong labels"] == pytest.approx(0.6 / (0.1 + 0.6 + 0.2))
+    assert about["not the most probable class"] == pytest.approx(1 / 3)
+    assert about["by class"]["b"]["share of gradient"] == pytest.approx(0.8 / 0.9)
+    assert about["by class"]["b"]["precision"] == pytest.approx(1 / 2)
+
+
+def test_mixed_statistics(part):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+    images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
+    part("network").mix_statistics(net, images[:16], 0.25)
+    floats = images[:16].float() / 255
+    torch.testing.assert_close(net[0].running_mean, 0.25 * floats.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(net[0].running_var, 0.75 + 0.25 * floats.transpose(0, 1).flatten(1).var(dim=1))
+    assert net[0].momentum == 0.1
+
+
+@pytest.mark.slow
+def test_study_on_files_goes_on_where_it_was(tmp_path):
+    worlds.fundus(tmp_path, 48, 16, worlds.np.random.default_rng(0))
+    source = ("--source", tmp_path / "source" / "images", tmp_path / "source" / "masks", "*")
+    target = (tmp_path / "target" / "images", tmp_path / "target" / "masks", tmp_path / "val.txt")
+    words = [sys.executable, EXAMPLES / "study_real.py", *source, "--target", *target, "--val", *target]
+    words += ["--classes", tmp_path / "classes.csv", "--resize", "32", "32", "--network", "small-unet"]
+    words += ["--source-steps", "3", "--steps", "1", "--out", tmp_path / "out"]
+    few = ["--variants", "control: source only", "mean teacher, ClassMix", "LRENT soft labels"]
+    first = subprocess.run([*words, *few], env=environment(), capture_output=True, text=True, timeout=300)
+    assert first.returncode == 0, first.stdout + first.stderr
+    before = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["small-unet"]["0"]
+    assert set(few[1:]) < set(before)
+    more = subprocess.run([*words, *few, "all pixels"], env=environment(), capture_output=True, text=True, timeout=300)
+    assert more.returncode == 0, more.stdout + more.stderr
+    assert "seed 0, all pixels: mIoU" in more.stdout
+    assert "seed 0, LRENT" not in more.stdout  # was there
+    after = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["small-unet"]["0"]
+    assert after.pop("all pixels")["labels"]["share"] == 1
+    assert after == before
+    other = subprocess.run([*words, "--lr", "1"], env=environment(), capture_output=True, text=True, timeout=300)
+    assert other.returncode == 1
+    assert "made with lr 0.0005, now 1.0; remove it" in other.stderr
+    assert f"| control: source only | 1 | {before['control: source only']['mIoU']:.1f} |" in more.stdout
