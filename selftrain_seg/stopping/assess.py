@@ -60,7 +60,7 @@ def assess_check(
 ) -> Assessment:
     """Replay a check on the records of finished runs and compare its picks with the true scores.
 
-    Each run is recorded round by round until the verdict is not ``"go on"``; the check does not see later rounds. To
+    Each run is recorded round by round until the verdict is not ``"continue"``; the check does not see later rounds. To
     use all rounds, set the patience of the check above their number. To compare scores, assess one check per score.
 
     Args:
@@ -106,7 +106,7 @@ def _replay(check: RoundCheck, rounds: Sequence[Mapping[str, float]]) -> tuple[i
     again = RoundCheck(check.score, tolerance=check.tolerance, patience=check.patience, limits=check.limits)
     for round, scores in enumerate(rounds):
         again.record(round, scores)
-        if again.verdict().action != "go on":
+        if again.verdict().action != "continue":
             return again.verdict().best, round
     return again.verdict().best, None
 

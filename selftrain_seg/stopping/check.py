@@ -18,13 +18,13 @@ class Verdict(NamedTuple):
     """The result of ``RoundCheck.verdict``.
 
     Attributes:
-        action: ``"go on"``; ``"stop"``: earlier rounds helped but the latest ones did not; or ``"do not adapt"``: no
+        action: ``"continue"``; ``"stop"``: earlier rounds helped but the latest ones did not; or ``"do not adapt"``: no
             round is better than the network before training.
         best: the round whose weights should be kept, 0 for those before training.
         reason: one sentence to print.
     """
 
-    action: Literal["go on", "stop", "do not adapt"]
+    action: Literal["continue", "stop", "do not adapt"]
     best: int
     reason: str
 
@@ -150,7 +150,7 @@ class RoundCheck:
         best, last = self._best(), len(self._rounds) - 1
         found = self._compared(last, best)
         if last - best < self.patience:
-            return Verdict("go on", best, found)
+            return Verdict("continue", best, found)
         if best > 0:
             return Verdict("stop", best, found)
         return Verdict("do not adapt", 0, f"adaptation is not helping here: {found}")

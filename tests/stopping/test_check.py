@@ -32,8 +32,8 @@ def best_by_loops(scores, tolerance):
 @pytest.mark.parametrize(
     ("scores", "options", "action", "best"),
     [
-        ([44.0], {}, "go on", 0),  # nothing but the start is known
-        ([44.0, 45.0], {}, "go on", 1),
+        ([44.0], {}, "continue", 0),  # nothing but the start is known
+        ([44.0, 45.0], {}, "continue", 1),
         ([44.0, 42.6], {}, "do not adapt", 0),
         ([44.0, 44.0], {}, "do not adapt", 0),  # a tie is no gain
         ([44.0, NAN], {}, "do not adapt", 0),
@@ -42,15 +42,15 @@ def best_by_loops(scores, tolerance):
         ([44.0, 45.0, 45.0], {}, "stop", 1),  # the first of equal rounds
         ([44.0, 45.0, 43.0], {}, "stop", 1),
         ([44.0, 45.0, NAN], {}, "stop", 1),
-        ([44.0, 45.0, 46.0], {}, "go on", 2),
+        ([44.0, 45.0, 46.0], {}, "continue", 2),
         ([44.0, 44.4], {"tolerance": 0.5}, "do not adapt", 0),
         ([44.0, 44.5], {"tolerance": 0.5}, "do not adapt", 0),  # must exceed it
-        ([44.0, 44.6], {"tolerance": 0.5}, "go on", 1),
-        ([44.0, 43.0], {"patience": 2}, "go on", 0),
+        ([44.0, 44.6], {"tolerance": 0.5}, "continue", 1),
+        ([44.0, 43.0], {"patience": 2}, "continue", 0),
         ([44.0, 43.0, 43.5], {"patience": 2}, "do not adapt", 0),
-        ([44.0, 43.0, 45.0], {"patience": 2}, "go on", 2),
+        ([44.0, 43.0, 45.0], {"patience": 2}, "continue", 2),
         ([44.0, 45.0, 44.0, 44.0], {"patience": 2}, "stop", 1),
-        ([44.0, 44.4, 44.8], {"tolerance": 0.5, "patience": 2}, "go on", 2),  # two steps add up to a gain
+        ([44.0, 44.4, 44.8], {"tolerance": 0.5, "patience": 2}, "continue", 2),  # two steps add up to a gain
         ([0, -1], {}, "do not adapt", 0),
     ],
 )
