@@ -70,7 +70,7 @@ class RoundCheck:
         >>> check.record(0, {"restyled": 44.0, "drift": 0.0})
         >>> check.record(1, {"restyled": 46.1, "drift": 0.03})
         >>> check.verdict().action, check.verdict().best
-        ('go on', 1)
+        ('continue', 1)
         >>> check.record(2, {"restyled": 46.4, "drift": 0.05})
         >>> check.verdict()
         Verdict(action='stop', best=1, reason='round 2 is not better than round 1 (restyled 46.4 against 46.1)')
