@@ -5,8 +5,9 @@ regularise the network: hard labels and a loss that is smaller for smoother pred
 labels: soft ones, of which the store keeps the three largest entries of a pixel. Source labels are true, so source
 images are not regularised unless ``--source-alpha`` asks for it. Differs from the published code: every step has as
 many source as target images, which go through the network apart, each with a mean of its own; thresholds come from all
-pixels, labels from one scale. ``--alpha`` of ``mrkld`` is 0.01: the published code multiplies by its weight of 0.1
-twice, so 0.01 is what it ran. Of the others only the strength of ``lrent`` is CRST's own.
+pixels, labels from images as they are (there at 0.9 of their size, mirrored, too). ``--alpha`` of ``mrkld`` is 0.01:
+the published code multiplies by its weight of 0.1 twice, so 0.01 is what it ran. Of the others only the strength of
+``lrent`` is CRST's own.
 
 ``python examples/source_only.py && python examples/crst.py --init runs/source_only/model.pt --regularizer lrent``
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from _common.defaults import defaults
 from _common.evaluation import evaluate, line, score_before, summary
 from _common.loading import as_floats
 from _common.rounds import Labelled, label_target, open_store, small_class_crop
@@ -35,7 +37,6 @@ from selftrain_seg.store import expand_soft
 from selftrain_seg.thresholds import ClassBalancedThreshold, PortionSchedule, source_subset
 
 LOSSES = {"mrkld": mrkld_loss, "mrent": mrent_loss, "mrl2": mrl2_loss}  # cross entropy included
-ALPHAS = {"mrkld": 0.01, "mrent": 0.1, "mrl2": 0.1, "lrent": 0.25}
 
 
 @dataclass(kw_only=True)
@@ -50,12 +51,14 @@ class CRSTSettings(Settings):
     source_portion: tuple[float, float, float] | None = None  # of source images in use: start, step, stop
     source_redraw: bool = False  # draw the source images anew in each round; by default some are added
     mine: bool = False  # crop around small classes
+    mine_rarest: bool = True  # where an image has no small class, crop around the rarest classes
 
 
 @command_line
 def main() -> None:
     settings = parse(CRSTSettings, __doc__)
-    settings.alpha = ALPHAS[settings.regularizer] if settings.alpha is None else settings.alpha
+    if settings.alpha is None:
+        settings.alpha = defaults("crst", settings.data, settings.network)[f"alpha_{settings.regularizer}"]
     soft_labels = settings.regularizer == "lrent"
     run = Run(settings)
     data = open_data(settings, run)
@@ -89,7 +92,7 @@ def main() -> None:
             share = PortionSchedule(*settings.source_portion)(number)
             order = source_subset(len(data.source), share, seed=settings.seed + number * settings.source_redraw)
             order = order.tolist()
-        mined = small_class_crop(stored, settings.crop) if settings.mine else None
+        mined = small_class_crop(stored, settings.crop, settings.mine_rarest) if settings.mine else None
         mining = training_transform(settings.crop, crop=mined, scale=settings.scale_range)
         labelled = Labelled(data.target, stored, ("labels", "soft")) if soft_labels else data.target_with(stored.labels)
         source = run.loader(data.source, f"{stage} source", transform, order)

@@ -4,8 +4,8 @@ Semi-supervised: few images are labelled (``--data voc --labelled 106``: one in 
 ever larger portions of every class in all others, at last everything. Its belief p in a label weighs the pixel's loss
 by p^gamma. In DMT two students label for each other, and the weight depends on whether they agree; ``--second-init``
 lets them differ from the start. On the embedded benchmark the source images are the labelled ones. Differs from the
-paper: as many labelled as other images in a step, which go through the network apart but share one mean; networks go on
-from round to round; steps, batch and learning rate are not the paper's; the other's confidence is kept in 8 bits.
+published code: labelled and other images go through the network apart, but share one mean; colours are changed; a step
+of DMT has as many labelled as other images, not 1 and 7; the other's confidence is kept in 8 bits.
 
 ``python examples/source_only.py && python examples/dst_cbc.py --init runs/source_only/model.pt``
 """

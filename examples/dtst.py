@@ -56,6 +56,10 @@ class DTSTSettings(Settings):
     refresh: int = 3000  # steps between snapshots (TCR)
     view_scale: tuple[float, float] = (0.75, 1.75)  # of the student's views
     jitter: tuple[float, float, float, float] = (0.5, 0.5, 0.5, 0.2)  # of the student's colours
+    jitter_chance: float = 0.8  # share of views whose colours change
+    grey_chance: float = 0.2  # share of views without colours
+    blur_sigma: tuple[float, float] = (0.1, 1.0)  # of blurred views, in pixels
+    blur_chance: float = 0.5  # share of views that are blurred
     momentum: float = 0.99  # of the teacher
     score: Literal["snd", "entropy"] = "snd"  # that the teacher goes by (DTU)
     upper: float = 0.8  # share of its class's peak that a pixel must reach
@@ -145,7 +149,14 @@ def main() -> None:
     views = WeakStrongViews(
         settings.crop,
         scale=settings.view_scale,
-        strong=StrongSettings(jitter=tuple(settings.jitter), blur_sigma_px=(0.1, 1.0), cut_out_chance=0.0),
+        strong=StrongSettings(
+            jitter=settings.jitter,
+            jitter_chance=settings.jitter_chance,
+            grey_chance=settings.grey_chance,
+            blur_sigma_px=settings.blur_sigma,
+            blur_chance=settings.blur_chance,
+            cut_out_chance=0.0,
+        ),
     )
     coloured = data.target[0][0].shape[0] == 3  # of other channels, none is a colour
 

@@ -5,8 +5,9 @@ images are labelled one after the other by thresholds that follow each image's o
 from these labels, smoothed where there are some and sharpened where there are none, and from source images.
 
 Differs from the paper and its published settings: AdamW for Adam and a polynomial schedule for a cosine one; images
-keep their size in training and labelling (``--crop`` cuts them); every step has as many source as target images (the
-published settings weigh source by 0: ``--source-weight 0``); batches of the warm-up are not of one image.
+keep their size in labelling; they are labelled in the order of their names, and by the network as the round before
+left it; the learning rate is the same in each round. Where ``--source-weight`` is not 0, as it is in all published
+settings, every step has as many source as target images.
 The thresholds begin anew in every round. On several ranks each goes through every N-th image, and after every image
 all take the average of their thresholds, so labels differ a little from those of one process.
 
@@ -167,7 +168,9 @@ def main() -> None:
         student.train()
         for _, (source_images, source_labels), (images, labels) in run.steps(stage, settings.steps, source, target):
             with run.accumulate(student):  # the domains apart: in one batch BatchNorm would mix their statistics
-                source_loss = supervised(run, student(as_floats(source_images)), source_labels)
+                source_loss = torch.zeros((), device=run.device)
+                if settings.source_weight:
+                    source_loss = supervised(run, student(as_floats(source_images)), source_labels)
                 target_loss = region_guided(run, student(as_floats(images)), labels, settings)
                 run.backward(settings.source_weight * source_loss + target_loss)
                 optimizer.step()

@@ -124,15 +124,15 @@ def label_target(
     return write_labels(net, data, run, store, number, lambda logits: select(logits, thresholds), **kept)
 
 
-def small_class_crop(stored: StoredRound, size: Sequence[int]) -> SmallClassCrop:
-    """Crops around the small classes of a round, and in images without any around its rarest ones.
+def small_class_crop(stored: StoredRound, size: Sequence[int], rarest: bool = True) -> SmallClassCrop:
+    """Crops around the small classes of a round, and (``rarest``) in images without any around its rarest ones.
 
     Classes that the network never predicts are left out: there is nothing of them to find.
     """
     counts = stored.predicted.sum(0)
     there = counts.nonzero()[:, 0]
     small, rare = classes_below(counts), there[rare_classes(counts[there], k=min(3, len(there)))]
-    return SmallClassCrop(small[counts[small] > 0], size, fallback=rare)
+    return SmallClassCrop(small[counts[small] > 0], size, fallback=rare if rarest else None)
 
 
 class Labelled(Dataset[Any]):

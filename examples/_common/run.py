@@ -101,7 +101,7 @@ class Run:
 
     def optimizer(self, net: nn.Module, lr: float | None = None) -> Any:
         """Make the optimizer of ``--optimizer``, with ``--lr`` unless another is given."""
-        groups = list(parameter_groups(net, self.settings.lr if lr is None else lr))
+        groups = list(parameter_groups(net, self.settings.lr if lr is None else lr, self.settings.head_factor))
         if self.settings.optimizer == "sgd":
             return self.wrap_optimizer(torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4))
         return self.wrap_optimizer(torch.optim.AdamW(groups, weight_decay=1e-2))

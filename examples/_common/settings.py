@@ -32,6 +32,7 @@ class Settings(DataSettings, NetworkSettings):
     batch: int = 4  # images of each domain in a step, over all processes
     accumulate: int = 1  # backward passes a step, each with a batch of its own
     lr: float = 2e-3  # learning rate at the start
+    head_factor: float = 10.0  # how many times as fast the head of a pre-trained network learns
     schedule: Literal["poly", "constant"] = "poly"  # of the learning rate
     optimizer: Literal["adamw", "sgd"] = "adamw"  # AdamW, or SGD with momentum 0.9
     amp: Literal["no", "bf16", "fp16"] = "no"  # automatic mixed precision, in training, labelling and evaluation

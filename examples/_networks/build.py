@@ -305,8 +305,8 @@ def freeze_batchnorm(net: nn.Module) -> None:
         setattr(net, name, frozen)
 
 
-def parameter_groups(net: nn.Module, lr: float) -> Iterator[dict[str, object]]:
-    """Yield optimizer groups: the head of a pre-trained network learns ten times as fast as its backbone."""
+def parameter_groups(net: nn.Module, lr: float, head_factor: float) -> Iterator[dict[str, object]]:
+    """Yield optimizer groups: a pre-trained network's head learns ``head_factor`` times as fast as its backbone."""
     heads, others = [], []
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
@@ -314,4 +314,4 @@ def parameter_groups(net: nn.Module, lr: float) -> Iterator[dict[str, object]]:
             (heads if is_head else others).append(parameter)
     yield {"params": others, "lr": lr}
     if heads:
-        yield {"params": heads, "lr": 10 * lr}
+        yield {"params": heads, "lr": head_factor * lr}

@@ -257,6 +257,7 @@ def test_classes_that_are_never_predicted_are_not_mined(common, tmp_path):
     small, rarest = (row.nonzero()[:, 0].tolist() for row in crop.mined)
     assert small == []
     assert rarest == [1, 3, 5]
+    assert small_class_crop(stored, (2, 2), rarest=False).mined.sum() == 0
 
 
 # Workers

@@ -463,3 +463,12 @@ def test_options_reach_the_trainers():
     text = subprocess.run(words, env=wide, capture_output=True, text=True, timeout=300, check=True).stdout
     for word in ("--backbone-weights", "efficientnet-lite0-unet", "hf:FOLDER", "module:factory"):
         assert word in text, word
+
+
+def test_the_head_learns_faster_than_the_backbone():
+    net = build(SMALL, from_scratch=True)
+    groups = list(networks.parameter_groups(net, 0.01, 10.0))
+    assert [group["lr"] for group in groups] == [0.01, 0.1]
+    assert [group["lr"] for group in networks.parameter_groups(net, 0.01, 1.0)] == [0.01, 0.01]
+    assert sum(len(group["params"]) for group in groups) == len(list(net.parameters()))
+    assert len(list(networks.parameter_groups(build("small-unet"), 0.01, 10.0))) == 1
