@@ -227,7 +227,7 @@ class _Threshold(Stateful):
         nothing = 1.0 if peaks is None else torch.inf
         few = 0.0 if self.small == "all" else nothing
         thresholds = torch.where(taken > 0, _probability_below(score), few).expand(self.num_classes)
-        if isinstance(portion, Tensor):
+        if isinstance(portion, Tensor) and few != nothing:
             thresholds = torch.where(portion > 0, thresholds, nothing)
         if peaks is not None:
             thresholds = torch.where(thresholds.isfinite(), thresholds * peaks.double(), thresholds)

@@ -138,12 +138,12 @@ def test_an_image_in_colours_is_no_mask(shape):
     """(H, W, 3) was taken for H label maps three pixels wide."""
     pixels = np.zeros(shape, np.uint8)
     for image in (pixels, torch.from_numpy(pixels), Image.fromarray(pixels)):
-        with pytest.raises(ValueError, match=r"`masks`: .*got \(8, 10, \d\), which looks like \(H, W, channels\)"):
+        with pytest.raises(ValueError, match=r"`masks`: .*got \(8, 10, \d\), which looks like a colour image \(H, W, channels\)"):
             ClassIndex.from_masks([image], 5)
 
 
 def test_an_image_of_two_bands_is_no_mask():
-    with pytest.raises(ValueError, match=r"`masks`: .*got \(4, 6, 2\), which looks like \(H, W, channels\)"):
+    with pytest.raises(ValueError, match=r"`masks`: .*got \(4, 6, 2\), which looks like a colour image \(H, W, channels\)"):
         ClassIndex.from_masks([Image.new("LA", (6, 4))], 5)
 
 
@@ -583,8 +583,8 @@ def test_bad_masks():
     fails(TypeError, "`num_classes`: expected an int", [], 2.0)
     fails(ValueError, "`num_classes`: expected at least 1", [], 0)
     fails(TypeError, "`ignore_index`", [], 2, ignore_index="255")
-    fails(ValueError, r"`ignore_index`: expected a value outside \[0, 2\)", [], 2, ignore_index=1)
-    fails(ValueError, r"`ignore_index`: expected a value outside \[0, 300\).*got 255", [], 300)
+    fails(ValueError, r"`ignore_index`: expected a value outside the classes \[0, 2\)", [], 2, ignore_index=1)
+    fails(ValueError, r"`ignore_index`: expected a value outside the classes \[0, 300\).*got 255", [], 300)
     fails(TypeError, "`masks`: expected an integer dtype", [torch.zeros(2, 2)], 2)
     fails(ValueError, r"`masks`: expected \(H, W\) or \(B, H, W\) with pixels, got \(3,\)", [torch.zeros(3).int()], 2)
     fails(ValueError, r"`masks`: .* got \(0, 4\)", [torch.zeros(0, 4).int()], 2)

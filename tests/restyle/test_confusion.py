@@ -100,7 +100,7 @@ def test_update_compiles():
 def test_errors_of_the_matrix():
     with pytest.raises(ValueError, match="`num_classes`: expected at least 2, got 1"):
         ConfusionMatrix(1)
-    with pytest.raises(ValueError, match="`ignore_index`: expected a value outside"):
+    with pytest.raises(ValueError, match="`ignore_index`: expected a value outside the classes"):
         ConfusionMatrix(C, ignore_index=2)
     matrix = ConfusionMatrix(C)
     with pytest.raises(ValueError, match="`logits`: expected 5 classes on dimension 1, got 4"):
