@@ -54,6 +54,11 @@ accelerate_loop.main()
 """
 
 
+def source_network(folder: Path) -> Path:
+    """The network that a script has trained, in a folder named by the code that made it."""
+    return next(folder.glob("*/source-16.pt"))
+
+
 def need(module: str) -> None:
     if importlib.util.find_spec(module) is None:
         text = f"{module} is not installed: pip install -e '.[integrations]'"
@@ -119,7 +124,7 @@ def test_plain_pytorch(out):
     assert 1 / CLASSES <= low < high <= 1
     # The portions asked for; re-weighting gives some pixels to other classes than the predicted one.
     assert numbers(r"selected (\d\.\d+)", output) == pytest.approx([0.3, 0.4], abs=0.15)
-    before, after = (torch.load(folder / name, weights_only=True) for name in ("source-16.pt", "plain.pt"))
+    before, after = (torch.load(path, weights_only=True) for path in (source_network(folder), folder / "plain.pt"))
     assert before.keys() == after.keys()
     assert all(tensor.isfinite().all() for tensor in after.values())
     assert all(not torch.equal(before[name], after[name]) for name in before if name.endswith("weight"))
@@ -196,7 +201,7 @@ def test_accelerate_accumulates_compiles_and_saves_a_plain_network(begun):
     output = run(script, *options, cwd=begun)
     assert numbers(r"adapted: mIoU \d+\.\d, (\d+) updates", output) == [4]  # eight batches
     assert all(0 < value <= 0.999 for value in numbers(r"θ (\d\.\d+) to (\d\.\d+)", output))
-    network, before = (torch.load(begun / name, weights_only=True) for name in ("accelerate.pt", "source-16.pt"))
+    network, before = (torch.load(path, weights_only=True) for path in (begun / "accelerate.pt", source_network(begun)))
     assert network.keys() == before.keys()
     teacher, selector = (
         torch.load(begun / "accelerate" / f"custom_checkpoint_{number}.pkl", weights_only=True) for number in (0, 1)

@@ -138,12 +138,16 @@ def test_an_image_in_colours_is_no_mask(shape):
     """(H, W, 3) was taken for H label maps three pixels wide."""
     pixels = np.zeros(shape, np.uint8)
     for image in (pixels, torch.from_numpy(pixels), Image.fromarray(pixels)):
-        with pytest.raises(ValueError, match=r"`masks`: .*got \(8, 10, \d\), which looks like a colour image \(H, W, channels\)"):
+        with pytest.raises(
+            ValueError, match=r"`masks`: .*got \(8, 10, \d\), which looks like a colour image \(H, W, channels\)"
+        ):
             ClassIndex.from_masks([image], 5)
 
 
 def test_an_image_of_two_bands_is_no_mask():
-    with pytest.raises(ValueError, match=r"`masks`: .*got \(4, 6, 2\), which looks like a colour image \(H, W, channels\)"):
+    with pytest.raises(
+        ValueError, match=r"`masks`: .*got \(4, 6, 2\), which looks like a colour image \(H, W, channels\)"
+    ):
         ClassIndex.from_masks([Image.new("LA", (6, 4))], 5)
 
 
