@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import tempfile
 import time
@@ -54,9 +55,9 @@ def end(ranks: list, log: Path) -> None:
 
 def kill(ranks: list, out: Path, files: int, later: float, apart: float) -> bool:
     """Kill all ranks a moment after so many new files, the first before the others; False if all had ended."""
-    before, seen = set(out.rglob("*")), set()
+    before, seen = everything(out), set()
     while len(seen) < files and any(process.is_alive() for process in ranks):
-        seen |= set(out.rglob("*")) - before
+        seen |= everything(out) - before
         time.sleep(0.002)
     time.sleep(later)
     working = any(process.is_alive() for process in ranks)
@@ -66,6 +67,11 @@ def kill(ranks: list, out: Path, files: int, later: float, apart: float) -> bool
     for process in ranks:
         process.join()
     return working
+
+
+def everything(folder: Path) -> set[Path]:
+    """All files and folders; a checkpoint may vanish while they are listed."""
+    return {Path(place, name) for place, folders, files in os.walk(folder) for name in (*folders, *files)}
 
 
 def damage(out: Path) -> list[str]:
@@ -112,7 +118,7 @@ def main() -> None:
             for processes in args.processes:
                 out, began = root / f"whole-{script}-{processes}", time.monotonic()
                 end(start(script, out, [*SCRIPTS[script], *data], processes, log), log)
-                kinds[script, processes] = (outcome(out), len(list(out.rglob("*"))))
+                kinds[script, processes] = (outcome(out), len(everything(out)))
                 print(f"{script} on {processes}: {time.monotonic() - began:.0f} s", flush=True)
         done = bad = 0
         for number, (script, processes) in enumerate(cycle(kinds)):
@@ -122,7 +128,7 @@ def main() -> None:
             out = root / f"killed-{number}"
             options, moments, problems = [*SCRIPTS[script], *data], [], []
             for _ in range(min(generator.randint(1, 3), args.kills - done)):
-                left = max(1, files - len(list(out.rglob("*"))))
+                left = max(1, files - len(everything(out)))
                 moment = (generator.randint(0, left), generator.uniform(0, 0.1), generator.choice([0.0, 0.1]))
                 if kill(start(script, out, options, processes, log), out, *moment):
                     moments.append(last_step(out))
