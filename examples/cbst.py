@@ -17,7 +17,7 @@ import torch
 from _common.evaluation import evaluate, line, score_before, summary
 from _common.loading import as_floats
 from _common.progress import progress
-from _common.rounds import label_target, open_store, small_class_crop
+from _common.rounds import label_target, open_store, small_class_crop, source_order
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
 from _data.augmentation import training_transform
@@ -30,7 +30,7 @@ from selftrain_seg import IGNORE_INDEX, PseudoLabels
 from selftrain_seg.confidence import SpatialPrior
 from selftrain_seg.losses import cross_entropy
 from selftrain_seg.selectors import select_hard, select_reweighted
-from selftrain_seg.thresholds import ClassBalancedThreshold, GlobalThreshold, PortionSchedule, source_subset
+from selftrain_seg.thresholds import ClassBalancedThreshold, GlobalThreshold, PortionSchedule
 
 
 @dataclass(kw_only=True)
@@ -93,11 +93,7 @@ def main() -> None:
         kc = estimator(num_classes, portion, prior=prior).to(run.device)
         stored = label_target(net, data, run, store, stage, number, kc, select, portion)
 
-        order = None
-        if settings.source_portion is not None:
-            share = PortionSchedule(*settings.source_portion)(number)
-            order = source_subset(len(data.source), share, seed=settings.seed + number * settings.source_redraw)
-            order = order.tolist()
+        order = source_order(settings, len(data.source), number)
         mined = small_class_crop(stored, settings.crop) if settings.mine else None
         mining = training_transform(settings.crop, crop=mined, scale=settings.scale_range)
         source = run.loader(data.source, f"{stage} source", transform, order)

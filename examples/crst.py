@@ -21,7 +21,7 @@ import torch
 from _common.defaults import defaults
 from _common.evaluation import evaluate, line, score_before, summary
 from _common.loading import as_floats
-from _common.rounds import Labelled, label_target, open_store, small_class_crop
+from _common.rounds import Labelled, label_target, open_store, small_class_crop, source_order
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
 from _data.augmentation import training_transform
@@ -34,7 +34,7 @@ from selftrain_seg import IGNORE_INDEX, PseudoLabels
 from selftrain_seg.losses import cross_entropy, mrent_loss, mrkld_loss, mrl2_loss
 from selftrain_seg.selectors import select_reweighted, select_soft
 from selftrain_seg.store import expand_soft
-from selftrain_seg.thresholds import ClassBalancedThreshold, PortionSchedule, source_subset
+from selftrain_seg.thresholds import ClassBalancedThreshold, PortionSchedule
 
 LOSSES = {"mrkld": mrkld_loss, "mrent": mrent_loss, "mrl2": mrl2_loss}  # cross entropy included
 
@@ -87,11 +87,7 @@ def main() -> None:
         kc = ClassBalancedThreshold(num_classes, portion).to(run.device)
         stored = label_target(net, data, run, store, stage, number, kc, select, portion)
 
-        order = None
-        if settings.source_portion is not None:
-            share = PortionSchedule(*settings.source_portion)(number)
-            order = source_subset(len(data.source), share, seed=settings.seed + number * settings.source_redraw)
-            order = order.tolist()
+        order = source_order(settings, len(data.source), number)
         mined = small_class_crop(stored, settings.crop, settings.mine_rarest) if settings.mine else None
         mining = training_transform(settings.crop, crop=mined, scale=settings.scale_range)
         labelled = Labelled(data.target, stored, ("labels", "soft")) if soft_labels else data.target_with(stored.labels)

@@ -18,6 +18,7 @@ from _common.run import Run
 from selftrain_seg import PseudoLabels
 from selftrain_seg.mining import SmallClassCrop, classes_below, rare_classes
 from selftrain_seg.store import PseudoLabelStore, StoredRound
+from selftrain_seg.thresholds import PortionSchedule, source_subset
 
 
 class Estimator(Protocol):
@@ -122,6 +123,14 @@ def label_target(
     thresholds = thresholds_of(store, number, run, lambda: estimate_thresholds(net, data, run, estimator))
     kept = {"thresholds": thresholds, "portion": portion}
     return write_labels(net, data, run, store, number, lambda logits: select(logits, thresholds), **kept)
+
+
+def source_order(settings: Any, length: int, number: int) -> list[int] | None:
+    """Indices of the source images that a round uses (``--source-portion``, ``--source-redraw``); None for all."""
+    if settings.source_portion is None:
+        return None
+    share = PortionSchedule(*settings.source_portion)(number)
+    return source_subset(length, share, seed=settings.seed + number * settings.source_redraw).tolist()
 
 
 def small_class_crop(stored: StoredRound, size: Sequence[int], rarest: bool = True) -> SmallClassCrop:
