@@ -36,7 +36,7 @@ CLASSES = SyntheticStreets.classes
 CONTROLS = {
     "source": "control: more source steps",
     "global": "one global threshold",
-    "supervised": "bound: target labels",
+    "supervised": "upper bound: target labels",
 }
 NAMES = {"cbst": "CBST", "mrkld": "CRST-MRKLD", **CONTROLS}
 
@@ -180,22 +180,24 @@ def run(args: argparse.Namespace, seed: int, results: dict[str, list[Tensor]]) -
     net = SmallUNet(len(CLASSES)).to(device, memory_format=torch.channels_last)
     net.load_state_dict(torch.load(weights, map_location=device, weights_only=True))
 
-    images, truth = (tensor[:6] for tensor in val.tensors)
+    images, truth = (tensor[:3] for tensor in val.tensors)
     columns = {"source only": predict(net, images)}
     results.setdefault("source only", []).append(evaluate(net, val, len(CLASSES)))
     reestimate_batchnorm(net, target)
+    columns["BatchNorm re-estimated"] = predict(net, images)
     results.setdefault("BatchNorm re-estimated", []).append(evaluate(net, val, len(CLASSES)))
 
     curves = {}
     for method in [args.method, *(CONTROLS if args.compare else ())]:
-        adapted, before = copy.deepcopy(net), results["BatchNorm re-estimated"][-1]
-        for number, iou in ((-1, results["source only"][-1]), (0, before)):
+        adapted = copy.deepcopy(net)
+        before = [results[name][-1] for name in ("source only", "BatchNorm re-estimated")]
+        for number, iou in zip((-1, 0), before, strict=True):
             record_round(args.notes, number, classes=CLASSES, iou=iou, group=run_name(args, method, seed))
         history = adapt(adapted, method, source, target, val, args, seed)
-        curves[NAMES[method]] = [before, *history]
+        curves[NAMES[method]] = [*before, *history]
         results.setdefault(NAMES[method], []).append(curves[NAMES[method]][-1])
         if method == args.method:
-            columns[f"adapted ({NAMES[method]})"] = predict(adapted, images)
+            columns[f"{NAMES[method]}, round {args.rounds}"] = predict(adapted, images)
             with torch.no_grad():
                 top = top_confidence(adapted(as_floats(images[:4])))
             figure = confidence_map(top.log_confidence.exp(), images=images[:4])

@@ -1,4 +1,4 @@
-"""What the library is for, at one glance: a target image, the network before and after self-training, the truth."""
+"""What the library is for, at one glance: a target image, the predictions after each step, the ground truth."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import copy
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import nn
 from tqdm import trange
 
@@ -23,18 +24,24 @@ ROUNDS, STEPS, BATCH = 1, 120, 4
 
 
 def draw(scene: Scene) -> Figure:
-    """Draw four panels, with the mIoU over all validation images above the predictions."""
+    """Draw five panels, with the mIoU over all validation images above the predictions, and the classes' colours."""
     image, truth = (tensor[IMAGE] for tensor in scene.val.tensors)
     panels = {"camera image, no labels": image}
-    for name, net in {"before: trained on a game": scene.source_only, "after: one round": adapted(scene)}.items():
+    steps = {"source only": scene.source_only, "BatchNorm re-estimated": scene.net, "one round of CBST": adapted(scene)}
+    for name, net in steps.items():
         with torch.no_grad():
             labels = net(as_floats(image[None])).argmax(dim=1)[0]
         panels[f"{name}\nmIoU {evaluate(net, scene.val):.0f} %"] = coloured(labels.where(truth != 255, 255))
-    panels["the truth, for comparison"] = coloured(truth)
-    figure, axes = plt.subplots(2, 2, figsize=(WIDTH * 1.25, 5.3), layout="constrained")
-    for axis, (name, panel) in zip(axes.flat, panels.items(), strict=True):
+    panels["ground truth"] = coloured(truth)
+    figure, axes = plt.subplots(3, 2, figsize=(WIDTH * 1.25, 7.6), layout="constrained")
+    for axis, (name, panel) in zip(axes.flat, panels.items(), strict=False):
         show(axis, panel, name)
         axis.title.set_fontsize(14)
+    colours = [[value / 255 for value in colour] for colour in SyntheticStreets.palette]
+    patches = [Patch(facecolor=colour) for colour in (*colours, "white")]
+    patches[-1].set_edgecolor("black")
+    axes[2, 1].legend(patches, [*SyntheticStreets.classes, "no label"], loc="center", ncols=2, fontsize=13)
+    axes[2, 1].set_axis_off()
     return figure
 
 

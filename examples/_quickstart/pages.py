@@ -70,11 +70,16 @@ def write_picture(
     Args:
         path: PNG file to write.
         sheet: ``image_sheet`` made it.
-        curves_by_run: name of a run -> per-class IoU (C,) before the first round and after each.
+        curves_by_run: name of a run -> per-class IoU (C,) of the source network, with BatchNorm re-estimated, and after
+            each round.
         classes: names of the classes.
     """
     means = {name: _mean_iou(ious, range(len(classes))) for name, ious in curves_by_run.items()}
-    chart = curves(means, xlabel="round (0: BatchNorm re-estimated)", ylabel="target mIoU, %")
+    chart = curves(means, xlabel="", ylabel="target mIoU, %")
+    rounds = max(map(len, means.values())) - 2
+    steps = ["source only", "BatchNorm\nre-estimated", *(f"round {number + 1}" for number in range(rounds))]
+    chart.axes[0].set_xticks(range(len(steps)), steps)
+    chart.axes[0].set_ylim(bottom=0)
     chart.set_size_inches(sheet.get_figwidth(), 3.2)
     parts = []
     for figure in (sheet, chart):

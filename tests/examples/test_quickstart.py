@@ -22,7 +22,7 @@ def test_smoke_with_all_options(tmp_path):
     output = run_as_people_do("quickstart.py", tmp_path, *options)
     table = output[output.index("target validation, IoU in %, mean of 2 seeds") :].splitlines()
     names = ["source only", "BatchNorm re-estimated", "CRST-MRKLD", "control: more source steps"]
-    names += ["one global threshold", "bound: target labels"]
+    names += ["one global threshold", "upper bound: target labels"]
     for line, name in zip(table[2:8], names, strict=True):
         assert line.startswith(name)
         numbers = [float(number) for number in re.findall(r"\d+\.\d|nan", line[len(name) :])]
