@@ -78,9 +78,12 @@ def write_picture(
     chart = curves(means, xlabel="", ylabel="target mIoU, %")
     rounds = max(map(len, means.values())) - 2
     steps = ["source only", "BatchNorm\nre-estimated", *(f"round {number + 1}" for number in range(rounds))]
-    chart.axes[0].set_xticks(range(len(steps)), steps)
-    chart.axes[0].set_ylim(bottom=0)
-    chart.set_size_inches(sheet.get_figwidth(), 3.2)
+    axis = chart.axes[0]
+    axis.set_xticks(range(len(steps)), steps)
+    axis.set_ylim(0, min(100, 1.15 * max(map(max, means.values()))))
+    for place, mean in enumerate(*means.values()) if len(means) == 1 else ():  # the legend has those of several lines
+        axis.annotate(f"{mean:.1f}", (place, mean), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+    chart.set_size_inches(sheet.get_figwidth(), 2.6)
     parts = []
     for figure in (sheet, chart):
         drawn = BytesIO()
