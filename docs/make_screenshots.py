@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-WIDTHS = {"desktop": 1280, "phone": 400}
+WIDTHS = {"desktop": 1280, "phone": 390}
 SCHEMES = {"dark": 0, "light": 1}
 TALLEST = 16000  # what Chromium draws in one piece
 

@@ -29,7 +29,7 @@ from selftrain_seg.losses import cross_entropy, mrkld_loss
 from selftrain_seg.mining import crop, mine_crops, rare_classes
 from selftrain_seg.selectors import SelectionStatistics, SelectionSummary, select_hard, select_reweighted
 from selftrain_seg.thresholds import ClassBalancedThreshold, GlobalThreshold, linear_portion
-from selftrain_seg.visualize import confidence_map, image_sheet, record_picture, record_round, report
+from selftrain_seg.visualize import confidence_map, image_sheet, record_about, record_picture, record_round, report
 
 CODE = code_digest(Path(__file__))  # what is kept for later runs was made by this very code
 CLASSES = SyntheticStreets.classes
@@ -211,8 +211,9 @@ def run(args: argparse.Namespace, seed: int, results: dict[str, list[Tensor]]) -
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
-    args.notes = args.out / "quickstart-report"  # of this very run; checkpoints bring back what is older
+    args.notes = args.out / "quickstart"  # of this very run; checkpoints bring back what is older
     shutil.rmtree(args.notes, ignore_errors=True)
+    record_about(args.notes)
     results: dict[str, list[Tensor]] = {}
     for seed in args.seed:
         run(args, seed, results)
