@@ -133,5 +133,5 @@ _read = operator(
     "read(Tensor logits, Tensor? valid, Tensor? prior, bool log=False) -> (Tensor, Tensor)",
     _plain,
     _fake,
-    kernel=True,
+    kernel="launch",
 )

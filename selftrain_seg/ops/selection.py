@@ -71,6 +71,6 @@ _select = operator(
     " -> (Tensor, Tensor, Tensor)",
     _plain,
     _fake,
-    kernel=True,
+    kernel="launch",
     reads_host=True,
 )

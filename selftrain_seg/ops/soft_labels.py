@@ -73,6 +73,6 @@ _soften = operator(
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _plain,
     _fake,
-    kernel=True,
+    kernel="launch",
     reads_host=True,
 )
