@@ -115,7 +115,7 @@ def test_failure_while_finishing(tmp_path, quiet, monkeypatch, at):
     with monkeypatch.context() as patch:
         patch.setattr(_files, "write", failing)
         if at == "cleaning":
-            patch.setattr("selftrain_seg.store.writer.shutil.rmtree", lambda *args, **options: None)
+            patch.setattr("selftrain_seg.store._complete.shutil.rmtree", lambda *args, **options: None)
             writer.finish()
             assert any("journal" in path for path in tree(tmp_path))
             assert open_store(tmp_path).rounds() == [0]
