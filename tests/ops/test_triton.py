@@ -46,11 +46,11 @@ def launched(monkeypatch):
     for module in (launch, launch_loss):
         monkeypatch.setattr(module, "run", note)
 
-    def note_one(kernel, *args, real=launch_state._launch_one, **kwargs):
+    def note_one(kernel, *args, real=launch_state.launch_one, **kwargs):
         names.append(kernel.fn.__name__ if hasattr(kernel, "fn") else kernel.__name__)
         return real(kernel, *args, **kwargs)
 
-    monkeypatch.setattr(launch_state, "_launch_one", note_one)
+    monkeypatch.setattr(launch_state, "launch_one", note_one)
     yield names
     assert names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 PIXELS = 256  # per program
 _UNROLLED, _CHUNK = 64, 8  # up to 64 classes are one chunk; more are processed in chunks of 8
+GROUP_SIZE = 32  # pixels whose counts are added up before they are written
 _LANES = 4  # threads that share a pixel whose classes are adjacent in memory
 
 
@@ -71,6 +73,13 @@ def run(
         )  # fmt: skip
 
 
+def launch_one(kernel: Any, programs: int, first: Tensor, *rest: Any, **options: Any) -> None:
+    """Call a kernel with its arguments as given."""
+    if programs:
+        with torch.cuda.device(first.get_device()):
+            kernel[(programs,)](first, *rest, **options, enable_fp_fusion=False)
+
+
 def fits(logits: Tensor) -> bool:
     return logits.dtype != torch.float64
 
@@ -85,3 +94,14 @@ def new_map(logits: Tensor, dtype: torch.dtype) -> Tensor:
 
 def contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
+
+
+def bits(number: float) -> int:
+    """The bits of a float64, as Triton passes plain numbers as float32."""
+    bits: int = struct.unpack("<q", struct.pack("<d", number))[0]
+    return bits
+
+
+def power_of_2(size: int) -> int:
+    """The smallest power of two that is at least ``size``."""
+    return 1 << (size - 1).bit_length()

@@ -16,8 +16,7 @@ from selftrain_seg.ops._thresholds import LARGE, SLACK
 from selftrain_seg.ops.counts import dyadic
 from selftrain_seg.ops.observing import LEAST, sum_sizes
 from selftrain_seg.ops.triton import reading
-from selftrain_seg.ops.triton._plan import PIXELS, contiguous, fits, new, new_map, plan_for, run
-from selftrain_seg.ops.triton.launch_state import GROUP_SIZE, bits
+from selftrain_seg.ops.triton._plan import GROUP_SIZE, PIXELS, bits, contiguous, fits, new, new_map, plan_for, run
 
 _OBSERVED_PIXELS = 64  # per program that also keeps labels
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from selftrain_seg.ops._thresholds import SLACK
 from selftrain_seg.ops.triton import fairness, mutual, negative, sums
 from selftrain_seg.ops.triton import loss as losses
-from selftrain_seg.ops.triton._plan import Plan, contiguous, fits, new, new_map, plan_for, run
-from selftrain_seg.ops.triton.launch_state import power_of_2
+from selftrain_seg.ops.triton._plan import Plan, contiguous, fits, new, new_map, plan_for, power_of_2, run
 
 _FEW_PIXELS = 128  # per program that sums over its pixels class by class, in one warp
 _MANY = 2048  # number of programs whose sums are added up at once
