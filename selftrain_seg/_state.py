@@ -81,10 +81,10 @@ class Stateful(nn.Module):
                 states[name] = part.view(states[name].shape)
         return list(states.values())
 
-    def add_sums(self, other: Any, *settings: str) -> None:
-        """Add the states of ``other`` that are summed over ranks; it must have the same type and ``settings``."""
-        if not isinstance(other, type(self)):
-            raise TypeError(f"`other`: expected a {type(self).__name__}, got {type(other).__name__}")
+    def add_sums(self, other: Any, kind: type[Stateful], *settings: str) -> None:
+        """Add the states of ``other`` that are summed over ranks; it must be a ``kind`` with the same ``settings``."""
+        if not isinstance(other, kind):
+            raise TypeError(f"`other`: expected a {kind.__name__}, got {type(other).__name__}")
         self.check_same(other, *settings)
         for name, combine in self._over_ranks.items():
             if combine is all_reduce_sum:

@@ -110,7 +110,7 @@ class ClassAgreement(Stateful):
             TypeError: ``other`` is not a ``ClassAgreement``.
             ValueError: the numbers of classes differ.
         """
-        self.add_sums(other, "num_classes")
+        self.add_sums(other, ClassAgreement, "num_classes")
 
     def compute(self, *, measure: str = "precision") -> Tensor:
         """Return the reliability of each class over all batches and ranks.

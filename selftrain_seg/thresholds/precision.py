@@ -95,7 +95,7 @@ class PrecisionThreshold(Stateful):
             TypeError: ``other`` is not a ``PrecisionThreshold``.
             ValueError: the numbers of classes differ.
         """
-        self.add_sums(other, "num_classes")
+        self.add_sums(other, PrecisionThreshold, "num_classes")
         self.known.merge(other.known)
         self.right.merge(other.right)
 

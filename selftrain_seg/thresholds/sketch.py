@@ -111,7 +111,7 @@ class ConfidenceSketch(Stateful):
             TypeError: ``other`` is not a ``ConfidenceSketch``.
             ValueError: its classes or bins differ.
         """
-        self.add_sums(other, "num_classes", "bins", "low", "high")
+        self.add_sums(other, ConfidenceSketch, "num_classes", "bins", "low", "high")
 
     def total(self) -> Tensor:
         """Return the counts summed over all ranks, (C, K) int64."""
