@@ -13,6 +13,7 @@ TABLE = ROOT / "examples" / "settings.json"
 PAGE = ROOT / "docs" / "_generated" / "settings.md"
 
 NAMES = {"gta5": "GTA5", "synthia": "SYNTHIA", "voc": "VOC", "cityscapes": "Cityscapes", "streets": "streets"}
+NAMES |= {"efficientnet-lite0-unet": "`efficientnet-lite0-unet`"}
 INTRODUCTIONS = {
     "source_only": "GTA5: CRST's source model. SYNTHIA: DT-ST's. VOC and Cityscapes: the labelled images alone, "
     "from which DST-CBC starts.",

@@ -6,10 +6,9 @@ into the student's scaled, cropped, mirrored and recoloured view. Every ``--refr
 (TCR): classes whose labels are steady from one of these snapshots to the next decide which images are drawn, and which
 regions are pasted into others. The teacher is what is evaluated and saved.
 
-Differs from the published code: the student takes the snapshots, the teacher's running confidence selects their
-labels, and before the first comparison the selected pixels' mean confidence counts; pasted are the classes below
-``--tail-share`` of a snapshot, from images drawn apart; the strong view has jitter, grey and blur. Without
-``--frozen-bn`` the teacher's BatchNorm works with the statistics of the batch.
+Differs from the published code: the student takes the snapshots; before the first comparison a class is steady in an
+image where its mean confidence is at least the median; pasted are the classes below ``--tail-share`` of a snapshot,
+from images drawn apart. Without ``--frozen-bn`` the teacher's BatchNorm works with the statistics of the batch.
 
 ``python examples/source_only.py && python examples/dtst.py --init runs/source_only/model.pt``
 """
@@ -27,7 +26,7 @@ from _common.progress import progress
 from _common.rounds import open_store, write_labels
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
-from _data.augmentation import relit, whole_image
+from _data.augmentation import cut_squares, relit, whole_image
 from _data.checks import look_at_masks
 from _data.opening import Data, open_data
 from _networks.build import build
@@ -36,7 +35,7 @@ from torch import Tensor, nn
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.losses import cross_entropy, negative_loss
 from selftrain_seg.mining import ClassBalancedSampler, ClassIndex, ReliabilityBank, classes_below, paste_classes
-from selftrain_seg.selectors import RunningConfidenceSelector
+from selftrain_seg.selectors import RunningConfidenceSelector, select_hard
 from selftrain_seg.store import StoredRound
 from selftrain_seg.teachers import DynamicTeacher
 from selftrain_seg.views import StrongSettings, WeakStrongViews, replay
@@ -52,7 +51,6 @@ class DTSTSettings(Settings):
     """Settings of DT-ST."""
 
     train_resize: tuple[int, int] | None = None  # size of images in training only; by default as they are
-    decay_steps: int | None = None  # at which the learning rate would be 0; by default --steps
     refresh: int = 3000  # steps between snapshots (TCR)
     view_scale: tuple[float, float] = (0.75, 1.75)  # of the student's views
     jitter: tuple[float, float, float, float] = (0.5, 0.5, 0.5, 0.2)  # of the student's colours
@@ -60,8 +58,10 @@ class DTSTSettings(Settings):
     grey_chance: float = 0.2  # share of views without colours
     blur_sigma: tuple[float, float] = (0.1, 1.0)  # of blurred views, in pixels
     blur_chance: float = 0.5  # share of views that are blurred
+    cut_out_chance: float = 0.0  # share of views in which a quarter of the squares of 32 pixels is black
     momentum: float = 0.99  # of the teacher
     score: Literal["snd", "entropy"] = "snd"  # that the teacher goes by (DTU)
+    dynamic_update: tuple[int, int, int] = (9, 3, 30)  # batches stored at the first decision, between two, at most
     upper: float = 0.8  # share of its class's peak that a pixel must reach
     negative: float = 0.5  # weight of negative learning; 0 for none
     tail_share: float = 0.03  # of labelled pixels: classes below it are pasted
@@ -69,13 +69,12 @@ class DTSTSettings(Settings):
     paste_pixels: int = 20  # that a pasted region must have
 
 
-def take_snapshot(
-    net: nn.Module, data: Data, run: Run, bank: ReliabilityBank, selector: RunningConfidenceSelector, step: int
-) -> StoredRound:
-    """Label all target images, and find the classes of each whose labels are as they were in the snapshot before."""
+def take_snapshot(net: nn.Module, data: Data, run: Run, bank: ReliabilityBank, step: int) -> StoredRound:
+    """Label all pixels of the target images, and find the classes of each whose labels have hardly changed."""
     number = int(bank.snapshots)
     store = open_store(run, data, keep=() if number else ("confidence",))
-    now = write_labels(ready_to_predict(net, data, run), data, run, store, number, selector.eval())
+    everything = functools.partial(select_hard, thresholds=0.0)
+    now = write_labels(ready_to_predict(net, data, run), data, run, store, number, everything)
     before = store.round(number - 1) if number else None
     mine = range(run.rank, len(now), run.world)
     for place in progress(mine, f"comparing snapshot {number}", disable=not run.main):
@@ -83,7 +82,6 @@ def take_snapshot(
         previous = None if before is None else before.labels(place)[None]
         bank.update(torch.tensor([place]), labels[None], confidence[None], previous=previous)
     bank.refresh(step)
-    selector.train()
     return now
 
 
@@ -101,8 +99,8 @@ def balanced_loaders(data: Data, run: Run, bank: ReliabilityBank, snapshot: Stor
     if not bank.candidates.any():
         raise SystemExit(
             f"snapshot {number}: no class of any image is steady, so there is nothing to draw images by. Are its "
-            "labels empty, or all others than before? Start from a network that knows these classes (--init), lower "
-            "--upper, or take snapshots more often (--refresh)"
+            "labels empty, or all others than before? Start from a network that knows these classes (--init), or take "
+            "snapshots more often (--refresh)"
         )
     places = {name: place for place, name in enumerate(data.target.names)}
     donors = data.target_with(functools.partial(reliable_labels, snapshot, bank, places))
@@ -138,9 +136,11 @@ def main() -> None:
     net = build(settings, len(classes))
     look_at_masks(data, run)
     train_mode = not settings.frozen_bn
-    teacher = DynamicTeacher(net, momentum=settings.momentum, score=settings.score, train_mode=train_mode)
+    start, every, most = settings.dynamic_update
+    how = {"momentum": settings.momentum, "score": settings.score, "train_mode": train_mode}
+    teacher = DynamicTeacher(net, first=start, every=every, most=most, **how)
     selector = RunningConfidenceSelector(len(classes), upper=settings.upper).to(run.device)
-    bank = ReliabilityBank(len(data.target), len(classes), every_steps=settings.refresh)
+    bank = ReliabilityBank(len(data.target), len(classes), every_steps=settings.refresh, median="rounded")
     student, optimizer, teacher = run.prepare(net), run.optimizer(net), teacher.to(run.device)
     run.register(teacher=teacher, selector=selector, bank=bank)
     run.restore()
@@ -167,11 +167,11 @@ def main() -> None:
         if run.has_begun(stage):
             snapshot = open_store(run, data).round(number)
         else:
-            snapshot = take_snapshot(net, data, run, bank, selector, first)
+            snapshot = take_snapshot(net, data, run, bank, first)
         loaders, tail = balanced_loaders(data, run, bank, snapshot)
         student.train()
         teacher.teacher.train()
-        steps, decay = min(settings.refresh, settings.steps - first), (first, settings.decay_steps or settings.steps)
+        steps, decay = min(settings.refresh, settings.steps - first), (first, settings.decay_over * settings.steps)
         for _, (images, _), (donor_images, donor_labels) in run.steps(stage, steps, *loaders, decay=decay):
             images, donor_images = as_floats(images), as_floats(donor_images)
             with run.autocast():
@@ -206,7 +206,7 @@ def main() -> None:
                 teacher.observe(images, net)  # before the student learns from it
             with run.accumulate(student):
                 strong = views.strong(weak, parameters) if coloured else relit(weak, settings.jitter[0])
-                logits = student(strong)
+                logits = student(cut_squares(strong, settings.cut_out_chance))
                 # Divided by all pixels, as published: the fewer have labels, the less these count.
                 loss = positive = cross_entropy(logits, labels, normalize="all")
                 if settings.negative:

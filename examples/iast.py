@@ -4,10 +4,9 @@ An adversarial warm-up brings the domains' outputs closer (``--warmup-steps 0`` 
 images are labelled one after the other by thresholds that follow each image's own confidences, and the student learns
 from these labels, smoothed where there are some and sharpened where there are none, and from source images.
 
-Differs from the paper and its published settings: AdamW for Adam and a polynomial schedule for a cosine one; images
-keep their size in labelling; they are labelled in the order of their names, and by the network as the round before
-left it; the learning rate is the same in each round. Where ``--source-weight`` is not 0, as it is in all published
-settings, every step has as many source as target images.
+Differs from the paper and its published settings: images are labelled in the order of their names, and by the network
+as the round before left it. All published settings have ``--source-weight 0``; with another, every step has as many
+source as target images.
 The thresholds begin anew in every round. On several ranks each goes through every N-th image, and after every image
 all take the average of their thresholds, so labels differ a little from those of one process.
 
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from _common.evaluation import evaluate, line, predict, ready_to_predict, score_before, summary
+from _common.evaluation import evaluate, line, predict_labels, ready_to_predict, score_before, summary
 from _common.loading import as_floats, one_by_one
 from _common.progress import progress
 from _common.rounds import open_store
@@ -48,6 +47,7 @@ class IASTSettings(Settings):
     """Settings of IAST."""
 
     rounds: int = 3  # of labelling and training
+    lr_factors: tuple[float, ...] = (1.0,)  # of --lr in each round; the last one holds in all further rounds
     warmup_steps: int = 6000  # 0 leaves the adversarial warm-up out
     warmup_lr: float = 2e-5  # learning rate of the warm-up
     adversarial_weight: float = 0.001  # of fooling the discriminator
@@ -96,7 +96,7 @@ def label_in_order(
     with store.write(number, names, portion=selector.portion) as writer:
         images_and_names = one_by_one(data.target, run, size)
         for images, some in progress(images_and_names, "labelling", calls, disable=not run.main):
-            writer.add(some, selector(predict(net, images, run)))
+            writer.add(some, selector(predict_labels(net, images, run)))
             calls -= 1
         for _ in range(calls):  # no image is left for this process
             selector(torch.zeros(0, selector.num_classes, 1, 1, device=run.device))
@@ -130,7 +130,7 @@ def main() -> None:
     run.expect(settings.warmup_steps + settings.rounds * settings.steps)
     store = open_store(run, data)
     score = score_before(net, data, run)
-    transform = training_transform(settings.crop, scale=settings.scale_range)
+    transform = training_transform(settings.crop, scale=settings.scale_range, jitter=settings.colour_jitter)
 
     if settings.warmup_steps and not run.passed("warmup"):
         loaders = [run.loader(part, f"warmup {name}", transform) for name, part in
@@ -138,7 +138,7 @@ def main() -> None:
         student.train()
         lr_scale = settings.warmup_lr / settings.lr
         for _, (source_images, labels), (target_images, _) in run.steps(
-            "warmup", settings.warmup_steps, *loaders, lr_scale={optimizer: lr_scale}
+            "warmup", settings.warmup_steps, *loaders, lr_scale={optimizer: lr_scale}, decay=(0, settings.warmup_steps)
         ):
             with run.accumulate(student, wrapped_judge):
                 logits = student(as_floats(source_images))
@@ -166,7 +166,9 @@ def main() -> None:
         target = run.loader(data.target_with(stored.labels), f"{stage} target", transform)
 
         student.train()
-        for _, (source_images, source_labels), (images, labels) in run.steps(stage, settings.steps, source, target):
+        lr_scale = settings.lr_factors[min(number, len(settings.lr_factors) - 1)]
+        steps = run.steps(stage, settings.steps, source, target, lr_scale=lr_scale)
+        for _, (source_images, source_labels), (images, labels) in steps:
             with run.accumulate(student):  # the domains apart: in one batch BatchNorm would mix their statistics
                 source_loss = torch.zeros((), device=run.device)
                 if settings.source_weight:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +44,11 @@ def predict(net: Callable[[Tensor], Tensor], images: Tensor, run: Run) -> Tensor
             return net(images).float()
         stride = [max(1, round(side * (1 - run.settings.overlap))) for side in tile]
         return predict_in_parts(net, images, window=tuple(tile), stride=tuple(stride), taper=True).float()
+
+
+def predict_labels(net: Callable[[Tensor], Tensor], images: Tensor, run: Run) -> Tensor:
+    """Logits that pseudo-labels are made of, averaged over ``--label-scales`` and ``--label-flip``."""
+    return _mean_logits(net, images, run, run.settings.label_scales, run.settings.label_flip)
 
 
 def ready_to_predict(net: nn.Module, data: Data, run: Run) -> nn.Module:
@@ -154,18 +159,22 @@ def _fused(net: nn.Module, images: Tensor, run: Run) -> Tensor:
     if scales == (1.0,) and not flip:
         return predict(net, images, run)
     if run.settings.fusion == "logits":
-        return _mean_logits(net, images, run)
+        return _mean_logits(net, images, run, scales, flip)
     return fuse_views(lambda view: predict(net, view, run), images, scales=scales, flip=flip).log()
 
 
-def _mean_logits(net: nn.Module, images: Tensor, run: Run) -> Tensor:
+def _mean_logits(
+    net: Callable[[Tensor], Tensor], images: Tensor, run: Run, scales: Sequence[float], flip: bool
+) -> Tensor:
     """Logits averaged over views, each brought back to the images' size and side."""
+    if tuple(scales) == (1.0,) and not flip:
+        return predict(net, images, run)
     size, total = images.shape[-2:], []
-    for scale in run.settings.scales:
+    for scale in scales:
         resized = [max(1, round(scale * side)) for side in size]
         view = images if scale == 1 else F.interpolate(images, resized, mode="bilinear", antialias=True)
         logits = [predict(net, view, run)]
-        if run.settings.flip:
+        if flip:
             logits.append(predict(net, view.flip(-1), run).flip(-1))
         total += [F.interpolate(part, size, mode="bilinear") for part in logits]
     return torch.stack(total).mean(dim=0)

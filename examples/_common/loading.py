@@ -26,10 +26,14 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         name: of the stage; other names draw others.
         length: images in the data set.
         order: numbers of the images to take, in order; None for one random permutation after the other.
+        batch: images in a batch of all processes; None for ``--batch``.
     """
 
-    def __init__(self, run: Run, name: str, length: int, order: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, run: Run, name: str, length: int, order: Sequence[int] | None = None, batch: int | None = None
+    ) -> None:
         self.run, self.name, self.length, self.order = run, name, length, order
+        self.size = batch or run.settings.batch
         self.first = 0  # batch to begin with
         self._epoch, self._permutation = -1, torch.empty(0)
 
@@ -41,7 +45,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
     def batch(self, number: int) -> list[tuple[int, int]]:
         """(number of the image, seed) for each image of this process's part of a batch."""
-        size, rank, world = self.run.settings.batch, self.run.rank, self.run.world
+        size, rank, world = self.size, self.run.rank, self.run.world
         places = range(number * size + rank * size // world, number * size + (rank + 1) * size // world)
         return [(self._image(place), self.run.seed(self.name, "image", place)) for place in places]
 
@@ -56,12 +60,17 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
 
 def loader_of(
-    dataset: Dataset[Any], run: Run, name: str, transform: Transform, order: Sequence[int] | None = None
+    dataset: Dataset[Any],
+    run: Run,
+    name: str,
+    transform: Transform,
+    order: Sequence[int] | None = None,
+    batch: int | None = None,
 ) -> DataLoader[Any]:
     """Random batches of a stage, without end. ``transform`` gets an item's parts, and a generator seeded for each."""
     return DataLoader(
         _Seeded(dataset, transform),
-        batch_sampler=StepSampler(run, name, len(dataset), order),
+        batch_sampler=StepSampler(run, name, len(dataset), order, batch),
         num_workers=run.settings.workers,
         pin_memory=run.device.type == "cuda",
         generator=torch.Generator(),  # or else a loader's start would move torch's own, after a resume only

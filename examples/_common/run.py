@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -37,6 +38,14 @@ _MAY_CHANGE |= {"tracker", "eval_every", "fusion", "missing_classes"}
 # Folders may have moved; ``Run.check_data`` looks at what is in them.
 _FOLDERS = {"root", "source_root", "source_images", "source_masks", "target_images", "target_masks", "val_images"}
 _FOLDERS |= {"val_masks", "source_names", "target_names", "val_names", "classes"}
+
+# What is left of the learning rate after a share of a schedule.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "poly": lambda share: (1 - share) ** 0.9,
+    "linear": lambda share: 1 - share,
+    "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2,
+    "constant": lambda share: 1.0,
+}
 
 _REPORT_EVERY = 60  # seconds, at least, between reports of a run that is under way
 
@@ -75,8 +84,9 @@ class Run:
         self.rank = self.accelerator.process_index
         self.world, self.main = self.accelerator.num_processes, self.accelerator.is_main_process
         torch.set_num_threads(settings.threads)
-        if settings.batch % self.world:
-            raise SystemExit(f"--batch {settings.batch} cannot be shared by {self.world} processes")
+        for option, images in (("batch", settings.batch), ("labelled-batch", getattr(settings, "labelled_batch", 0))):
+            if images and images % self.world:
+                raise SystemExit(f"--{option} {images} cannot be shared by {self.world} processes")
         self.out.mkdir(parents=True, exist_ok=True)
         self.started_with = ""
         self.resumed = self._check_settings()
@@ -101,10 +111,11 @@ class Run:
 
     def optimizer(self, net: nn.Module, lr: float | None = None) -> Any:
         """Make the optimizer of ``--optimizer``, with ``--lr`` unless another is given."""
+        kind, decay = self.settings.optimizer, self.settings.weight_decay
         groups = list(parameter_groups(net, self.settings.lr if lr is None else lr, self.settings.head_factor))
-        if self.settings.optimizer == "sgd":
-            return self.wrap_optimizer(torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4))
-        return self.wrap_optimizer(torch.optim.AdamW(groups, weight_decay=1e-2))
+        make = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind]
+        decay = decay if decay is not None else {"adamw": 1e-2}.get(kind, 5e-4)
+        return self.wrap_optimizer(make(groups, weight_decay=decay, **({"momentum": 0.9} if kind == "sgd" else {})))
 
     def wrap_optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
         """Let checkpoints, accumulation and the learning rate's schedule know an optimizer."""
@@ -146,9 +157,11 @@ class Run:
         digest = hashlib.blake2b(repr((self.settings.seed, *place)).encode(), digest_size=7).digest()
         return int.from_bytes(digest, "big")
 
-    def loader(self, dataset: Dataset[Any], name: str, transform: Callable[..., Any], order: Any = None) -> DataLoader:
+    def loader(
+        self, dataset: Dataset[Any], name: str, transform: Callable[..., Any], order: Any = None, batch: Any = None
+    ) -> DataLoader[Any]:
         """Random batches of a stage, see ``loading.loader_of``."""
-        return loader_of(dataset, self, name, transform, order)
+        return loader_of(dataset, self, name, transform, order, batch)
 
     def steps(
         self,
@@ -165,17 +178,17 @@ class Run:
             total: its steps.
             loaders: of :meth:`loader`.
             lr_scale: factor of all learning rates, or optimizer -> factor.
-            decay: (first step, last step) of the schedule that this stage is a part of; its own by default, which
-                begins with a new optimizer state.
+            decay: (first step, last step) of the schedule that this stage is a part of; by default it has one of its
+                own, of ``--decay-over``, and begins with a new optimizer state.
         """
-        first, last = decay or (0, total)
+        first, last = decay or (0, self.settings.decay_over * total)
         done = self._enter(stage, renew=decay is None)
         for loader in loaders:
             loader.batch_sampler.first = done * self.settings.accumulate
         batches = [iter(loader) for loader in loaders]
         with progress(what=stage, total=total, initial=done, unit="step", disable=not self.main) as bar:
             for step in range(done, total):
-                self._set_learning_rates(lr_scale, (first + step) / max(1, last))
+                self._set_learning_rates(lr_scale, first + step, last)
                 for part in range(self.settings.accumulate):
                     self.is_first_pass = part == 0
                     seed = self.seed(stage, step * self.settings.accumulate + part, self.rank)
@@ -217,8 +230,9 @@ class Run:
                 optimizer.optimizer.state.clear()
         return self.step
 
-    def _set_learning_rates(self, scale: Any, share: float) -> None:
-        decayed = max(0.0, 1 - share) ** 0.9 if self.settings.schedule == "poly" else 1.0
+    def _set_learning_rates(self, scale: Any, step: int, last: float) -> None:
+        decayed = SCHEDULES[self.settings.schedule](min(1.0, step / max(1, last)))
+        decayed *= min(1.0, (step + 1) / max(1, self.settings.lr_warmup * self.settings.steps))
         for optimizer in self.accelerator._optimizers:
             factor = decayed * (scale.get(optimizer, 1.0) if isinstance(scale, dict) else scale)
             for group in optimizer.param_groups:

@@ -27,14 +27,19 @@ class Settings(DataSettings, NetworkSettings):
     crop: tuple[int, int] | None = None  # height and width of training crops; by default that of the first image
     largest_crop: tuple[int, int] = (512, 1024)  # the default crop is no larger
     scale_range: tuple[float, float] = (1.0, 1.0)  # training images are resized by a random factor before the crop
+    colour_jitter: tuple[float, float, float, float] = (0.2, 0.2, 0.2, 0.03)
+    """brightness, contrast, saturation and hue of training images change by up to so much; 0 0 0 0: not at all"""
 
     steps: int = 120  # optimizer steps, of each round where there are rounds
     batch: int = 4  # images of each domain in a step, over all processes
     accumulate: int = 1  # backward passes a step, each with a batch of its own
     lr: float = 2e-3  # learning rate at the start
     head_factor: float = 10.0  # how many times as fast the head of a pre-trained network learns
-    schedule: Literal["poly", "constant"] = "poly"  # of the learning rate
-    optimizer: Literal["adamw", "sgd"] = "adamw"  # AdamW, or SGD with momentum 0.9
+    schedule: Literal["poly", "linear", "cosine", "constant"] = "poly"  # of the learning rate; poly: (1 - t)^0.9
+    decay_over: float = 1.0  # how many times --steps the schedule takes to reach 0; with more than 1 it ends before
+    lr_warmup: float = 0.0  # share of --steps in which the learning rate rises from 0
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"  # AdamW, Adam, or SGD with momentum 0.9
+    weight_decay: float | None = None  # by default 0.01 with AdamW, 5e-4 with the others
     amp: Literal["no", "bf16", "fp16"] = "no"  # automatic mixed precision, in training, labelling and evaluation
     compile: bool = False  # torch.compile the network
     workers: int = 0  # processes that read images
@@ -44,6 +49,8 @@ class Settings(DataSettings, NetworkSettings):
 
     scales: tuple[float, ...] = (1.0,)  # evaluation averages what the network says of images at these scales
     flip: bool = False  # evaluation mirrors images, too
+    label_scales: tuple[float, ...] = (1.0,)  # pseudo-labels come from the average of what is said at these scales
+    label_flip: bool = False  # and of mirrored images, too
     fusion: Literal["probabilities", "logits"] = "probabilities"  # what evaluation averages
     eval_every: int = 0  # evaluate every so many steps; 0: at the end of each round only
     predict_batch: int = 0  # images that labelling and evaluation predict at once; 0: as many as are small
@@ -90,15 +97,15 @@ def check(settings: Any) -> None:
     """One error for each number that no run can have, before anything is read."""
     least = {"steps": 0, "warmup_steps": 0, "rounds": 0, "workers": 0, "eval_every": 0, "predict_batch": 0}
     least |= dict.fromkeys(("batch", "accumulate", "threads", "checkpoint_every", "log_every", "channels"), 1)
-    least |= {"refresh": 1, "turn": 1, "stride": 1, "views": 1, "teacher_every": 1, "patch": 1}
+    least |= {"refresh": 1, "turn": 1, "stride": 1, "views": 1, "teacher_every": 1, "patch": 1, "labelled_batch": 1}
     for name, value in vars(settings).items():
         option, pair = f"--{name.replace('_', '-')}", isinstance(value, (list, tuple))
         shown = " ".join(f"{part:g}" for part in value) if pair and all(map(_is_number, value)) else value
-        if name in least and value < least[name]:
+        if name in least and value is not None and value < least[name]:
             raise SystemExit(f"{option} {value}: expected at least {least[name]}")
         if name in ("crop", "largest_crop", "tile", "resize") and value is not None and min(value) < 1:
             raise SystemExit(f"{option} {shown}: expected a height and a width of at least 1")
-        if re.fullmatch(r"(\w+_)?lr", name) and not 0 < value < math.inf:
+        if (re.fullmatch(r"(\w+_)?lr", name) or name == "decay_over") and not 0 < value < math.inf:
             raise SystemExit(f"{option} {value:g}: expected a number above 0")
         if name in ("portion", "source_portion") and value is not None:
             start, step, stop = value
@@ -107,8 +114,13 @@ def check(settings: Any) -> None:
                     f"{option} {shown}: expected start, step and stop as shares of 1 with start at most stop, such as "
                     "0.2 0.05 0.5"
                 )
-        if name in ("scales", "scale_range") and not all(0 < scale < math.inf for scale in value):
-            raise SystemExit(f"{option} {shown}: expected numbers above 0")
+        positive = ("scales", "scale_range", "label_scales", "lr_factors", "dynamic_update")
+        if name in positive and not (value and all(0 < part < math.inf for part in value)):
+            raise SystemExit(f"{option} {shown or 'without a value'}: expected numbers above 0")
+        if name == "lr_warmup" and not 0 <= value <= 1:
+            raise SystemExit(f"{option} {value:g}: expected a share of --steps from 0 to 1")
+        if name == "colour_jitter" and not (min(value) >= 0 and value[3] <= 0.5):
+            raise SystemExit(f"{option} {shown}: expected four numbers of at least 0, the last at most 0.5")
     if not 0 <= settings.overlap < 1:
         raise SystemExit(f"--overlap {settings.overlap}: expected a share from 0 to less than 1")
     if getattr(settings, "data", "folders") != "folders":

@@ -163,19 +163,22 @@ def _opened(settings: Settings, run: Run, source_free: bool) -> Data:
         return _voc(settings)
     if settings.source_root is None and not source_free:
         raise SystemExit(f"--data {settings.data}: say where the source images are with --source-root")
-    label_map = LabelMap.cityscapes()
+    outputs = settings.outputs if settings.data == "synthia" else 19
+    label_map = LabelMap.cityscapes(outputs)
     everything = {"mIoU": tuple(range(19))}
     if settings.data == "synthia":
         everything = {"mIoU-16": label_map.synthia_subset(16), "mIoU-13": label_map.synthia_subset(13)}
     source: Any = None
     if not source_free and (settings.source_root / "leftImg8bit").is_dir():
-        source = Cityscapes(settings.source_root)
+        source = Cityscapes(settings.source_root, label_map=label_map)
+    elif not source_free and settings.data == "synthia":
+        source = SYNTHIA(settings.source_root, label_map=LabelMap.synthia(outputs))
     elif not source_free:
-        source = SYNTHIA(settings.source_root) if settings.data == "synthia" else GTA5(settings.source_root)
+        source = GTA5(settings.source_root)
     if settings.data == "bdd100k":
         return _adaptation(settings, source, functools.partial(BDD100K, settings.root), label_map, everything)
     known = label_map
-    if settings.data == "synthia" and settings.missing_classes == "ignored":
+    if settings.data == "synthia" and outputs == 19 and settings.missing_classes == "ignored":
         known = label_map.ignoring("terrain", "truck", "train")
     open_target = functools.partial(Cityscapes, settings.root, label_map=known)
     return _adaptation(settings, source, open_target, label_map, everything)

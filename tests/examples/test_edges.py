@@ -31,6 +31,7 @@ def common(monkeypatch):
 def bare_run(tmp_path, **changes):
     """What the functions under test read of a run."""
     settings = {"reestimate_bn": 1, "seed": 0, "data": "folders", "batch": 4, "workers": 0, "tile": None}
+    settings |= {"label_scales": [1.0], "label_flip": False}
     settings |= {"scales": [1.0], "flip": False, "network": "own", "overlap": 0.25, "predict_batch": 0, **changes}
     return Namespace(
         settings=Namespace(**settings),
@@ -368,6 +369,13 @@ def test_defaults_belong_to_the_network_not_to_the_data(common, monkeypatch):
         ({"portion": [0.5, 0.1, 0.2]}, "--portion 0.5 0.1 0.2: .* start at most stop"),
         ({"source_portion": [0.0, 0.1, 0.2]}, "--source-portion 0 0.1 0.2: expected"),
         ({"scales": [1.0, 0.0]}, "--scales 1 0: expected numbers above 0"),
+        ({"label_scales": []}, "--label-scales without a value: expected numbers above 0"),
+        ({"lr_factors": [1.0, -0.5]}, "--lr-factors 1 -0.5: expected numbers above 0"),
+        ({"dynamic_update": [9, 0, 30]}, "--dynamic-update 9 0 30: expected numbers above 0"),
+        ({"decay_over": 0.0}, "--decay-over 0: expected a number above 0"),
+        ({"lr_warmup": 1500.0}, "--lr-warmup 1500: expected a share of --steps from 0 to 1"),
+        ({"labelled_batch": 0}, "--labelled-batch 0: expected at least 1"),
+        ({"colour_jitter": [0.1, 0.1, 0.1, 0.6]}, "--colour-jitter 0.1 0.1 0.1 0.6: expected four numbers"),
         ({"data": "streets", "source_images": Path("a")}, "^--source-images needs --data folders$"),
         ({"data": "voc", "classes": Path("a")}, "^--classes needs --data folders$"),
     ],

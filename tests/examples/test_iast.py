@@ -38,6 +38,7 @@ def files(out):
 
 def test_options(root, tmp_path):
     options = [*SETTINGS, "--root", root, "--images", 8, 20, 4, "--per", "batch", "--accumulate", 2, "--amp", "bf16"]
+    options += ["--lr-factors", 1, 0.5, "--schedule", "cosine", "--decay-over", 1.5, "--optimizer", "adam"]
     assert "before training: mIoU" in run("iast.py", tmp_path, *options, "--warmup-steps", 0)
     assert not list(tmp_path.glob("checkpoints/warmup*"))
     assert [round.settings.portion for round in stored(tmp_path)] == [0.5, 0.55]

@@ -52,10 +52,10 @@ def losses(out):
 @pytest.mark.parametrize(
     ("script", "options"),
     [
-        ("cbst.py", ["--policy", "global", "--accumulate", 2, "--portion", 0.4, 0.2, 0.6]),
+        ("cbst.py", ["--policy", "global", "--accumulate", 2, "--portion", 0.4, 0.2, 0.6, *VIEWS, "--stride", 2]),
         ("crst.py", ["--regularizer", "mrent", "--source-alpha", 0.1, "--workers", 1]),
         ("crst.py", ["--regularizer", "mrl2", "--alpha", 0.5, "--scales", 0.5, 1.0, "--flip"]),
-        ("dst_cbc.py", ["--gamma", 2, "--accumulate", 2, *CROPPED]),
+        ("dst_cbc.py", ["--gamma", 2, "--accumulate", 2, "--labelled-batch", 2, *CROPPED]),
     ],
 )
 def test_options(script, options, root, tmp_path):
