@@ -18,10 +18,12 @@ pytestmark = pytest.mark.slow
 SMALL = ["--smoke", "--images", 8, 6, 4, "--batch", 2, "--rounds", 2]
 MINED = ["--mine", "--crop", 48, 160, "--source-portion", 0.5, 0.25, 1.0]  # crops higher and wider than what is left
 CROPPED = ["--crop", 72, 96]
+GAMMAS = ["--gamma-agree", 1, "--gamma-disagree", 2]
+LABELLED = ["--label-scales", 0.5, 1.0, "--label-flip", "--stride", 2]
 RUNS = {
     "cbst": ["cbst.py", "--spatial-prior", "--lr-decay", 0.7, *MINED],
     "crst": ["crst.py", "--regularizer", "lrent", *MINED],
-    "dmt": ["dst_cbc.py", "--mutual", "--stride", 2, "--gamma-agree", 1, "--gamma-disagree", 2, *CROPPED],
+    "dmt": ["dst_cbc.py", "--mutual", "--flip-labels", "--stride", 2, *GAMMAS, *CROPPED],
 }
 
 
@@ -52,10 +54,10 @@ def losses(out):
 @pytest.mark.parametrize(
     ("script", "options"),
     [
-        ("cbst.py", ["--policy", "global", "--accumulate", 2, "--portion", 0.4, 0.2, 0.6, *VIEWS, "--stride", 2]),
+        ("cbst.py", ["--policy", "global", "--accumulate", 2, "--portion", 0.4, 0.2, 0.6, *LABELLED]),
         ("crst.py", ["--regularizer", "mrent", "--source-alpha", 0.1, "--workers", 1]),
         ("crst.py", ["--regularizer", "mrl2", "--alpha", 0.5, "--scales", 0.5, 1.0, "--flip"]),
-        ("dst_cbc.py", ["--gamma", 2, "--accumulate", 2, "--labelled-batch", 2, *CROPPED]),
+        ("dst_cbc.py", ["--gamma", 2, "--accumulate", 2, "--labelled-batch", 1, *CROPPED]),
     ],
 )
 def test_options(script, options, root, tmp_path):
