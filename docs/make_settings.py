@@ -36,7 +36,7 @@ def shown(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(shown, value))
     if isinstance(value, float):
-        mantissa, _, exponent = f"{value:.4g}".partition("e")
+        mantissa, _, exponent = f"{value:.5g}".partition("e")
         return f"{mantissa}e{int(exponent)}" if exponent else mantissa
     return f"{value:,}" if isinstance(value, int) else str(value)
 
