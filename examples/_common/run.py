@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from _networks.build import parameter_groups
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -26,8 +25,9 @@ from tqdm import tqdm
 
 from _common.files import save_atomically, save_json
 from _common.loading import Seeded, StepSampler
+from _common.numbers import FOLDERS, check
 from _common.progress import progress
-from _common.settings import FOLDERS, Settings, check
+from _common.settings import Settings
 from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.visualize import record_about, record_step, report
 
@@ -293,7 +293,7 @@ class Run:
         self._pictures += 1
         for tracker in self.accelerator.trackers if self.main else ():
             if hasattr(tracker, "log_images"):
-                pixels = image.permute(1, 2, 0)[None].cpu().numpy().astype(np.uint8)
+                pixels = image.byte().permute(1, 2, 0)[None].cpu().numpy()
                 settings = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 tracker.log_images({name: pixels}, step=self._pictures, **settings)
 

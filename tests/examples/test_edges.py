@@ -373,7 +373,7 @@ def test_defaults_belong_to_the_network_not_to_the_data(common, monkeypatch):
     ],
 )
 def test_numbers_that_cannot_be(common, changes, message):
-    from _common.settings import check
+    from _common.numbers import check
 
     sound = {"steps": 1, "batch": 1, "crop": None, "largest_crop": [1, 1], "tile": None, "resize": None, "overlap": 0.2}
     check(Namespace(**sound))
