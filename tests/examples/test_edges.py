@@ -191,11 +191,11 @@ def test_json_has_no_nan(common, tmp_path):
 
 
 def test_loading_leaves_the_generators_of_gpus_alone(common, monkeypatch):
-    from _common.loading import _Seeded
+    from _common.loading import Seeded
 
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded"))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: pytest.fail("set"))
-    items = _Seeded([(torch.zeros(1), "a")], lambda image, name: (torch.rand(3), name))
+    items = Seeded([(torch.zeros(1), "a")], lambda image, name: (torch.rand(3), name))
     state = torch.get_rng_state()
     first, again, other = items[0, 7][0], items[0, 7][0], items[0, 8][0]
     assert torch.equal(torch.get_rng_state(), state)
@@ -267,7 +267,7 @@ def test_classes_that_are_never_predicted_are_not_mined(common, tmp_path):
 @pytest.mark.parametrize("start", ["spawn", "forkserver"])
 def test_loaders_work_however_their_processes_start(common, tmp_path, start):
     """macOS, Windows and Python 3.14 do not fork: everything that a worker needs must be picklable."""
-    from _common.loading import _Seeded
+    from _common.loading import Seeded
     from _data.augmentation import training_transform
     from _data.opening import Part
 
@@ -276,7 +276,7 @@ def test_loaders_work_however_their_processes_start(common, tmp_path, start):
 
     root = SyntheticStreets(length=2).export(tmp_path, "gta5")
     transform = training_transform((32, 32), crop=SmallClassCrop(torch.tensor([1]), (32, 32)))
-    dataset = _Seeded(Part(GTA5(root), resize=(48, 64)), transform)
+    dataset = Seeded(Part(GTA5(root), resize=(48, 64)), transform)
     context = multiprocessing.get_context(start)
     loader = torch.utils.data.DataLoader(
         dataset, batch_sampler=[[(0, 1), (1, 2)]], num_workers=1, multiprocessing_context=context
@@ -362,26 +362,29 @@ def test_defaults_belong_to_the_network_not_to_the_data(common, monkeypatch):
         ({"rounds": -1}, "--rounds -1: expected at least 0"),
         ({"checkpoint_every": 0}, "--checkpoint-every 0: expected at least 1"),
         ({"crop": [0, 5]}, "--crop 0 5: expected a height and a width"),
-        ({"overlap": 1.0}, "--overlap 1.0: expected a share"),
+        ({"overlap": 1.0}, "--overlap 1: expected a share"),
         ({"lr": -1.0}, "--lr -1: expected a number above 0"),
         ({"lr": float("nan")}, "--lr nan: expected a number above 0"),
         ({"portion": [20.0, 5.0, 50.0]}, "--portion 20 5 50: expected start, step and stop as shares of 1"),
         ({"portion": [0.5, 0.1, 0.2]}, "--portion 0.5 0.1 0.2: .* start at most stop"),
         ({"source_portion": [0.0, 0.1, 0.2]}, "--source-portion 0 0.1 0.2: expected"),
         ({"scales": [1.0, 0.0]}, "--scales 1 0: expected numbers above 0"),
-        ({"label_scales": []}, "--label-scales without a value: expected numbers above 0"),
+        ({"label_scales": []}, "--label-scales .*: expected numbers above 0"),
         ({"lr_factors": [1.0, -0.5]}, "--lr-factors 1 -0.5: expected numbers above 0"),
         ({"dynamic_update": [9, 0, 30]}, "--dynamic-update 9 0 30: expected numbers above 0"),
         ({"decay_over": 0.0}, "--decay-over 0: expected a number above 0"),
         ({"lr_warmup": 1500.0}, "--lr-warmup 1500: expected a share of --steps from 0 to 1"),
         ({"labelled_batch": 0}, "--labelled-batch 0: expected at least 1"),
-        ({"colour_jitter": [0.1, 0.1, 0.1, 0.6]}, "--colour-jitter 0.1 0.1 0.1 0.6: expected four numbers"),
+        (
+            {"colour_jitter": [0.1, 0.1, 0.1, 0.6]},
+            "--colour-jitter 0.1 0.1 0.1 0.6: expected numbers of",
+        ),
         ({"data": "streets", "source_images": Path("a")}, "^--source-images needs --data folders$"),
         ({"data": "voc", "classes": Path("a")}, "^--classes needs --data folders$"),
     ],
 )
 def test_numbers_that_cannot_be(common, changes, message):
-    from _common.settings import check
+    from _common.numbers import check
 
     sound = {"steps": 1, "batch": 1, "crop": None, "largest_crop": [1, 1], "tile": None, "resize": None, "overlap": 0.2}
     check(Namespace(**sound))
@@ -465,7 +468,7 @@ def test_a_run_begun_with_smoke_says_so(common, monkeypatch, tmp_path):
     words = own_folders(tmp_path / "data")
     opened(monkeypatch, tmp_path / "out", [*words, "--smoke"])
     begin(tmp_path / "out")
-    with pytest.raises(SystemExit, match=r"was begun with --smoke; .*steps 3, now"):
+    with pytest.raises(SystemExit, match=r"was begun with steps 3, now 120; .*smoke True, now False"):
         opened(monkeypatch, tmp_path / "out", words)
 
 
