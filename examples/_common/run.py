@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from _common.check import verdict
 from _common.files import save_atomically, save_json, sync_folder
 from _common.loading import loader_of
 from _common.progress import progress
@@ -185,11 +186,11 @@ class Run:
                 self.step = step + 1
                 bar.set_postfix(self._told(), refresh=False)
                 bar.update()
-                if self.step % self.settings.checkpoint_every == 0 or self.step == total:
-                    self._save()
                 every = self.settings.eval_every
                 if every and self.step % every == 0 and self.step < total and self.evaluation is not None:
-                    self.evaluation(f"{stage}, step {self.step}")
+                    self.evaluation(f"{stage}, step {self.step}")  # before the checkpoint: a resumed run misses none
+                if self.step % self.settings.checkpoint_every == 0 or self.step == total:
+                    self._save()
 
     def expect(self, total: int) -> None:
         """Tell how many steps the whole run has, for the time that is left."""
@@ -334,6 +335,7 @@ class Run:
                 best = json.loads((self.out / "best.json").read_text(encoding="utf-8"))
                 results |= {"best mIoU": best["mIoU"], "best at": best["at"]}
                 self.say(f"best: mIoU {best['mIoU']:.1f} {best['at']}, weights in {self.out / 'best.pt'}")
+            results |= verdict(self)
             save_atomically({name: tensor.cpu() for name, tensor in net.state_dict().items()}, self.out / "model.pt")
             save_json(results, self.out / "result.json")
             self.say(f"report: {report(self.out)}")
@@ -364,7 +366,7 @@ class Run:
         elif self.main:
             # What an attempt that never came to a checkpoint told about itself is not part of this run.
             for pattern in ("*.jsonl", "rounds/**/*.json", "pictures/*.png", "source-masks.json", "data.json",
-                            "about.json", "seen/*.pt", "best.*"):  # fmt: skip
+                            "about.json", "seen/*.pt", "best.*", "check.json", "kept.pt"):  # fmt: skip
                 for old in self.out.glob(pattern):
                     old.unlink()
             save_json({**asked, **folders, **({"smoke": True} if smoke else {})}, path)

@@ -47,6 +47,11 @@ class Settings(DataSettings, NetworkSettings):
     fusion: Literal["probabilities", "logits"] = "probabilities"  # what evaluation averages
     eval_every: int = 0  # evaluate every so many steps; 0: at the end of each round only
     predict_batch: int = 0  # images that labelling and evaluation predict at once; 0: as many as are small
+    check: Literal["none", "restyled"] = "none"
+    """restyled: with each evaluation, measure the mIoU on held-out source images in the colours of target images, which
+    needs no target labels, and keep the best weights in kept.pt"""
+    check_images: int = 64  # most source images to hold out; streets draws them, of other data it is an eighth at most
+    check_tolerance: float = 1.0  # points of mIoU that a round, or a larger share of --reestimate-bn auto, must gain
 
     out: Path = Path("runs") / Path(sys.argv[0]).stem  # folder of the run; the same command resumes it
     checkpoint_every: int = 100  # steps between checkpoints
@@ -74,7 +79,7 @@ def parse(kind: type[T], description: str | None, words: Sequence[str] | None = 
     if network != "small-unet" and not pretrained:  # without statistics there is nothing to freeze
         chosen["frozen_bn"] = False
     if given.smoke:
-        few = {"images": (16, 12, 8), "steps": 3, "warmup_steps": 3, "checkpoint_every": 2}
+        few = {"images": (16, 12, 8), "steps": 3, "warmup_steps": 3, "checkpoint_every": 2, "check_images": 8}
         chosen |= {name: value for name, value in few.items() if name in fields}
     start = kind(**{**chosen, "network": network})
     return tyro.cli(kind, default=start, args=words, description=description)
@@ -90,6 +95,7 @@ def check(settings: Any) -> None:
     """One error for each number that no run can have, before anything is read."""
     least = {"steps": 0, "warmup_steps": 0, "rounds": 0, "workers": 0, "eval_every": 0, "predict_batch": 0}
     least |= dict.fromkeys(("batch", "accumulate", "threads", "checkpoint_every", "log_every", "channels"), 1)
+    least |= {"check_images": 1, "check_tolerance": 0}
     least |= {"refresh": 1, "turn": 1, "stride": 1, "views": 1, "teacher_every": 1, "patch": 1}
     for name, value in vars(settings).items():
         option, pair = f"--{name.replace('_', '-')}", isinstance(value, (list, tuple))
@@ -109,6 +115,8 @@ def check(settings: Any) -> None:
                 )
         if name in ("scales", "scale_range") and not all(0 < scale < math.inf for scale in value):
             raise SystemExit(f"{option} {shown}: expected numbers above 0")
+        if name == "reestimate_bn" and value != "auto" and not 0 <= value <= 1:
+            raise SystemExit(f"{option} {value:g}: expected a share from 0 to 1, or auto")
     if not 0 <= settings.overlap < 1:
         raise SystemExit(f"--overlap {settings.overlap}: expected a share from 0 to less than 1")
     if getattr(settings, "data", "folders") != "folders":
