@@ -25,6 +25,7 @@ INTRODUCTIONS = {
     "mean_teacher": "GTA5: DACS, for `--teacher mean`. VOC: Dual Teacher, whose code is published for ADE20K only.",
     "sac": "With DeepLabV2 on ResNet-101, from the baseline that SAC calls ABN.",
     "unimatch": "VOC: 92 images with labels. Cityscapes: 1 label in 16.",
+    "recommended": "Not of a paper, so nothing is published. GTA5 stands for all data but the embedded benchmark.",
     "mic": "MIC on DAFormer, not on HRDA. `--mask-weight 0` is DAFormer.",
 }
 

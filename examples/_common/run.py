@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from _common.check import verdict
 from _common.files import save_atomically, save_json
 from _common.loading import Seeded, StepSampler
 from _common.numbers import FOLDERS, check
@@ -36,7 +37,7 @@ _MAY_CHANGE = {"out", "rounds", "device", "workers", "threads", "checkpoint_ever
 _MAY_CHANGE |= {"tracker", "eval_every", "fusion", "missing_classes"}
 # What a run tells about itself.
 _TOLD = ("*.jsonl", "rounds/**/*.json", "pictures/*.png", "source-masks.json", "data.json", "about.json", "seen/*.pt")
-_TOLD += ("best.*",)
+_TOLD += ("best.*", "check.json", "kept.pt")
 
 # What is left of the learning rate after a share of a schedule.
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -200,11 +201,11 @@ class Run:
                 self.step = step + 1
                 bar.set_postfix(self._told(), refresh=False)
                 bar.update()
-                if self.step % self.settings.checkpoint_every == 0 or self.step == total:
-                    self._save()
                 every = self.settings.eval_every
                 if every and self.step % every == 0 and self.step < total and self.evaluation is not None:
-                    self.evaluation(f"{stage}, step {self.step}")
+                    self.evaluation(f"{stage}, step {self.step}")  # before the checkpoint: a resumed run misses none
+                if self.step % self.settings.checkpoint_every == 0 or self.step == total:
+                    self._save()
 
     def expect(self, total: int) -> None:
         """Tell how many steps the whole run has, for the time that is left."""
@@ -340,6 +341,7 @@ class Run:
             if best := self._best():
                 results |= {"best mIoU": best["mIoU"], "best at": best["at"]}
                 self.say(f"best: mIoU {best['mIoU']:.1f} {best['at']}, weights in {self.out / 'best.pt'}")
+            results |= verdict(self)
             self._save_weights(net, "model.pt")
             save_json(results, self.out / "result.json")
             self.say(f"report: {report(self.out)}")

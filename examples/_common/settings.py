@@ -53,6 +53,11 @@ class Settings(DataSettings, NetworkSettings):
     fusion: Literal["probabilities", "logits"] = "probabilities"  # what evaluation averages
     eval_every: int = 0  # evaluate every so many steps; 0: at the end of each round only
     predict_batch: int = 0  # images that labelling and evaluation predict at once; 0: as many as are small
+    check: Literal["none", "restyled"] = "none"
+    """restyled: with each evaluation, measure the mIoU on held-out source images in the colours of target images, which
+    needs no target labels, and keep the best weights in kept.pt"""
+    check_images: int = 64  # most source images to hold out; streets draws them, of other data it is an eighth at most
+    check_tolerance: float = 1.0  # points of mIoU that a round, or a larger share of --reestimate-bn auto, must gain
 
     out: Path = Path("runs") / Path(sys.argv[0]).stem  # folder of the run; the same command resumes it
     checkpoint_every: int = 100  # steps between checkpoints
@@ -76,7 +81,7 @@ def parse(kind: type[T], description: str | None, words: Sequence[str] | None = 
     if network != "small-unet" and not pretrained:  # without statistics there is nothing to freeze
         chosen["frozen_bn"] = False
     if given.smoke:
-        chosen |= {"images": (16, 12, 8), "steps": 3, "warmup_steps": 3, "checkpoint_every": 2}
+        chosen |= {"images": (16, 12, 8), "steps": 3, "warmup_steps": 3, "checkpoint_every": 2, "check_images": 8}
     offered = {field.name for field in dataclasses.fields(kind)}
     start = kind(**{name: value for name, value in chosen.items() if name in offered})
     return tyro.cli(kind, default=start, args=words, description=description)

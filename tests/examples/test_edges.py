@@ -31,7 +31,7 @@ def common(monkeypatch):
 def bare_run(tmp_path, **changes):
     """What the functions under test read of a run."""
     settings = {"reestimate_bn": 1, "seed": 0, "data": "folders", "batch": 4, "workers": 0, "tile": None}
-    settings |= {"label_scales": [1.0], "label_flip": False}
+    settings |= {"label_scales": [1.0], "label_flip": False, "check": "none"}
     settings |= {"scales": [1.0], "flip": False, "network": "own", "overlap": 0.25, "predict_batch": 0, **changes}
     return Namespace(
         settings=Namespace(**settings),
@@ -529,7 +529,8 @@ def test_dark_images_of_16_bits_are_asked_about(common, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script", ["cbst", "crst", "dst_cbc", "iast", "mean_teacher", "mic", "sac", "source_only", "unimatch"]
+    "script",
+    ["cbst", "crst", "dst_cbc", "iast", "mean_teacher", "mic", "recommended", "sac", "source_only", "unimatch"],
 )
 def test_the_network_is_built_before_the_masks_are_read(common, monkeypatch, tmp_path, script):
     words = own_folders(tmp_path / "data")

@@ -162,6 +162,9 @@ PLACES = {
         "read_masks",
         "leave_out_unpaired",
         "check_meaning",
+        "check",
+        "check_images",
+        "check_tolerance",
     ),
     *("seed", "device", "threads", "out", "checkpoint_every", "log_every", "smoke", "resize", "overlap", "labelled"),
 }
