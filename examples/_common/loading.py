@@ -74,7 +74,7 @@ def in_blocks(dataset: Dataset[Any], run: Run) -> Iterator[tuple[Tensor, Any]]:
     A convolution may round otherwise in another batch. So images are put together by their place in the data set, and
     processes share whole blocks: a prediction is the same on any number of processes, and after a restart.
     """
-    size = run.settings.predict_batch or max(1, _PIXELS_AT_ONCE // dataset[0][0][0].numel())
+    size = run.settings.predict_batch or max(1, _PIXELS_AT_ONCE // _Plain(dataset)[0][0][0].numel())
     blocks = [range(first, min(first + size, len(dataset))) for first in range(0, len(dataset), size)]
     mine = blocks[run.rank :: run.world]
     workers = {"num_workers": run.settings.workers, "generator": torch.Generator()}
