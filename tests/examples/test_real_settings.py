@@ -31,6 +31,7 @@ OVERRIDDEN = {
     "network": TINY,  # a step of DeepLabV2-ResNet101 takes minutes on a core; built below
     "steps": 1,  # of up to 104,880; of each round where there are rounds
     "warmup_steps": 1,
+    "rounds": 2,  # of 3 to 6, each with pictures and an evaluation
     "checkpoint_every": 1,
     "log_every": 1,
     "refresh": 1,  # DT-ST's snapshots, or there would be one only
@@ -68,6 +69,8 @@ COLUMNS = ("gta5", "synthia", "voc", "cityscapes")
 def chosen(trainer: str, data: str) -> dict[str, object]:
     """Settings that a run is made with: those of the table, and what is overridden."""
     settings = defaults(trainer, data, NETWORK)
+    if data == "cityscapes":  # the lists of names say which images are labelled
+        settings.pop("labelled", None)
     given = {name: value for name, value in OVERRIDDEN.items() if name in settings or name in ("network", "log_every")}
     if "batch" in given:
         given["batch"] = max(2, settings["batch"])
@@ -78,9 +81,9 @@ def chosen(trainer: str, data: str) -> dict[str, object]:
 
 def test_every_trainer_is_run_with_all_data_that_it_has_settings_for():
     offered = {(name, column) for name, settings in TABLE.items() for cells in settings.values() for column in cells}
-    assert {(name, column) for name, _, columns in CASES for column in columns} >= {
-        (name, column) for name, column in offered if column != "streets"
-    }
+    expected = {(name, column) for name, column in offered if column in COLUMNS}
+    assert {(name, column) for name, _, columns in CASES for column in columns} >= expected
+    assert {column for _, column in expected} == set(COLUMNS)
 
 
 # The data sets, small
@@ -117,16 +120,36 @@ def worlds(tmp_path_factory) -> Path:
     draw = scenes(LabelMap.cityscapes(), (32, 64), 3, light=0.85)
     trees.cityscapes(root / "cityscapes", "train", cities=("aachen", "ulm"), count=3, draw=draw)
     trees.cityscapes(root / "cityscapes", "val", cities=("frankfurt",), count=3, draw=lambda number: draw(number + 99))
+    as_folders(root / "cityscapes")
     trees.voc(root / "VOCdevkit" / "VOC2012", 5, 3, 4, draw=scenes(LabelMap.voc(), (36, 48), 4, classes=range(21)))
     return root
 
 
+def as_folders(root: Path) -> None:
+    """Give Cityscapes the names with which ``--data folders`` reads it, as docs/settings.md does."""
+    for mask in root.glob("gtFine/*/*/*_gtFine_labelIds.png"):
+        name = mask.name.replace("_gtFine_labelIds", "_leftImg8bit")
+        link = root / "masks" / mask.parent.relative_to(root / "gtFine") / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(mask)
+    LabelMap.cityscapes().save(root / "cityscapes.json")
+    names = [f"{name}_leftImg8bit" for name in Cityscapes(root, "train", labels=False).names]
+    (root / "labeled.txt").write_text("\n".join(names[::3]))
+    (root / "unlabeled.txt").write_text("\n".join(name for name in names if name not in names[::3]))
+
+
 def folders(data: str, worlds: Path) -> list[object]:
     """The options that name the folders."""
+    root = worlds / "cityscapes"
     if data == "voc":
         return ["--data", "voc", "--root", worlds / "VOCdevkit"]
-    source = [] if data == "cityscapes" else ["--source-root", worlds / data]
-    return ["--data", data, *source, "--root", worlds / "cityscapes"]
+    if data != "cityscapes":
+        return ["--data", data, "--source-root", worlds / data, "--root", root]
+    images, masks = root / "leftImg8bit", root / "masks"
+    source = ["--source-images", images / "train", "--source-masks", masks / "train"]
+    target = ["--target-images", images / "train", "--target-names", root / "unlabeled.txt"]
+    val = ["--val-images", images / "val", "--val-masks", masks / "val", "--classes", root / "cityscapes.json"]
+    return ["--data", "folders", *source, "--source-names", root / "labeled.txt", *target, *val]
 
 
 @pytest.fixture(scope="session")
@@ -155,10 +178,14 @@ def starts(worlds, tmp_path_factory) -> Path:
 
 def words(trainer: str, data: str, worlds: Path, starts: Path) -> list[object]:
     """The command line of a trainer, without what this case is about."""
-    settings, given = defaults(trainer, data, NETWORK), []
+    settings, given = defaults(trainer, "folders" if data == "cityscapes" else data, NETWORK), []
     for name, value in chosen(trainer, data).items():
+        option = name.replace("_", "-")
         if settings.get(name) != value:
-            given += [f"--{name.replace('_', '-')}", *(value if isinstance(value, tuple) else [value])]
+            if isinstance(value, bool):
+                given += [f"--{option}" if value else f"--no-{option}"]
+            else:
+                given += [f"--{option}", *(value if isinstance(value, tuple) else [value])]
     classes = 21 if data == "voc" else 19
     weights = ["--init", starts / f"{classes}.pt"]
     if trainer == "source_only":  # as one begins: with a pre-trained backbone
@@ -195,26 +222,32 @@ def check(out: Path, trainer: str, data: str, options: list[object], worlds: Pat
     assert (out / "model.pt").exists()
     assert (out / "report.html").exists()
 
-    target = VOCSegmentation(worlds / "VOCdevkit", "train_aug", labels=False) if data == "voc" else None
-    target = target or Cityscapes(worlds / "cityscapes", "train", labels=False)
+    images = targets(data, worlds)
     stores = [PseudoLabelStore(folder, len(classes)) for folder in out.glob("pseudo-labels*")]
     labelling = {"cbst": 1, "crst": 1, "iast": 1, "dtst": 1, "dst_cbc": 1 + ("--mutual" in options), "sac": 1}
     assert len(stores) == labelling.get(trainer, 0)
-    rounds = {"dtst": 2, "sac": 1}.get(trainer) or defaults(trainer, data, NETWORK).get("rounds")
-    size = chosen(trainer, data).get("resize")
+    rounds = {"dtst": 2, "sac": 1}.get(trainer, OVERRIDDEN["rounds"])
     for store in stores:
         assert store.rounds() == list(range(rounds))
         for number in store.rounds():
             stored = store.round(number)
             assert not store.verify(number)
-            if data == "gta5" or data == "synthia":
-                assert set(stored.names) == set(target.names)
-            else:  # the others are labelled in truth
-                assert 0 < len(stored) < len(target)
-            for name in stored.names:
-                shape = size or target[target.names.index(name)][0].shape[-2:]
-                assert tuple(stored.labels(name).shape) == tuple(shape)
+            assert set(stored.names) == set(images)
+            for name, size in images.items():
+                assert tuple(stored.labels(name).shape) == tuple(chosen(trainer, data).get("resize", size))
             assert stored.selected_share > 0
+
+
+def targets(data: str, worlds: Path) -> dict[str, tuple[int, ...]]:
+    """Name and size of each image without labels."""
+    if data == "voc":
+        dataset = VOCSegmentation(worlds / "VOCdevkit", "train_aug", labels=False)
+        places = dataset.draw_labelled(OVERRIDDEN["labelled"], seed=0)[1]
+        return {dataset.names[place]: tuple(dataset[place][0].shape[-2:]) for place in places}
+    names = list(Cityscapes(worlds / "cityscapes", "train", labels=False).names)
+    if data == "cityscapes":
+        names = (worlds / "cityscapes" / "unlabeled.txt").read_text().split()
+    return dict.fromkeys(names, (32, 64))
 
 
 @pytest.mark.slow
@@ -231,3 +264,53 @@ def test_real_settings_on_two_processes(trainer, options, data, worlds, starts, 
     assert "before training: mIoU" in output
     assert "Warning" not in output
     check(tmp_path, trainer, data, options, worlds)
+
+
+@pytest.mark.slow
+def test_the_network_of_the_papers_is_what_the_settings_build(monkeypatch):
+    """One forward pass at a small size; its learning rates and its BatchNorm are those of the table."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from _common.settings import parse
+    from _networks.build import build, parameter_groups
+
+    found = {}
+    for trainer, _, columns in CASES:
+        kinds = [kind for name, kind in vars(importlib.import_module(trainer)).items() if name.endswith("Settings")]
+        (kind,) = (kind for kind in kinds if kind.__module__ == trainer)
+        for data in set(columns) - {"cityscapes"}:
+            settings = parse(kind, None, ["--data", data, "--backbone-weights", "resnet101.pth"])
+            assert settings.network == NETWORK
+            for name, value in defaults(trainer, data, NETWORK).items():
+                if hasattr(settings, name):
+                    assert getattr(settings, name) == value, (trainer, data, name)
+            found[21 if data == "voc" else 19, settings.frozen_bn] = settings
+    assert {frozen for _, frozen in found} == {True, False}
+    images = torch.rand(1, 3, 33, 65)
+    for (classes, frozen), settings in found.items():
+        settings.backbone_weights, settings.from_scratch = None, True  # there are no weights here
+        net = build(settings, classes).eval()
+        with torch.no_grad():
+            assert net(images).shape == (1, classes, 33, 65)
+        assert any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules()) is not frozen
+        backbone, head = parameter_groups(net, settings.lr, settings.head_factor)
+        assert head["lr"] == pytest.approx(settings.head_factor * settings.lr)
+        assert sum(part.numel() for part in head["params"]) == 4 * (2048 * 9 + 1) * classes
+        assert len(backbone["params"]) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_as_people_start_it(launcher, worlds, starts, tmp_path):
+    options = [*words("cbst", "gta5", worlds, starts), "--rounds", 1]
+    if launcher == "torchrun":
+        output = run_as_people_do("cbst.py", tmp_path, *options, processes=2)
+    else:
+        start = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2, "--num_machines", 1]
+        start += ["--mixed_precision", "no", "--dynamo_backend", "no", EXAMPLES / "cbst.py", "--out", tmp_path]
+        command = [str(word) for word in (*start, *options)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+        output = done.stdout + done.stderr
+        assert done.returncode == 0, output
+    assert "before training: mIoU" in output
+    assert json.loads((tmp_path / "arguments.json").read_text(encoding="utf-8"))["processes"] == 2
+    assert result(tmp_path)["mIoU"] > 0

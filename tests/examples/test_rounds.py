@@ -92,9 +92,7 @@ def test_killed_and_restarted_gives_the_same_labels_and_network(name, processes,
     for seed, moment in enumerate(moments):
         run_and_kill(script, killed, *options, wait_for=moment, seed=seed, within=0.1, processes=processes)
         assert not (killed / "result.json").exists(), "killed too late to show anything"
-        if (
-            name == "dmt" and moment == "checkpoints/round1-000002"
-        ):  # the first student learns what the second has labelled
+        if name == "dmt" and moment == "checkpoints/round1-000002":  # the first learns what the second has labelled
             assert_damage_is_named("pseudo-labels-second/round-0000/labels/**/*.png", script, killed, *options)
             assert not list(killed.glob("checkpoints/round1-000008-*"))
     assert "continues after step" in run(script, killed, *options, processes=processes)
