@@ -6,7 +6,10 @@ settings in everything else.
 
 from __future__ import annotations
 
+import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,7 @@ from selftrain_seg.store import PseudoLabelStore
 from tests.datasets import trees
 from tests.examples.test_settings import TABLE, defaults
 from tests.examples.tiny_network import TinyDeepLab
-from tests.examples.trainers import result, run
+from tests.examples.trainers import EXAMPLES, environment, result, run, run_as_people_do
 
 NETWORK = "deeplabv2_resnet101"  # the settings are those of this one
 TINY = "tests.examples.tiny_network:deeplab"
