@@ -28,6 +28,7 @@ from _common.files import save_atomically, save_json, sync_folder
 from _common.loading import loader_of
 from _common.progress import progress
 from _common.settings import Settings, check
+from _common.trackers import start_tracker
 from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.visualize import record_about, record_step, report
 
@@ -53,6 +54,9 @@ class Run:
         self.settings, self.out, self.started = settings, settings.out, time.time()
         if settings.device not in ("auto", "cpu"):
             os.environ["ACCELERATE_TORCH_DEVICE"] = settings.device
+        for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):
+                raise SystemExit(f"{name} is not supported: each process trains the whole network (DDP); turn it off")
         tracker = None if settings.tracker == "none" else settings.tracker
         if tracker is not None and tracker not in map(str, get_available_trackers()):
             raise SystemExit(f"--tracker {tracker}: not installed: pip install {tracker}, or --tracker none")
@@ -82,7 +86,7 @@ class Run:
         self.resumed = self._check_settings()
         if self.main:
             record_about(self.out)
-        self.accelerator.init_trackers("tensorboard" if settings.tracker == "tensorboard" else "selftrain-seg")
+        start_tracker(self.accelerator, settings, self.resumed)
         self.stage, self.step, self.finished = "", 0, {}
         self.evaluation: Callable[[str], None] | None = None  # what --eval-every calls
         self._registered: dict[str, Any] = {}
@@ -305,8 +309,9 @@ class Run:
         for tracker in self.accelerator.trackers if self.main else ():
             if hasattr(tracker, "log_images"):
                 pixels = image.permute(1, 2, 0)[None].cpu().numpy().astype(np.uint8)
-                settings = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images({name: pixels}, step=self._pictures, **settings)
+                board = tracker.name == "tensorboard"  # Weights & Biases drops what is logged at an earlier step
+                settings = {"dataformats": "NHWC"} if board else {}
+                tracker.log_images({name: pixels}, step=self._pictures if board else self.steps_done, **settings)
 
     def _told(self) -> dict[str, str]:
         told = {name: f"{value:.3g}" for name, value in list(self._losses.items())[:3]}
