@@ -19,11 +19,12 @@ def start_tracker(accelerator: Accelerator, settings: Settings, resumed: bool) -
 
     Weights & Biases and MLflow get the settings as the run's parameters; TensorBoard has no place for them.
     """
-    name = settings.tracker
+    name, path = settings.tracker, settings.out / "tracker.json"
+    if accelerator.is_main_process and not resumed:
+        path.unlink(missing_ok=True)  # of a run that was here before
     if name not in ("wandb", "mlflow"):
         accelerator.init_trackers("tensorboard")
         return
-    path = settings.out / "tracker.json"
     kept = json.loads(path.read_text(encoding="utf-8")) if resumed and path.exists() else {}
     known = kept.get("id") if kept.get("tracker") == name else None
     options: dict[str, Any] = {"run_name": settings.out.name, "run_id": known}

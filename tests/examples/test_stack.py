@@ -222,7 +222,9 @@ def test_a_resumed_run_continues_the_run_of_its_tracker(common, tracker, tmp_pat
     accelerator = _Tracked()
     start_tracker(accelerator, settings, False)
     start_tracker(accelerator, settings, True)
-    start_tracker(accelerator, settings, False)  # the folder has been emptied
+    start_tracker(accelerator, Settings(tracker="tensorboard", out=settings.out), False)  # of another run
+    accelerator.started.pop()
+    start_tracker(accelerator, settings, True)
     (first, config, new), (_, none, resumed), (_, _, other) = accelerator.started
     assert first == "selftrain-seg"
     assert config["lr"] == "0.25"
