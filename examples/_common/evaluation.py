@@ -188,6 +188,8 @@ def evaluate(
 @torch.no_grad()
 def _measure(net: nn.Module, data: Data, run: Run, name: str | None) -> Score:
     matrix = MulticlassConfusionMatrix(data.label_map.num_classes, ignore_index=IGNORE_INDEX).to(run.device)
+    nothing = torch.zeros(0, dtype=torch.int64, device=run.device)
+    matrix.update(nothing, nothing)  # a process may have no image, of which torchmetrics warns
     draw = run.main and name is not None
     for images, labels in progress(in_blocks(data.val, run), "evaluating", disable=not run.main):
         logits = _fused(net, images, run)

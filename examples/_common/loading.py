@@ -67,7 +67,7 @@ def in_blocks(dataset: Dataset[Any], run: Run, size: int = 0) -> Iterator[tuple[
     def most(image: Tensor) -> int:
         return size or run.settings.predict_batch or max(1, _PIXELS_AT_ONCE // image[0].numel())
 
-    step = most(dataset[0][0])
+    step = most(Plain(dataset)[0][0])
     blocks = [range(first, min(first + step, len(dataset))) for first in range(0, len(dataset), step)]
     # A generator, or else the start of workers would move torch's own, after a resume only.
     workers = {"num_workers": run.settings.workers, "generator": torch.Generator()}

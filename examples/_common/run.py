@@ -29,6 +29,7 @@ from _common.loading import Seeded, StepSampler
 from _common.numbers import FOLDERS, check
 from _common.progress import progress
 from _common.settings import Settings
+from _common.trackers import start_tracker
 from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.visualize import record_about, record_step, report
 
@@ -65,6 +66,9 @@ class Run:
         self.settings, self.out, self.started = settings, settings.out, time.time()
         if settings.device not in ("auto", "cpu"):
             os.environ["ACCELERATE_TORCH_DEVICE"] = settings.device
+        for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):
+                raise SystemExit(f"{name} is not supported: each process trains the whole network (DDP); turn it off")
         tracker = None if settings.tracker == "none" else settings.tracker
         if tracker is not None and tracker not in map(str, get_available_trackers()):
             raise SystemExit(f"--tracker {tracker}: not installed: pip install {tracker}, or --tracker none")
@@ -98,7 +102,7 @@ class Run:
         self._begin()
         if self.main:
             record_about(self.out)
-        self.accelerator.init_trackers("tensorboard" if settings.tracker == "tensorboard" else "selftrain-seg")
+        start_tracker(self.accelerator, settings, self.resumed)
         self.stage, self.step, self.finished = "", 0, {}
         self.evaluation: Callable[[str], None] | None = None  # what --eval-every calls
         self._registered: dict[str, Any] = {}
@@ -308,8 +312,9 @@ class Run:
         for tracker in self.accelerator.trackers if self.main else ():
             if hasattr(tracker, "log_images"):
                 pixels = image.byte().permute(1, 2, 0)[None].cpu().numpy()
-                settings = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images({name: pixels}, step=self._pictures, **settings)
+                board = tracker.name == "tensorboard"  # Weights & Biases drops what is logged at an earlier step
+                settings = {"dataformats": "NHWC"} if board else {}
+                tracker.log_images({name: pixels}, step=self._pictures if board else self.steps_done, **settings)
 
     def _told(self) -> dict[str, str]:
         told = {name: f"{value:.3g}" for name, value in list(self._losses.items())[:3]}

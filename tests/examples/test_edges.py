@@ -162,6 +162,31 @@ def test_validation_images_of_several_sizes_give_the_iou_of_all(common, tmp_path
         assert iou.tolist() == pytest.approx(expected)
 
 
+def test_a_process_without_a_validation_image_does_not_warn(common, tmp_path):
+    """There are fewer blocks of images than processes."""
+    from _common.evaluation import evaluate
+
+    from selftrain_seg.datasets import LabelMap
+
+    run = bare_run(tmp_path)
+    run.rank, run.world, run.main = 1, 2, False
+    val = [(torch.rand(3, 8, 8), torch.zeros(8, 8, dtype=torch.int64))]
+    data = Namespace(val=val, label_map=LabelMap.binary(), subsets={"mIoU": (0, 1)})
+    assert evaluate(nn.Conv2d(3, 2, 1).eval(), data, run, 1, ready=True).iou.isnan().all()
+
+
+def test_the_first_image_is_named_like_any_other_if_it_cannot_be_read(common, tmp_path):
+    from _common.loading import in_blocks
+    from _common.settings import Unreadable
+
+    class Damaged(list):
+        def __getitem__(self, index):
+            raise ValueError("a.png: damaged file")
+
+    with pytest.raises(Unreadable, match=r"a\.png: damaged file"):
+        next(in_blocks(Damaged([0, 1]), bare_run(tmp_path)))
+
+
 def test_small_unet_takes_odd_sizes_and_any_channels(common):
     from _networks.small_unet import SmallUNet
 
