@@ -7,8 +7,8 @@ these labels, smoothed where there are some and sharpened where there are none, 
 Differs from the paper and its published settings: images are labelled in the order of their names, and by the network
 as the round before left it. All published settings have ``--source-weight 0``; with another, every step has as many
 source as target images.
-The thresholds begin anew in every round. On several ranks each goes through every N-th image, and after every image
-all take the average of their thresholds, so labels differ a little from those of one process.
+The thresholds begin anew in every round. On several ranks each takes every N-th image (every N-th pair with ``--per
+batch``), and after each all take the average of their thresholds, so labels differ a little from those of one process.
 
 ``python examples/source_only.py && python examples/iast.py --init runs/source_only/model.pt``
 """
