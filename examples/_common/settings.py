@@ -97,6 +97,7 @@ _ADVICE = {
     r", `masks=None` does without": "",
     r"verify\(check_meaning=False\) accepts": "--no-check-meaning accepts",
     r"`(label_map)`": "--classes",
+    r"`one_in`": "--labelled",
     r"`(white|channels|names)`": r"--\1",
 }
 

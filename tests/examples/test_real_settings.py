@@ -74,7 +74,8 @@ def chosen(trainer: str, data: str) -> dict[str, object]:
     settings = defaults(trainer, data, NETWORK)
     if data == "cityscapes":  # the lists of names say which images are labelled
         settings.pop("labelled", None)
-    given = {name: value for name, value in OVERRIDDEN.items() if name in settings or name in ("network", "log_every")}
+    always = {"network", "log_every"} | ({"labelled"} if data == "voc" else set())
+    given = {name: value for name, value in OVERRIDDEN.items() if name in settings or name in always}
     if "batch" in given:
         given["batch"] = max(2, settings["batch"])
     if trainer == "dtst":

@@ -107,6 +107,7 @@ def test_a_line_now_and_then_where_there_is_no_terminal(common, monkeypatch, cap
         ("ids 3; verify(check_meaning=False) accepts them all the same", "--no-check-meaning accepts them"),
         ("`mask_suffix` or `pair` says how masks are called", "--mask-suffix says how masks are called"),
         ("`label_map`: expected label ids", "--classes: expected label ids"),
+        ("`one_in`: expected at most 9 samples, got 106", "--labelled: expected at most 9 samples, got 106"),
     ],
 )
 def test_errors_of_the_library_speak_of_options(common, said, option):
