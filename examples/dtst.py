@@ -28,7 +28,6 @@ from _common.rounds import open_store, write_labels
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
 from _data.augmentation import relit, whole_image
-from _data.checks import look_at_masks
 from _data.opening import Data, open_data
 from _networks.build import build
 from torch import Tensor, nn
@@ -83,45 +82,38 @@ def take_snapshot(
         previous = None if before is None else before.labels(place)[None]
         bank.update(torch.tensor([place]), labels[None], confidence[None], previous=previous)
     bank.refresh(step)
-    selector.train()
-    return now
-
-
-def reliable_labels(snapshot: StoredRound, bank: ReliabilityBank, places: dict[str, int], name: str) -> Tensor:
-    """Labels of one image's steady classes."""
-    return bank.filter(snapshot.labels(name)[None], torch.tensor([places[name]]))[0]
-
-
-def balanced_loaders(data: Data, run: Run, bank: ReliabilityBank, snapshot: StoredRound) -> tuple[list[Any], Tensor]:
-    """Loaders to learn from and to paste from, both by the classes that a snapshot found steady.
-
-    Also returns (C,) bool, the small classes.
-    """
-    settings, number = run.settings, int(bank.snapshots) - 1
     if not bank.candidates.any():
         raise SystemExit(
             f"snapshot {number}: no class of any image is steady, so there is nothing to draw images by. Are its "
             "labels empty, or all others than before? Start from a network that knows these classes (--init), lower "
             "--upper, or take snapshots more often (--refresh)"
         )
-    places = {name: place for place, name in enumerate(data.target.names)}
-    donors = data.target_with(functools.partial(reliable_labels, snapshot, bank, places))
-    index = ClassIndex(snapshot.counts, snapshot.pixels)
+    selector.train()
+    return now
+
+
+def steady_labels(snapshot: StoredRound, bank: ReliabilityBank, name: str) -> Tensor:
+    """Labels of one image's steady classes."""
+    return bank.filter(snapshot.labels(name)[None], torch.tensor([snapshot.names.index(name)]))[0]
+
+
+def balanced_loaders(data: Data, run: Run, bank: ReliabilityBank, snapshot: StoredRound) -> list[Any]:
+    """Loaders to learn from and to paste from, both by the classes that a snapshot found steady."""
+    settings, number = run.settings, int(bank.snapshots) - 1
+    donors = data.target_with(functools.partial(steady_labels, snapshot, bank))
     transform = whole_image(settings.tile or data.target[0][0].shape[-2:], settings.train_resize)
-    loaders = []
-    for name, dataset in (("target", data.target), ("donors", donors)):
-        sampler = ClassBalancedSampler(
-            index,
-            candidates=bank.candidates,
-            num_samples=settings.refresh * settings.accumulate * settings.batch,
-            seed=run.seed(name, number),
-            rank=0,  # the order of all processes; the loader shares it among them
-            num_replicas=1,
-        )
-        loaders.append(run.loader(dataset, f"{name} {number}", transform, list(sampler)))
-    tail = torch.zeros(index.num_classes, dtype=torch.bool)
-    tail[classes_below(index.class_counts, share=settings.tail_share)] = True
-    return loaders, tail.to(run.device)
+    draw = functools.partial(
+        ClassBalancedSampler,
+        ClassIndex(snapshot.counts, snapshot.pixels),
+        candidates=bank.candidates,
+        num_samples=settings.refresh * settings.accumulate * settings.batch,
+        rank=0,  # the order of all processes; the loader shares it among them
+        num_replicas=1,
+    )
+    return [
+        run.loader(dataset, f"{name} {number}", transform, list(draw(seed=run.seed(name, number))))
+        for name, dataset in (("target", data.target), ("donors", donors))
+    ]
 
 
 @command_line
@@ -131,34 +123,25 @@ def main() -> None:
         raise SystemExit("DT-ST adapts a network trained on another domain: say which one with --init")
     run = Run(settings)
     data = open_data(settings, run, source_free=True)
-    classes = data.label_map.classes
-    pairs = [(name, other) for name, other in BRINGS.items() if name in classes and other in classes]
-    companions = {classes.index(name): [classes.index(other)] for name, other in pairs}
+    place = {name: number for number, name in enumerate(data.label_map.classes)}
+    brings = {place[one]: [place[other]] for one, other in BRINGS.items() if one in place and other in place}
+    num_classes = len(place)
     torch.manual_seed(settings.seed)
-    net = build(settings, len(classes))
-    look_at_masks(data, run)
+    net = build(settings, num_classes)
     train_mode = not settings.frozen_bn
     teacher = DynamicTeacher(net, momentum=settings.momentum, score=settings.score, train_mode=train_mode)
-    selector = RunningConfidenceSelector(len(classes), upper=settings.upper).to(run.device)
-    bank = ReliabilityBank(len(data.target), len(classes), every_steps=settings.refresh)
+    selector = RunningConfidenceSelector(num_classes, upper=settings.upper).to(run.device)
+    bank = ReliabilityBank(len(data.target), num_classes, every_steps=settings.refresh)
     student, optimizer, teacher = run.prepare(net), run.optimizer(net), teacher.to(run.device)
     run.register(teacher=teacher, selector=selector, bank=bank)
     run.restore()
     run.expect(settings.steps)
     score = score_before(teacher.teacher.model, data, run)
-    views = WeakStrongViews(
-        settings.crop,
-        scale=settings.view_scale,
-        strong=StrongSettings(
-            jitter=settings.jitter,
-            jitter_chance=settings.jitter_chance,
-            grey_chance=settings.grey_chance,
-            blur_sigma_px=settings.blur_sigma,
-            blur_chance=settings.blur_chance,
-            cut_out_chance=0.0,
-        ),
-    )
+    colours = (settings.jitter, settings.jitter_chance, settings.grey_chance)
+    noise = StrongSettings(*colours, settings.blur_sigma, settings.blur_chance, cut_out_chance=0.0)
+    views = WeakStrongViews(settings.crop, scale=settings.view_scale, strong=noise)
     coloured = data.target[0][0].shape[0] == 3  # of other channels, none is a colour
+    regions = {"min_pixels": settings.paste_pixels, "min_class_pixels": 5 * settings.paste_pixels // 2}
 
     for number, first in enumerate(range(0, settings.steps, settings.refresh)):
         stage = f"snapshot{number}"
@@ -168,7 +151,8 @@ def main() -> None:
             snapshot = open_store(run, data).round(number)
         else:
             snapshot = take_snapshot(net, data, run, bank, selector, first)
-        loaders, tail = balanced_loaders(data, run, bank, snapshot)
+        small = classes_below(snapshot.class_counts, share=settings.tail_share).to(run.device)
+        loaders = balanced_loaders(data, run, bank, snapshot)
         student.train()
         teacher.teacher.train()
         steps, decay = min(settings.refresh, settings.steps - first), (first, settings.decay_steps or settings.steps)
@@ -180,52 +164,38 @@ def main() -> None:
 
             # What belongs to the whole image, carried into the student's view of it.
             parameters = views.draw(images[:, :1].expand(-1, 3, -1, -1))  # whatever the channels are
-            weak = replay(images, parameters)
-            labels = replay(pseudo.labels, parameters)
+            weak, labels = replay(images, parameters), replay(pseudo.labels, parameters)
             probs = replay(teacher_logits.float().softmax(dim=1), parameters, fill=1.0)
 
             # Regions of small classes, the more often the less the teacher sees of them.
             drawn = views.draw(donor_images[:, :1].expand(-1, 3, -1, -1))
-            source = (replay(donor_images, drawn), replay(donor_labels, drawn))
-            wanted = torch.where(tail, 1 - selector.running_confidence, 0.0)
-            pasted = torch.zeros_like(labels, dtype=torch.bool)
+            donors = (replay(donor_images, drawn), replay(donor_labels, drawn))
+            wanted = torch.zeros_like(selector.running_confidence)
+            wanted[small] = 1 - selector.running_confidence[small]
             for _ in range(settings.pastes):
-                weak, labels, _, region = paste_classes(
-                    weak,
-                    labels,
-                    wanted,
-                    source=source,
-                    companions=companions,
-                    min_class_pixels=5 * settings.paste_pixels // 2,
-                    min_pixels=settings.paste_pixels,
-                )
-                pasted |= region
-            probs = probs.masked_fill(pasted[:, None], 1.0)  # there the teacher saw something else
+                mixed = paste_classes(weak, labels, wanted, source=donors, companions=brings, **regions)
+                weak, labels = mixed.images, mixed.labels
+                probs = probs.masked_fill(mixed.pasted[:, None], 1.0)  # there the teacher saw something else
 
             if run.is_first_pass:
                 teacher.observe(images, net)  # before the student learns from it
             with run.accumulate(student):
-                strong = views.strong(weak, parameters) if coloured else relit(weak, settings.jitter[0])
-                logits = student(strong)
+                logits = student(views.strong(weak, parameters) if coloured else relit(weak, settings.jitter[0]))
                 # Divided by all pixels, as published: the fewer have labels, the less these count.
-                loss = positive = cross_entropy(logits, labels, normalize="all")
+                positive = cross_entropy(logits, labels, normalize="all")
+                negative = torch.zeros((), device=run.device)
                 if settings.negative:
                     total = negative_loss(logits, probs, loss_weight=settings.negative, reduction="sum")
-                    loss = positive + run.mean(total, (probs <= 1 / len(classes)).sum())
-                run.backward(loss)
+                    negative = run.mean(total, (probs <= 1 / num_classes).sum())
+                run.backward(positive + negative)
                 optimizer.step()
                 optimizer.zero_grad()
             if run.is_last_pass:
                 teacher.update(net)
-            run.log(
-                loss=positive,
-                negative_loss=loss - positive,
-                selected=(pseudo.labels != IGNORE_INDEX).float().mean(),
-                teacher_updates=float(teacher.teacher.step),
-            )
+            selected, updates = (pseudo.labels != IGNORE_INDEX).float().mean(), teacher.teacher.step
+            run.log(loss=positive, negative_loss=negative, selected=selected, teacher_updates=updates)
         score = evaluate(teacher.teacher.model, data, run, number + 1, stored=snapshot)
-        updates = int(teacher.teacher.step)
-        run.say(f"round {number + 1}: the teacher, after {updates} updates: {line(score, data)}")
+        run.say(f"round {number + 1}: the teacher, after {int(teacher.teacher.step)} updates: {line(score, data)}")
 
     run.finish(teacher.teacher.model, summary(score, data))
 

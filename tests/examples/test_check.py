@@ -201,7 +201,8 @@ def test_auto_takes_the_smallest_share_of_the_best(common, tmp_path, monkeypatch
 @pytest.mark.parametrize("share", ["-0.1", "1.5", "nan"])
 def test_a_share_out_of_range_is_said(common, share):
     import cbst
-    from _common.settings import check, parse
+    from _common.numbers import check
+    from _common.settings import parse
 
     with pytest.raises(SystemExit, match=f"--reestimate-bn {share}: expected a share from 0 to 1, or auto"):
         check(parse(cbst.CBSTSettings, "", ["--reestimate-bn", share]))

@@ -191,11 +191,11 @@ def test_json_has_no_nan(common, tmp_path):
 
 
 def test_loading_leaves_the_generators_of_gpus_alone(common, monkeypatch):
-    from _common.loading import _Seeded
+    from _common.loading import Seeded
 
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded"))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: pytest.fail("set"))
-    items = _Seeded([(torch.zeros(1), "a")], lambda image, name: (torch.rand(3), name))
+    items = Seeded([(torch.zeros(1), "a")], lambda image, name: (torch.rand(3), name))
     state = torch.get_rng_state()
     first, again, other = items[0, 7][0], items[0, 7][0], items[0, 8][0]
     assert torch.equal(torch.get_rng_state(), state)
@@ -267,7 +267,7 @@ def test_classes_that_are_never_predicted_are_not_mined(common, tmp_path):
 @pytest.mark.parametrize("start", ["spawn", "forkserver"])
 def test_loaders_work_however_their_processes_start(common, tmp_path, start):
     """macOS, Windows and Python 3.14 do not fork: everything that a worker needs must be picklable."""
-    from _common.loading import _Seeded
+    from _common.loading import Seeded
     from _data.augmentation import training_transform
     from _data.opening import Part
 
@@ -276,7 +276,7 @@ def test_loaders_work_however_their_processes_start(common, tmp_path, start):
 
     root = SyntheticStreets(length=2).export(tmp_path, "gta5")
     transform = training_transform((32, 32), crop=SmallClassCrop(torch.tensor([1]), (32, 32)))
-    dataset = _Seeded(Part(GTA5(root), resize=(48, 64)), transform)
+    dataset = Seeded(Part(GTA5(root), resize=(48, 64)), transform)
     context = multiprocessing.get_context(start)
     loader = torch.utils.data.DataLoader(
         dataset, batch_sampler=[[(0, 1), (1, 2)]], num_workers=1, multiprocessing_context=context
@@ -362,7 +362,7 @@ def test_defaults_belong_to_the_network_not_to_the_data(common, monkeypatch):
         ({"rounds": -1}, "--rounds -1: expected at least 0"),
         ({"checkpoint_every": 0}, "--checkpoint-every 0: expected at least 1"),
         ({"crop": [0, 5]}, "--crop 0 5: expected a height and a width"),
-        ({"overlap": 1.0}, "--overlap 1.0: expected a share"),
+        ({"overlap": 1.0}, "--overlap 1: expected a share"),
         ({"lr": -1.0}, "--lr -1: expected a number above 0"),
         ({"lr": float("nan")}, "--lr nan: expected a number above 0"),
         ({"portion": [20.0, 5.0, 50.0]}, "--portion 20 5 50: expected start, step and stop as shares of 1"),
@@ -374,7 +374,7 @@ def test_defaults_belong_to_the_network_not_to_the_data(common, monkeypatch):
     ],
 )
 def test_numbers_that_cannot_be(common, changes, message):
-    from _common.settings import check
+    from _common.numbers import check
 
     sound = {"steps": 1, "batch": 1, "crop": None, "largest_crop": [1, 1], "tile": None, "resize": None, "overlap": 0.2}
     check(Namespace(**sound))
@@ -458,7 +458,7 @@ def test_a_run_begun_with_smoke_says_so(common, monkeypatch, tmp_path):
     words = own_folders(tmp_path / "data")
     opened(monkeypatch, tmp_path / "out", [*words, "--smoke"])
     begin(tmp_path / "out")
-    with pytest.raises(SystemExit, match=r"was begun with --smoke; .*steps 3, now"):
+    with pytest.raises(SystemExit, match=r"was begun with .*steps 3, now .*; smoke True, now False: choose"):
         opened(monkeypatch, tmp_path / "out", words)
 
 

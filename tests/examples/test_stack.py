@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -88,12 +87,12 @@ def test_a_line_now_and_then_where_there_is_no_terminal(common, monkeypatch, cap
     from _common import progress
 
     now = iter(range(0, 1000, 11))
-    monkeypatch.setattr(time, "monotonic", lambda: next(now))
-    bar = progress.progress(range(9), "labelling", mininterval=0)
+    bar = progress.progress(range(9), "labelling", disable=False)
     assert isinstance(bar, progress._Lines)
-    for _ in range(8):
-        bar.update()
-        bar.refresh()
+    start = bar.start_t
+    monkeypatch.setattr(bar, "_time", lambda: start + next(now))
+    for _ in bar:
+        pass
     lines = capsys.readouterr().out.splitlines()
     assert 1 < len(lines) < 8
     assert all(re.search(r"labelling: .*\d/9", line) for line in lines)
