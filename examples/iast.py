@@ -8,8 +8,8 @@ Differs from the paper and its published settings: AdamW for Adam and a polynomi
 keep their size in labelling; they are labelled in the order of their names, and by the network as the round before
 left it; the learning rate is the same in each round. Where ``--source-weight`` is not 0, as it is in all published
 settings, every step has as many source as target images.
-The thresholds begin anew in every round. On several ranks each takes every N-th image (``--per batch``: pair), and after
-each all take the average of their thresholds, so labels differ a little from those of one process.
+The thresholds begin anew in every round. On several ranks each takes every N-th image (every N-th pair with ``--per
+batch``), and after each all take the average of their thresholds, so labels differ a little from those of one process.
 
 ``python examples/source_only.py && python examples/iast.py --init runs/source_only/model.pt``
 """
