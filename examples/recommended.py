@@ -8,8 +8,8 @@ The share of pixels that the teacher is sure of weighs the target's loss, so a t
 
 No paper's recipe: it is put together from published parts (mean teacher, DACS, AdaIN's moments, mixed BatchNorm). Its
 base is ``mean_teacher.py``, which gains much on small networks trained from scratch (docs/results.md). On a pre-trained
-network nothing that was tried beat as many more steps on the source (docs/results_real.md): there the check is what this
-trainer is for, and ``--target-weight 0`` trains on source images alone. The recipe itself has not been run to the end.
+network nothing that was tried beat as many more steps on the source (docs/results_real.md). There the check is what
+this trainer is for, and ``--target-weight 0`` trains on source images alone. The recipe has not been run to the end.
 
 ``python examples/source_only.py && python examples/recommended.py --init runs/source_only/model.pt``. With other data
 than the embedded benchmark, add ``--check restyled`` to the first command, so that both hold out the same images.
