@@ -1,12 +1,15 @@
 """The recommended recipe: careful self-training that says at the end whether it was of use.
 
 A mean teacher labels target images. The student learns from source images, a share of them in the colours of target
-images, and from target images in other colours with classes of other images pasted onto them (ClassMix). The share of
-pixels that the teacher is sure of weighs the target's loss, so a teacher in doubt teaches little. After every
+images if asked for, and from target images in other colours with classes of other images pasted onto them (ClassMix).
+The share of pixels that the teacher is sure of weighs the target's loss, so a teacher in doubt teaches little. Every
 ``--eval-every`` steps the mIoU on held-out source images in the colours of target images is measured. At the end
 ``kept.pt`` holds the weights that this check chose without target labels: those before training, if nothing helped.
 
-No paper's recipe: it is put together from published parts (mean teacher, DACS, AdaIN's moments, mixed BatchNorm).
+No paper's recipe: it is put together from published parts (mean teacher, DACS, AdaIN's moments, mixed BatchNorm). Its
+base is ``mean_teacher.py``, which gains much on small networks trained from scratch (docs/results.md). On a pre-trained
+network nothing that was tried beat as many more steps on the source (docs/results_real.md). There the check is what
+this trainer is for, and ``--target-weight 0`` trains on source images alone. The recipe has not been run to the end.
 
 ``python examples/source_only.py && python examples/recommended.py --init runs/source_only/model.pt``. With other data
 than the embedded benchmark, add ``--check restyled`` to the first command, so that both hold out the same images.
@@ -42,7 +45,7 @@ from selftrain_seg.views import StrongSettings, WeakStrongViews
 class RecommendedSettings(Settings):
     """Settings of the recommended recipe."""
 
-    restyled_share: float = 0.5  # of source images that get the colours of a target image
+    restyled_share: float = 0.0  # of source images that get the colours of a target image
     momentum: float = 0.99  # of the teacher
     threshold: float = 0.9  # the share of pixels above it weighs the target's loss
     target_weight: float = 1.0  # of the loss on target images

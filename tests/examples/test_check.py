@@ -322,7 +322,7 @@ def entries(out):
 @pytest.mark.slow
 def test_recommended_killed_and_restarted_keeps_the_same_weights(begun, tmp_path):
     options = [*begun, "--steps", 8, "--eval-every", 3, "--check-tolerance", 0, "--rare-temperature", 0.1]
-    options += ["--reestimate-bn", 0.3]
+    options += ["--reestimate-bn", 0.3, "--restyled-share", 0.5]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     output = run("recommended.py", whole, *options)
     assert "8 held-out source" in output
