@@ -3,7 +3,7 @@
 Each round labels the most confident portion of every class in the target images, trains on these labels and on source
 images, and the portion grows. ``--spatial-prior`` multiplies probabilities by where source classes lie (CBST-SP);
 ``--policy global`` has one threshold for all classes, as self-training had before. Differs from the published code:
-every step has as many source as target images, which go through the network apart; thresholds come from all pixels.
+every step has as many source as target images, which go through the network apart.
 
 ``python examples/source_only.py && python examples/cbst.py --init runs/source_only/model.pt``
 """
@@ -46,6 +46,7 @@ class CBSTSettings(Settings):
     lr_decay: float = 1.0  # factor of the learning rate from round to round
     source_redraw: bool = False  # draw the source images anew in each round; by default some are added
     mine: bool = False  # crop around small classes
+    stride: int = 1  # thresholds count every so many-th row and column: 2 counts one pixel in 4
 
 
 def estimate_prior(data: Data, run: Run, sigma_px: float) -> Tensor:
@@ -77,7 +78,8 @@ def main() -> None:
     store = open_store(run, data)
     prior = estimate_prior(data, run, settings.prior_sigma) if settings.spatial_prior else None
     score = score_before(net, data, run)
-    transform = training_transform(settings.crop, scale=settings.scale_range)
+    how = {"scale": settings.scale_range, "jitter": settings.colour_jitter}
+    transform = training_transform(settings.crop, **how)
 
     def select(logits: Tensor, thresholds: Tensor) -> PseudoLabels:
         if settings.policy == "global":
@@ -90,12 +92,12 @@ def main() -> None:
             continue
         portion = PortionSchedule(*settings.portion)(number)
         estimator = GlobalThreshold if settings.policy == "global" else ClassBalancedThreshold
-        kc = estimator(num_classes, portion, prior=prior).to(run.device)
+        kc = estimator(num_classes, portion, prior=prior, stride=settings.stride).to(run.device)
         stored = label_target(net, data, run, store, stage, number, kc, select, portion)
 
         order = source_order(settings, len(data.source), number)
         mined = small_class_crop(stored, settings.crop) if settings.mine else None
-        mining = training_transform(settings.crop, crop=mined, scale=settings.scale_range)
+        mining = training_transform(settings.crop, crop=mined, **how)
         source = run.loader(data.source, f"{stage} source", transform, order)
         target = run.loader(data.target_with(stored.labels), f"{stage} target", mining)
 
