@@ -188,12 +188,13 @@ def train(model: Path, streets: Streets, way: str, seed: int) -> list[dict[str, 
 
 def page(labels: dict[str, Any], trained: dict[str, Any], command: str) -> str:
     """The tables in Markdown."""
-    rows = [["", "mIoU of all labels", "precision of the 30 %", "of rare classes", "overlap of places", "ρ with p", "ρ with q"]]
+    head = ("", "mIoU of all labels", "precision of the 30 %", "of rare classes", "overlap of places")
+    rows: list[Sequence[str]] = [(*head, "ρ with p", "ρ with q")]
     for way, row in labels.items():
         cells = [row["all pixels"], row["precision"]["all"], row["precision"]["rare"], row["overlap"]]
         ranks = [f"{row[key]:.2f}" if key in row else "" for key in ("rank with p", "rank with q")]
         rows.append([way, *(f"{cell:.1f}" for cell in cells), *ranks])
-    rounds = [["mIoU / rare classes, in %", "before", *(f"round {n + 1}" for n in range(len(PORTIONS)))]]
+    rounds: list[Sequence[str]] = [["mIoU / rare classes, in %", "before", *(f"round {n + 1}" for n in range(len(PORTIONS)))]]
     for way, found in trained.items():
         rounds.append([way, *(f"{score['mIoU']:.1f} / {score['rare']:.1f}" for score in found)])
     return "\n\n".join((f"<!-- Written by `{command}`. -->", table(rows), table(rounds))) + "\n"
