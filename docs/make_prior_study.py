@@ -194,7 +194,8 @@ def page(labels: dict[str, Any], trained: dict[str, Any], command: str) -> str:
         cells = [row["all pixels"], row["precision"]["all"], row["precision"]["rare"], row["overlap"]]
         ranks = [f"{row[key]:.2f}" if key in row else "" for key in ("rank with p", "rank with q")]
         rows.append([way, *(f"{cell:.1f}" for cell in cells), *ranks])
-    rounds: list[Sequence[str]] = [["mIoU / rare classes, in %", "before", *(f"round {n + 1}" for n in range(len(PORTIONS)))]]
+    numbers = (f"round {number + 1}" for number in range(len(PORTIONS)))
+    rounds: list[Sequence[str]] = [("mIoU / rare classes, in %", "before", *numbers)]
     for way, found in trained.items():
         rounds.append([way, *(f"{score['mIoU']:.1f} / {score['rare']:.1f}" for score in found)])
     return "\n\n".join((f"<!-- Written by `{command}`. -->", table(rows), table(rounds))) + "\n"
