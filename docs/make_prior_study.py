@@ -4,8 +4,8 @@ Measures on the embedded benchmark why CBST with the spatial prior ends below CB
 ``python examples/source_only.py``. True labels of the target are used for measuring, and for the prior that is called
 the target's.
 
-Needs ``pip install -e ".[examples]"`` and about a minute for each line of the last table on one core. What was measured
-is kept in runs/prior-study; delete the folder to measure again.
+Needs ``pip install -e ".[examples]"`` and about a minute for each line of the second table on one core. What was
+measured is kept in runs/prior-study; delete the folder to measure again.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", type=Path, default=ROOT / "runs" / "source_only" / "model.pt")
-    parser.add_argument("--train", nargs="*", default=[NONE, SOURCE, SOURCE_NORMALISED], choices=WAYS)
+    parser.add_argument("--train", nargs="*", default=[SOURCE, SOURCE_NORMALISED], choices=WAYS)
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "prior-study")
     args = parser.parse_args()
     torch.set_num_threads(1)
