@@ -11,6 +11,7 @@ measured is kept in runs/prior-study; delete the folder to measure again.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -221,17 +222,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", type=Path, default=ROOT / "runs" / "source_only" / "model.pt")
-    parser.add_argument("--train", nargs="*", default=[SOURCE, SOURCE_NORMALISED], choices=WAYS)
+    parser.add_argument("--train", nargs="*", default=[NONE, SOURCE, TARGET, SOURCE_NORMALISED], choices=WAYS)
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "prior-study")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    streets = draw(args.seed)
+    streets = functools.cache(lambda: draw(args.seed))
     cache = args.cache / f"seed-{args.seed}"
     trained = {}
     for way in args.train:
         place = cache / f"cbst-{WAYS.index(way)}.json"
-        trained[way] = kept(place, lambda way=way: train(args.model, streets, way, args.seed))
-    labels = kept(cache / "labels.json", lambda: measure_labels(args.model, streets))
+        trained[way] = kept(place, lambda way=way: train(args.model, streets(), way, args.seed))
+    labels = kept(cache / "labels.json", lambda: measure_labels(args.model, streets()))
     PAGE.write_text(page(labels, trained, f"python docs/make_prior_study.py --seed {args.seed}"), encoding="utf-8")
     print(PAGE.relative_to(ROOT))
 
