@@ -73,6 +73,17 @@ def test_options(script, options, root, tmp_path):
     assert not list(tmp_path.rglob("*.tmp*"))
 
 
+def test_a_renormalised_prior_chooses_other_pixels_of_the_same_classes(root, tmp_path):
+    rounds = []
+    for name, options in (("product", []), ("posterior", ["--normalise-prior"])):
+        run("cbst.py", tmp_path / name, *SMALL, "--root", root, "--spatial-prior", *options)
+        (store,) = stores(tmp_path / name)
+        rounds.append(store.round(0))
+    product, posterior = rounds
+    assert torch.equal(product.predicted, posterior.predicted)
+    assert product.settings.thresholds.max() > 1 >= posterior.settings.thresholds.max()
+
+
 # What is there when the process is killed, each a random moment later; steps are saved in twos.
 @pytest.mark.parametrize(
     ("name", "processes", "moments"),
