@@ -34,6 +34,7 @@ CONTROLS = {
 TRAINERS = {
     "CBST": "cbst.py --init {source}",
     "CBST with spatial prior": "cbst.py --init {source} --spatial-prior",
+    "CBST, prior renormalised": "cbst.py --init {source} --spatial-prior --normalise-prior",
     "CRST-MRKLD": "crst.py --init {source} --regularizer mrkld",
     "CRST-MRENT": "crst.py --init {source} --regularizer mrent",
     "CRST-MRL2": "crst.py --init {source} --regularizer mrl2",
