@@ -13,7 +13,7 @@ class Variant:
         labels: how target images are labelled, see ``make_labels``; "teacher" labels each batch anew.
         portion: of each class that gets labels in the first round.
         growth: of the portion from round to round.
-        rounds: how often target images are labelled anew.
+        rounds: how often target images are labelled anew; 0 trains nothing.
         steps: of each round.
         lr: times ``--lr``.
         schedule: "poly" falls to 0 within the round, "constant" stays.
@@ -26,6 +26,10 @@ class Variant:
         confidence: the share of pixels that the teacher is surer of weighs the loss (DACS).
         paste: classes of "source" or "target" images onto target images (ClassMix), or None.
         strong: whether target images are recoloured strongly.
+        masked: share of patches of target images that are hidden (MIC).
+        mirrored: whether the teacher's labels are those of the image and its mirror image together.
+        restyled: how source images get the colours of target images, see ``restyle``; "" for not.
+        source_strong: whether source images are recoloured strongly.
     """
 
     labels: str = "re-weighted"
@@ -45,12 +49,19 @@ class Variant:
     confidence: float = 0.9
     paste: str | None = None
     strong: bool = False
+    masked: float = 0.0
+    mirrored: bool = False
+    restyled: str = ""
+    source_strong: bool = False
 
 
 CBST = Variant()
+CONTROL = replace(CBST, labels="none")
 TEACHER = Variant(labels="teacher", normalize="all", paste="source", strong=True)
 VARIANTS = {
-    "control: source only": replace(CBST, labels="none"),
+    "BatchNorm re-estimated": replace(CONTROL, rounds=0, alpha=1.0),
+    "BatchNorm mixed, 0.15, not trained": replace(CONTROL, rounds=0, alpha=0.15),
+    "control: source only": CONTROL,
     "CBST, one round": CBST,
     # Which pixels, of which classes.
     "all pixels": replace(CBST, labels="all"),
@@ -81,7 +92,7 @@ VARIANTS = {
 VARIANTS |= {
     f"three rounds, {name}": replace(variant, rounds=3, batch=(2, 2))
     for name, variant in {
-        "control: source only": replace(CBST, labels="none"),
+        "control: source only": CONTROL,
         "CBST": CBST,
         "floor of 0.9": replace(CBST, labels="floor"),
         "floor of 0.9, strong views, ClassMix": replace(CBST, labels="floor", strong=True, paste="source"),
@@ -100,5 +111,23 @@ VARIANTS |= {
         "divided by all pixels": replace(CBST, normalize="all"),
         "BatchNorm mixed, 0.15": replace(CBST, alpha=0.15),
         "LRENT soft labels": replace(CBST, labels="soft"),
+    }.items()
+}
+VARIANTS |= {
+    f"two rounds, {name}": replace(variant, rounds=2, batch=(2, 2))
+    for name, variant in {
+        "control: source only": CONTROL,
+        "CBST": CBST,
+        "bound: truth": replace(CBST, labels="truth"),
+        "moments": replace(CONTROL, restyled="moments"),
+        "Fourier": replace(CONTROL, restyled="Fourier"),
+        "histograms": replace(CONTROL, restyled="histograms"),
+        "mixed styles": replace(CONTROL, restyled="mixed"),
+        "source on strong views": replace(CONTROL, source_strong=True),
+        "teacher, strong views": replace(TEACHER, paste=None),
+        "teacher, strong views, masked": replace(TEACHER, paste=None, masked=0.5),
+        "teacher, ClassMix": TEACHER,
+        "teacher, ClassMix, mixed styles": replace(TEACHER, restyled="mixed"),
+        "teacher, masked, mixed styles": replace(TEACHER, paste=None, masked=0.5, mirrored=True, restyled="mixed"),
     }.items()
 }
