@@ -85,12 +85,12 @@ def checks(results: Results, network: str, seeds: Iterable[int], score: str, tol
 
 
 def table(results: Results, network: str, seeds: Iterable[int], classes: Iterable[str]) -> str:
-    """A markdown table, mean over the seeds that are there."""
+    """A markdown table, mean over the seeds that are there; mIoU and check of each round, the rest after the last."""
     seeds = [seed for seed in seeds if results.found.get(network, {}).get(str(seed))]
     names = dict.fromkeys(name for seed in seeds for name in results.found[network][str(seed)] if name != "probe")
     classes = list(classes)
     heads = ["", "seeds", "mIoU", "averaged weights", *classes]
-    heads += ["share", "precision", "gradient from wrong", "check", "min"]
+    heads += ["labels right, %", "gradient from wrong ones, %", "check", "CPU minutes"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name in names:
         found = [one for seed in seeds if (one := results.get(network, seed, name)) is not None]
@@ -99,12 +99,20 @@ def table(results: Results, network: str, seeds: Iterable[int], classes: Iterabl
             there = [value for one in found if (value := pick(one)) is not None and value == value]
             return f"{statistics.mean(there):.{digits}f}" if there else "–"
 
-        cells = [name, str(len(found)), mean(lambda one: one["mIoU"], 1)]
+        def by_round(key: str, mean: Callable[..., str] = mean, found: list[Any] = found) -> str:
+            count = min(len(one.get("rounds", [one])) for one in found)
+            return ", ".join(mean(lambda one, k=k: one.get("rounds", [one])[k].get(key), 1) for k in range(count))
+
+        cells = [name, str(len(found)), by_round("mIoU")]
         cells.append(mean(lambda one: one.get("averaged weights", {}).get("mIoU"), 1))
         cells += [mean(lambda one, c=c: one["iou"][c], 0) for c in classes]
-        for key in ("share", "precision", "gradient from wrong labels"):
-            cells.append(mean(lambda one, key=key: one.get("labels", {}).get(key), 2))
-        cells.append(mean(lambda one: one.get("restyled source"), 1))
-        cells.append(mean(lambda one: one.get("minutes"), 1))
+        for key in ("precision", "gradient from wrong labels"):
+            cells.append(
+                mean(
+                    lambda one, key=key: 100 * about[key] if (about := one.get("labels")) and about["share"] else None,
+                    0,
+                )
+            )
+        cells += [by_round("restyled source"), mean(lambda one: one.get("CPU minutes"), 1)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

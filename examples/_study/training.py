@@ -19,6 +19,7 @@ from _study.network import build, mix_statistics, optimizer_of, set_mode
 from _study.restyling import restyle
 from _study.variants import Variant
 from _study.world import World, augment, strong_view
+from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.losses import cross_entropy
 from selftrain_seg.mining import class_mix
 from selftrain_seg.teachers import MeanTeacher
@@ -86,6 +87,8 @@ def source_views(batch: tuple[Tensor, Tensor], world: World, variant: Variant) -
     if variant.source_strong:
         recolour = strong_view()
         images = torch.stack([recolour(view) for view in images]).contiguous(memory_format=torch.channels_last)
+    if variant.source_masked > 0:
+        images, _ = mask_patches(images, _PATCH, variant.source_masked, value=images.mean(dim=(0, 2, 3)))
     return images, labels
 
 
@@ -102,6 +105,10 @@ def target_loss(
         confidence, labels = probs.max(dim=1)
         sure = (confidence >= variant.confidence).float().mean(dim=(1, 2), keepdim=True)
         weight = sure.expand_as(confidence).contiguous()
+        if variant.taught == "sure":
+            labels, weight = labels.where(confidence >= variant.confidence, IGNORE_INDEX), None
+        elif variant.taught == "probabilities":
+            labels = probs
     if variant.paste is not None:
         other = source if variant.paste == "source" else None
         mixed = class_mix(views, labels, pixel_weight=weight, source=other, rounding="ceil")
@@ -110,7 +117,7 @@ def target_loss(
         recolour = strong_view()
         views = torch.stack([recolour(view) for view in views])
     if variant.masked > 0:
-        views, _ = mask_patches(views, _PATCH, variant.masked, value=0.5)
+        views, _ = mask_patches(views, _PATCH, variant.masked, value=views.mean(dim=(0, 2, 3)))
     logits = net(views.contiguous(memory_format=torch.channels_last))
     return cross_entropy(logits, labels, pixel_weight=weight, normalize=variant.normalize)
 

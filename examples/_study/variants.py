@@ -24,12 +24,15 @@ class Variant:
         alpha: share of the target's statistics that the network starts with.
         momentum: of the average of weights, which is measured too, and teaches where ``labels`` is "teacher".
         confidence: the share of pixels that the teacher is surer of weighs the loss (DACS).
+        taught: what the teacher's labels are: "all" pixels' most probable classes, those of "sure" pixels only, or the
+            "probabilities" of all pixels.
         paste: classes of "source" or "target" images onto target images (ClassMix), or None.
         strong: whether target images are recoloured strongly.
         masked: share of patches of target images that are hidden (MIC).
         mirrored: whether the teacher's labels are those of the image and its mirror image together.
         restyled: how source images get the colours of target images, see ``restyle``; "" for not.
         source_strong: whether source images are recoloured strongly.
+        source_masked: share of patches of source images that are hidden.
     """
 
     labels: str = "re-weighted"
@@ -47,17 +50,20 @@ class Variant:
     alpha: float = -1.0
     momentum: float = 0.99
     confidence: float = 0.9
+    taught: str = "all"
     paste: str | None = None
     strong: bool = False
     masked: float = 0.0
     mirrored: bool = False
     restyled: str = ""
     source_strong: bool = False
+    source_masked: float = 0.0
 
 
 CBST = Variant()
 CONTROL = replace(CBST, labels="none")
 TEACHER = Variant(labels="teacher", normalize="all", paste="source", strong=True)
+MASKED = replace(TEACHER, paste=None, masked=0.5, mirrored=True, restyled="mixed")
 VARIANTS = {
     "BatchNorm re-estimated": replace(CONTROL, rounds=0, alpha=1.0),
     "BatchNorm mixed, 0.15, not trained": replace(CONTROL, rounds=0, alpha=0.15),
@@ -128,6 +134,16 @@ VARIANTS |= {
         "teacher, strong views, masked": replace(TEACHER, paste=None, masked=0.5),
         "teacher, ClassMix": TEACHER,
         "teacher, ClassMix, mixed styles": replace(TEACHER, restyled="mixed"),
-        "teacher, masked, mixed styles": replace(TEACHER, paste=None, masked=0.5, mirrored=True, restyled="mixed"),
+        "masked, mixed styles, lr / 5": replace(MASKED, lr=0.2),
+        "masked, probabilities, lr / 5": replace(MASKED, taught="probabilities", lr=0.2),
+        "masked, sure pixels, lr / 5": replace(MASKED, taught="sure", lr=0.2),
+        "masked, probabilities": replace(MASKED, taught="probabilities"),
+        "strong, mixed styles, lr / 5": replace(TEACHER, paste=None, mirrored=True, restyled="mixed", lr=0.2),
+        "ClassMix, mixed styles, lr / 5": replace(TEACHER, mirrored=True, restyled="mixed", lr=0.2),
+        "mixed styles, lr / 5": replace(CONTROL, restyled="mixed", lr=0.2),
+        "control, lr / 5": replace(CONTROL, lr=0.2),
+        "strong, mixed styles": replace(MASKED, masked=0.0),
+        "both masked, mixed styles": replace(MASKED, source_masked=0.3),
+        "teacher, masked, mixed styles": MASKED,
     }.items()
 }

@@ -88,6 +88,39 @@ def test_mixed_statistics(part):
     assert net[0].momentum == 0.1
 
 
+@pytest.fixture
+def results(part, tmp_path):
+    """Two seeds; the second has no bound."""
+
+    def run(*rounds):  # of mIoU and score
+        found = [{"mIoU": value, "score": score} for value, score in rounds]
+        return {**found[-1], "rounds": found}
+
+    made = part("results").Results(tmp_path / "results.json")
+    for seed, start in ((0, 40.0), (1, 30.0)):
+        made.put("net", seed, "source only", {"mIoU": start, "score": 50.0})
+        made.put("net", seed, "control", run((start + 1, 50.1), (start + 2, 51.0)))
+        made.put("net", seed, "recipe", run((start + 4, 52.0), (start - 1, 51.9)))
+    made.put("net", 0, "bound", run((44.0, 49.0), (48.0, 49.0)))
+    return made
+
+
+def test_table_of_gains(part, results):
+    lines = part("results").gains(results, "net", (0, 1, 2), "control", "bound").splitlines()
+    assert lines[0] == "|  | seed 0 | seed 1 | mean | gain | worst gain | share of the bound's gain |"
+    assert "| source only | 40.0 | 30.0 | 35.0 | -2.0 | -2.0 | – |" in lines
+    assert "| recipe | 39.0 | 29.0 | 34.0 | -3.0 | -3.0 | – |" in lines  # the last round counts
+    assert "| bound | 48.0 | – | 48.0 | +6.0 | +6.0 | 1.00 |" in lines
+
+
+def test_table_of_checks(part, results):
+    lines = part("results").checks(results, "net", (0, 1), "score", 0.5).splitlines()
+    assert "| control | 0 | 50.0, 50.1, 51.0 | 40.0, 41.0, 42.0 | round 2 | 42.0 |" in lines
+    assert "| recipe | 1 | 50.0, 52.0, 51.9 | 30.0, 34.0, 29.0 | round 1 | 34.0 |" in lines
+    assert "| bound | 0 | 50.0, 49.0, 49.0 | 40.0, 44.0, 48.0 | do not adapt | 40.0 |" in lines
+    assert len(lines) == 2 + 5
+
+
 @pytest.mark.slow
 def test_study_on_files_goes_on_where_it_was(tmp_path):
     worlds.fundus(tmp_path, 48, 16, worlds.np.random.default_rng(0))
