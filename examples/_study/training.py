@@ -21,11 +21,13 @@ from _study.variants import Variant
 from _study.world import World, augment, strong_view
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.losses import cross_entropy
-from selftrain_seg.mining import class_mix
+from selftrain_seg.mining import class_mix, classes_below
 from selftrain_seg.teachers import MeanTeacher
 from selftrain_seg.views import mask_patches
 
 _PATCH = 16  # pixels of a side of what is hidden
+_SMALL = 0.03  # share of the source's pixels
+_SMALL_CHANCE = 0.05  # of a pixel to be of a small class, at which it is not taught
 
 
 def source_batches(world: World, seed: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -92,8 +94,20 @@ def source_views(batch: tuple[Tensor, Tensor], world: World, variant: Variant) -
     return images, labels
 
 
+def small_classes(world: World) -> Tensor:
+    """Return the classes that cover little of the source."""
+    labels = world.source.labels
+    counts = torch.bincount(labels[labels != IGNORE_INDEX], minlength=len(world.classes))
+    return classes_below(counts, share=_SMALL)
+
+
 def target_loss(
-    net: nn.Module, average: nn.Module, seen: tuple[Tensor, Tensor], source: tuple[Tensor, Tensor], variant: Variant
+    net: nn.Module,
+    average: nn.Module,
+    seen: tuple[Tensor, Tensor],
+    source: tuple[Tensor, Tensor],
+    variant: Variant,
+    small: Tensor,
 ) -> Tensor:
     """Loss of a batch of target images and their labels, which the teacher makes where the variant says so."""
     views, labels = seen
@@ -109,6 +123,9 @@ def target_loss(
             labels, weight = labels.where(confidence >= variant.confidence, IGNORE_INDEX), None
         elif variant.taught == "probabilities":
             labels = probs
+        elif variant.taught == "large":
+            doubtful = probs[:, small].sum(dim=1) > _SMALL_CHANCE
+            labels = labels.where(~doubtful, IGNORE_INDEX)
     if variant.paste is not None:
         other = source if variant.paste == "source" else None
         mixed = class_mix(views, labels, pixel_weight=weight, source=other, rounding="ceil")
@@ -135,6 +152,7 @@ def adapt(
     sources = source_batches(world, seed + 1000, variant.batch[0])
     more = source_batches(world, seed + 2000, variant.batch[1])
     order = torch.Generator().manual_seed(seed)
+    small = small_classes(world)
     rounds: list[dict[str, Any]] = []
     for number in range(variant.rounds):
         about: dict[str, Any] = {}
@@ -160,7 +178,7 @@ def adapt(
             else:
                 places = torch.randint(len(labels), (variant.batch[1],), generator=order)
                 seen = augment(world.target.images[places], labels[places])
-                loss = loss + variant.target_weight * target_loss(net, average, seen, (images, truth), variant)
+                loss = loss + variant.target_weight * target_loss(net, average, seen, (images, truth), variant, small)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -25,7 +25,8 @@ class Variant:
         momentum: of the average of weights, which is measured too, and teaches where ``labels`` is "teacher".
         confidence: the share of pixels that the teacher is surer of weighs the loss (DACS).
         taught: what the teacher's labels are: "all" pixels' most probable classes, those of "sure" pixels only, or the
-            "probabilities" of all pixels.
+            "probabilities" of all pixels, or those of pixels that are hardly of a class that is small in the source
+            ("large").
         paste: classes of "source" or "target" images onto target images (ClassMix), or None.
         strong: whether target images are recoloured strongly.
         masked: share of patches of target images that are hidden (MIC).
@@ -143,6 +144,8 @@ VARIANTS |= {
         "mixed styles, lr / 5": replace(CONTROL, restyled="mixed", lr=0.2),
         "control, lr / 5": replace(CONTROL, lr=0.2),
         "strong, mixed styles": replace(MASKED, masked=0.0),
+        "strong, mixed styles, large classes": replace(MASKED, masked=0.0, taught="large"),
+        "strong, mixed styles, sure pixels": replace(MASKED, masked=0.0, taught="sure"),
         "both masked, mixed styles": replace(MASKED, source_masked=0.3),
         "teacher, masked, mixed styles": MASKED,
     }.items()
