@@ -83,7 +83,7 @@ PUBLIC = {
 PUBLIC |= {name: f"selftrain_seg.{name}" for name in ("PseudoLabels", "value_checks")}
 
 # Methods for torch, torchvision and this library's own modules to call, not for people.
-INTERNAL = {"extra_repr", "make_params", "transform", "add_state", "check_home", "reduced"}
+INTERNAL = {"extra_repr", "make_params", "transform", "add_state", "add_sums", "check_home", "check_same", "reduced"}
 
 
 class PublicNames(Autosummary):

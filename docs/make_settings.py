@@ -13,6 +13,7 @@ TABLE = ROOT / "examples" / "settings.json"
 PAGE = ROOT / "docs" / "_generated" / "settings.md"
 
 NAMES = {"gta5": "GTA5", "synthia": "SYNTHIA", "voc": "VOC", "cityscapes": "Cityscapes", "streets": "streets"}
+NAMES |= {"efficientnet-lite0-unet": "`efficientnet-lite0-unet`"}
 INTRODUCTIONS = {
     "source_only": "GTA5: CRST's source model. SYNTHIA: DT-ST's. VOC and Cityscapes: the labelled images alone, "
     "from which DST-CBC starts.",
@@ -24,6 +25,7 @@ INTRODUCTIONS = {
     "mean_teacher": "GTA5: DACS, for `--teacher mean`. VOC: Dual Teacher, whose code is published for ADE20K only.",
     "sac": "With DeepLabV2 on ResNet-101, from the baseline that SAC calls ABN.",
     "unimatch": "VOC: 92 images with labels. Cityscapes: 1 label in 16.",
+    "recommended": "Not of a paper, so nothing is published. GTA5 stands for all data but the embedded benchmark.",
     "mic": "MIC on DAFormer, not on HRDA. `--mask-weight 0` is DAFormer.",
 }
 
@@ -35,7 +37,7 @@ def shown(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(shown, value))
     if isinstance(value, float):
-        mantissa, _, exponent = f"{value:.4g}".partition("e")
+        mantissa, _, exponent = f"{value:.5g}".partition("e")
         return f"{mantissa}e{int(exponent)}" if exponent else mantissa
     return f"{value:,}" if isinstance(value, int) else str(value)
 

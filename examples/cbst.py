@@ -3,7 +3,7 @@
 Each round labels the most confident portion of every class in the target images, trains on these labels and on source
 images, and the portion grows. ``--spatial-prior`` multiplies probabilities by where source classes lie (CBST-SP);
 ``--policy global`` has one threshold for all classes, as self-training had before. Differs from the published code:
-every step has as many source as target images, which go through the network apart; thresholds come from all pixels.
+every step has as many source as target images, which go through the network apart.
 
 ``python examples/source_only.py && python examples/cbst.py --init runs/source_only/model.pt``
 """
@@ -17,7 +17,7 @@ import torch
 from _common.evaluation import evaluate, line, score_before, summary
 from _common.loading import as_floats
 from _common.progress import progress
-from _common.rounds import label_target, open_store, small_class_crop, source_order
+from _common.rounds import Estimator, label_target, open_store, small_class_crop, source_order
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
 from _data.augmentation import training_transform
@@ -27,7 +27,7 @@ from _networks.build import build
 from torch import Tensor
 
 from selftrain_seg import IGNORE_INDEX, PseudoLabels
-from selftrain_seg.confidence import SpatialPrior
+from selftrain_seg.confidence import SpatialPrior, add_prior
 from selftrain_seg.losses import cross_entropy
 from selftrain_seg.selectors import select_hard, select_reweighted
 from selftrain_seg.thresholds import ClassBalancedThreshold, GlobalThreshold, PortionSchedule
@@ -40,12 +40,14 @@ class CBSTSettings(Settings):
     policy: Literal["class-balanced", "global"] = "class-balanced"  # a threshold for each class, or one for all
     spatial_prior: bool = False  # weigh classes by where they are in source images
     prior_sigma: float = 70.0  # of the prior's Gaussian, in pixels
+    normalise_prior: bool = False  # probabilities after the prior sum to 1; in the paper they do not
     rounds: int = 6  # of labelling and training
     portion: tuple[float, float, float] = (0.2, 0.05, 0.5)  # of pixels that are labelled: start, step, stop
     source_portion: tuple[float, float, float] | None = None  # of source images in use: start, step, stop
     lr_decay: float = 1.0  # factor of the learning rate from round to round
     source_redraw: bool = False  # draw the source images anew in each round; by default some are added
     mine: bool = False  # crop around small classes
+    stride: int = 1  # thresholds count every so many-th row and column: 2 counts one pixel in 4
 
 
 def estimate_prior(data: Data, run: Run, sigma_px: float) -> Tensor:
@@ -60,6 +62,17 @@ def estimate_prior(data: Data, run: Run, sigma_px: float) -> Tensor:
             needs = "--spatial-prior needs images of one scene and one size, which --resize gives"
             raise SystemExit(f"{needs}: {data.source.names[place]}: {error}") from None
     return prior.compute()
+
+
+class WithPrior:
+    """Thresholds of renormalised probabilities."""
+
+    def __init__(self, estimator: Estimator, prior: Tensor) -> None:
+        self.estimator, self.prior, self.compute = estimator, prior, estimator.compute
+
+    def update(self, logits: Tensor) -> None:
+        """Count a batch."""
+        self.estimator.update(add_prior(logits, self.prior))
 
 
 @command_line
@@ -77,12 +90,17 @@ def main() -> None:
     store = open_store(run, data)
     prior = estimate_prior(data, run, settings.prior_sigma) if settings.spatial_prior else None
     score = score_before(net, data, run)
-    transform = training_transform(settings.crop, scale=settings.scale_range)
+    how = {"scale": settings.scale_range, "jitter": settings.colour_jitter}
+    transform = training_transform(settings.crop, **how)
+
+    factor = None if settings.normalise_prior else prior
 
     def select(logits: Tensor, thresholds: Tensor) -> PseudoLabels:
+        if prior is not None and settings.normalise_prior:
+            logits = add_prior(logits, prior)
         if settings.policy == "global":
-            return select_hard(logits, thresholds, prior=prior)
-        return select_reweighted(logits, thresholds, prior=prior)
+            return select_hard(logits, thresholds, prior=factor)
+        return select_reweighted(logits, thresholds, prior=factor)
 
     for number in range(settings.rounds):
         stage = f"round{number + 1}"
@@ -90,12 +108,14 @@ def main() -> None:
             continue
         portion = PortionSchedule(*settings.portion)(number)
         estimator = GlobalThreshold if settings.policy == "global" else ClassBalancedThreshold
-        kc = estimator(num_classes, portion, prior=prior).to(run.device)
+        kc: Estimator = estimator(num_classes, portion, prior=factor, stride=settings.stride).to(run.device)
+        if prior is not None and settings.normalise_prior:
+            kc = WithPrior(kc, prior)
         stored = label_target(net, data, run, store, stage, number, kc, select, portion)
 
         order = source_order(settings, len(data.source), number)
         mined = small_class_crop(stored, settings.crop) if settings.mine else None
-        mining = training_transform(settings.crop, crop=mined, scale=settings.scale_range)
+        mining = training_transform(settings.crop, crop=mined, **how)
         source = run.loader(data.source, f"{stage} source", transform, order)
         target = run.loader(data.target_with(stored.labels), f"{stage} target", mining)
 

@@ -4,10 +4,9 @@ CBST (see cbst.py), kept from growing overconfident on labels that may be wrong.
 regularise the network: hard labels and a loss that is smaller for smoother predictions. ``lrent`` regularises the
 labels: soft ones, of which the store keeps the three largest entries of a pixel. Source labels are true, so source
 images are not regularised unless ``--source-alpha`` asks for it. Differs from the published code: every step has as
-many source as target images, which go through the network apart, each with a mean of its own; thresholds come from all
-pixels, labels from images as they are (there at 0.9 of their size, mirrored, too). ``--alpha`` of ``mrkld`` is 0.01:
-the published code multiplies by its weight of 0.1 twice, so 0.01 is what it ran. Of the others only the strength of
-``lrent`` is CRST's own.
+many source as target images, which go through the network apart, each with a mean of its own. ``--alpha`` of ``mrkld``
+is 0.01: the published code multiplies by its weight of 0.1 twice, so 0.01 is what it ran. Of the others only the
+strength of ``lrent`` is CRST's own.
 
 ``python examples/source_only.py && python examples/crst.py --init runs/source_only/model.pt --regularizer lrent``
 """
@@ -50,6 +49,7 @@ class CRSTSettings(Settings):
     portion: tuple[float, float, float] = (0.2, 0.05, 0.5)  # of pixels that are labelled: start, step, stop
     source_portion: tuple[float, float, float] | None = None  # of source images in use: start, step, stop
     source_redraw: bool = False  # draw the source images anew in each round; by default some are added
+    stride: int = 1  # thresholds count every so many-th row and column: 2 counts one pixel in 4
     mine: bool = False  # crop around small classes
     mine_rarest: bool = True  # where an image has no small class, crop around the rarest classes
 
@@ -72,7 +72,8 @@ def main() -> None:
     store = open_store(run, data, keep=("soft",) if soft_labels else ())
     regularized_loss = LOSSES.get(settings.regularizer, mrkld_loss)
     score = score_before(net, data, run)
-    transform = training_transform(settings.crop, scale=settings.scale_range)
+    how = {"scale": settings.scale_range, "jitter": settings.colour_jitter}
+    transform = training_transform(settings.crop, **how)
 
     def select(logits: Tensor, thresholds: Tensor) -> PseudoLabels:
         if soft_labels:
@@ -84,12 +85,12 @@ def main() -> None:
         if run.passed(stage):
             continue
         portion = PortionSchedule(*settings.portion)(number)
-        kc = ClassBalancedThreshold(num_classes, portion).to(run.device)
+        kc = ClassBalancedThreshold(num_classes, portion, stride=settings.stride).to(run.device)
         stored = label_target(net, data, run, store, stage, number, kc, select, portion)
 
         order = source_order(settings, len(data.source), number)
         mined = small_class_crop(stored, settings.crop, settings.mine_rarest) if settings.mine else None
-        mining = training_transform(settings.crop, crop=mined, scale=settings.scale_range)
+        mining = training_transform(settings.crop, crop=mined, **how)
         labelled = Labelled(data.target, stored, ("labels", "soft")) if soft_labels else data.target_with(stored.labels)
         source = run.loader(data.source, f"{stage} source", transform, order)
         target = run.loader(labelled, f"{stage} target", mining)

@@ -3,9 +3,10 @@
 Semi-supervised: few images are labelled (``--data voc --labelled 106``: one in 106), and in rounds the network labels
 ever larger portions of every class in all others, at last everything. Its belief p in a label weighs the pixel's loss
 by p^gamma. In DMT two students label for each other, and the weight depends on whether they agree; ``--second-init``
-lets them differ from the start. On the embedded benchmark the source images are the labelled ones. Differs from the
-published code: labelled and other images go through the network apart, but share one mean; colours are changed; a step
-of DMT has as many labelled as other images, not 1 and 7; the other's confidence is kept in 8 bits.
+lets them differ from the start: train each on another part of the labelled images, ``source_only.py --part 0 0.8`` and
+``--part 0.2 1``. On the embedded benchmark the source images are the labelled ones. Differs from the published code:
+labelled and other images go through the network apart, but share one mean; the other's confidence is kept in 8 bits;
+both students label before either learns. DMT's online variant is not offered.
 
 ``python examples/source_only.py && python examples/dst_cbc.py --init runs/source_only/model.pt``
 """
@@ -43,6 +44,8 @@ class DSTCBCSettings(Settings):
     gamma: float = 9.0  # how strongly doubt weighs labels down
     gamma_agree: float = 5.0  # the same with --mutual, where the students agree
     gamma_disagree: float = 5.0  # and where they do not
+    flip_labels: bool = False  # with --mutual, a student that is surer than the other keeps its own label
+    labelled_batch: int | None = None  # labelled images in a step; by default --batch, which counts the others
     rounds: int = 5  # of labelling and training
     portion: tuple[float, float, float] = tuple(DST_CBC_PORTIONS)  # of pixels that are labelled: start, step, stop
     stride: int = 4  # thresholds count every so many-th row and column: 4 counts one pixel in 16
@@ -68,7 +71,7 @@ def main() -> None:
     run.expect(len(nets) * settings.rounds * settings.steps)
     groups = ["", "second"][: len(nets)]
     scores = [score_before(net, data, run, group=group) for net, group in zip(nets, groups, strict=True)]
-    transform = training_transform(settings.crop, scale=settings.scale_range)
+    transform = training_transform(settings.crop, scale=settings.scale_range, jitter=settings.colour_jitter)
 
     for number in range(settings.rounds):
         stages = [f"round{number + 1}", f"second-round{number + 1}"][: len(nets)]
@@ -86,7 +89,7 @@ def main() -> None:
                 continue
             fields = ("labels", "confidence")
             others = Labelled(data.target, stored, fields) if settings.mutual else data.target_with(stored.labels)
-            labelled = run.loader(data.source, f"{stage} labelled", transform)
+            labelled = run.loader(data.source, f"{stage} labelled", transform, batch=settings.labelled_batch)
             pseudo = run.loader(others, f"{stage} pseudo-labelled", transform)
             student.train()
             for _, (true_images, true_labels), (images, labels, *confidence) in run.steps(
@@ -106,6 +109,7 @@ def main() -> None:
                             gamma_agree=settings.gamma_agree,
                             gamma_disagree=settings.gamma_disagree,
                             is_pseudo=is_pseudo,
+                            flip=settings.flip_labels,
                             reduction="sum",
                         )
                     else:

@@ -1,29 +1,27 @@
 """IAST: instance-adaptive self-training (Mei et al., ECCV 2020, arXiv:2008.12197).
 
 An adversarial warm-up brings the domains' outputs closer (``--warmup-steps 0`` leaves it out). Then, in rounds, target
-images are labelled one after the other by thresholds that follow each image's own confidences, and the student learns
-from these labels, smoothed where there are some and sharpened where there are none, and from source images.
+images are labelled one after the other by thresholds that follow each image's own confidences. The student learns from
+these labels, smoothed where there are some and sharpened where there are none, and from source images.
 
-Differs from the paper and its published settings: AdamW for Adam and a polynomial schedule for a cosine one; images
-keep their size in labelling; they are labelled in the order of their names, and by the network as the round before
-left it; the learning rate is the same in each round. Where ``--source-weight`` is not 0, as it is in all published
-settings, every step has as many source as target images.
-The thresholds begin anew in every round. On several ranks each goes through every N-th image, and after every image
-all take the average of their thresholds, so labels differ a little from those of one process.
+Differs from the paper and its published settings: images are labelled in the order of their names, and by the network
+as the round before left it. All published settings have ``--source-weight 0``; with another, every step has as many
+source as target images.
+The thresholds begin anew in every round. On several ranks each takes every N-th image (every N-th pair with ``--per
+batch``), and after each all take the average of their thresholds, so labels differ a little from those of one process.
 
 ``python examples/source_only.py && python examples/iast.py --init runs/source_only/model.pt``
 """
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from _common.evaluation import evaluate, line, predict, ready_to_predict, score_before, summary
-from _common.loading import as_floats, one_by_one
+from _common.evaluation import evaluate, line, predict_labels, ready_to_predict, score_before, summary
+from _common.loading import as_floats, in_blocks
 from _common.progress import progress
 from _common.rounds import open_store
 from _common.run import Run
@@ -48,6 +46,7 @@ class IASTSettings(Settings):
     """Settings of IAST."""
 
     rounds: int = 3  # of labelling and training
+    lr_factors: tuple[float, ...] = (1.0,)  # of --lr in each round; the last one holds in all further rounds
     warmup_steps: int = 6000  # 0 leaves the adversarial warm-up out
     warmup_lr: float = 2e-5  # learning rate of the warm-up
     adversarial_weight: float = 0.001  # of fooling the discriminator
@@ -73,10 +72,7 @@ def region_guided(run: Run, logits: Tensor, labels: Tensor, settings: IASTSettin
     Where a crop goes beyond its image, what is beyond counts as not labelled.
     """
     classes = logits.shape[1]  # the published code divides by pixels times classes
-    weights = {
-        "confident_weight": settings.confident_weight / classes,
-        "ignored_weight": settings.ignored_weight / classes,
-    }
+    weights = {name: getattr(settings, name) / classes for name in ("confident_weight", "ignored_weight")}
     pixels = region_guided_loss(logits, labels, **weights, reduction="none")
     labelled = labels != IGNORE_INDEX
     return sum(run.mean(pixels.where(region, 0).sum(), region.sum()) for region in (labelled, ~labelled))
@@ -92,14 +88,14 @@ def label_in_order(
     what it wrote before, which the store leaves as it is, is what it would write now.
     """
     names, size = data.target.names, 1 if selector.per == "image" else 2
-    calls = math.ceil(math.ceil(len(names) / run.world) / size)  # the processes add up their thresholds in each
+    blocks = in_blocks(data.target, run, size)
     with store.write(number, names, portion=selector.portion) as writer:
-        images_and_names = one_by_one(data.target, run, size)
-        for images, some in progress(images_and_names, "labelling", calls, disable=not run.main):
-            writer.add(some, selector(predict(net, images, run)))
-            calls -= 1
-        for _ in range(calls):  # no image is left for this process
-            selector(torch.zeros(0, selector.num_classes, 1, 1, device=run.device))
+        for _ in progress(range(math.ceil(len(names) / size / run.world)), "labelling", disable=not run.main):
+            images, some = next(blocks, (None, ()))
+            if images is None:  # the processes add up their thresholds, and none is left for this one
+                selector(torch.zeros(0, selector.num_classes, 1, 1, device=run.device))
+            else:
+                writer.add(some, selector(predict_labels(net, images, run)))
         stored = writer.finish()
     run.say(f"round {number + 1}: {stored}, θ {selector.thresholds.min():.2f} to {selector.thresholds.max():.2f}")
     warn_of_few_labels(run, number + 1, stored)
@@ -123,23 +119,24 @@ def main() -> None:
     if settings.warmup_steps:
         judge = discriminator(num_classes, settings.judge_width)
         wrapped_judge = run.prepare(judge)
-        judge_optimizer = torch.optim.Adam(judge.parameters(), lr=settings.judge_lr, betas=(0.9, 0.99))
-        judge_optimizer = run.wrap_optimizer(judge_optimizer)
+        adam = torch.optim.Adam(judge.parameters(), lr=settings.judge_lr, betas=(0.9, 0.99))
+        judge_optimizer = run.wrap_optimizer(adam)
     run.register(selector=selector)
     run.restore()
     run.expect(settings.warmup_steps + settings.rounds * settings.steps)
     store = open_store(run, data)
     score = score_before(net, data, run)
-    transform = training_transform(settings.crop, scale=settings.scale_range)
+    transform = training_transform(settings.crop, scale=settings.scale_range, jitter=settings.colour_jitter)
 
     if settings.warmup_steps and not run.passed("warmup"):
-        loaders = [run.loader(part, f"warmup {name}", transform) for name, part in
-                   (("source", data.source), ("target", data.target))]  # fmt: skip
+        source = run.loader(data.source, "warmup source", transform)
+        target = run.loader(data.target, "warmup target", transform)
+        slow = {optimizer: settings.warmup_lr / settings.lr}
         student.train()
-        lr_scale = settings.warmup_lr / settings.lr
-        for _, (source_images, labels), (target_images, _) in run.steps(
-            "warmup", settings.warmup_steps, *loaders, lr_scale={optimizer: lr_scale}
-        ):
+        steps = run.steps(
+            "warmup", settings.warmup_steps, source, target, lr_scale=slow, decay=(0, settings.warmup_steps)
+        )
+        for _, (source_images, labels), (target_images, _) in steps:
             with run.accumulate(student, wrapped_judge):
                 logits = student(as_floats(source_images))
                 source_loss = supervised(run, logits, labels)
@@ -166,7 +163,9 @@ def main() -> None:
         target = run.loader(data.target_with(stored.labels), f"{stage} target", transform)
 
         student.train()
-        for _, (source_images, source_labels), (images, labels) in run.steps(stage, settings.steps, source, target):
+        lr_scale = settings.lr_factors[min(number, len(settings.lr_factors) - 1)]
+        steps = run.steps(stage, settings.steps, source, target, lr_scale=lr_scale)
+        for _, (source_images, source_labels), (images, labels) in steps:
             with run.accumulate(student):  # the domains apart: in one batch BatchNorm would mix their statistics
                 source_loss = torch.zeros((), device=run.device)
                 if settings.source_weight:
@@ -181,11 +180,7 @@ def main() -> None:
 
     if settings.warmup_steps and not settings.rounds:
         score = evaluate(net, data, run, 1)
-    thresholds = {}
-    for number in range(1, settings.rounds + 1):
-        recorded = json.loads((run.out / "rounds" / f"round-{number:04d}.json").read_text()) if run.main else {}
-        thresholds[f"round{number}"] = dict(zip(data.label_map.classes, recorded.get("thresholds", []), strict=False))
-    run.finish(net, {**summary(score, data), "thresholds": thresholds})
+    run.finish(net, summary(score, data))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ crops, and BatchNorm's statistics of the batch without ``--frozen-bn``; learning
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +48,11 @@ class MeanTeacherSettings(Settings):
     threshold: float = 0.968  # the share of pixels above it weighs the target's loss
     turn: int = 1000  # steps between switches of the dual teacher
     score: Literal["snd", "entropy"] = "snd"  # of the dynamic teacher
+    dynamic_update: tuple[int, int, int] = (9, 3, 30)  # its batches stored at the first decision, between two, at most
+    jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.05)  # of the colours that the student sees
+    jitter_chance: float = 1.0  # share of images whose colours change
+    blur_sigma: tuple[float, float] = (0.1, 1.0)  # of blurred images, in pixels
+    blur_chance: float = 0.3  # share of images that are blurred
 
 
 @command_line
@@ -66,17 +72,21 @@ def main() -> None:
     elif settings.teacher == "dual":
         teacher = DualTeacher(net, sync_buffers=True, **how)
     else:
-        teacher = DynamicTeacher(net, score=settings.score, **how)
+        first, every, most = settings.dynamic_update
+        teacher = DynamicTeacher(net, score=settings.score, first=first, every=every, most=most, **how)
     student, optimizer, teacher = run.prepare(net), run.optimizer(net), teacher.to(run.device)
     run.register(teacher=teacher)
     run.restore()
     run.expect(settings.steps)
     score_before(net, data, run)
 
-    transform = training_transform(settings.crop, scale=settings.scale_range)
+    transform = training_transform(settings.crop, scale=settings.scale_range, jitter=settings.colour_jitter)
     source, target = run.loader(data.source, "source", transform), run.loader(data.target, "target", transform)
+    side = 2 * math.ceil(settings.blur_sigma[1]) + 1
     strong = AugmentationSequential(
-        ColorJiggle(0.3, 0.3, 0.3, 0.05, p=1.0), RandomGaussianBlur((3, 3), (0.1, 1.0), p=0.3), data_keys=["input"]
+        ColorJiggle(*settings.jitter, p=settings.jitter_chance),
+        RandomGaussianBlur((side, side), settings.blur_sigma, p=settings.blur_chance),
+        data_keys=["input"],
     )
     recolour = strong if data.target[0][0].shape[0] == 3 else relit  # of other channels, none is a colour
     agreement = AgreementStatistics(data.label_map.num_classes).to(run.device)

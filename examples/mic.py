@@ -7,7 +7,7 @@ of pixels that the teacher is sure of weighs the last two. ``--mask-weight 0`` i
 arXiv:2111.14887). The student is what is evaluated and saved.
 
 Differs from the published code: no distance to ImageNet features, no second crop for a rare class that the first has
-missed, no HRDA; the learning rate does not warm up; source images get the size of target images. The network
+missed, no HRDA; source images get the size of target images. The network
 is DeepLabV2 unless ``--network`` says another; next to DAFormer's is a SegFormer, ``hf:FOLDER``.
 
 ``python examples/source_only.py && python examples/mic.py --init runs/source_only/model.pt``
@@ -76,7 +76,7 @@ def main() -> None:
         rank=0,  # the order of all processes; the loader shares it among them
         num_replicas=1,
     )
-    transform = training_transform(settings.crop, scale=settings.scale_range)
+    transform = training_transform(settings.crop, scale=settings.scale_range, jitter=settings.colour_jitter)
     source = run.loader(data.source, "source", transform, list(sampler))
     target = run.loader(data.target, "target", mark_padding(transform))
 

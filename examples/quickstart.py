@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 from _common.files import code_digest, save_atomically
+from _common.loading import as_floats
 from _common.progress import progress
 from _networks.small_unet import SmallUNet
-from _quickstart.benchmark import as_floats, batches, draw, streets
+from _quickstart.benchmark import batches, draw, streets
 from _quickstart.pages import LOSS_EVERY, print_round, print_table, record, write_picture, write_results
 from _quickstart.training import evaluate, jitter, predict, reestimate_batchnorm, train_source
 from torch import Tensor, nn

@@ -49,6 +49,7 @@ TRAINERS = {
     "UniMatch": "unimatch.py --init {source}",
     "MIC": "mic.py --init {source}",
     "DAFormer (MIC without masks)": "mic.py --init {source} --mask-weight 0",
+    "recommended": "recommended.py --init {source}",
 }
 BOUND = {
     "target labels (bound)": "source_only.py --domain target --init {source} --steps 360 --lr 2e-3 --reestimate-bn 1"

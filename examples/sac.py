@@ -89,7 +89,7 @@ def main() -> None:
         rank=0,  # the order of all processes; the loader shares it among them
         num_replicas=1,
     )
-    transform = training_transform(settings.crop, scale=settings.scale_range)
+    transform = training_transform(settings.crop, scale=settings.scale_range, jitter=settings.colour_jitter)
     source = run.loader(data.source, "source", transform)
     target = run.loader(data.target, "target", mark_padding(transform), list(sampler))
 

@@ -2,7 +2,9 @@
 
 ``python examples/source_only.py`` trains on the source domain. From there, ``--init MODEL --steps 0 --reestimate-bn 1``
 gives what BatchNorm's statistics alone do, ``--init MODEL`` more source steps, and ``--domain target``, which sees the
-target's labels, the upper bound. Under ``torchrun``, as all trainers here, it uses all processes.
+target's labels, the upper bound. ``--part 0 0.8`` and ``--part 0.2 1`` train the two students of DMT on parts of the
+labelled images that differ (its difference-maximised sampling). Under ``torchrun``, as all trainers here, it uses all
+processes.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from _data.augmentation import training_transform
 from _data.checks import look_at_masks
 from _data.opening import open_data
 from _networks.build import build
+from torch.utils.data import Subset
 
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.losses import cross_entropy
@@ -29,6 +32,15 @@ class SourceSettings(Settings):
     """Settings of training on labelled images."""
 
     domain: Literal["source", "target"] = "source"  # target: with the target's labels, the upper bound
+    part: tuple[float, float] = (0.0, 1.0)  # of the images, in a random order: from which share to which
+
+
+def part_of(length: int, part: tuple[float, float], seed: int) -> list[int]:
+    """Numbers of the images between two shares of a random order."""
+    first, last = (round(length * share) for share in part)
+    if not 0 <= first < last <= length:
+        raise SystemExit(f"--part {part[0]:g} {part[1]:g}: expected two shares of 1 with images between them")
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed))[first:last].tolist()
 
 
 @command_line
@@ -45,7 +57,9 @@ def main() -> None:
     score_before(net, data, run)
 
     labelled = data.source if settings.domain == "source" else data.target_with(True)
-    transform = training_transform(settings.crop, scale=settings.scale_range)
+    if settings.part != (0.0, 1.0):
+        labelled = Subset(labelled, part_of(len(labelled), settings.part, settings.seed))
+    transform = training_transform(settings.crop, scale=settings.scale_range, jitter=settings.colour_jitter)
     student.train()
     for _, (images, labels) in run.steps("labelled", settings.steps, run.loader(labelled, settings.domain, transform)):
         with run.accumulate(student):

@@ -7,7 +7,7 @@ There is no teacher. On the embedded benchmark the source images are the labelle
 
 Differs from the published code: labelled and other images go through the network apart, as in all trainers here; images
 with dropped features are a pass of their own; the box comes from another image of the batch and has the proportions of
-the image; weak images have light colour jitter; Cityscapes is trained without OHEM. The published network is
+the image; Cityscapes is trained without OHEM. The published network is
 ``--network DeepLabV3Plus/resnet101`` of segmentation_models_pytorch.
 
 ``python examples/source_only.py && python examples/unimatch.py --init runs/source_only/model.pt``
@@ -86,7 +86,7 @@ def main() -> None:
     run.expect(settings.steps)
     score_before(net, data, run)
 
-    transform = training_transform(settings.crop, scale=settings.scale_range)
+    transform = training_transform(settings.crop, scale=settings.scale_range, jitter=settings.colour_jitter)
     labelled = run.loader(data.source, "labelled", transform)
     others = run.loader(data.target, "others", mark_padding(transform))
     views = WeakStrongViews(settings.crop, scale=(1.0, 1.0), flip_chance=0.0, strong=StrongSettings(cut_out_chance=0.0))

@@ -81,6 +81,23 @@ class Stateful(nn.Module):
                 states[name] = part.view(states[name].shape)
         return list(states.values())
 
+    def add_sums(self, other: Any, kind: type[Stateful], *settings: str) -> None:
+        """Add the states of ``other`` that are summed over ranks; it must be a ``kind`` with the same ``settings``."""
+        if not isinstance(other, kind):
+            raise TypeError(f"`other`: expected a {kind.__name__}, got {type(other).__name__}")
+        self.check_same(other, *settings)
+        for name, combine in self._over_ranks.items():
+            if combine is all_reduce_sum:
+                mine = getattr(self, name)
+                mine += getattr(other, name).to(mine.device)
+
+    def check_same(self, other: Stateful, *settings: str) -> None:
+        """Check that another module, to be merged into this one, has the same settings."""
+        for name in settings:
+            mine, its = getattr(self, name), getattr(other, name)
+            if mine != its:
+                raise ValueError(f"`other`: expected {name} = {mine!r}, got {its!r}")
+
     def check_home(self, value: Tensor, name: str) -> None:
         """Check that a batch is on the device of the state, since moving either at every call would be slow."""
         home = next(iter(self._defaults.values())).device

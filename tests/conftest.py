@@ -1,5 +1,15 @@
+import os
+
 import pytest
 import torch
+
+MOST_WORKERS = 4  # each imports torch, collects all tests and needs about 1 GB
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers():
+    """The number of processes of ``pytest -n auto``."""
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def pytest_configure(config):

@@ -1,4 +1,4 @@
-"""Kill short runs of ``cbst.py`` and ``dtst.py`` at random moments, again and again, and compare what they end in.
+"""Kill short runs of three trainers at random moments, again and again, and compare what they end in.
 
 ``python -m tests.soak --kills 60`` takes about half an hour on two cores; it is no part of the suite. A run that
 nothing interrupts comes first, on one process and on two. Then others are killed without warning (SIGKILL) once to
@@ -22,22 +22,15 @@ from pathlib import Path
 import torch
 
 from selftrain_seg.store import PseudoLabelStore
-from tests.distributed.test_ranks import free_port
 from tests.examples import trainers
 
 CLASSES = 13
 SMALL = ["--smoke", "--images", 8, 6, 4, "--batch", 2, "--checkpoint-every", 2]
 SCRIPTS = {
     "cbst.py": [*SMALL, "--rounds", 2, "--steps", 5],
+    "crst.py": [*SMALL, "--rounds", 2, "--steps", 5, "--regularizer", "lrent"],
     "dtst.py": [*SMALL, "--steps", 11, "--refresh", 4],
 }
-
-
-def start(script: str, out: Path, options: list[object], processes: int, log: Path) -> list:
-    """Start all ranks of a run."""
-    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    return [trainers._start(script, out, tuple(options), log, rank if processes > 1 else {}) for rank in ranks]
 
 
 def end(ranks: list, log: Path) -> None:
@@ -111,13 +104,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root, log = Path(folder), Path(folder) / "log.txt"
         data = ["--root", root / "streets"]
-        end(start("source_only.py", root / "source", [*SMALL, *data, "--steps", 20], 1, log), log)
+        end(trainers.start_ranks("source_only.py", root / "source", [*SMALL, *data, "--steps", 20], log), log)
         data += ["--init", root / "source" / "model.pt"]
         kinds = {}
         for script in args.scripts:
             for processes in args.processes:
                 out, began = root / f"whole-{script}-{processes}", time.monotonic()
-                end(start(script, out, [*SCRIPTS[script], *data], processes, log), log)
+                end(trainers.start_ranks(script, out, [*SCRIPTS[script], *data], log, processes), log)
                 kinds[script, processes] = (outcome(out), len(everything(out)))
                 print(f"{script} on {processes}: {time.monotonic() - began:.0f} s", flush=True)
         done = bad = 0
@@ -130,10 +123,10 @@ def main() -> None:
             for _ in range(min(generator.randint(1, 3), args.kills - done)):
                 left = max(1, files - len(everything(out)))
                 moment = (generator.randint(0, left), generator.uniform(0, 0.1), generator.choice([0.0, 0.1]))
-                if kill(start(script, out, options, processes, log), out, *moment):
+                if kill(trainers.start_ranks(script, out, options, log, processes), out, *moment):
                     moments.append(last_step(out))
                 problems += damage(out)
-            end(start(script, out, options, processes, log), log)
+            end(trainers.start_ranks(script, out, options, log, processes), log)
             problems += damage(out) + differences(whole, outcome(out))
             done, bad = done + len(moments), bad + bool(problems)
             ending = f"differs in {problems}" if problems else "the same"

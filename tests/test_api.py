@@ -21,7 +21,7 @@ LIST = Path(__file__).with_name("public_api.txt")
 OPERATORS = {"__call__", "__getitem__", "__iter__", "__len__"}
 # Methods for torch, torchvision and this library's own modules to call, not for people.
 INTERNAL = {"extra_repr", "get_extra_state", "set_extra_state", "make_params", "transform"}
-INTERNAL |= {"add_state", "check_home", "reduced"}
+INTERNAL |= {"add_state", "add_sums", "check_home", "check_same", "reduced"}
 ALSO_OURS = {__name__}  # for the tests of this file
 COMMAND = "python -m tests.test_api --write"
 

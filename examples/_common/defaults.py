@@ -1,7 +1,8 @@
 """Defaults of the trainers, from ``examples/settings.json``.
 
 The table says of each setting what is published, in which file or section, what we take, and why where the two differ.
-``docs/make_settings.py`` makes the page "Settings" from it.
+Its columns are data sets, and networks that need settings other than the papers'. ``docs/make_settings.py`` makes the
+page "Settings" from it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ TABLE = Path(__file__).parents[1] / "settings.json"
 
 _FALLBACKS = ("gta5", "voc")  # for data that a trainer is not published for; dst_cbc has no gta5
 _CITYSCAPES = ("gta5", "synthia", "cityscapes")  # what is measured on Cityscapes
-_SIZES = ("resize", "train_resize", "scales")  # of gta5 they fit the images of Cityscapes
+_SIZES = ("resize", "train_resize", "scales", "label_scales")  # of gta5 they fit the images of Cityscapes
 
 
 def defaults(trainer: str, data: str, network: str) -> dict[str, Any]:
@@ -25,12 +26,13 @@ def defaults(trainer: str, data: str, network: str) -> dict[str, Any]:
         data: ``--data``. Data that the trainer is not published for, ``folders`` and ``bdd100k`` among them, has the
             settings of ``gta5``, or else of ``voc``; without image sizes, unless it is measured on Cityscapes.
         network: ``small-unet`` has settings of its own on any data, chosen on the embedded benchmark, which with other
-            networks has those of ``gta5``.
+            networks has those of ``gta5``. A network that is a column of the table has the settings of that column
+            before those of the data.
 
     Returns:
         Setting -> value, lists as tuples.
     """
-    columns = ("streets",) if network == "small-unet" else (data, *_FALLBACKS)[data == "streets" :]
+    columns = ("streets",) if network == "small-unet" else (network, *(data, *_FALLBACKS)[data == "streets" :])
     chosen = {}
     for setting, cells in json.loads(TABLE.read_text(encoding="utf-8")).get(trainer, {}).items():
         column = next((column for column in columns if column in cells), None)

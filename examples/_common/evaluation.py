@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from _data.held_out import Restyled
 from _data.opening import Data
 from _reporting import draw_predictions, record
 from _reporting.without_masks import measure_without_masks
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import Dataset
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from _common.check import SCORE, keep_if_better
 from _common.loading import in_blocks
 from _common.progress import progress
 from _common.run import Run
 from selftrain_seg import IGNORE_INDEX
-from selftrain_seg.batchnorm import estimate_statistics, set_statistics
+from selftrain_seg.batchnorm import choose_alpha, estimate_statistics, mix_statistics, set_statistics
 from selftrain_seg.confidence import fuse_views
 from selftrain_seg.teachers import predict_in_parts
 
@@ -46,10 +49,15 @@ def predict(net: Callable[[Tensor], Tensor], images: Tensor, run: Run) -> Tensor
         return predict_in_parts(net, images, window=tuple(tile), stride=tuple(stride), taper=True).float()
 
 
+def predict_labels(net: Callable[[Tensor], Tensor], images: Tensor, run: Run) -> Tensor:
+    """Logits that pseudo-labels are made of, averaged over ``--label-scales`` and ``--label-flip``."""
+    return _mean_logits(net, images, run, run.settings.label_scales, run.settings.label_flip)
+
+
 def ready_to_predict(net: nn.Module, data: Data, run: Run) -> nn.Module:
-    """Evaluation mode, with BatchNorm's statistics of the target images, or the average over processes."""
+    """Evaluation mode, with BatchNorm's statistics by ``--reestimate-bn``, or their average over processes."""
     if run.settings.reestimate_bn and has_batchnorm(net):
-        reestimate_batchnorm(net, data, run)
+        reestimate_batchnorm(net, data, run, run.settings.reestimate_bn)
     else:
         run.average_buffers(net)
     return net.eval()
@@ -60,11 +68,47 @@ def has_batchnorm(net: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in net.modules())
 
 
-def reestimate_batchnorm(net: nn.Module, data: Data, run: Run) -> None:
-    """Give BatchNorm the statistics of all target images; processes share the images."""
-    blocks = progress(in_blocks(data.target, run), "BatchNorm's statistics", disable=not run.main)
+def reestimate_batchnorm(net: nn.Module, data: Data, run: Run, share: float | str) -> float:
+    """Give BatchNorm the statistics of all target images, or mix them with those of source images.
+
+    Processes share the images. Both are estimated anew, since in training the running statistics become a mixture of
+    both domains; of the source from as many images as are held out.
+
+    Args:
+        net: the network itself.
+        data: with source images unless the share is 1.
+        run: with the settings of prediction.
+        share: of the target's statistics, above 0; "auto" chooses what scores best on restyled source images, and the
+            smallest of those that are as good within ``--check-tolerance``.
+
+    Returns:
+        The share.
+    """
+    statistics = _statistics(net, data.target, run)
+    if share != 1:
+        stride = max(1, len(data.source) // run.settings.check_images)
+        of_source = _statistics(net, data.source.only(range(0, len(data.source), stride)), run)
+        if share == "auto":
+            margin = run.settings.check_tolerance
+            found = choose_alpha(net, of_source, statistics, lambda one: restyled_miou(one, data, run), margin=margin)
+            share = found.alpha
+            scores = ", ".join(f"{alpha:g}: {score:.1f}" for alpha, score in found.scores.items())
+            run.say(f"BatchNorm: {share:g} of the target's statistics ({SCORE} by share: {scores})")
+        statistics = mix_statistics(of_source, statistics, share)
+    set_statistics(net, statistics)
+    return float(share)
+
+
+def _statistics(net: nn.Module, dataset: Dataset[Any], run: Run) -> dict[str, Tensor]:
+    blocks = progress(in_blocks(dataset, run), "BatchNorm's statistics", disable=not run.main)
     images = (images for images, _ in blocks)
-    set_statistics(net, estimate_statistics(net, images, forward=lambda batch: predict(net, batch, run)))
+    return estimate_statistics(net, images, forward=lambda batch: predict(net, batch, run))
+
+
+def restyled_miou(net: nn.Module, data: Data, run: Run) -> float:
+    """MIoU on held-out source images in the colours of target images, in percent. BatchNorm stays as it is."""
+    restyled = Restyled(data.held_out, data.target)
+    return mean_iou(_measure(net.eval(), data._replace(val=restyled), run, None), data)
 
 
 def score_before(net: nn.Module, data: Data, run: Run, *, group: str = "") -> Score:
@@ -81,9 +125,10 @@ def score_before(net: nn.Module, data: Data, run: Run, *, group: str = "") -> Sc
         score = evaluate(net.eval(), data, run, -1, group=group, ready=True)
         text = line(score, data)
         if has_batchnorm(net):
-            reestimate_batchnorm(net, data, run)
+            share = reestimate_batchnorm(net, data, run, run.settings.reestimate_bn or 1)
             adapted = evaluate(net.eval(), data, run, 0, group=group, ready=True)
-            text += f"; BatchNorm re-estimated on the target images: {line(adapted, data)}"
+            what = "re-estimated on" if share == 1 else f"with a share of {share:g} of the statistics of"
+            text += f"; BatchNorm {what} the target images: {line(adapted, data)}"
             score = adapted if run.settings.reestimate_bn else score
     run.say(f"before training{f', {group}' if group else ''}: {text}")
     return score
@@ -91,13 +136,19 @@ def score_before(net: nn.Module, data: Data, run: Run, *, group: str = "") -> Sc
 
 def _score_between(net: nn.Module, data: Data, run: Run, where: str) -> None:
     """What ``--eval-every`` does."""
-    if data.val is None:
+    if data.val is None and run.settings.check == "none":
         return
     with _unchanged(net):
-        score = _measure(ready_to_predict(net, data, run), data, run, None)
-        run.say(f"{where}: {line(score, data)}")
-        run.keep_best(net, mean_iou(score, data), where)
-        run.accelerator.log({"mIoU": mean_iou(score, data)}, step=run.steps_done)
+        ready_to_predict(net, data, run)
+        true_score = None
+        if data.val is not None:
+            score = _measure(net, data, run, None)
+            true_score = mean_iou(score, data)
+            run.say(f"{where}: {line(score, data)}")
+            run.keep_best(net, true_score, where)
+            run.accelerator.log({"mIoU": true_score}, step=run.steps_done)
+        if run.settings.check != "none":
+            keep_if_better(net, restyled_miou(net, data, run), true_score, where, run, before=False)
 
 
 def evaluate(
@@ -126,6 +177,10 @@ def evaluate(
         score = _measure(net, data, run, name)
         if not group:
             run.keep_best(net, mean_iou(score, data), name if number > 0 else "before training")
+    if run.settings.check != "none" and not group:
+        where = "BatchNorm re-estimated" if number == 0 else name
+        true_score = None if score.iou is None else mean_iou(score, data)
+        keep_if_better(net, restyled_miou(net, data, run), true_score, where, run, before=number < 1)
     record(run, data, number, iou=score.iou, group=group, **recorded)
     return score
 
@@ -133,6 +188,8 @@ def evaluate(
 @torch.no_grad()
 def _measure(net: nn.Module, data: Data, run: Run, name: str | None) -> Score:
     matrix = MulticlassConfusionMatrix(data.label_map.num_classes, ignore_index=IGNORE_INDEX).to(run.device)
+    nothing = torch.zeros(0, dtype=torch.int64, device=run.device)
+    matrix.update(nothing, nothing)  # a process may have no image, of which torchmetrics warns
     draw = run.main and name is not None
     for images, labels in progress(in_blocks(data.val, run), "evaluating", disable=not run.main):
         logits = _fused(net, images, run)
@@ -154,18 +211,22 @@ def _fused(net: nn.Module, images: Tensor, run: Run) -> Tensor:
     if scales == (1.0,) and not flip:
         return predict(net, images, run)
     if run.settings.fusion == "logits":
-        return _mean_logits(net, images, run)
+        return _mean_logits(net, images, run, scales, flip)
     return fuse_views(lambda view: predict(net, view, run), images, scales=scales, flip=flip).log()
 
 
-def _mean_logits(net: nn.Module, images: Tensor, run: Run) -> Tensor:
+def _mean_logits(
+    net: Callable[[Tensor], Tensor], images: Tensor, run: Run, scales: Sequence[float], flip: bool
+) -> Tensor:
     """Logits averaged over views, each brought back to the images' size and side."""
+    if tuple(scales) == (1.0,) and not flip:
+        return predict(net, images, run)
     size, total = images.shape[-2:], []
-    for scale in run.settings.scales:
+    for scale in scales:
         resized = [max(1, round(scale * side)) for side in size]
         view = images if scale == 1 else F.interpolate(images, resized, mode="bilinear", antialias=True)
         logits = [predict(net, view, run)]
-        if run.settings.flip:
+        if flip:
             logits.append(predict(net, view.flip(-1), run).flip(-1))
         total += [F.interpolate(part, size, mode="bilinear") for part in logits]
     return torch.stack(total).mean(dim=0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,6 +13,8 @@ import torch
 
 import selftrain_seg
 
+_NO_JSON = {"NaN": None, "Infinity": "inf", "-Infinity": "-inf"}
+
 
 def save_atomically(content: Any, path: Path) -> None:
     """Write a file of ``torch.save``: under a temporary name, on the disk, then renamed."""
@@ -22,15 +23,8 @@ def save_atomically(content: Any, path: Path) -> None:
 
 def save_json(content: Any, path: Path, *, default: Callable[[Any], Any] | None = None) -> None:
     """The same for JSON, which has no NaN: it becomes null. ``default`` turns into JSON what is not."""
-    text = json.dumps(_without_nan(content), indent=1, default=default, allow_nan=False) + "\n"
-    _put(path, lambda file: file.write(text.encode()))
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the files of a folder to the disk."""
-    for path in folder.rglob("*"):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+    plain = json.loads(json.dumps(content, default=default), parse_constant=_NO_JSON.get)
+    _put(path, lambda file: file.write(json.dumps(plain, indent=1).encode() + b"\n"))
 
 
 def _put(path: Path, write: Callable[[Any], Any]) -> None:
@@ -41,16 +35,6 @@ def _put(path: Path, write: Callable[[Any], Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def _without_nan(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {name: _without_nan(value) for name, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_without_nan(value) for value in content]
-    if isinstance(content, float) and not math.isfinite(content):
-        return None if math.isnan(content) else str(content)
-    return content
 
 
 def code_digest(*files: Path) -> str:

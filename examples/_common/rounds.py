@@ -11,7 +11,7 @@ from _reporting import warn_of_few_labels
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from _common.evaluation import predict, ready_to_predict
+from _common.evaluation import predict_labels, ready_to_predict
 from _common.loading import in_blocks
 from _common.progress import progress
 from _common.run import Run
@@ -59,7 +59,7 @@ def estimate_thresholds(net: nn.Module, data: Data, run: Run, estimator: Estimat
     """One pass over the target images, shared by the processes; what they count is added up."""
     blocks = in_blocks(data.target, run)
     for images, _ in progress(blocks, "estimating thresholds", disable=not run.main):
-        estimator.update(predict(net, images, run))
+        estimator.update(predict_labels(net, images, run))
     return estimator.compute()
 
 
@@ -83,7 +83,7 @@ def write_labels(
             in_blocks(data.target, run), f"labelling, round {number + 1}", disable=not run.main
         ):
             if missing & set(names):  # blocks stay whole: in smaller ones convolutions may round otherwise
-                writer.add(names, select(predict(net, images, run)))
+                writer.add(names, select(predict_labels(net, images, run)))
         stored = writer.finish()
     run.say(f"round {number + 1}: {stored}")
     warn_of_few_labels(run, number + 1, stored)

@@ -2,43 +2,56 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+import itertools
 import json
+import math
 import os
 import random
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from _networks.build import parameter_groups
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from _common.files import save_atomically, save_json, sync_folder
-from _common.loading import loader_of
+from _common.check import verdict
+from _common.files import save_atomically, save_json
+from _common.loading import Seeded, StepSampler
+from _common.numbers import FOLDERS, check
 from _common.progress import progress
-from _common.settings import Settings, check
+from _common.settings import Settings
+from _common.trackers import start_tracker
 from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.visualize import record_about, record_step, report
 
 # Settings that may differ when a run is resumed: they say where it runs and what it tells, not what training does.
 _MAY_CHANGE = {"out", "rounds", "device", "workers", "threads", "checkpoint_every", "log_every", "scales", "flip"}
 _MAY_CHANGE |= {"tracker", "eval_every", "fusion", "missing_classes"}
-# Folders may have moved; ``Run.check_data`` looks at what is in them.
-_FOLDERS = {"root", "source_root", "source_images", "source_masks", "target_images", "target_masks", "val_images"}
-_FOLDERS |= {"val_masks", "source_names", "target_names", "val_names", "classes"}
+# What a run tells about itself.
+_TOLD = ("*.jsonl", "rounds/**/*.json", "pictures/*.png", "source-masks.json", "data.json", "about.json", "seen/*.pt")
+_TOLD += ("best.*", "check.json", "kept.pt")
+
+# What is left of the learning rate after a share of a schedule.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "poly": lambda share: (1 - share) ** 0.9,
+    "linear": lambda share: 1 - share,
+    "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2,
+    "constant": lambda share: 1.0,
+}
 
 _REPORT_EVERY = 60  # seconds, at least, between reports of a run that is under way
+
+# Newer versions of torch name it otherwise, older ones do not.
+warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
 
 class Run:
@@ -53,6 +66,9 @@ class Run:
         self.settings, self.out, self.started = settings, settings.out, time.time()
         if settings.device not in ("auto", "cpu"):
             os.environ["ACCELERATE_TORCH_DEVICE"] = settings.device
+        for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):
+                raise SystemExit(f"{name} is not supported: each process trains the whole network (DDP); turn it off")
         tracker = None if settings.tracker == "none" else settings.tracker
         if tracker is not None and tracker not in map(str, get_available_trackers()):
             raise SystemExit(f"--tracker {tracker}: not installed: pip install {tracker}, or --tracker none")
@@ -70,19 +86,23 @@ class Run:
             )
         except ValueError as error:
             raise SystemExit(f"--amp {settings.amp}, --device {settings.device}: {error}") from None
+        # Gradients are exchanged and optimizers step in the last pass of a step only; losses are scaled for fp16 and by
+        # the number of passes; mixed precision for networks that ``prepare`` has not seen, such as teachers.
+        self.accumulate, self.backward = self.accelerator.accumulate, self.accelerator.backward
+        self.autocast = self.accelerator.autocast
         device = self.accelerator.device
         self.device = torch.device("cpu") if device.type == "cpu" else device  # not cpu:0, which torch.load refuses
         self.rank = self.accelerator.process_index
         self.world, self.main = self.accelerator.num_processes, self.accelerator.is_main_process
         torch.set_num_threads(settings.threads)
-        if settings.batch % self.world:
-            raise SystemExit(f"--batch {settings.batch} cannot be shared by {self.world} processes")
+        for option, images in (("batch", settings.batch), ("labelled-batch", getattr(settings, "labelled_batch", 0))):
+            if images and images % self.world:
+                raise SystemExit(f"--{option} {images} cannot be shared by {self.world} processes")
         self.out.mkdir(parents=True, exist_ok=True)
-        self.started_with = ""
-        self.resumed = self._check_settings()
+        self._begin()
         if self.main:
             record_about(self.out)
-        self.accelerator.init_trackers("tensorboard" if settings.tracker == "tensorboard" else "selftrain-seg")
+        start_tracker(self.accelerator, settings, self.resumed)
         self.stage, self.step, self.finished = "", 0, {}
         self.evaluation: Callable[[str], None] | None = None  # what --eval-every calls
         self._registered: dict[str, Any] = {}
@@ -95,34 +115,21 @@ class Run:
         """Move a network to the device and wrap it for training: processes, mixed precision, torch.compile."""
         if self.world > 1 and self.device.type == "cuda":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-        with warnings.catch_warnings():  # newer versions of torch name it otherwise, older ones do not
-            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            return self.accelerator.prepare_model(net.to(self.device))
+        return self.accelerator.prepare_model(net.to(self.device))
 
-    def optimizer(self, net: nn.Module, lr: float | None = None) -> Any:
-        """Make the optimizer of ``--optimizer``, with ``--lr`` unless another is given."""
-        groups = list(parameter_groups(net, self.settings.lr if lr is None else lr, self.settings.head_factor))
-        if self.settings.optimizer == "sgd":
-            return self.wrap_optimizer(torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4))
-        return self.wrap_optimizer(torch.optim.AdamW(groups, weight_decay=1e-2))
+    def optimizer(self, net: nn.Module) -> Any:
+        """Make the optimizer of ``--optimizer``."""
+        kind, decay = self.settings.optimizer, self.settings.weight_decay
+        groups = list(parameter_groups(net, self.settings.lr, self.settings.head_factor))
+        make = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind]
+        decay = decay if decay is not None else {"adamw": 1e-2}.get(kind, 5e-4)
+        return self.wrap_optimizer(make(groups, weight_decay=decay, **({"momentum": 0.9} if kind == "sgd" else {})))
 
     def wrap_optimizer(self, optimizer: torch.optim.Optimizer) -> Any:
         """Let checkpoints, accumulation and the learning rate's schedule know an optimizer."""
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         return self.accelerator.prepare_optimizer(optimizer)
-
-    def accumulate(self, *networks: nn.Module) -> AbstractContextManager[None]:
-        """Around a backward pass: processes exchange gradients and optimizers step in the last pass of a step only."""
-        return self.accelerator.accumulate(*networks)
-
-    def autocast(self) -> AbstractContextManager[None]:
-        """Mixed precision for networks that ``prepare`` has not seen, such as teachers."""
-        return self.accelerator.autocast()
-
-    def backward(self, loss: Tensor) -> None:
-        """Backward, scaled for fp16 and by the number of passes."""
-        self.accelerator.backward(loss)
 
     def mean(self, total: Tensor, count: Tensor) -> Tensor:
         """Divide a sum by the count of all processes, so that their average gradient is that of one process."""
@@ -135,9 +142,8 @@ class Run:
 
     def average_buffers(self, net: nn.Module) -> None:
         """Give all processes the same BatchNorm statistics."""
-        for buffer in net.buffers():
-            if self.world > 1 and buffer.is_floating_point():
-                buffer.copy_(all_reduce_sum(buffer) / self.world)
+        for buffer in filter(torch.is_floating_point, net.buffers()):
+            buffer.copy_(all_reduce_sum(buffer) / self.world)
 
     # Batches and steps
 
@@ -146,9 +152,17 @@ class Run:
         digest = hashlib.blake2b(repr((self.settings.seed, *place)).encode(), digest_size=7).digest()
         return int.from_bytes(digest, "big")
 
-    def loader(self, dataset: Dataset[Any], name: str, transform: Callable[..., Any], order: Any = None) -> DataLoader:
-        """Random batches of a stage, see ``loading.loader_of``."""
-        return loader_of(dataset, self, name, transform, order)
+    def loader(
+        self, dataset: Dataset[Any], name: str, transform: Callable[..., Any], order: Any = None, batch: Any = None
+    ) -> DataLoader[Any]:
+        """Random batches of a stage, without end. ``transform`` gets an item's parts, and a seed for each."""
+        return DataLoader(
+            Seeded(dataset, transform),
+            batch_sampler=StepSampler(self, name, len(dataset), order, batch),
+            num_workers=self.settings.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # or else a loader's start would move torch's own, after a resume only
+        )
 
     def steps(
         self,
@@ -156,7 +170,7 @@ class Run:
         total: int,
         *loaders: DataLoader[Any],
         lr_scale: Any = 1.0,
-        decay: tuple[int, int] | None = None,
+        decay: tuple[int, float] | None = None,
     ) -> Iterator[tuple[Any, ...]]:
         """Yield (step, batch of each loader) for every step of a stage that is left, ``--accumulate`` times each.
 
@@ -165,31 +179,37 @@ class Run:
             total: its steps.
             loaders: of :meth:`loader`.
             lr_scale: factor of all learning rates, or optimizer -> factor.
-            decay: (first step, last step) of the schedule that this stage is a part of; its own by default, which
-                begins with a new optimizer state.
+            decay: (first step, last step) of the schedule that this stage is a part of; by default it has one of its
+                own, of ``--decay-over``, and begins with a new optimizer state.
         """
-        first, last = decay or (0, total)
-        done = self._enter(stage, renew=decay is None)
+        first, last = decay or (0, self.settings.decay_over * total)
+        if stage != self.stage:
+            if self.stage:
+                self.finished[self.stage] = self.step
+            self.stage, self.step = stage, 0
+            for optimizer in self.accelerator._optimizers if decay is None else ():
+                optimizer.optimizer.state.clear()
+        done = self.step
         for loader in loaders:
             loader.batch_sampler.first = done * self.settings.accumulate
         batches = [iter(loader) for loader in loaders]
         with progress(what=stage, total=total, initial=done, unit="step", disable=not self.main) as bar:
             for step in range(done, total):
-                self._set_learning_rates(lr_scale, (first + step) / max(1, last))
+                self._set_learning_rates(lr_scale, first + step, last)
                 for part in range(self.settings.accumulate):
                     self.is_first_pass = part == 0
                     seed = self.seed(stage, step * self.settings.accumulate + part, self.rank)
                     torch.manual_seed(seed)
                     random.seed(seed)
-                    yield step, *(self._on_device(next(batch)) for batch in batches)
+                    yield step, *(send_to_device(next(batch), self.device, non_blocking=True) for batch in batches)
                 self.step = step + 1
                 bar.set_postfix(self._told(), refresh=False)
                 bar.update()
-                if self.step % self.settings.checkpoint_every == 0 or self.step == total:
-                    self._save()
                 every = self.settings.eval_every
                 if every and self.step % every == 0 and self.step < total and self.evaluation is not None:
-                    self.evaluation(f"{stage}, step {self.step}")
+                    self.evaluation(f"{stage}, step {self.step}")  # before the checkpoint: a resumed run misses none
+                if self.step % self.settings.checkpoint_every == 0 or self.step == total:
+                    self._save()
 
     def expect(self, total: int) -> None:
         """Tell how many steps the whole run has, for the time that is left."""
@@ -197,7 +217,7 @@ class Run:
 
     def passed(self, stage: str) -> bool:
         """Tell whether a later stage has begun."""
-        return stage != self.stage and stage in self.finished
+        return stage in self.finished
 
     def has_begun(self, stage: str) -> bool:
         """Tell whether a stage has a checkpoint, or had one."""
@@ -208,25 +228,13 @@ class Run:
         """Steps of all stages so far."""
         return sum(self.finished.values()) + self.step
 
-    def _enter(self, stage: str, renew: bool) -> int:
-        if stage != self.stage:
-            if self.stage:
-                self.finished[self.stage] = self.step
-            self.stage, self.step = stage, 0
-            for optimizer in self.accelerator._optimizers if renew else ():
-                optimizer.optimizer.state.clear()
-        return self.step
-
-    def _set_learning_rates(self, scale: Any, share: float) -> None:
-        decayed = max(0.0, 1 - share) ** 0.9 if self.settings.schedule == "poly" else 1.0
+    def _set_learning_rates(self, scale: Any, step: int, last: float) -> None:
+        decayed = SCHEDULES[self.settings.schedule](min(1.0, step / max(1, last)))
+        decayed *= min(1.0, (step + 1) / max(1, self.settings.lr_warmup * self.settings.steps))
         for optimizer in self.accelerator._optimizers:
             factor = decayed * (scale.get(optimizer, 1.0) if isinstance(scale, dict) else scale)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-
-    def _on_device(self, batch: Any) -> tuple[Any, ...]:
-        # Unlabelled images come with their names.
-        return tuple(part.to(self.device, non_blocking=True) if isinstance(part, Tensor) else part for part in batch)
 
     # Checkpoints
 
@@ -236,20 +244,17 @@ class Run:
 
     def restore(self) -> None:
         """Continue from the last checkpoint, if there is one."""
-        folder = self.out / "checkpoints"
-        found = [path for path in folder.glob("[!.]*") if (path / "progress.json").exists()]
-        told = {path: json.loads((path / "progress.json").read_text(encoding="utf-8")) for path in found}
-        if not told:
+        found = {path.parent: json.loads(path.read_text()) for path in self.out.glob("checkpoints/[!.]*/progress.json")}
+        if not found:
             return
-        last = max(found, key=lambda path: sum(told[path]["finished"].values()) + told[path]["step"])
+        last = max(found, key=lambda folder: sum(found[folder]["finished"].values()) + found[folder]["step"])
         self.accelerator.load_state(str(last))
         own = torch.load(last / self._own_file, map_location=self.device, weights_only=True)
         for net, buffers in zip(self.accelerator._models, own["buffers"], strict=True):
-            for name, buffer in net.named_buffers():
-                buffer.copy_(buffers[name])
+            net.load_state_dict(buffers, strict=False)
         for name, thing in self._registered.items():
             thing.load_state_dict(own[name])
-        self.stage, self.step, self.finished = (told[last][name] for name in ("stage", "step", "finished"))
+        self.stage, self.step, self.finished = (found[last][name] for name in ("stage", "step", "finished"))
         self.say(f"{self.stage}: continues after step {self.step} (from {last})")
 
     @property
@@ -259,9 +264,9 @@ class Run:
     def _save(self) -> None:
         """The first process saves what all share, each its own; the folder gets its name when it is complete."""
         folder = self.out / "checkpoints"
-        made, half = folder / f"{self.stage}-{self.step:06d}", folder / f".{self.stage}-{self.step:06d}.tmp"
+        made, half = folder / f"{self.stage}-{self.step:06d}", folder / ".tmp"
         if self.main:
-            for old in (made, *folder.glob(".*.tmp")):
+            for old in (made, half):
                 shutil.rmtree(old, ignore_errors=True)
             half.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
@@ -272,8 +277,10 @@ class Run:
         self.accelerator.wait_for_everyone()
         if self.main:
             told = {"stage": self.stage, "step": self.step, "finished": self.finished}
-            (half / "progress.json").write_text(json.dumps(told), encoding="utf-8")
-            sync_folder(half)
+            (half / "progress.json").write_text(json.dumps(told))
+            for path in half.iterdir():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
             half.rename(made)
             for path in folder.iterdir():
                 if path != made:
@@ -304,9 +311,10 @@ class Run:
         self._pictures += 1
         for tracker in self.accelerator.trackers if self.main else ():
             if hasattr(tracker, "log_images"):
-                pixels = image.permute(1, 2, 0)[None].cpu().numpy().astype(np.uint8)
-                settings = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images({name: pixels}, step=self._pictures, **settings)
+                pixels = image.byte().permute(1, 2, 0)[None].cpu().numpy()
+                board = tracker.name == "tensorboard"  # Weights & Biases drops what is logged at an earlier step
+                settings = {"dataformats": "NHWC"} if board else {}
+                tracker.log_images({name: pixels}, step=self._pictures if board else self.steps_done, **settings)
 
     def _told(self) -> dict[str, str]:
         told = {name: f"{value:.3g}" for name, value in list(self._losses.items())[:3]}
@@ -318,11 +326,16 @@ class Run:
 
     def keep_best(self, net: nn.Module, score: float, where: str) -> None:
         """Keep the weights that have had the highest validation mIoU, in ``best.pt``."""
+        if self.main and score > self._best().get("mIoU", -math.inf):
+            self._save_weights(net, "best.pt")
+            save_json({"mIoU": score, "at": where}, self.out / "best.json")
+
+    def _best(self) -> dict[str, Any]:
         path = self.out / "best.json"
-        best = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        if self.main and (best is None or score > best["mIoU"]):
-            save_atomically({name: tensor.cpu() for name, tensor in net.state_dict().items()}, self.out / "best.pt")
-            save_json({"mIoU": score, "at": where}, path)
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def _save_weights(self, net: nn.Module, name: str) -> None:
+        save_atomically({key: tensor.cpu() for key, tensor in net.state_dict().items()}, self.out / name)
 
     def finish(self, net: nn.Module, results: dict[str, Any]) -> None:
         """Write the network's weights, ``result.json`` and ``report.html``."""
@@ -330,59 +343,48 @@ class Run:
         about = {"data": self.settings.data, "seed": self.settings.seed, "seconds": time.time() - self.started}
         results = {**about, "peak_memory_mb": memory / 1e6, **results}
         if self.main:
-            if (self.out / "best.json").exists():
-                best = json.loads((self.out / "best.json").read_text(encoding="utf-8"))
+            if best := self._best():
                 results |= {"best mIoU": best["mIoU"], "best at": best["at"]}
                 self.say(f"best: mIoU {best['mIoU']:.1f} {best['at']}, weights in {self.out / 'best.pt'}")
-            save_atomically({name: tensor.cpu() for name, tensor in net.state_dict().items()}, self.out / "model.pt")
+            results |= verdict(self)
+            self._save_weights(net, "model.pt")
             save_json(results, self.out / "result.json")
             self.say(f"report: {report(self.out)}")
         self.accelerator.end_training()
 
     # What a run was begun with
 
-    def _check_settings(self) -> bool:
-        """What is there was made with these very settings, or there is nothing yet; tells whether this run resumes."""
-        path, smoke = self.out / "arguments.json", self.settings.smoke
-        named = {name: value for name, value in dataclasses.asdict(self.settings).items() if name not in _MAY_CHANGE}
-        folders = {name: str(named.pop(name)) for name in _FOLDERS if named.get(name) is not None}
-        asked = {name: value for name, value in named.items() if name not in {*_FOLDERS, "smoke"}}
-        asked = json.loads(json.dumps({**asked, "processes": self.world}, default=str))
-        begun = any(self.out.glob("checkpoints/[!.]*")) or any(self.out.glob("pseudo-labels*/round-*"))
-        if begun and path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found.get("smoke", False) != smoke:
-                self.started_with = f"{'without ' if smoke else ''}--smoke; "
-            changed = [name for name, value in asked.items() if found.get(name) != value]
-            if changed:
-                what = "; ".join(f"{name} {found.get(name)}, now {asked[name]}" for name in changed)
-                raise SystemExit(
-                    f"{self.out} was begun with {self.started_with}{what}: choose another --out, or remove the folder"
-                )
-            if self.main:
-                save_json({**found, **folders}, path)  # where the data is now
-        elif self.main:
-            # What an attempt that never came to a checkpoint told about itself is not part of this run.
-            for pattern in ("*.jsonl", "rounds/**/*.json", "pictures/*.png", "source-masks.json", "data.json",
-                            "about.json", "seen/*.pt", "best.*"):  # fmt: skip
-                for old in self.out.glob(pattern):
-                    old.unlink()
-            save_json({**asked, **folders, **({"smoke": True} if smoke else {})}, path)
-        return begun
+    def _begin(self) -> None:
+        """Refuse to resume with other settings; clear away what an attempt told that never came to a checkpoint."""
+        made = ("checkpoints/[!.]*", "pseudo-labels*/round-*")
+        self.resumed = any(any(self.out.glob(pattern)) for pattern in made)
+        if self.main and not self.resumed:
+            for old in itertools.chain.from_iterable(map(self.out.glob, _TOLD)):
+                old.unlink()
+        settings = json.loads(json.dumps({**vars(self.settings), "processes": self.world}, default=str))
+        asked = {name: value for name, value in settings.items() if name not in _MAY_CHANGE}
+        changed = self._changed("arguments.json", asked, leave=FOLDERS | {"root", "source_root"})
+        if changed:
+            what = "; ".join(f"{name} {value}, now {asked.get(name)}" for name, value in changed.items())
+            raise SystemExit(f"{self.out} was begun with {what}: choose another --out, or remove the folder")
 
-    def check_data(self, parts: dict[str, str]) -> None:
-        """Refuse to resume with other data than the run was begun with; ``parts`` are digests, see ``data.json``."""
-        path = self.out / "data.json"
-        if self.main and self.resumed and path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            changed = [name for name in {**found, **parts} if found.get(name) != parts.get(name)]
-            if changed:
-                raise SystemExit(
-                    f"{self.out} was begun with {self.started_with}other data ({', '.join(changed)}: names or sizes of "
-                    "files differ): give the same files, choose another --out, or remove the folder"
-                )
-        if self.main:
-            save_json(parts, path)
+    def check_data(self, digests: dict[str, str]) -> None:
+        """Refuse to resume with other data than the run was begun with. The folders themselves may have moved."""
+        changed = self._changed("data.json", digests)
+        if changed:
+            raise SystemExit(
+                f"{self.out} was begun with other data ({', '.join(changed)}: names or sizes of files differ): give "
+                "the same files, choose another --out, or remove the folder"
+            )
+
+    def _changed(self, file: str, asked: dict[str, Any], leave: Collection[str] = ()) -> dict[str, Any]:
+        """What a run that resumes was begun with, where it is not what is asked; if it is, that is kept."""
+        path = self.out / file
+        found = json.loads(path.read_text(encoding="utf-8")) if self.resumed and path.exists() else asked
+        names = [name for name in {**found, **asked} if name not in leave and found.get(name) != asked.get(name)]
+        if self.main and not names:
+            save_json(asked, path)
+        return {name: found.get(name) for name in names}
 
 
 def _peak_resident() -> float:

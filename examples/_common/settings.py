@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
-import math
 import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import tyro
 from _data.settings import DataSettings
 from _networks.settings import NetworkSettings
 
 from _common.defaults import defaults
+from _common.loading import Unreadable
 
 
 @dataclass(kw_only=True)
@@ -27,14 +26,19 @@ class Settings(DataSettings, NetworkSettings):
     crop: tuple[int, int] | None = None  # height and width of training crops; by default that of the first image
     largest_crop: tuple[int, int] = (512, 1024)  # the default crop is no larger
     scale_range: tuple[float, float] = (1.0, 1.0)  # training images are resized by a random factor before the crop
+    colour_jitter: tuple[float, float, float, float] = (0.2, 0.2, 0.2, 0.03)
+    """brightness, contrast, saturation and hue of training images change by up to so much; 0 0 0 0: not at all"""
 
     steps: int = 120  # optimizer steps, of each round where there are rounds
     batch: int = 4  # images of each domain in a step, over all processes
     accumulate: int = 1  # backward passes a step, each with a batch of its own
     lr: float = 2e-3  # learning rate at the start
     head_factor: float = 10.0  # how many times as fast the head of a pre-trained network learns
-    schedule: Literal["poly", "constant"] = "poly"  # of the learning rate
-    optimizer: Literal["adamw", "sgd"] = "adamw"  # AdamW, or SGD with momentum 0.9
+    schedule: Literal["poly", "linear", "cosine", "constant"] = "poly"  # of the learning rate; poly: (1 - t)^0.9
+    decay_over: float = 1.0  # how many times --steps the schedule takes to reach 0; with more than 1 it ends before
+    lr_warmup: float = 0.0  # share of --steps in which the learning rate rises from 0
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"  # AdamW, Adam, or SGD with momentum 0.9
+    weight_decay: float | None = None  # by default 0.01 with AdamW, 5e-4 with the others
     amp: Literal["no", "bf16", "fp16"] = "no"  # automatic mixed precision, in training, labelling and evaluation
     compile: bool = False  # torch.compile the network
     workers: int = 0  # processes that read images
@@ -44,9 +48,16 @@ class Settings(DataSettings, NetworkSettings):
 
     scales: tuple[float, ...] = (1.0,)  # evaluation averages what the network says of images at these scales
     flip: bool = False  # evaluation mirrors images, too
+    label_scales: tuple[float, ...] = (1.0,)  # pseudo-labels come from the average of what is said at these scales
+    label_flip: bool = False  # and of mirrored images, too
     fusion: Literal["probabilities", "logits"] = "probabilities"  # what evaluation averages
     eval_every: int = 0  # evaluate every so many steps; 0: at the end of each round only
     predict_batch: int = 0  # images that labelling and evaluation predict at once; 0: as many as are small
+    check: Literal["none", "restyled"] = "none"
+    """restyled: with each evaluation, measure the mIoU on held-out source images in the colours of target images, which
+    needs no target labels, and keep the best weights in kept.pt"""
+    check_images: int = 64  # most source images to hold out; streets draws them, of other data it is an eighth at most
+    check_tolerance: float = 1.0  # points of mIoU that a round, or a larger share of --reestimate-bn auto, must gain
 
     out: Path = Path("runs") / Path(sys.argv[0]).stem  # folder of the run; the same command resumes it
     checkpoint_every: int = 100  # steps between checkpoints
@@ -60,66 +71,20 @@ T = TypeVar("T", bound=Settings)
 
 def parse(kind: type[T], description: str | None, words: Sequence[str] | None = None) -> T:
     """Read a trainer's settings from the command line; defaults depend on ``--data`` and ``--network``."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--data", "--network", "--init", "--backbone-weights"):
-        first.add_argument(name)
-    for name in ("--from-scratch", "--smoke"):
-        first.add_argument(name, action="store_true")
-    given = first.parse_known_args(words)[0]
-    data = given.data or "streets"
-    network = given.network or ("small-unet" if data == "streets" else "deeplabv2_resnet101")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    chosen = {name: value for name, value in defaults(trainer_of(kind), data, network).items() if name in fields}
+    words = sys.argv[1:] if words is None else words
+    without_help = [word for word in words if word not in ("-h", "--help")]
+    given = tyro.cli(kind, default=kind(network=""), args=without_help, description=description)
+    network = given.network or ("small-unet" if given.data == "streets" else "deeplabv2_resnet101")
+    trainer = Path(getattr(sys.modules[kind.__module__], "__file__", None) or sys.argv[0]).stem
+    chosen = {"network": network, **defaults(trainer, given.data, network)}
     pretrained = given.init or given.backbone_weights or not (given.from_scratch or ":" in network)
     if network != "small-unet" and not pretrained:  # without statistics there is nothing to freeze
         chosen["frozen_bn"] = False
     if given.smoke:
-        few = {"images": (16, 12, 8), "steps": 3, "warmup_steps": 3, "checkpoint_every": 2}
-        chosen |= {name: value for name, value in few.items() if name in fields}
-    start = kind(**{**chosen, "network": network})
+        chosen |= {"images": (16, 12, 8), "steps": 3, "warmup_steps": 3, "checkpoint_every": 2, "check_images": 8}
+    offered = {field.name for field in dataclasses.fields(kind)}
+    start = kind(**{name: value for name, value in chosen.items() if name in offered})
     return tyro.cli(kind, default=start, args=words, description=description)
-
-
-def trainer_of(kind: type) -> str:
-    """Name of the trainer that a class of settings belongs to, that of its file."""
-    file = getattr(sys.modules[kind.__module__], "__file__", None)
-    return Path(file or sys.argv[0]).stem
-
-
-def check(settings: Any) -> None:
-    """One error for each number that no run can have, before anything is read."""
-    least = {"steps": 0, "warmup_steps": 0, "rounds": 0, "workers": 0, "eval_every": 0, "predict_batch": 0}
-    least |= dict.fromkeys(("batch", "accumulate", "threads", "checkpoint_every", "log_every", "channels"), 1)
-    least |= {"refresh": 1, "turn": 1, "stride": 1, "views": 1, "teacher_every": 1, "patch": 1}
-    for name, value in vars(settings).items():
-        option, pair = f"--{name.replace('_', '-')}", isinstance(value, (list, tuple))
-        shown = " ".join(f"{part:g}" for part in value) if pair and all(map(_is_number, value)) else value
-        if name in least and value < least[name]:
-            raise SystemExit(f"{option} {value}: expected at least {least[name]}")
-        if name in ("crop", "largest_crop", "tile", "resize") and value is not None and min(value) < 1:
-            raise SystemExit(f"{option} {shown}: expected a height and a width of at least 1")
-        if re.fullmatch(r"(\w+_)?lr", name) and not 0 < value < math.inf:
-            raise SystemExit(f"{option} {value:g}: expected a number above 0")
-        if name in ("portion", "source_portion") and value is not None:
-            start, step, stop = value
-            if not (0 < start <= stop <= 1 and 0 <= step <= 1):
-                raise SystemExit(
-                    f"{option} {shown}: expected start, step and stop as shares of 1 with start at most stop, such as "
-                    "0.2 0.05 0.5"
-                )
-        if name in ("scales", "scale_range") and not all(0 < scale < math.inf for scale in value):
-            raise SystemExit(f"{option} {shown}: expected numbers above 0")
-    if not 0 <= settings.overlap < 1:
-        raise SystemExit(f"--overlap {settings.overlap}: expected a share from 0 to less than 1")
-    if getattr(settings, "data", "folders") != "folders":
-        own = [f"{part}_{what}" for part in ("source", "target", "val") for what in ("images", "masks", "names")]
-        for name in (*own, "classes"):
-            if getattr(settings, name, None) is not None:
-                raise SystemExit(f"--{name.replace('_', '-')} needs --data folders")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))
 
 
 # What the library says of its Python arguments, and what a user of the command line does about it.
@@ -132,12 +97,9 @@ _ADVICE = {
     r", `masks=None` does without": "",
     r"verify\(check_meaning=False\) accepts": "--no-check-meaning accepts",
     r"`(label_map)`": "--classes",
+    r"`one_in`": "--labelled",
     r"`(white|channels|names)`": r"--\1",
 }
-
-
-class Unreadable(Exception):
-    """An image or mask that cannot be read; its text says which, and why."""
 
 
 def in_options(error: Exception | str) -> str:

@@ -13,10 +13,15 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from selftrain_seg import IGNORE_INDEX
+from selftrain_seg.views import mask_patches
 
 
 def training_transform(
-    size: Sequence[int], *, crop: Callable[..., Any] | None = None, scale: Sequence[float] = (1.0, 1.0)
+    size: Sequence[int],
+    *,
+    crop: Callable[..., Any] | None = None,
+    scale: Sequence[float] = (1.0, 1.0),
+    jitter: Sequence[float] = (0.2, 0.2, 0.2, 0.03),
 ) -> Callable[..., Any]:
     """Augment (image, labels, further maps) or (image, name): size, crop, mirroring, colours. Values keep their range.
 
@@ -26,18 +31,21 @@ def training_transform(
         size: height and width of the crop.
         crop: in place of a crop anywhere: ``selftrain_seg.mining.SmallClassCrop``, say.
         scale: smallest and largest factor by which the image is resized before the crop.
+        jitter: by how much brightness, contrast, saturation and hue change at most. Of images whose channels are no
+            colours, brightness and contrast change by the first.
     """
     if crop is None:
         fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE_INDEX}
         crop = v2.RandomCrop(tuple(size), pad_if_needed=True, fill=fill)
-    jitter = v2.ColorJitter(0.2, 0.2, 0.2, 0.03)
-    return functools.partial(_augment, tuple(scale), v2.Compose([crop, v2.RandomHorizontalFlip()]), jitter)
+    move, strength = v2.Compose([crop, v2.RandomHorizontalFlip()]), jitter[0]
+    return functools.partial(_augment, tuple(scale), move, v2.ColorJitter(*jitter), strength)
 
 
 def _augment(
     scale: tuple[float, float],
     move: Callable[..., Any],
     recolour: Callable[..., Any],
+    strength: float,
     image: tv_tensors.Image,
     labels: Any,
     *maps: Tensor,
@@ -53,7 +61,7 @@ def _augment(
     # Maps move as images do: a crop finds its place in the only mask, and fills the others with 0.
     image, labels, *moved = move(image, labels, *(tv_tensors.Image(part) for part in maps))
     moved = [new.reshape(*old.shape[:-2], *new.shape[-2:]) for new, old in zip(moved, maps, strict=True)]
-    parts = (recolour(image) if image.shape[0] in (1, 3) else relit(image), labels, *moved)
+    parts = (recolour(image) if image.shape[0] in (1, 3) else relit(image, strength), labels, *moved)
     return tuple(part.as_subclass(Tensor) if isinstance(part, Tensor) else part for part in parts)
 
 
@@ -79,6 +87,12 @@ def relit(image: Tensor, strength: float = 0.2) -> Tensor:
     mean = floats.mean(dim=(-3, -2, -1), keepdim=True)
     made = ((floats - mean) * contrast + mean * brightness).clamp(0, top)
     return made.to(image.dtype) if image.is_floating_point() else made.round().to(image.dtype)
+
+
+def cut_squares(images: Tensor, chance: float, side: int = 32, share: float = 0.25) -> Tensor:
+    """Make a share of the squares of some images (B, C, H, W) black."""
+    cut = torch.rand(len(images), 1, 1, 1, device=images.device) < chance
+    return torch.where(cut, mask_patches(images, side, share)[0], images)
 
 
 def whole_image(size: Sequence[int], resize: Sequence[int] | None = None) -> Callable[[Any, Any], tuple[Tensor, Any]]:

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as TF
 
 import selftrain_seg
 from _data.checks import ask_about_white, check_values, digests
+from _data.held_out import draw_held_out, hold_out, holds_out
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.datasets import (
     BDD100K,
@@ -46,6 +47,7 @@ class Data(NamedTuple):
         label_map: classes, names and colours.
         subsets: heading -> classes that a mean IoU is taken over.
         has_truth: whether the target images have labels in files, too. They serve to measure precision only.
+        held_out: labelled source images that are not trained on, for ``--check`` and ``--reestimate-bn auto``.
     """
 
     source: Any
@@ -55,6 +57,7 @@ class Data(NamedTuple):
     label_map: LabelMap
     subsets: dict[str, tuple[int, ...]]
     has_truth: bool = True
+    held_out: Any = None
 
 
 class Part(Dataset[Any]):
@@ -92,6 +95,11 @@ class Part(Dataset[Any]):
                 other = TF.resize(tv_tensors.Mask(other), list(self.resize))
         return image, other if self.labels is None else self.labels(other)
 
+    def only(self, indices: Sequence[int]) -> Part:
+        """Some of the images."""
+        places = [self.places[index] for index in indices]
+        return Part(self.dataset, places, resize=self.resize, whole_labels=self.whole_labels, labels=self.labels)
+
     def masks(self) -> Dataset[Tensor]:
         """The labels alone; nothing decodes the images."""
         return _Masks(self)
@@ -117,7 +125,7 @@ def open_data(settings: Settings, run: Run, *, source_free: bool = False) -> Dat
     Sets ``--crop`` where it was not given: all trainers cut images so that any sizes go together.
     """
     try:
-        data = _opened(settings, run, source_free)
+        data = hold_out(_opened(settings, run, source_free), run)
         first = data.target[0][0]
         sizes = [first.shape[-2:]] if data.source is None else [first.shape[-2:], data.source[0][0].shape[-2:]]
     except (OSError, ValueError) as error:
@@ -128,7 +136,7 @@ def open_data(settings: Settings, run: Run, *, source_free: bool = False) -> Dat
         settings.crop = [min(sides) for sides in zip(*sizes, *most, strict=True)]
         if getattr(settings, "mine", False):  # in a crop of the whole image there is nothing to look for
             settings.crop = [min(crop, 3 * side // 4) for crop, side in zip(settings.crop, sizes[0], strict=True)]
-    parts = {"source": data.source, "target": data.target, "val": data.val}
+    parts = {"source": data.source, "held-out source": data.held_out, "target": data.target, "val": data.val}
     counts = ", ".join(f"{len(part)} {name}" for name, part in parts.items() if part is not None)
     channels, height, width = first.shape
     run.say(
@@ -140,7 +148,7 @@ def open_data(settings: Settings, run: Run, *, source_free: bool = False) -> Dat
     run.say(
         f"{settings.network}: {settings.optimizer}, learning rate {settings.lr:g}, "
         f"BatchNorm {'frozen' if settings.frozen_bn else 'learns'}"
-        f"{', its statistics re-estimated' if settings.reestimate_bn else ''}"
+        f"{_statistics_line(settings.reestimate_bn)}"
     )
     if data.val is None:
         run.say(f"no validation masks, so no mIoU{'' if data.has_truth else '; no target masks, so no precision'}")
@@ -150,6 +158,12 @@ def open_data(settings: Settings, run: Run, *, source_free: bool = False) -> Dat
     if run.main:
         data.label_map.save(run.out / "classes.json")  # for predict.py
     return data
+
+
+def _statistics_line(share: float | str) -> str:
+    if share in (0, 1):
+        return ", its statistics re-estimated" if share else ""
+    return f", its statistics mixed with the target's ({share if share == 'auto' else f'{share:.0%}'})"
 
 
 def _opened(settings: Settings, run: Run, source_free: bool) -> Data:
@@ -163,19 +177,22 @@ def _opened(settings: Settings, run: Run, source_free: bool) -> Data:
         return _voc(settings)
     if settings.source_root is None and not source_free:
         raise SystemExit(f"--data {settings.data}: say where the source images are with --source-root")
-    label_map = LabelMap.cityscapes()
+    outputs = settings.outputs if settings.data == "synthia" else 19
+    label_map = LabelMap.cityscapes(outputs)
     everything = {"mIoU": tuple(range(19))}
     if settings.data == "synthia":
         everything = {"mIoU-16": label_map.synthia_subset(16), "mIoU-13": label_map.synthia_subset(13)}
     source: Any = None
     if not source_free and (settings.source_root / "leftImg8bit").is_dir():
-        source = Cityscapes(settings.source_root)
+        source = Cityscapes(settings.source_root, label_map=label_map)
+    elif not source_free and settings.data == "synthia":
+        source = SYNTHIA(settings.source_root, label_map=LabelMap.synthia(outputs))
     elif not source_free:
-        source = SYNTHIA(settings.source_root) if settings.data == "synthia" else GTA5(settings.source_root)
+        source = GTA5(settings.source_root)
     if settings.data == "bdd100k":
         return _adaptation(settings, source, functools.partial(BDD100K, settings.root), label_map, everything)
     known = label_map
-    if settings.data == "synthia" and settings.missing_classes == "ignored":
+    if settings.data == "synthia" and outputs == 19 and settings.missing_classes == "ignored":
         known = label_map.ignoring("terrain", "truck", "train")
     open_target = functools.partial(Cityscapes, settings.root, label_map=known)
     return _adaptation(settings, source, open_target, label_map, everything)
@@ -219,7 +236,11 @@ def _streets(settings: Settings, run: Run) -> Data:
     label_map = LabelMap.streets()
     subsets = {"mIoU": tuple(range(label_map.num_classes)), "rare": SyntheticStreets.rare}
     open_target = functools.partial(Cityscapes, root / "target", label_map=label_map)
-    return _adaptation(settings, GTA5(root / "source", label_map=label_map), open_target, label_map, subsets)
+    data = _adaptation(settings, GTA5(root / "source", label_map=label_map), open_target, label_map, subsets)
+    if not holds_out(settings):
+        return data
+    held_out = GTA5(draw_held_out(root, settings, run), label_map=label_map)
+    return data._replace(held_out=Part(held_out, resize=settings.resize))
 
 
 def _voc(settings: Settings) -> Data:

@@ -18,6 +18,8 @@ class DataSettings:
     missing_classes: Literal["counted", "ignored"] = "counted"
     """synthia: pixels of classes that SYNTHIA does not have (terrain, truck, train) are wrong whatever they are
     predicted as, or are left out of the truth; both are in use"""
+    outputs: Literal[16, 19] = 19
+    """synthia: classes of the network; with 16, terrain, truck and train are left out everywhere"""
     labelled: int = 106  # voc: one image in so many is labelled
 
     source_images: Path | None = None  # folders: the images to learn from

@@ -18,4 +18,6 @@ class NetworkSettings:
     backbone_weights: Path | None = None  # file of a pre-trained backbone, in place of a download
     from_scratch: bool = False  # no pre-trained backbone, so nothing is downloaded
     frozen_bn: bool = False  # BatchNorm stays as it is: neither its statistics nor its weights change
-    reestimate_bn: Literal[0, 1] = 0  # 1: BatchNorm has statistics of the target images for labels and mIoU
+    reestimate_bn: float | Literal["auto"] = 0
+    """share of the target's statistics in BatchNorm, for labels and mIoU, from 0 (none) to 1 (all); auto: chosen for
+    each network on held-out source images in the colours of target images"""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from _common.numbers import check
 from _networks.build import NAMES, build
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -117,7 +118,7 @@ def complete(args: Namespace, model: str) -> LabelMap:
     for name, default in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, kept.get(name, default))
-    _check(args)
+    check(args)
     return _classes(args.classes, folder, kept, model)
 
 
@@ -250,16 +251,3 @@ def _classes(given: str | None, folder: Path, kept: dict[str, Any], model: str) 
     if known is None:
         raise SystemExit(f"{model}: nothing beside it says which classes it tells apart: --classes")
     return load_classes(known)
-
-
-def _check(args: Namespace) -> None:
-    for name in ("batch", "channels", "threads"):
-        if getattr(args, name) < 1:
-            raise SystemExit(f"--{name} {getattr(args, name)}: expected at least 1")
-    for name in ("tile", "resize"):
-        if getattr(args, name) is not None and min(getattr(args, name)) < 1:
-            raise SystemExit(f"--{name}: expected a height and a width of at least 1, got {getattr(args, name)}")
-    if not 0 <= args.overlap < 1:
-        raise SystemExit(f"--overlap {args.overlap}: expected a share from 0 to less than 1")
-    if min(args.scales) <= 0:
-        raise SystemExit(f"--scales: expected numbers above 0, got {args.scales}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from _common.files import save_atomically
+from _common.loading import as_floats
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
@@ -28,11 +29,6 @@ def streets(domain: str, split: str, length: int, seed: int, cache: Path, device
         save_atomically({"images": images, "labels": labels}, path)
     saved = torch.load(path, weights_only=True)
     return TensorDataset(saved["images"].to(device), saved["labels"].to(device))
-
-
-def as_floats(images: Tensor) -> Tensor:
-    """Convert uint8 images to float32 in [0, 1], channels last."""
-    return (images.float() / 255).contiguous(memory_format=torch.channels_last)
 
 
 def batches(dataset: TensorDataset, size: int = 50) -> Iterator[tuple[Tensor, Tensor]]:

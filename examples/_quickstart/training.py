@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from _common.loading import as_floats
 from _common.progress import progress
 from _networks.small_unet import SmallUNet
 from kornia.augmentation import ColorJiggle
@@ -12,7 +13,7 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import TensorDataset
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from _quickstart.benchmark import as_floats, batches, draw
+from _quickstart.benchmark import batches, draw
 from selftrain_seg import IGNORE_INDEX
 
 jitter = ColorJiggle(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=1.0)

@@ -12,7 +12,7 @@ from selftrain_seg import _checks
 from selftrain_seg._state import Stateful
 from selftrain_seg.types import IGNORE_INDEX
 
-__all__ = ["SpatialPrior"]
+__all__ = ["SpatialPrior", "add_prior"]
 
 
 class SpatialPrior(Stateful):
@@ -138,6 +138,38 @@ class SpatialPrior(Stateful):
         mean = maps.mean(dim=(2, 3), keepdim=True)
         prior: Tensor = torch.where(mean > 0, maps / mean.where(mean > 0, torch.ones_like(mean)), 0.0)
         return prior.squeeze(0).float()
+
+
+def add_prior(logits: Tensor, prior: Tensor) -> Tensor:
+    """Multiply the probabilities with a prior and renormalise them: return the logits ``z_c + log q_c``.
+
+    Their softmax is ``p_c q_c / Σ_d p_d q_d``. The predicted class is that of ``prior=`` of thresholds and selectors,
+    which multiply without renormalising. There the score of a pixel is high where the prior of its class is high, and a
+    class-balanced threshold takes most labels from the peaks of the prior. After this function the prior counts only as
+    far as it decides between classes. Pass the result to thresholds and selectors *without* ``prior=``.
+
+    Args:
+        logits: (B, C, H, W), any floating-point dtype.
+        prior: (C, H, W) non-negative, such as ``SpatialPrior.compute()``, on the same device.
+
+    Returns:
+        (B, C, H, W) float32. A class is ``-inf`` where its prior is 0. A pixel where all priors are 0 is never
+        selected.
+
+    Raises:
+        TypeError: ``logits`` or ``prior`` is not a floating-point tensor.
+        ValueError: ``logits`` is not (B, C, H, W), or ``prior`` is not (C, H, W) on the same device.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([0.6, 0.4]).log().reshape(1, 2, 1, 1)
+        >>> prior = torch.tensor([0.5, 3.0]).reshape(2, 1, 1)
+        >>> add_prior(logits, prior).softmax(dim=1).flatten()  # 0.3 and 1.2, renormalised
+        tensor([0.2000, 0.8000])
+    """
+    _checks.check_logits(logits)
+    _checks.check_prior(prior, logits)
+    return logits.float() + prior.float().log()
 
 
 def _to_cells(labels: Tensor, dim: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:

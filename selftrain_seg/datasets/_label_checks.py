@@ -6,9 +6,13 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from selftrain_seg._palette import Colour, checked_colour
 
 _LOWEST_ID, _HIGHEST_ID = -(2**15), 2**16 - 1  # the range of pixel values in image files
+_SHOWN = 5
 
 
 def check_int(value: Any, name: str) -> None:
@@ -40,3 +44,14 @@ def _check_class(number: Any, name: str, num_classes: int, ignore_index: int) ->
         raise ValueError(
             f"`{name}`: expected a class in [0, {num_classes}) or ignore_index {ignore_index}, got {number}"
         )
+
+
+def describe_values(labels: Tensor, wrong: Tensor) -> str:
+    """Describe the values where ``wrong``: which, how many, and where the first is."""
+    # torch 2.9 cannot index 16-bit unsigned tensors
+    values, counts = torch.unique(labels.to(torch.int64)[wrong], return_counts=True)
+    shown = values[:_SHOWN]
+    some = ", ".join(str(int(value)) for value in shown) + (", ..." if len(values) > len(shown) else "")
+    count, first = int(counts.sum()), tuple(int(place) for place in wrong.nonzero()[0])
+    where = f", the first at {first[0] if len(first) == 1 else first}" if first else ""
+    return f"{some} ({count} pixel{'s' * (count != 1)}{where})"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from selftrain_seg._files import whole_file
 from selftrain_seg._palette import Colour, checked_colour
-from selftrain_seg.datasets._label_tables import drawn_colours
+from selftrain_seg.datasets._label_entries import Entry
 
 if TYPE_CHECKING:
     from selftrain_seg.datasets.label_map import LabelMap
@@ -21,52 +21,6 @@ _IDS = ("id", "ids", "index", "value")
 _COLOURS = ("colour", "color", "rgb")
 _CHANNELS = (("r", "g", "b"), ("red", "green", "blue"))
 _YES = ("1", "true", "yes", "x")
-
-
-class Entry(NamedTuple):
-    """One row of a class file: a class, or ids and colours to ignore.
-
-    Attributes:
-        name: of the class; None if ignored.
-        ids: its values in label files; None if the file does not list ids for it.
-        colour: its display colour; None to choose one.
-        colours: its colours in label files.
-    """
-
-    name: str | None
-    ids: tuple[int, ...] | None = None
-    colour: Colour | None = None
-    colours: tuple[Colour, ...] = ()
-
-
-class Table(NamedTuple):
-    """The arguments of a label map."""
-
-    ids: dict[int, int]
-    classes: tuple[str, ...]
-    palette: tuple[Colour, ...]
-    colours: dict[Colour, int]
-
-
-def table(entries: Iterable[Entry], ignore_index: int) -> Table:
-    """Number the classes in order of appearance; entries with the same name are one class."""
-    entries = list(entries)
-    names = list(dict.fromkeys(entry.name for entry in entries if entry.name is not None))
-    ids: dict[int, int] = {}
-    colours: dict[Colour, int] = {}
-    shown: dict[str, Colour] = {}
-    for entry in entries:
-        number = ignore_index if entry.name is None else names.index(entry.name)
-        for label_id in entry.ids or ():
-            if ids.setdefault(label_id, number) != number:
-                raise ValueError(f"id {label_id} stands for two classes; expected one")
-        for colour in entry.colours:
-            if colours.setdefault(colour, number) != number:
-                raise ValueError(f"colour {colour} stands for two classes; expected one")
-        if entry.name is not None and entry.colour is not None:
-            shown.setdefault(entry.name, entry.colour)
-    drawn = drawn_colours([name for name in names if name not in shown], [*shown.values(), *colours])
-    return Table(ids, tuple(names), tuple((shown | drawn)[name] for name in names), colours)
 
 
 def read(path: Path) -> tuple[list[Entry], dict[str, Any]]:

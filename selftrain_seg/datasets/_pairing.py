@@ -167,8 +167,9 @@ def _read_lines(path: Path) -> list[str]:
 
 def _select_listed(images: Mapping[str, Path], lines: Sequence[str], where: str) -> dict[str, Path]:
     by_name = {_normalised(name): name for name in images}
-    counts = Counter(map(_stem, images))
-    by_stem = {_stem(name): name for name in images if counts[_stem(name)] == 1}
+    by_stem: dict[str, list[str]] = {}
+    for name in images:
+        by_stem.setdefault(_stem(name), []).append(name)
     found: list[str] = []
     unknown: list[str] = []
     for line in lines:
@@ -178,12 +179,13 @@ def _select_listed(images: Mapping[str, Path], lines: Sequence[str], where: str)
             for text in dict.fromkeys((line, line.split()[0] if line.split() else ""))
             for form in _with_and_without_suffix(text)
         ]
-        name = next((by_name[form] for form in candidates if form in by_name), None)
-        name = name or next((by_stem[_stem(form)] for form in candidates if _stem(form) in by_stem), None)
-        if name is None:
-            unknown.append(line)
+        matches = [by_name[form] for form in candidates if form in by_name][:1]
+        for form in candidates:
+            matches = matches or [name for name in by_stem.get(_stem(form), ()) if _same_end(form, _normalised(name))]
+        if len(matches) == 1:
+            found += matches
         else:
-            found.append(name)
+            unknown.append(line)
     if unknown:
         raise ValueError(
             f"`names`: {len(unknown)} of {len(lines)} names{where} are not images: {first_few(map(repr, unknown))};"
@@ -195,6 +197,11 @@ def _select_listed(images: Mapping[str, Path], lines: Sequence[str], where: str)
     if double:
         raise ValueError(f"`names`: expected every name{where} once, {double[0]!r} occurs twice")
     return {name: images[name] for name in sorted(found)}
+
+
+def _same_end(one: str, other: str) -> bool:
+    """Whether two paths differ at most by folders in front: ``0001``, ``north/0001`` and ``images/north/0001``."""
+    return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
 
 
 def _with_and_without_suffix(text: str) -> list[str]:

@@ -15,19 +15,14 @@ from torch import Tensor
 from selftrain_seg import _checks
 from selftrain_seg._palette import checked_colour, checked_palette
 from selftrain_seg.datasets import _label_files
-from selftrain_seg.datasets._label_checks import (
-    check_int,
-    checked_colours,
-    checked_ids,
-)
-from selftrain_seg.datasets._label_files import Entry
+from selftrain_seg.datasets._label_checks import check_int, checked_colours, checked_ids, describe_values
+from selftrain_seg.datasets._label_entries import Entry, named, table
 from selftrain_seg.datasets._label_presets import Presets, _Unknown
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["LabelMap"]
 
 _UNKNOWN = torch.iinfo(torch.int64).min
-_SHOWN = 5
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,7 +128,7 @@ class LabelMap(Presets):
             index = labels.to(torch.int64).sub(first).clamp_(0, len(table) - 1)
         out = table.index_select(0, index.flatten()).view(labels.shape)
         if self.unknown == "error" and out.numel() and int(out.min()) == _UNKNOWN:
-            raise ValueError(f"`labels`: expected ids of {self}, got {_describe_values(labels, out == _UNKNOWN)}")
+            raise ValueError(f"`labels`: expected ids of {self}, got {describe_values(labels, out == _UNKNOWN)}")
         return out
 
     def _table(self, device: torch.device) -> tuple[int, Tensor]:
@@ -263,20 +258,7 @@ class LabelMap(Presets):
             >>> label_map.classes, label_map(torch.tensor([0, 2, 7, 40, 9])).tolist()
             (('background', 'road', 'roof'), [0, 1, 2, 2, 255])
         """
-        known = {} if colours is None else {name: checked_colour(colour, "colours") for name, colour in colours.items()}
-        entries = []
-        for ids, name in names.items():
-            several = tuple(ids) if isinstance(ids, tuple) else (ids,)
-            for label_id in several:
-                check_int(label_id, "names")
-            if name is not None and not isinstance(name, str):
-                raise TypeError(f"`names[{ids}]`: expected a name or None, got {type(name).__name__}")
-            colour = None if name is None else known.get(name)
-            entries.append(Entry(name, several, colour, () if colour is None else (colour,)))
-        strangers = sorted({*known} - {entry.name for entry in entries if entry.name is not None})
-        if strangers:
-            raise ValueError(f"`colours`: expected names of classes, got {strangers}")
-        return cls._from_entries(entries, unknown, ignore_index)
+        return cls._from_entries(named(names, colours), unknown, ignore_index)
 
     @classmethod
     def from_colours(cls, names: Mapping[tuple[int, int, int], str | None], *, unknown: _Unknown = "error") -> LabelMap:
@@ -380,20 +362,9 @@ class LabelMap(Presets):
     def _from_entries(
         cls, entries: Iterable[Entry], unknown: _Unknown = "error", ignore_index: int = IGNORE_INDEX
     ) -> LabelMap:
-        table = _label_files.table(entries, ignore_index)
-        return cls(table.ids, table.classes, table.palette, unknown, ignore_index, table.colours)
+        made = table(entries, ignore_index)
+        return cls(made.ids, made.classes, made.palette, unknown, ignore_index, made.colours)
 
     def _with_colours(self, ids: Mapping[tuple[int, int, int], int]) -> LabelMap:
         """Add colours of label files, given as colour -> id; ids that this map does not have are skipped."""
         return replace(self, colours={colour: self.ids[key] for colour, key in ids.items() if key in self.ids})
-
-
-def _describe_values(labels: Tensor, wrong: Tensor) -> str:
-    """Describe the values where ``wrong``: which, how many, and where the first is."""
-    # torch 2.9 cannot index 16-bit unsigned tensors
-    values, counts = torch.unique(labels.to(torch.int64)[wrong], return_counts=True)
-    shown = values[:_SHOWN]
-    some = ", ".join(str(int(value)) for value in shown) + (", ..." if len(values) > len(shown) else "")
-    count, first = int(counts.sum()), tuple(int(place) for place in wrong.nonzero()[0])
-    where = f", the first at {first[0] if len(first) == 1 else first}" if first else ""
-    return f"{some} ({count} pixel{'s' * (count != 1)}{where})"

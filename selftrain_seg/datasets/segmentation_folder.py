@@ -46,7 +46,8 @@ class SegmentationFolder(_Folder):
             below ``masks``.
         names: the images to read; None for all. A text file with one name per line, a pattern such as ``"paris/*"``,
             or a list. A pattern is matched with names, or with names and suffixes if it ends in an image suffix, such
-            as ``"*.jpg"``. Names in files and lists may have a suffix, and may omit folders if the stem is unique.
+            as ``"*.jpg"``. Names in files and lists may have a suffix. They may omit the first folders, or have more
+            folders in front, if only one image fits; a name in another folder is an error.
         unpaired: ``"error"`` raises an error if an image has no mask; ``"leave out"`` skips the image.
         channels: channels to return. 3, the default, repeats a single channel and drops an opacity; 1 converts colours
             to grey. Any other number must equal that of the files, including an opacity. A tuple picks channels, such

@@ -69,10 +69,9 @@ class ClassSampler(Sampler[int]):
     def __init__(
         self,
         index: ClassIndex,
-        *,
-        num_samples: int | None,
         min_share: float,
         candidates: Tensor | None,
+        num_samples: int | None,
         seed: int,
         rank: int | None,
         num_replicas: int | None,

@@ -79,15 +79,7 @@ class ClassBalancedSampler(ClassSampler):
         self._shown = np.zeros(classes)  # n
         self._turns = np.zeros(classes, np.int64)  # number of the pass through each class's list
         self._cursors = np.zeros(classes, np.int64)  # position in that pass
-        super().__init__(
-            index,
-            num_samples=num_samples,
-            min_share=min_share,
-            candidates=candidates,
-            seed=seed,
-            rank=rank,
-            num_replicas=num_replicas,
-        )
+        super().__init__(index, min_share, candidates, num_samples, seed, rank, num_replicas)
 
     def _begin(self) -> None:
         self._shown[:] = 0
@@ -196,15 +188,7 @@ class RareClassSampler(ClassSampler):
     ) -> None:
         _checks.check_real(temperature, "temperature", 0.0, float("inf"), open_low=True)
         self.temperature = float(temperature)
-        super().__init__(
-            index,
-            num_samples=num_samples,
-            min_share=min_share,
-            candidates=candidates,
-            seed=seed,
-            rank=rank,
-            num_replicas=num_replicas,
-        )
+        super().__init__(index, min_share, candidates, num_samples, seed, rank, num_replicas)
 
     def _settings(self) -> dict[str, Any]:
         return {"temperature": self.temperature}
@@ -284,15 +268,7 @@ class ImportanceSampler(ClassSampler):
     ) -> None:
         _checks.check_real(uniform, "uniform", 0.0, 1.0)
         self.uniform = float(uniform)
-        super().__init__(
-            index,
-            num_samples=num_samples,
-            min_share=min_share,
-            candidates=candidates,
-            seed=seed,
-            rank=rank,
-            num_replicas=num_replicas,
-        )
+        super().__init__(index, min_share, candidates, num_samples, seed, rank, num_replicas)
 
     def _settings(self) -> dict[str, Any]:
         return {"uniform": self.uniform}

@@ -23,7 +23,7 @@ def operator(
     fake: Callable[..., Any],
     *,
     cpu: Callable[..., Any] | None = None,
-    kernel: str | bool = False,
+    kernel: str = "",
     reads_host: bool = False,
 ) -> Callable[..., Any]:
     """Register an operator and return it; PyTorch's dispatcher chooses among its implementations.
@@ -33,8 +33,7 @@ def operator(
         plain: implementation in torch for any device. Inputs have no gradient, and it must not synchronise.
         fake: returns tensors of the right shape, dtype and layout without values.
         cpu: faster implementation for the CPU, which may read values on the host; bit-identical results.
-        kernel: whether ``ops.triton.launch`` has a function of this name, or the name of the file in ``ops.triton``
-            that has it.
+        kernel: name of the file in ``ops.triton`` that has a function of this name; empty if there is no kernel.
         reads_host: whether the host code reads numbers from a tensor, so that CUDA graphs of the compiler exclude it.
     """
     name = schema.partition("(")[0]
@@ -46,7 +45,7 @@ def operator(
     if cpu is not None and "CPU" not in keys:
         _library.impl(name, cpu, "CPU")
     for key in keys:
-        _library.impl(name, _kernel(name, plain, kernel if isinstance(kernel, str) else "launch"), key)
+        _library.impl(name, _kernel(name, plain, kernel), key)
     found: Callable[..., Any] = getattr(torch.ops.selftrain_seg, name).default
     return found
 

@@ -94,5 +94,5 @@ _adapt = operator(
     " bool by_image) -> Tensor",
     _plain,
     _fake,
-    kernel=True,
+    kernel="launch_state",
 )

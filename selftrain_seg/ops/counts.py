@@ -116,5 +116,5 @@ _count = operator(
     " float low, float bin_width) -> ()",
     _plain,
     _fake,
-    kernel=True,
+    kernel="launch",
 )

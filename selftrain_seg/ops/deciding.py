@@ -52,12 +52,12 @@ _decide = operator(
     "decide(Tensor labels, Tensor confidence, Tensor thresholds, bool strict, int ignore_index) -> Tensor",
     _decide_plain,
     lambda labels, *_: torch.empty_like(labels),
-    kernel=True,
+    kernel="launch_state",
 )
 _weigh = operator(
     "weigh(Tensor labels, Tensor confidence, Tensor belief, Tensor state, float sigmas, int ignore_index)"
     " -> (Tensor, Tensor)",
     _weigh_plain,
     lambda labels, confidence, *_: (torch.empty_like(labels), torch.empty_like(confidence)),
-    kernel=True,
+    kernel="launch_state",
 )

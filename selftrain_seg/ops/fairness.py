@@ -104,14 +104,14 @@ _forward = operator(
     " -> (Tensor, Tensor, Tensor)",
     _forward_in_blocks,
     _fake_forward,
-    kernel=True,
+    kernel="launch_loss",
     reads_host=True,
 )
 _backward = operator(
     "fairness_loss_backward(Tensor grad, Tensor logits, Tensor? mask, Tensor slope, Tensor norm) -> Tensor",
     _backward_in_blocks,
     lambda grad, logits, *_: torch.empty_like(logits),
-    kernel=True,
+    kernel="launch_loss",
 )
 
 

@@ -260,7 +260,7 @@ _forward = operator(
     " bool[] which, str normalize, int ignore_index) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward_in_blocks,
     _fake_forward,
-    kernel=True,
+    kernel="launch_loss",
     reads_host=True,
 )
 _backward = operator(
@@ -268,7 +268,7 @@ _backward = operator(
     " Tensor kept, str regulariser, bool[] which, int ignore_index) -> Tensor",
     _backward_in_blocks,
     lambda grad, logits, *_: torch.empty_like(logits),
-    kernel=True,
+    kernel="launch_loss",
 )
 
 

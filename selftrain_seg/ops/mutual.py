@@ -100,7 +100,7 @@ _forward = operator(
     " str normalize, int ignore_index) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _plain,
     _fake,
-    kernel=True,
+    kernel="launch_loss",
     reads_host=True,
 )
 

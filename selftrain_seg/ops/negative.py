@@ -90,14 +90,14 @@ _forward = operator(
     "negative_loss(Tensor logits, Tensor probs, Tensor? weight, Tensor factor, str reduction) -> (Tensor, Tensor)",
     _forward_in_blocks,
     _fake_forward,
-    kernel=True,
+    kernel="launch_loss",
     reads_host=True,
 )
 _backward = operator(
     "negative_loss_backward(Tensor grad, Tensor logits, Tensor probs, Tensor? weight, Tensor scale) -> Tensor",
     _backward_in_blocks,
     lambda grad, logits, *_: torch.empty_like(logits),
-    kernel=True,
+    kernel="launch_loss",
 )
 
 

@@ -106,5 +106,5 @@ _observe = operator(
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _plain,
     _fake,
-    kernel=True,
+    kernel="launch",
 )

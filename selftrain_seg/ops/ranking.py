@@ -52,6 +52,6 @@ _ranked = operator(
     "ranked(Tensor counts, Tensor share, str rule, float low, float bin_width) -> Tensor",
     _plain,
     lambda counts, *_: counts.new_empty((2, counts.shape[0]), dtype=torch.float64),
-    kernel=True,
+    kernel="launch_state",
     reads_host=True,
 )

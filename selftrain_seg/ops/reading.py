@@ -65,6 +65,11 @@ def prior_peaks(prior: Tensor) -> Tensor:
     return prior.flatten(1).amax(dim=1).float() if prior[0].numel() else prior.new_ones(len(prior)).float()
 
 
+def prior_of(prior: Tensor | None, logits: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The peaks of a prior and its maps for each image, if there is one."""
+    return (None, None) if prior is None else (prior_peaks(prior), each_image(prior, logits))
+
+
 def each_image(prior: Tensor, logits: Tensor) -> Tensor:
     """Expand the prior (C, H, W) to the batch, so that it can be cut into the same blocks as the logits."""
     return prior.unsqueeze(0).expand(len(logits), -1, -1, -1)
@@ -115,7 +120,7 @@ def _others(logits: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tenso
 
 def _plain(logits: Tensor, valid: Tensor | None, prior: Tensor | None, log: bool = False) -> tuple[Tensor, ...]:
     outputs = _fake(logits)
-    peaks, maps = (None, None) if prior is None else (prior_peaks(prior), each_image(prior, logits))
+    peaks, maps = prior_of(prior, logits)
 
     def found(z: Tensor, v: Tensor | None, q: Tensor | None) -> tuple[Tensor, Tensor]:
         labels, score = pixel_scores(z, v, q, peaks)[:2]
@@ -133,5 +138,5 @@ _read = operator(
     "read(Tensor logits, Tensor? valid, Tensor? prior, bool log=False) -> (Tensor, Tensor)",
     _plain,
     _fake,
-    kernel=True,
+    kernel="launch",
 )

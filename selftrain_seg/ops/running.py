@@ -70,12 +70,12 @@ _follow = operator(
     "follow(Tensor(a!) running, Tensor sums, Tensor number, float momentum, bool variance) -> ()",
     _follow_plain,
     lambda *_: None,
-    kernel=True,
+    kernel="launch_state",
 )
 _discount = operator(
     "discount(Tensor peaks, Tensor(a!) running, Tensor(b!) seen, Tensor? sums, float upper, float lower, float beta,"
     " float momentum) -> Tensor",
     _discount_plain,
     lambda peaks, *_: torch.empty_like(peaks),
-    kernel=True,
+    kernel="launch_state",
 )

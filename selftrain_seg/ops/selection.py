@@ -10,7 +10,7 @@ from selftrain_seg.ops._blocks import fill, new_map
 from selftrain_seg.ops._library import operator
 from selftrain_seg.ops._thresholds import log_gain, score_bar, there
 from selftrain_seg.ops._winner import winner
-from selftrain_seg.ops.reading import Scores, confidence_of, each_image, pixel_scores, prior_peaks
+from selftrain_seg.ops.reading import Scores, confidence_of, pixel_scores, prior_of
 
 
 def select(
@@ -44,7 +44,7 @@ def _plain(
     logits: Tensor, thresholds: Tensor, reweighted: bool, valid: Tensor | None, prior: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs = _fake(logits, thresholds, reweighted, valid, prior, ignore_index)
-    peaks, maps = (None, None) if prior is None else (prior_peaks(prior), each_image(prior, logits))
+    peaks, maps = prior_of(prior, logits)
     thresholds = there(thresholds, logits).expand(logits.shape[1])
     bar = (log_gain if reweighted else score_bar)(thresholds, peaks)
     gain = rearrange(bar, "c -> c 1 1")
@@ -71,6 +71,6 @@ _select = operator(
     " -> (Tensor, Tensor, Tensor)",
     _plain,
     _fake,
-    kernel=True,
+    kernel="launch",
     reads_host=True,
 )

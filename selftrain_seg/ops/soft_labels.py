@@ -10,7 +10,7 @@ from selftrain_seg.ops._blocks import blocks, cut, new_map, on_cpu
 from selftrain_seg.ops._library import operator
 from selftrain_seg.ops._thresholds import log_gain, there
 from selftrain_seg.ops._winner import exponential, winner
-from selftrain_seg.ops.reading import each_image, pixel_scores, prior_peaks
+from selftrain_seg.ops.reading import pixel_scores, prior_of
 from selftrain_seg.ops.selection import weighted_confidence
 
 
@@ -40,7 +40,7 @@ def _plain(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     outputs = _fake(logits, thresholds, alpha, valid, prior, ignore_index)
     labels, predicted, confidence, soft = outputs
-    peaks, maps = (None, None) if prior is None else (prior_peaks(prior), each_image(prior, logits))
+    peaks, maps = prior_of(prior, logits)
     sharpness = there(alpha, logits).double().reciprocal()
     thresholds = there(thresholds, logits).expand(logits.shape[1])
     added = rearrange((log_gain(thresholds, peaks).double() * sharpness).float(), "c -> c 1 1")
@@ -73,6 +73,6 @@ _soften = operator(
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _plain,
     _fake,
-    kernel=True,
+    kernel="launch",
     reads_host=True,
 )

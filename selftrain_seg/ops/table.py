@@ -47,5 +47,5 @@ _tabulate = operator(
     " -> Tensor",
     _plain,
     lambda predicted, labels, confidence, target, none, _: confidence.new_empty((5, none), dtype=torch.float64),
-    kernel=True,
+    kernel="launch_state",
 )

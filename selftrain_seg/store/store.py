@@ -14,14 +14,13 @@ from selftrain_seg._palette import checked_palette, voc_colour
 from selftrain_seg.store import _files
 from selftrain_seg.store._encode import KINDS
 from selftrain_seg.store._files import MANIFEST, SETTINGS
-from selftrain_seg.store._folder import all_damaged, existing_rounds, folder_of, remove, start_round
-from selftrain_seg.store._lock import RoundLocks, held
+from selftrain_seg.store._folder import all_damaged, existing_rounds, folder_of, remove
+from selftrain_seg.store._lock import RoundLocks
 from selftrain_seg.store._names import checked_names
-from selftrain_seg.store._ranks import on_all_ranks, world_size
-from selftrain_seg.store._ranks import rank as own_rank
+from selftrain_seg.store._open import open_writer
+from selftrain_seg.store._ranks import on_all_ranks
 from selftrain_seg.store._settings import (
     RoundSettings,
-    check_same,
     check_store,
     checked_meta,
     checked_portion,
@@ -157,7 +156,6 @@ class PseudoLabelStore:
             RuntimeError: a writer of the same rank (with ``overwrite``, of any rank) is open; another rank failed.
         """
         asked: dict[str, Any] = {}
-        found: dict[str, Any] = {}
 
         def check() -> None:
             _checks.check_count(round, "round", minimum=0)
@@ -181,35 +179,10 @@ class PseudoLabelStore:
                 )
             )
 
-        def compare() -> None:
-            found.update(_files.read_json(self._folder(round) / SETTINGS))
-            check_same(asked, found, f"round {round}")
-
         on_all_ranks(check)
-        locks = RoundLocks(self._folder(round))
-        lock = locks.of_rank(own_rank() if rank is None else int(rank))
-
-        def take() -> None:
-            if not lock.take():
-                raise RuntimeError(held(lock.path))
-
-        def begin() -> None:
-            ours = {lock.path, *(locks.of_rank(number).path for number in range(world_size()))}
-            if overwrite:
-                with locks.no_writer(but=ours):
-                    remove(self._folder(round))
-            with locks.change.exclusive():
-                start_round(self._folder(round), asked)
-
-        try:
-            on_all_ranks(take)
-            on_all_ranks(begin, first_only=True)
-            on_all_ranks(compare)
-            settings = from_content(found, tuple(found["names"]))
-            return RoundWriter(self._folder(round), settings, threads=self.threads, progress=progress, lock=lock)
-        except BaseException:
-            lock.release()
-            raise
+        return open_writer(
+            self._folder(round), asked, overwrite=overwrite, rank=rank, threads=self.threads, progress=progress
+        )
 
     def delete(self, round: int) -> None:
         """Delete a round, complete or not, atomically.

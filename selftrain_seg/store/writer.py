@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import threading
 import uuid
 from collections import deque
@@ -18,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selftrain_seg._files import sync_to_disk
 from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.store import _files
+from selftrain_seg.store._complete import complete, synchronise
 from selftrain_seg.store._encode import KINDS, HostBatch, check_batch, to_host
 from selftrain_seg.store._files import Record
 from selftrain_seg.store._lock import Lock, RoundLocks
-from selftrain_seg.store._manifest import listed, manifest_of
+from selftrain_seg.store._manifest import listed
 from selftrain_seg.store._names import file_of
 from selftrain_seg.store._png import encode_grey, encode_indexed, full_palette
 from selftrain_seg.store._ranks import on_all_ranks, rank, world_size
@@ -180,7 +179,7 @@ class RoundWriter:
             OSError: a file cannot be written.
         """
         on_all_ranks(self.close)
-        on_all_ranks(self._synchronise)
+        on_all_ranks(lambda: synchronise(self._folder, self.settings, self._threads))
         on_all_ranks(self._complete, first_only=True)
         return StoredRound(self._folder)
 
@@ -317,58 +316,9 @@ class RoundWriter:
         if self._stale_manifest or self._done != self._names:
             (self._folder / _files.MANIFEST).unlink(missing_ok=True)
 
-    def _synchronise(self) -> None:
-        """Flush all files to disk, on every rank, as each machine has its own buffers."""
-        if (self._folder / _files.MANIFEST).exists():
-            return
-        kinds = ("labels", *self.settings.keep)
-        paths = [self._folder / file_of(kind, name) for name in self.settings.names for kind in kinds]
-        folders = {parent for path in paths for parent in path.relative_to(self._folder).parents}
-        paths += [self._folder / folder for folder in sorted(folders, reverse=True)]
-        for _ in _files.threaded_map(sync_to_disk, paths, len(paths), max(4, self._threads), False, ""):
-            pass
-
     def _complete(self) -> None:
         with self._locks.change.exclusive():  # waits until every image is either written or not started
-            self._complete_alone()
-
-    def _complete_alone(self) -> None:
-        manifest = self._folder / _files.MANIFEST
-        if not manifest.exists():
-            records = self._chosen()
-            lines = b"".join(record.line() for record in records)
-            _files.write(self._folder / _files.IMAGES, lines, self._folder, sync=True)
-            content = manifest_of(self._folder, self.settings, records)
-            _files.write(manifest, _files.to_json(content), self._folder, sync=True)
-        for leftover in (_files.JOURNAL, _files.PARTIAL):
-            shutil.rmtree(self._folder / leftover, ignore_errors=True)
-
-    def _chosen(self) -> list[Record]:
-        """Return the record of each image that matches the files on disk."""
-        found, chosen, absent = _files.records(self._folder), [], []
-        for name in self.settings.names:
-            candidates = found.get(name, [])
-            if len(candidates) == 1:
-                fits = [record for record in candidates if _files.same_sizes(self._folder, record)]
-            else:  # written several times with different content: by two ranks, or again after damage
-                fits = [record for record in candidates if not _files.damaged(self._folder, record)]
-            if fits:
-                chosen.append(fits[-1])
-            else:
-                absent.append(name)
-        if absent:
-            raise RuntimeError(
-                f"round {self.settings.round} is not complete: {len(absent)} of {len(self.settings.names)} images are"
-                f" missing:{listed(absent[:5])[1:]}{', …' if len(absent) > 5 else ''}"
-            )
-        first = chosen[0]
-        for record in chosen:
-            if record.files.keys() != first.files.keys() or (record.predicted is None) != (first.predicted is None):
-                raise RuntimeError(
-                    f"round {self.settings.round}: expected the same fields in all images, got"
-                    f" {', '.join(first.files)} in {first.name!r} and {', '.join(record.files)} in {record.name!r}"
-                )
-        return chosen
+            complete(self._folder, self.settings)
 
 
 def _state_of(folder: Path) -> tuple[int, int, int] | None:

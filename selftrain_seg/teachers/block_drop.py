@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from selftrain_seg import _checks
+from selftrain_seg.teachers._forwards import check_replaceable
 
 __all__ = ["drop_blocks"]
 
@@ -53,13 +54,7 @@ def drop_blocks(
     if isinstance(blocks, nn.Module) and not hasattr(blocks, "__iter__"):
         raise TypeError(f"`blocks`: expected several modules, got one {type(blocks).__name__}")
     chosen = list(blocks)
-    for index, block in enumerate(chosen):
-        if not isinstance(block, nn.Module):
-            raise TypeError(f"`blocks[{index}]`: expected a torch.nn.Module, got {type(block).__name__}")
-        if "forward" in vars(block):
-            raise ValueError(f"`blocks[{index}]`: expected a block that is neither compiled nor skipped already")
-        if any(block is other for other in chosen[:index]):
-            raise ValueError(f"`blocks[{index}]`: expected each block once")
+    check_replaceable(chosen, "blocks", "block", "skipped")
     _checks.check_real(chance, "chance", 0.0, 1.0)
     skipped = (torch.rand(len(chosen), generator=generator) < chance).tolist()
     dropped = [block for block, skip in zip(chosen, skipped, strict=True) if skip]

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map  # what transformers and torch.export r
 
 from selftrain_seg import _checks
 from selftrain_seg.ops.random import check_generator
+from selftrain_seg.teachers._forwards import check_replaceable
 
 __all__ = ["perturb_features"]
 
@@ -63,13 +64,7 @@ def perturb_features(
     """
     if not modules:
         raise ValueError("`modules`: expected at least one, got none")
-    for index, module in enumerate(modules):
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"`modules[{index}]`: expected a torch.nn.Module, got {type(module).__name__}")
-        if "forward" in vars(module):
-            raise ValueError(f"`modules[{index}]`: expected a module that is neither compiled nor perturbed already")
-        if any(module is other for other in modules[:index]):
-            raise ValueError(f"`modules[{index}]`: expected each module once")
+    check_replaceable(modules, "modules", "module", "perturbed")
     _checks.check_real(chance, "chance", 0.0, 1.0)
     called = [False] * len(modules)
     for index, module in enumerate(modules):

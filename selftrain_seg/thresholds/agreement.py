@@ -110,13 +110,7 @@ class ClassAgreement(Stateful):
             TypeError: ``other`` is not a ``ClassAgreement``.
             ValueError: the numbers of classes differ.
         """
-        if not isinstance(other, ClassAgreement):
-            raise TypeError(f"`other`: expected a ClassAgreement, got {type(other).__name__}")
-        if other.num_classes != self.num_classes:
-            raise ValueError(f"`other`: expected num_classes = {self.num_classes}, got {other.num_classes}")
-        for name in ("both", "first", "second"):
-            mine = getattr(self, name)
-            mine += getattr(other, name).to(mine.device)
+        self.add_sums(other, ClassAgreement, "num_classes")
 
     def compute(self, *, measure: str = "precision") -> Tensor:
         """Return the reliability of each class over all batches and ranks.

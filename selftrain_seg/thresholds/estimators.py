@@ -155,10 +155,7 @@ class _Threshold(Stateful):
         """
         if not isinstance(other, _Threshold):
             raise TypeError(f"`other`: expected a threshold estimator, got {type(other).__name__}")
-        for name in ("num_classes", "pool", "stride", "exact"):
-            mine, its = getattr(self, name), getattr(other, name)
-            if mine != its:
-                raise ValueError(f"`other`: expected {name} = {mine!r}, got {its!r}")
+        self.check_same(other, "num_classes", "pool", "stride", "exact")
         priors, theirs = self.prior, other.prior
         if (priors is None) != (theirs is None):
             raise ValueError("`other`: expected a prior in both estimators or in neither")

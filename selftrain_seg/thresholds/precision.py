@@ -95,13 +95,9 @@ class PrecisionThreshold(Stateful):
             TypeError: ``other`` is not a ``PrecisionThreshold``.
             ValueError: the numbers of classes differ.
         """
-        if not isinstance(other, PrecisionThreshold):
-            raise TypeError(f"`other`: expected a PrecisionThreshold, got {type(other).__name__}")
-        if other.num_classes != self.num_classes:
-            raise ValueError(f"`other`: expected num_classes = {self.num_classes}, got {other.num_classes}")
+        self.add_sums(other, PrecisionThreshold, "num_classes")
         self.known.merge(other.known)
         self.right.merge(other.right)
-        self.updates += other.updates.to(self.updates.device)
 
     def reset(self) -> None:
         """Reset the counts to zero; settings do not change."""

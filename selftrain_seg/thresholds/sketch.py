@@ -111,13 +111,7 @@ class ConfidenceSketch(Stateful):
             TypeError: ``other`` is not a ``ConfidenceSketch``.
             ValueError: its classes or bins differ.
         """
-        if not isinstance(other, ConfidenceSketch):
-            raise TypeError(f"`other`: expected a ConfidenceSketch, got {type(other).__name__}")
-        for name in ("num_classes", "bins", "low", "high"):
-            mine, its = getattr(self, name), getattr(other, name)
-            if mine != its:
-                raise ValueError(f"`other`: expected {name} = {mine!r}, got {its!r}")
-        self.counts += other.counts.to(self.counts.device)
+        self.add_sums(other, ConfidenceSketch, "num_classes", "bins", "low", "high")
 
     def total(self) -> Tensor:
         """Return the counts summed over all ranks, (C, K) int64."""

@@ -3,7 +3,8 @@
 from selftrain_seg.views.averaging import average_views
 from selftrain_seg.views.geometry import ViewParameters, replay, replay_inverse
 from selftrain_seg.views.masking import mask_patches
-from selftrain_seg.views.weak_strong import StrongSettings, Views, WeakStrongViews
+from selftrain_seg.views.strong import StrongSettings
+from selftrain_seg.views.weak_strong import Views, WeakStrongViews
 
 __all__ = [
     "StrongSettings",

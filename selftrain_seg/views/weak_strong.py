@@ -10,43 +10,15 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from selftrain_seg import _checks
-from selftrain_seg.ops.precision import as_given
 from selftrain_seg.ops.random import check_generator, uniform_integers
 from selftrain_seg.views._arguments import check_range
 from selftrain_seg.views.geometry import ViewParameters, replay
+from selftrain_seg.views.strong import MOST, StrongSettings, blurred, check_settings, check_values, recoloured
 
-__all__ = ["StrongSettings", "Views", "WeakStrongViews"]
+__all__ = ["Views", "WeakStrongViews"]
 
 # Range of the aspect ratio (height over width) of the cut-out box; its logarithm is uniform.
 _LEAST_ASPECT, _GREATEST_ASPECT = 0.3, 1 / 0.3
-# Tolerance of the range [0, 1] of images, for the rounding of bfloat16.
-_ROUNDING = 2**-8
-# Upper limit of scales, jitter half widths and blurs.
-_MOST = 100.0
-
-
-class StrongSettings(NamedTuple):
-    """Settings of the strong view of ``WeakStrongViews``; the defaults are those of UniMatch.
-
-    Attributes:
-        jitter: half widths (b, c, s, h), at least 0: the factor of brightness is uniform in [max(0, 1 - b), 1 + b],
-            those of contrast and saturation likewise; the shift of the hue is uniform in [-h, h] turns, h at most 0.5.
-        jitter_chance: probability of colour jitter.
-        grey_chance: probability of conversion to greyscale.
-        blur_sigma_px: (low, high), at least 0, range of the uniform standard deviation of the blur, in pixels of the
-            view.
-        blur_chance: probability of blur.
-        cut_out_area: (low, high) in [0, 1], range of the uniform area of the cut-out box, as a share of the view.
-        cut_out_chance: probability that a box is cut out.
-    """
-
-    jitter: tuple[float, float, float, float] = (0.5, 0.5, 0.5, 0.25)
-    jitter_chance: float = 0.8
-    grey_chance: float = 0.2
-    blur_sigma_px: tuple[float, float] = (0.1, 2.0)
-    blur_chance: float = 0.5
-    cut_out_area: tuple[float, float] = (0.02, 0.4)
-    cut_out_chance: float = 0.5
 
 
 class Views(NamedTuple):
@@ -132,13 +104,13 @@ class WeakStrongViews(nn.Module):
     ) -> None:
         super().__init__()
         self.size = _checks.check_size(size)
-        self.scale = check_range(scale, "scale", _MOST, open_low=True)
+        self.scale = check_range(scale, "scale", MOST, open_low=True)
         _checks.check_real(flip_chance, "flip_chance", 0.0, 1.0)
         _checks.check_real(vertical_flip_chance, "vertical_flip_chance", 0.0, 1.0)
         if not isinstance(quarter_turns, bool):
             raise TypeError(f"`quarter_turns`: expected a bool, got {type(quarter_turns).__name__}")
         _checks.check_real(fill, "fill", -math.inf, math.inf)
-        _check_settings(strong)
+        check_settings(strong)
         self.flip_chance, self.settings, self.fill = float(flip_chance), strong, float(fill)
         self.vertical_flip_chance, self.quarter_turns = float(vertical_flip_chance), quarter_turns
 
@@ -175,7 +147,7 @@ class WeakStrongViews(nn.Module):
         """
         _check_images(images, "images")
         if self.settings.jitter_chance > 0:
-            _check_values(images, "images")
+            check_values(images, "images")
         if parameters is None:
             parameters = self.draw(images, generator=generator)
         weak = replay(images, parameters, mode="bilinear", fill=self.fill)
@@ -271,48 +243,14 @@ class WeakStrongViews(nn.Module):
         _checks.check_map(parameters.cut_out, weak, "parameters.cut_out")
         if weak.shape[0] == 0:
             return weak.clone()
-        from kornia import filters  # slow to import
-
         strong = weak.to(torch.promote_types(weak.dtype, torch.float32))
         if strong.shape[1] == 3:
-            strong = _recoloured(strong, parameters)
-        sigma = parameters.blur_sigma_px.to(strong.dtype)
-        most = self.settings.blur_sigma_px[1]
-        if _checks._value_checks and bool((sigma > most + _ROUNDING).any()):
-            raise ValueError(
-                f"`parameters.blur_sigma_px`: expected at most {most:g}, the maximum of these settings, got"
-                f" {float(sigma.max()):g}; the blur window is too small for it"
-            )
-        # `gaussian_blur2d` of kornia 0.9 reads every sigma on the host, which would wait for the GPU.
-        line = _gaussian(torch.where(sigma > 0, sigma, 1.0), math.ceil(3 * self.settings.blur_sigma_px[1]))
-        with as_given(strong):
-            blurred = filters.filter2d_separable(strong, line, line, border_type="replicate")
-        strong = torch.where((sigma > 0)[:, None, None, None], blurred, strong)
-
+            strong = recoloured(strong, parameters)
+        strong = blurred(strong, parameters, self.settings.blur_sigma_px[1])
         strong = torch.where(parameters.cut_out[:, None], self.fill, strong).to(weak.dtype)
         if weak.is_contiguous(memory_format=torch.channels_last) and not weak.is_contiguous():
             return strong.contiguous(memory_format=torch.channels_last)
         return strong.contiguous()
-
-
-def _recoloured(images: Tensor, parameters: ViewParameters) -> Tensor:
-    from kornia import color, enhance  # slow to import
-
-    brightness, contrast, saturation, hue = parameters.jitter.to(images.dtype).unbind(1)
-    changed = (brightness != 1) | (contrast != 1) | (saturation != 1) | (hue != 0)
-    _check_values(images, "weak", changed)
-    jittered = enhance.adjust_brightness_accumulative(images, brightness)
-    jittered = enhance.adjust_contrast_with_mean_subtraction(jittered, contrast)
-    jittered = enhance.adjust_saturation_with_gray_subtraction(jittered, saturation)
-    jittered = enhance.adjust_hue(jittered, hue * (2 * math.pi))
-    images = torch.where(changed[:, None, None, None], jittered, images)
-    return torch.where(parameters.grey[:, None, None, None], color.rgb_to_grayscale(images), images)
-
-
-def _gaussian(sigma: Tensor, radius: int) -> Tensor:
-    """(B, 2 · radius + 1): Gaussian weights that sum to 1, for each sigma (B,) above 0."""
-    steps = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
-    return (steps / sigma[:, None]).square().mul(-0.5).softmax(1)
 
 
 def _between(share: Tensor, low: float, high: float) -> Tensor:
@@ -325,30 +263,3 @@ def _check_images(images: Any, name: str) -> None:
         raise TypeError(f"`{name}`: expected a floating-point dtype, got {images.dtype}; divide 8-bit images by 255")
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(f"`{name}`: expected (B, D, H, W) with at least one pixel, got {tuple(images.shape)}")
-
-
-def _check_values(images: Tensor, name: str, where: Tensor | None = None) -> None:
-    """Inside ``value_checks()``, require RGB in [0, 1] up to rounding for the images (B,) ``where``; NaN fails."""
-    if not _checks._value_checks or images.shape[1] != 3:
-        return
-    wrong = ~((images >= -_ROUNDING) & (images <= 1 + _ROUNDING))
-    if where is not None:
-        wrong = wrong & where[:, None, None, None]
-    if bool(wrong.any()):
-        raise ValueError(
-            f"`{name}`: expected RGB in [0, 1], as jitter clips to this range, got {float(images[wrong][0]):g}; divide"
-            " 8-bit images by 255, and normalise after the views (or set `jitter_chance=0`)"
-        )
-
-
-def _check_settings(settings: Any) -> None:
-    if not isinstance(settings, StrongSettings):
-        raise TypeError(f"`strong`: expected StrongSettings, got {type(settings).__name__}")
-    if not isinstance(settings.jitter, (tuple, list)) or len(settings.jitter) != 4:
-        raise ValueError(f"`strong.jitter`: expected four numbers, got {settings.jitter!r}")
-    for place, half in enumerate(settings.jitter):
-        _checks.check_real(half, f"strong.jitter[{place}]", 0.0, 0.5 if place == 3 else _MOST)
-    for name in ("jitter_chance", "grey_chance", "blur_chance", "cut_out_chance"):
-        _checks.check_real(getattr(settings, name), f"strong.{name}", 0.0, 1.0)
-    check_range(settings.blur_sigma_px, "strong.blur_sigma_px", _MOST)
-    check_range(settings.cut_out_area, "strong.cut_out_area", 1.0)

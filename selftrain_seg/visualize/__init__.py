@@ -7,8 +7,9 @@
 """
 
 from selftrain_seg.visualize.about import record_about, record_progress
-from selftrain_seg.visualize.charts import class_bars, curves
+from selftrain_seg.visualize.bar_charts import class_bars
 from selftrain_seg.visualize.colours import colorize, overlay
+from selftrain_seg.visualize.line_charts import curves
 from selftrain_seg.visualize.maps import confidence_map, selection_map
 from selftrain_seg.visualize.records import record_picture, record_round, record_step
 from selftrain_seg.visualize.report import report

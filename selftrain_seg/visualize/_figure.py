@@ -48,6 +48,17 @@ def new_figure(width: float, height: float, ink: Ink = LIGHT, **settings: Any) -
     return Figure(figsize=(width, height), facecolor=ink.paper, **settings)
 
 
+def style_axis(axis: Axes, ink: Ink, title: str) -> None:
+    """Set the title, spines, ticks and grid of a chart."""
+    axis.set_facecolor("none")
+    axis.set_title(title, fontsize=9.5, color=ink.text, loc="left", pad=6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(ink.faint)
+    axis.tick_params(labelsize=8, length=0, labelcolor=ink.text)
+    axis.grid(axis="x", color=ink.faint, linewidth=0.6)
+    axis.set_axisbelow(True)
+
+
 def picture_grid(
     rows: int, headings: Sequence[str], ratio: float, *, legend: Sequence[tuple[str, Any]] = (), below: float = 0.0
 ) -> tuple[Figure, list[list[Axes]]]:

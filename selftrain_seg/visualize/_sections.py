@@ -25,7 +25,8 @@ from selftrain_seg.visualize._tracks import (
     round_name,
     words,
 )
-from selftrain_seg.visualize.charts import bars_figure, curves_figure
+from selftrain_seg.visualize.bar_charts import bars_figure
+from selftrain_seg.visualize.line_charts import curves_figure
 from selftrain_seg.visualize.records import png
 
 if TYPE_CHECKING:

@@ -104,7 +104,8 @@ def record_progress(run_dir: str | os.PathLike[str], done: int, total: int, *, s
     if done > total:
         raise ValueError(f"`done`: expected at most `total` = {total}, got {done}")
     path = Path(run_dir) / PROGRESS
-    write(path, _as_json({"stage": str(stage), "done": int(done), "total": int(total), "date": _now()}))
+    content = {"stage": str(stage), "done": int(done), "total": int(total), "date": _now()}
+    write(path, _as_json(content), sync=False)  # written often, and soon out of date
     return path
 
 

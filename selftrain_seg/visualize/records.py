@@ -184,9 +184,9 @@ def png(picture: Figure | Image.Image, **settings: Any) -> bytes:
     return buffer.getvalue()
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write a file completely or not at all, without waiting for the disk."""
-    with whole_file(path, sync=False) as file:
+def write(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Write a file completely or not at all; without ``sync`` it may be lost in a power failure."""
+    with whole_file(path, sync=sync) as file:
         file.write(data)
 
 

@@ -4,8 +4,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 import selftrain_seg
-from selftrain_seg.confidence import SpatialPrior, top_confidence
-from selftrain_seg.selectors import select_reweighted
+from selftrain_seg.confidence import SpatialPrior, add_prior, top_confidence
+from selftrain_seg.selectors import select_hard, select_reweighted
 from selftrain_seg.thresholds import ClassBalancedThreshold
 from tests.helpers import random_logits
 
@@ -179,3 +179,40 @@ class TestWhatItIsRightFor:
             self.accuracy(top_confidence(blind, prior=q).labels, shares[:, ::-1], likelihood) for q in (prior, None)
         )
         assert with_it < without - 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_probabilities_after_the_prior_sum_to_one(dtype):
+    logits = random_logits(2, 4, 5, 6).to(dtype)
+    prior = torch.rand(4, 5, 6, generator=torch.Generator().manual_seed(1))
+    prior[2, :3] = 0
+    product = np.exp(logits.double().numpy()) * prior.double().numpy()
+    weighted = add_prior(logits, prior)
+    assert weighted.dtype == torch.float32
+    expected = product / product.sum(1, keepdims=True)
+    np.testing.assert_allclose(weighted.softmax(1).numpy(), expected, rtol=1e-5, atol=1e-7)
+    assert torch.equal(top_confidence(weighted).labels, top_confidence(logits, prior=prior).labels)
+
+
+def test_renormalised_products_rank_pixels_by_confidence_and_not_by_place():
+    # Class 0 has the left pixel to itself and is sure there; on the right it is in doubt, where both are frequent.
+    logits = torch.tensor([[0.99, 0.6], [0.01, 0.4]]).log().reshape(1, 2, 1, 2)
+    prior = torch.tensor([[0.5, 1.5], [0.5, 1.5]]).reshape(2, 1, 2)
+    product, posterior = top_confidence(logits, prior=prior).log_confidence, top_confidence(add_prior(logits, prior))
+    assert product[0, 0, 0] < product[0, 0, 1]
+    assert posterior.log_confidence[0, 0, 0] > posterior.log_confidence[0, 0, 1]
+    torch.testing.assert_close(posterior.log_confidence, top_confidence(logits).log_confidence)
+
+
+def test_a_pixel_where_no_class_has_a_prior_is_never_selected():
+    logits, prior = random_logits(1, 3, 2, 2), torch.ones(3, 2, 2)
+    prior[:, 0, 0] = 0
+    labels = select_hard(add_prior(logits, prior), 0.0).labels
+    assert (labels == 255).nonzero().tolist() == [[0, 0, 0]]
+
+
+def test_add_prior_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"`prior`: expected \(C, H, W\) = \(3, 2, 2\)"):
+        add_prior(torch.zeros(1, 3, 2, 2), torch.ones(3, 2, 1))
+    with pytest.raises(TypeError, match="`prior`"):
+        add_prior(torch.zeros(1, 3, 2, 2), torch.ones(3, 2, 2, dtype=torch.int64))

@@ -221,6 +221,7 @@ class TestNames:
             ("c/?.jpg", ("c/1", "c/3")),
             (["3", "a/2 b.jpg"], ("a/2 b", "c/3")),
             ([Path("a/1"), Path("c/1.jpg")], ("a/1", "c/1")),
+            (["images/c/1.jpg", "data/images/a/2 b"], ("a/2 b", "c/1")),  # folders of another root in front
         ],
     )
     def test_patterns_and_lists(self, root, names, expected):
@@ -263,6 +264,8 @@ class TestNames:
                 "`names`: expected a file of names, or a pattern with .*, got missing.txt",
             ),
             (["1"], ValueError, "`names`: 1 of 1 names are not images: '1'; images are named a/1"),  # whose?
+            (["c/3", "a/3"], ValueError, "`names`: 1 of 2 names are not images: 'a/3'; images are named a/1"),
+            (["images/a/3.jpg"], ValueError, "`names`: 1 of 1 names are not images: 'images/a/3.jpg'"),
             (["a/1", "a/1.jpg"], ValueError, "`names`: expected every name once, 'a/1' occurs twice"),
             ([], ValueError, "`names`: expected names, got none"),
         ],

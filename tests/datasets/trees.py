@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torchvision.datasets import Cityscapes
 
 SIZE = (6, 10)
 CITYSCAPES = Cityscapes.classes
+Draw = Callable[[int], tuple[np.ndarray, np.ndarray]]  # number of the image -> picture and ids, in place of noise
 
 
 def rng(seed=0):
@@ -52,12 +54,13 @@ def truncate(path: Path):
     path.write_bytes(data[: len(data) // 2])
 
 
-def gta5(root: Path, count=3):
+def gta5(root: Path, count=3, draw: Draw | None = None):
     """Ids 0 to 34 as indices of a palette; returns the ids."""
     out = {}
     for number in range(1, count + 1):
         ids = rng(number).integers(0, 35, SIZE, dtype=np.uint8)
-        save(root / "images" / f"{number:05d}.png", picture(number))
+        pixels, ids = draw(number) if draw else (picture(number), ids)
+        save(root / "images" / f"{number:05d}.png", pixels)
         save(root / "labels" / f"{number:05d}.png", ids, gta5_palette())
         out[f"{number:05d}"] = ids
     return out
@@ -83,30 +86,31 @@ def voc_palette():
     return palette
 
 
-def synthia(root: Path, count=3):
+def synthia(root: Path, count=3, draw: Draw | None = None):
     """16-bit RGB: the id, the number of the object, nothing."""
     out = {}
     for number in range(count):
-        ids = rng(number).integers(0, 23, SIZE)
-        objects = rng(number + 50).integers(0, 3000, SIZE)
-        save(root / "RGB" / f"{number:07d}.png", picture(number))
+        pixels, ids = draw(number) if draw else (picture(number), rng(number).integers(0, 23, SIZE))
+        objects = rng(number + 50).integers(0, 3000, ids.shape)
+        save(root / "RGB" / f"{number:07d}.png", pixels)
         save(root / "GT" / "LABELS" / f"{number:07d}.png", png16(np.stack((ids, objects, 0 * ids), 2)))
         out[f"{number:07d}"] = ids
     return out
 
 
-def cityscapes(root: Path, split="train", mode="gtFine", cities=("ulm", "aachen"), count=2):
+def cityscapes(root: Path, split="train", mode="gtFine", cities=("ulm", "aachen"), count=2, draw: Draw | None = None):
     out = {}
     for city in cities:
         for number in range(count):
             stem = f"{city}_{number:06d}_000019"
             ids = rng(len(out)).integers(0, 34, SIZE, dtype=np.uint8)
-            save(root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", picture(number))
+            pixels, ids = draw(len(out)) if draw else (picture(number), ids)
+            save(root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", pixels)
             folder = root / mode / split / city
             save(folder / f"{stem}_{mode}_labelIds.png", ids)
-            save(folder / f"{stem}_{mode}_labelTrainIds.png", np.full(SIZE, 255, np.uint8))
+            save(folder / f"{stem}_{mode}_labelTrainIds.png", np.full(ids.shape, 255, np.uint8))
             save(folder / f"{stem}_{mode}_instanceIds.png", png16(ids))
-            save(folder / f"{stem}_{mode}_color.png", np.zeros((*SIZE, 4), np.uint8))
+            save(folder / f"{stem}_{mode}_color.png", np.zeros((*ids.shape, 4), np.uint8))
             (folder / f"{stem}_{mode}_polygons.json").write_text("{}")
             out[f"{city}/{stem}"] = ids
     return out
@@ -125,7 +129,7 @@ def bdd100k(root: Path, split="train", count=3, masks=True):
     return out
 
 
-def voc(root: Path, train=3, val=2, extra=4, augmented=True):
+def voc(root: Path, train=3, val=2, extra=4, augmented=True, draw: Draw | None = None):
     """``extra`` images have labels of SBD only; with ``augmented`` all have one in SegmentationClassAug."""
     names = [f"2007_{number:06d}" for number in range(train + val + extra)]
     parts = {"train": names[:train], "val": names[train : train + val], "trainval": names[: train + val]}
@@ -133,7 +137,8 @@ def voc(root: Path, train=3, val=2, extra=4, augmented=True):
     for number, name in enumerate(names):
         size = (5 + number, 9)
         ids = rng(number).choice([*range(21), 255], size).astype(np.uint8)
-        save(root / "JPEGImages" / f"{name}.jpg", picture(number, size))
+        pixels, ids = draw(number) if draw else (picture(number, size), ids)
+        save(root / "JPEGImages" / f"{name}.jpg", pixels)
         if name in parts["trainval"]:
             save(root / "SegmentationClass" / f"{name}.png", ids, voc_palette())
         if augmented:

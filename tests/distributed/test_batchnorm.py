@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from tests.batchnorm.nets import trained
 from tests.distributed import batchnorm_workers as workers
-from tests.distributed.test_ranks import free_port
+from tests.ranks import free_port, start
 
 SHARDS = [[4, 1, 0], [], [2, 3]]  # uneven, and one without images
 
@@ -14,7 +13,7 @@ SHARDS = [[4, 1, 0], [], [2, 3]]  # uneven, and one without images
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("batchnorm")
-    mp.spawn(workers.run, args=(SHARDS, free_port(), str(folder)), nprocs=len(SHARDS))
+    start(workers.run, SHARDS, free_port(), str(folder), ranks=len(SHARDS))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(len(SHARDS))]
 
 

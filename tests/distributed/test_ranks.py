@@ -1,28 +1,20 @@
 """Real gloo process groups: several ranks must give what one process over all the data gives."""
 
-import socket
-
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from selftrain_seg.distributed import all_reduce_sum
 from tests.distributed import workers
+from tests.ranks import free_port, start
 
 # Uneven and empty shards, two ranks and three.
 SHARDS = [[[0, 1, 2, 3, 4], [5, 6]], [[4, 1, 6, 0], [], [2, 5, 3]]]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module", params=SHARDS, ids=["2 ranks", "3 ranks"])
 def ranks(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(workers.run, args=(request.param, free_port(), str(folder)), nprocs=len(request.param))
+    start(workers.run, request.param, free_port(), str(folder), ranks=len(request.param))
     results = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(len(request.param))]
     assert len(results) == len(request.param)
     return request.param, results

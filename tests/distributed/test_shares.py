@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from tests.distributed import share_workers as workers
-from tests.distributed.test_ranks import free_port
+from tests.ranks import free_port, start
 from tests.stateful import KINDS
 
 EACH = pytest.mark.parametrize("name", workers.ADDED)
@@ -18,7 +17,7 @@ def ranks(tmp_path_factory):
         module = KINDS[name].make()
         workers.feed(name, module, [0, 1], range(2))
         torch.save(module.state_dict(), folder / f"{name}, alone.pt")
-    mp.spawn(workers.run, args=(free_port(), str(folder)), nprocs=workers.RANKS)
+    start(workers.run, free_port(), str(folder), ranks=workers.RANKS)
     results = [torch.load(folder / f"result{rank}.pt", weights_only=True) for rank in range(workers.RANKS)]
     assert len(results) == workers.RANKS
     return results

@@ -3,19 +3,18 @@
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from selftrain_seg.teachers._kept import pack, unpack
 from tests.distributed import teacher_workers as workers
-from tests.distributed.test_ranks import free_port
 from tests.oracles import teachers as oracle
+from tests.ranks import free_port, start
 from tests.teachers.nets import Net, assert_same
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(workers.run, args=(free_port(), str(folder)), nprocs=workers.RANKS)
+    start(workers.run, free_port(), str(folder), ranks=workers.RANKS)
     results = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(workers.RANKS)]
     assert len(results) == workers.RANKS
     return results

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from selftrain_seg.store import PseudoLabelStore
 from tests.examples.trainers import assert_same_network, result, run, run_and_kill
 
 pytestmark = pytest.mark.slow
@@ -56,7 +57,8 @@ def assert_equal(one, other, place):
 
 def test_options(start, tmp_path):
     options = ["--accumulate", 2, "--amp", "bf16", "--score", "entropy", "--train-resize", 32, 64, "--crop", 48, 80]
-    options += ["--pastes", 2, "--view-scale", 0.5, 2.0, "--negative", 0, "--decay-steps", 10, "--workers", 1]
+    options += ["--pastes", 2, "--view-scale", 0.5, 2.0, "--negative", 0, "--decay-over", 3.5, "--workers", 1]
+    options += ["--cut-out-chance", 0.5, "--dynamic-update", 2, 1, 4]
     output = run("dtst.py", tmp_path, *start, "--smoke", *options)
     assert "round 1: StoredRound(0, 12 images" in output
     before, after = (torch.load(path, weights_only=True) for path in (start[-1], tmp_path / "model.pt"))
@@ -79,6 +81,8 @@ def test_killed_twice_and_restarted_gives_the_same_network(start, whole, tmp_pat
     assert result(whole) == result(tmp_path)
     assert len(files(whole)) == 3 * 12 + 12  # labels, and confidences of the first snapshot
     assert files(whole) == files(tmp_path)
+    store = PseudoLabelStore(whole / "pseudo-labels", 13)
+    assert all(torch.equal(one.counts.sum(1), one.pixels) for one in map(store.round, range(3)))  # of all pixels
     state = checkpoint(whole)
     assert state.keys() == {"net", "teacher", "selector", "bank", "optimizer", "buffers"}
     assert_equal(state, checkpoint(tmp_path), "checkpoint")
@@ -106,5 +110,5 @@ def test_nothing_steady_is_said(start, tmp_path):
     weights = torch.load(start[-1], weights_only=True)
     blank = {name: tensor * torch.nan if name.startswith("head") else tensor for name, tensor in weights.items()}
     torch.save(blank, tmp_path / "blank.pt")  # NaN logits: not one pixel gets a label
-    with pytest.raises(AssertionError, match=r"snapshot 0: no class of any image is steady.*--init.*--upper"):
+    with pytest.raises(AssertionError, match=r"snapshot 0: no class of any image is steady.*--init.*--refresh"):
         run("dtst.py", tmp_path / "out", *start[:-1], tmp_path / "blank.pt", *SHORT)

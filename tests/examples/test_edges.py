@@ -31,6 +31,7 @@ def common(monkeypatch):
 def bare_run(tmp_path, **changes):
     """What the functions under test read of a run."""
     settings = {"reestimate_bn": 1, "seed": 0, "data": "folders", "batch": 4, "workers": 0, "tile": None}
+    settings |= {"label_scales": [1.0], "label_flip": False, "check": "none"}
     settings |= {"scales": [1.0], "flip": False, "network": "own", "overlap": 0.25, "predict_batch": 0, **changes}
     return Namespace(
         settings=Namespace(**settings),
@@ -161,6 +162,31 @@ def test_validation_images_of_several_sizes_give_the_iou_of_all(common, tmp_path
         assert iou.tolist() == pytest.approx(expected)
 
 
+def test_a_process_without_a_validation_image_does_not_warn(common, tmp_path):
+    """There are fewer blocks of images than processes."""
+    from _common.evaluation import evaluate
+
+    from selftrain_seg.datasets import LabelMap
+
+    run = bare_run(tmp_path)
+    run.rank, run.world, run.main = 1, 2, False
+    val = [(torch.rand(3, 8, 8), torch.zeros(8, 8, dtype=torch.int64))]
+    data = Namespace(val=val, label_map=LabelMap.binary(), subsets={"mIoU": (0, 1)})
+    assert evaluate(nn.Conv2d(3, 2, 1).eval(), data, run, 1, ready=True).iou.isnan().all()
+
+
+def test_the_first_image_is_named_like_any_other_if_it_cannot_be_read(common, tmp_path):
+    from _common.loading import in_blocks
+    from _common.settings import Unreadable
+
+    class Damaged(list):
+        def __getitem__(self, index):
+            raise ValueError("a.png: damaged file")
+
+    with pytest.raises(Unreadable, match=r"a\.png: damaged file"):
+        next(in_blocks(Damaged([0, 1]), bare_run(tmp_path)))
+
+
 def test_small_unet_takes_odd_sizes_and_any_channels(common):
     from _networks.small_unet import SmallUNet
 
@@ -190,11 +216,11 @@ def test_json_has_no_nan(common, tmp_path):
 
 
 def test_loading_leaves_the_generators_of_gpus_alone(common, monkeypatch):
-    from _common.loading import _Seeded
+    from _common.loading import Seeded
 
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded"))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: pytest.fail("set"))
-    items = _Seeded([(torch.zeros(1), "a")], lambda image, name: (torch.rand(3), name))
+    items = Seeded([(torch.zeros(1), "a")], lambda image, name: (torch.rand(3), name))
     state = torch.get_rng_state()
     first, again, other = items[0, 7][0], items[0, 7][0], items[0, 8][0]
     assert torch.equal(torch.get_rng_state(), state)
@@ -266,7 +292,7 @@ def test_classes_that_are_never_predicted_are_not_mined(common, tmp_path):
 @pytest.mark.parametrize("start", ["spawn", "forkserver"])
 def test_loaders_work_however_their_processes_start(common, tmp_path, start):
     """macOS, Windows and Python 3.14 do not fork: everything that a worker needs must be picklable."""
-    from _common.loading import _Seeded
+    from _common.loading import Seeded
     from _data.augmentation import training_transform
     from _data.opening import Part
 
@@ -275,7 +301,7 @@ def test_loaders_work_however_their_processes_start(common, tmp_path, start):
 
     root = SyntheticStreets(length=2).export(tmp_path, "gta5")
     transform = training_transform((32, 32), crop=SmallClassCrop(torch.tensor([1]), (32, 32)))
-    dataset = _Seeded(Part(GTA5(root), resize=(48, 64)), transform)
+    dataset = Seeded(Part(GTA5(root), resize=(48, 64)), transform)
     context = multiprocessing.get_context(start)
     loader = torch.utils.data.DataLoader(
         dataset, batch_sampler=[[(0, 1), (1, 2)]], num_workers=1, multiprocessing_context=context
@@ -361,19 +387,29 @@ def test_defaults_belong_to_the_network_not_to_the_data(common, monkeypatch):
         ({"rounds": -1}, "--rounds -1: expected at least 0"),
         ({"checkpoint_every": 0}, "--checkpoint-every 0: expected at least 1"),
         ({"crop": [0, 5]}, "--crop 0 5: expected a height and a width"),
-        ({"overlap": 1.0}, "--overlap 1.0: expected a share"),
+        ({"overlap": 1.0}, "--overlap 1: expected a share"),
         ({"lr": -1.0}, "--lr -1: expected a number above 0"),
         ({"lr": float("nan")}, "--lr nan: expected a number above 0"),
         ({"portion": [20.0, 5.0, 50.0]}, "--portion 20 5 50: expected start, step and stop as shares of 1"),
         ({"portion": [0.5, 0.1, 0.2]}, "--portion 0.5 0.1 0.2: .* start at most stop"),
         ({"source_portion": [0.0, 0.1, 0.2]}, "--source-portion 0 0.1 0.2: expected"),
         ({"scales": [1.0, 0.0]}, "--scales 1 0: expected numbers above 0"),
+        ({"label_scales": []}, "--label-scales .*: expected numbers above 0"),
+        ({"lr_factors": [1.0, -0.5]}, "--lr-factors 1 -0.5: expected numbers above 0"),
+        ({"dynamic_update": [9, 0, 30]}, "--dynamic-update 9 0 30: expected numbers above 0"),
+        ({"decay_over": 0.0}, "--decay-over 0: expected a number above 0"),
+        ({"lr_warmup": 1500.0}, "--lr-warmup 1500: expected a share of --steps from 0 to 1"),
+        ({"labelled_batch": 0}, "--labelled-batch 0: expected at least 1"),
+        (
+            {"colour_jitter": [0.1, 0.1, 0.1, 0.6]},
+            "--colour-jitter 0.1 0.1 0.1 0.6: expected numbers of",
+        ),
         ({"data": "streets", "source_images": Path("a")}, "^--source-images needs --data folders$"),
         ({"data": "voc", "classes": Path("a")}, "^--classes needs --data folders$"),
     ],
 )
 def test_numbers_that_cannot_be(common, changes, message):
-    from _common.settings import check
+    from _common.numbers import check
 
     sound = {"steps": 1, "batch": 1, "crop": None, "largest_crop": [1, 1], "tile": None, "resize": None, "overlap": 0.2}
     check(Namespace(**sound))
@@ -457,7 +493,7 @@ def test_a_run_begun_with_smoke_says_so(common, monkeypatch, tmp_path):
     words = own_folders(tmp_path / "data")
     opened(monkeypatch, tmp_path / "out", [*words, "--smoke"])
     begin(tmp_path / "out")
-    with pytest.raises(SystemExit, match=r"was begun with --smoke; .*steps 3, now"):
+    with pytest.raises(SystemExit, match=r"was begun with .*steps 3, now .*; smoke True, now False: choose"):
         opened(monkeypatch, tmp_path / "out", words)
 
 
@@ -518,7 +554,8 @@ def test_dark_images_of_16_bits_are_asked_about(common, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script", ["cbst", "crst", "dst_cbc", "iast", "mean_teacher", "mic", "sac", "source_only", "unimatch"]
+    "script",
+    ["cbst", "crst", "dst_cbc", "iast", "mean_teacher", "mic", "recommended", "sac", "source_only", "unimatch"],
 )
 def test_the_network_is_built_before_the_masks_are_read(common, monkeypatch, tmp_path, script):
     words = own_folders(tmp_path / "data")

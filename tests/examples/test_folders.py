@@ -87,6 +87,7 @@ TRAINERS = {
     "sac": ["sac.py", "--views", 2],
     "unimatch": ["unimatch.py"],
     "mic": ["mic.py"],
+    "recommended": ["recommended.py", "--eval-every", 1],
 }
 
 
@@ -107,6 +108,7 @@ def test_every_trainer_adapts_to_every_world(trainer, world, made, starts, tmp_p
     else:
         assert 0 <= found["mIoU"] <= 100
         assert "not measured" not in found
+    assert ("verdict" in found) == (trainer == "recommended")
     classes = {"fundus": 3, "aerial": 4, "streets": 4}[world]
     for folder in tmp_path.glob("pseudo-labels*"):
         store = PseudoLabelStore(folder, classes)

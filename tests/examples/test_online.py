@@ -31,17 +31,27 @@ def losses(out):
     return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+def labels(out):
+    """The bytes of the labels by which SAC draws images."""
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.glob("pseudo-labels/**/*.png")}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("name", RUNS)
-def test_killed_and_restarted_gives_the_same_network(name, begun, tmp_path):
+def test_killed_and_restarted_gives_the_same_network(name, processes, begun, tmp_path):
     script, *options = RUNS[name]
-    options += [*begun, "--steps", 14, "--accumulate", 2, "--amp", "bf16"]
-    run(script, tmp_path / "whole", *options)
-    killed = tmp_path / "killed"
-    run_and_kill(script, killed, *options, wait_for="checkpoints/*-000004", seed=len(name), within=0.1)
+    options += [*begun, "--batch", 2 * processes, "--predict-batch", 2, "--steps", 14 // processes]
+    options += ["--accumulate", 2, "--amp", "bf16"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(script, whole, *options, processes=processes)
+    moment = {"wait_for": "checkpoints/*-000004", "seed": len(name), "within": 0.1}
+    run_and_kill(script, killed, *options, **moment, processes=processes)
     assert not (killed / "result.json").exists(), "killed too late to show anything"
-    assert "continues after step" in run(script, killed, *options)
-    assert_same_network(tmp_path / "whole", killed)
-    assert result(tmp_path / "whole") == result(killed)
+    assert "continues after step" in run(script, killed, *options, processes=processes)
+    assert_same_network(whole, killed)
+    assert result(whole) == result(killed)
+    assert labels(whole) == labels(killed)
+    assert len(labels(whole)) == (12 if name == "sac" else 0)
     assert not list(killed.rglob("*.tmp"))
 
 

@@ -277,7 +277,7 @@ def test_what_is_not_said_and_nowhere_written(world, weights, trained, tmp_path)
     assert "expected images" in fails("predict.py", out, trained, trained / "checkpoints")
     own = ["--network", "small-unet", "--classes", world / "fundus" / "classes.csv", "--ids"]
     assert "--ids: background, vessel, disc have no id, only colours" in fails("predict.py", out, weights, images, *own)
-    assert "--overlap 1.0: expected a share" in fails("predict.py", out, trained, images, "--overlap", 1)
+    assert "--overlap 1: expected a share" in fails("predict.py", out, trained, images, "--overlap", 1)
     assert not out.exists()
 
 

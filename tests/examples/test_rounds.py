@@ -18,10 +18,13 @@ pytestmark = pytest.mark.slow
 SMALL = ["--smoke", "--images", 8, 6, 4, "--batch", 2, "--rounds", 2]
 MINED = ["--mine", "--crop", 48, 160, "--source-portion", 0.5, 0.25, 1.0]  # crops higher and wider than what is left
 CROPPED = ["--crop", 72, 96]
+GAMMAS = ["--gamma-agree", 1, "--gamma-disagree", 2]
+LABELLED = ["--label-scales", 0.5, 1.0, "--label-flip", "--stride", 2]
 RUNS = {
     "cbst": ["cbst.py", "--spatial-prior", "--lr-decay", 0.7, *MINED],
     "crst": ["crst.py", "--regularizer", "lrent", *MINED],
-    "dmt": ["dst_cbc.py", "--mutual", "--stride", 2, "--gamma-agree", 1, "--gamma-disagree", 2, *CROPPED],
+    "crst-mrkld": ["crst.py", "--source-alpha", 0.01],
+    "dmt": ["dst_cbc.py", "--mutual", "--flip-labels", "--stride", 2, *GAMMAS, *CROPPED],
 }
 
 
@@ -52,10 +55,10 @@ def losses(out):
 @pytest.mark.parametrize(
     ("script", "options"),
     [
-        ("cbst.py", ["--policy", "global", "--accumulate", 2, "--portion", 0.4, 0.2, 0.6]),
+        ("cbst.py", ["--policy", "global", "--accumulate", 2, "--portion", 0.4, 0.2, 0.6, *LABELLED]),
         ("crst.py", ["--regularizer", "mrent", "--source-alpha", 0.1, "--workers", 1]),
         ("crst.py", ["--regularizer", "mrl2", "--alpha", 0.5, "--scales", 0.5, 1.0, "--flip"]),
-        ("dst_cbc.py", ["--gamma", 2, "--accumulate", 2, *CROPPED]),
+        ("dst_cbc.py", ["--gamma", 2, "--accumulate", 2, "--labelled-batch", 1, *CROPPED]),
     ],
 )
 def test_options(script, options, root, tmp_path):
@@ -70,30 +73,45 @@ def test_options(script, options, root, tmp_path):
     assert not list(tmp_path.rglob("*.tmp*"))
 
 
+def test_a_renormalised_prior_chooses_other_pixels_of_the_same_classes(root, tmp_path):
+    rounds = []
+    for name, options in (("product", []), ("posterior", ["--normalise-prior"])):
+        run("cbst.py", tmp_path / name, *SMALL, "--root", root, "--spatial-prior", *options)
+        (store,) = stores(tmp_path / name)
+        rounds.append(store.round(0))
+    product, posterior = rounds
+    assert torch.equal(product.predicted, posterior.predicted)
+    assert product.settings.thresholds.max() > 1 >= posterior.settings.thresholds.max()
+
+
 # What is there when the process is killed, each a random moment later; steps are saved in twos.
 @pytest.mark.parametrize(
-    ("name", "moments"),
+    ("name", "processes", "moments"),
     [
-        ("cbst", ["checkpoints/round2-000002"]),
-        ("crst", ["pseudo-labels/round-0001/settings.json"]),
-        ("dmt", ["checkpoints/round1-000002", "checkpoints/second-round2-000002"]),
+        ("cbst", 1, ["checkpoints/round2-000002"]),
+        ("crst", 1, ["checkpoints/round1-000004", "pseudo-labels/round-0001/settings.json"]),
+        ("crst", 2, ["pseudo-labels/round-0001/settings.json", "checkpoints/round2-000002"]),
+        ("crst-mrkld", 2, ["pseudo-labels/round-0000/settings.json", "checkpoints/round1-000002"]),
+        ("dmt", 1, ["checkpoints/round1-000002", "checkpoints/second-round2-000002"]),
+        ("dmt", 2, ["checkpoints/second-round1-000004", "pseudo-labels-second/round-0001/settings.json"]),
     ],
 )
-def test_killed_and_restarted_gives_the_same_labels_and_network(name, moments, root, tmp_path):
+def test_killed_and_restarted_gives_the_same_labels_and_network(name, processes, moments, root, tmp_path):
     script, *options = RUNS[name]
-    options += [*SMALL, "--root", root, "--steps", 8, "--accumulate", 2, "--amp", "bf16"]
+    options += [*SMALL, "--root", root, "--steps", 8 // processes, "--accumulate", 2, "--amp", "bf16"]
+    options += ["--predict-batch", 2]  # or one process would label all images
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert "continues after step" not in run(script, whole, *options)
+    assert "continues after step" not in run(script, whole, *options, processes=processes)
     for seed, moment in enumerate(moments):
-        run_and_kill(script, killed, *options, wait_for=moment, seed=seed, within=0.1)
+        run_and_kill(script, killed, *options, wait_for=moment, seed=seed, within=0.1, processes=processes)
         assert not (killed / "result.json").exists(), "killed too late to show anything"
-        if moment == "checkpoints/round1-000002":  # the first student learns what the second has labelled
+        if name == "dmt" and moment == "checkpoints/round1-000002":  # the first learns what the second has labelled
             assert_damage_is_named("pseudo-labels-second/round-0000/labels/**/*.png", script, killed, *options)
             assert not list(killed.glob("checkpoints/round1-000008-*"))
-    assert "continues after step" in run(script, killed, *options)
+    assert "continues after step" in run(script, killed, *options, processes=processes)
 
     assert files(whole) == files(killed)
-    kinds = {"cbst": 1, "crst": 2, "dmt": 2 * 2}[name]  # labels, and soft labels or confidence
+    kinds = {"cbst": 1, "crst": 2, "crst-mrkld": 1, "dmt": 2 * 2}[name]  # labels, and soft labels or confidence
     assert len(files(whole)) == 2 * (6 * kinds + len(stores(whole)))
     assert_same_network(whole, killed)
     assert json.dumps(result(whole)) == json.dumps(result(killed))  # with NaN for classes that never occur

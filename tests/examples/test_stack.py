@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -88,12 +87,12 @@ def test_a_line_now_and_then_where_there_is_no_terminal(common, monkeypatch, cap
     from _common import progress
 
     now = iter(range(0, 1000, 11))
-    monkeypatch.setattr(time, "monotonic", lambda: next(now))
-    bar = progress.progress(range(9), "labelling", mininterval=0)
+    bar = progress.progress(range(9), "labelling", disable=False)
     assert isinstance(bar, progress._Lines)
-    for _ in range(8):
-        bar.update()
-        bar.refresh()
+    start = bar.start_t
+    monkeypatch.setattr(bar, "_time", lambda: start + next(now))
+    for _ in bar:
+        pass
     lines = capsys.readouterr().out.splitlines()
     assert 1 < len(lines) < 8
     assert all(re.search(r"labelling: .*\d/9", line) for line in lines)
@@ -108,6 +107,7 @@ def test_a_line_now_and_then_where_there_is_no_terminal(common, monkeypatch, cap
         ("ids 3; verify(check_meaning=False) accepts them all the same", "--no-check-meaning accepts them"),
         ("`mask_suffix` or `pair` says how masks are called", "--mask-suffix says how masks are called"),
         ("`label_map`: expected label ids", "--classes: expected label ids"),
+        ("`one_in`: expected at most 9 samples, got 106", "--labelled: expected at most 9 samples, got 106"),
     ],
 )
 def test_errors_of_the_library_speak_of_options(common, said, option):
@@ -194,3 +194,78 @@ def test_logits_are_averaged_over_views(common):
         for small in (net(half), net(half.flip(-1)).flip(-1)):
             views.append(torch.nn.functional.interpolate(small, (8, 12), mode="bilinear"))
     torch.testing.assert_close(found, sum(views) / 4)
+
+
+class _Tracked:
+    """What ``start_tracker`` calls of an Accelerator."""
+
+    is_main_process = True
+
+    def __init__(self):
+        self.started = []
+
+    def init_trackers(self, project, config=None, init_kwargs=None):
+        self.started.append((project, config, init_kwargs))
+
+    def get_tracker(self, name, unwrap):
+        from argparse import Namespace
+
+        return Namespace(id="abc") if name == "wandb" else Namespace(info=Namespace(run_id="abc"))
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "mlflow"])
+def test_a_resumed_run_continues_the_run_of_its_tracker(common, tracker, tmp_path):
+    from _common.settings import Settings
+    from _common.trackers import start_tracker
+
+    settings = Settings(tracker=tracker, out=tmp_path / "mine", lr=0.25)
+    accelerator = _Tracked()
+    start_tracker(accelerator, settings, False)
+    start_tracker(accelerator, settings, True)
+    start_tracker(accelerator, Settings(tracker="tensorboard", out=settings.out), False)  # of another run
+    accelerator.started.pop()
+    start_tracker(accelerator, settings, True)
+    (first, config, new), (_, none, resumed), (_, _, other) = accelerator.started
+    assert first == "selftrain-seg"
+    assert config["lr"] == "0.25"
+    assert none is None
+    name = {"wandb": "name", "mlflow": "run_name"}[tracker]
+    assert new == other
+    assert new[tracker][name] == "mine"
+    assert not new[tracker].get("id")
+    assert not new[tracker].get("run_id")
+    if tracker == "wandb":
+        assert resumed[tracker] == {**new[tracker], "id": "abc", "resume": "allow"}
+    else:
+        assert resumed[tracker] == {**new[tracker], "run_id": "abc"}
+
+
+def test_pictures_do_not_go_back_in_steps_where_that_loses_them(common):
+    from argparse import Namespace
+
+    from _common.run import Run
+
+    class Board:
+        def __init__(self, name):
+            self.name, self.steps = name, []
+
+        def log_images(self, values, step, **settings):
+            assert values["a"].shape == (1, 4, 5, 3)
+            self.steps.append(step)
+
+    boards = [Board("tensorboard"), Board("wandb")]
+    run = Namespace(_pictures=0, accelerator=Namespace(trackers=boards), main=True, steps_done=0)
+    for run.steps_done in (0, 0, 20, 40):
+        Run.picture(run, "a", torch.zeros(3, 4, 5, dtype=torch.uint8))
+    assert [board.steps for board in boards] == [[1, 2, 3, 4], [0, 0, 20, 40]]
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_sharded_training_is_refused(common, monkeypatch, tmp_path, name):
+    import source_only
+
+    monkeypatch.setattr(sys, "argv", ["source_only.py", "--out", str(tmp_path / "out")])
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(SystemExit, match=f"{name} is not supported: each process trains the whole network"):
+        source_only.main()
+    assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -49,13 +50,9 @@ def run_as_people_do(script: str, out: Path, *options: object, processes: int = 
 
 def run(script: str, out: Path, *options: object, processes: int = 1) -> str:
     """Do the same in processes that need not import everything."""
-    from tests.distributed.test_ranks import free_port  # the processes import this file, but not pytest
-
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.txt"
-        shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-        left = [_start(script, out, options, log, rank if processes > 1 else {}) for rank in ranks]
+        left = start_ranks(script, out, options, log, processes)
         until, failed = time.monotonic() + LIMIT, False
         while left and not failed and time.monotonic() < until:
             ended = wait([process.sentinel for process in left], timeout=1)
@@ -73,21 +70,41 @@ def run(script: str, out: Path, *options: object, processes: int = 1) -> str:
 
 
 def run_and_kill(
-    script: str, out: Path, *options: object, wait_for: str, seed: int, files: int = 1, within: float = 0.5
+    script: str,
+    out: Path,
+    *options: object,
+    wait_for: str,
+    seed: int,
+    files: int = 1,
+    within: float = 0.5,
+    processes: int = 1,
 ) -> None:
     """Start, wait until so many files of this pattern are there and a random moment longer, kill without warning."""
-    process = _start(script, out, options, Path(os.devnull), {})
+    ranks = start_ranks(script, out, options, Path(os.devnull), processes)
     try:
         while len(list(out.glob(wait_for))) < files:
-            assert process.is_alive(), f"ended before {files} {wait_for} were there"
+            assert all(rank.is_alive() for rank in ranks), f"ended before {files} {wait_for} were there"
             time.sleep(0.002)
         time.sleep(random.Random(seed).uniform(0, within))  # noqa: S311
     finally:
-        process.kill()
-        process.join()
+        for rank in ranks:
+            rank.kill()
+        for rank in ranks:
+            rank.join()
 
 
-def _start(script: str, out: Path, options: tuple[object, ...], log: Path, rank: dict[str, str]):
+def start_ranks(script: str, out: Path, options: Sequence[object], log: Path, processes: int = 1) -> list:
+    """Start the processes of a run, as torchrun does."""
+    from tests.distributed.test_ranks import free_port  # the processes import this file, but not pytest
+
+    if processes == 1:
+        return [_start(script, out, options, log, {})]
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    return [_start(script, out, options, log, rank) for rank in ranks]
+
+
+def _start(script: str, out: Path, options: Sequence[object], log: Path, rank: dict[str, str]):
     words = [str(EXAMPLES / script), "--out", str(out), *map(str, options)]
     process = _SERVER.Process(target=_script, args=(words, log, {**environment(), **rank}))
     process.start()

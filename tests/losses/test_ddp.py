@@ -1,7 +1,6 @@
 """Two processes, one of which has nothing to learn from in its batch, and then neither."""
 
 import os
-import socket
 import time
 
 import pytest
@@ -12,6 +11,7 @@ from torch import nn
 
 from selftrain_seg import losses
 from tests.losses.cases import make_labels, make_logits
+from tests.ranks import free_port, start
 
 
 def loss_of(logits, labels):
@@ -51,12 +51,9 @@ def work(rank, port, results):
 
 
 def test_a_rank_without_labels_does_not_hang():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with mp.get_context("spawn").Manager() as manager:
+    with mp.get_context("forkserver").Manager() as manager:
         results = manager.dict()
-        context = mp.spawn(work, args=(port, results), nprocs=2, join=False)
+        context = start(work, free_port(), results, ranks=2, join=False)
         deadline = time.monotonic() + 120
         while not context.join(timeout=1):  # raises what a process raised
             if time.monotonic() > deadline:

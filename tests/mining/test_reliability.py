@@ -1,6 +1,5 @@
 import copy
 import os
-import socket
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -8,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from selftrain_seg import value_checks
 from selftrain_seg.mining import ClassBalancedSampler, ClassIndex, ReliabilityBank
 from tests.helpers import never_waits
 from tests.oracles import mixing as oracle
+from tests.ranks import free_port, start
 
 IMAGES, CLASSES, SIZE = 9, 4, (6, 7)
 
@@ -336,10 +335,7 @@ def run(rank, port, folder):
 
 
 def test_two_ranks_equal_one_process(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(run, args=(port, str(tmp_path)), nprocs=2)
+    start(run, free_port(), str(tmp_path), ranks=2)
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     alone = ReliabilityBank(IMAGES, CLASSES, SIZE)
     for seed in range(3):

@@ -8,7 +8,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from selftrain_seg.ops.triton import launch, launch_maps, launch_state
+from selftrain_seg.ops.triton import launch, launch_loss, launch_maps, launch_state
 
 
 class Driver:
@@ -48,8 +48,10 @@ LONG = LABELS.long()
 
 def loss(z, y, *weights, normalize="labelled", regulariser="", divisor=None, ignore_index=255):
     weights, which = [*weights, *[None] * (4 - len(weights))], [True, bool(regulariser), regulariser == "square"]
-    made = launch.weighted_loss(None, z, y, *weights, divisor, FACTORS, regulariser, which, normalize, ignore_index)
-    launch.weighted_loss_backward(None, made[0], z, y, *weights, *made[1:], regulariser, which, ignore_index)
+    made = launch_loss.weighted_loss(
+        None, z, y, *weights, divisor, FACTORS, regulariser, which, normalize, ignore_index
+    )
+    launch_loss.weighted_loss_backward(None, made[0], z, y, *weights, *made[1:], regulariser, which, ignore_index)
 
 
 def losses(z, y):
@@ -62,14 +64,14 @@ def losses(z, y):
     loss(z, y, divisor=torch.tensor(3), regulariser="entropy")
     loss(z, y, normalize="none")
     loss(z, z.float(), pixel)
-    found = launch.mutual_loss(None, z, y, pixel, image, torch.tensor([1.0, 2.0]), True, "labelled", 2**40)
-    launch.mutual_loss(None, z, y, pixel, None, torch.tensor([0.0, 1.0]), False, "none", 255)
+    found = launch_loss.mutual_loss(None, z, y, pixel, image, torch.tensor([1.0, 2.0]), True, "labelled", 2**40)
+    launch_loss.mutual_loss(None, z, y, pixel, None, torch.tensor([0.0, 1.0]), False, "none", 255)
     for reduction in ("mean", "none"):
-        found = launch.negative_loss(None, z, z.half(), pixel, torch.tensor([0.5]), reduction)
-        launch.negative_loss_backward(None, found[0], z, z.half(), pixel, found[1])
+        found = launch_loss.negative_loss(None, z, z.half(), pixel, torch.tensor([0.5]), reduction)
+        launch_loss.negative_loss_backward(None, found[0], z, z.half(), pixel, found[1])
     counts = torch.ones(z.shape[1], dtype=torch.int64)
-    _, slope, norm = launch.fairness_loss(None, z, classes.half(), counts, pixel > 0, torch.tensor([1.0]))
-    launch.fairness_loss_backward(None, torch.ones(()), z, None, slope, norm)
+    _, slope, norm = launch_loss.fairness_loss(None, z, classes.half(), counts, pixel > 0, torch.tensor([1.0]))
+    launch_loss.fairness_loss_backward(None, torch.ones(()), z, None, slope, norm)
 
 
 def selectors(z, valid):

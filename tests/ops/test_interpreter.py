@@ -1,6 +1,9 @@
 """The kernels where there is no GPU: run in Triton's interpreter, chosen by the environment, imported late."""
 
+import ast
+import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,13 +73,29 @@ def test_the_dispatcher_has_the_kernels():
         import torch
         import selftrain_seg.mining, selftrain_seg.ops, selftrain_seg.teachers
         names = "read observe select soften decide weigh follow discount adapt tabulate ranked count".split()
-        names += "weighted_loss weighted_loss_backward negative_loss".split()
+        names += "weighted_loss weighted_loss_backward mutual_loss negative_loss negative_loss_backward".split()
+        names += "fairness_loss fairness_loss_backward".split()
         names += "connected_components mine draw_classes distinct directions fit topmost".split()
         print([torch._C._dispatch_has_kernel_for_dispatch_key(f"selftrain_seg::{name}", "CUDA") for name in names])
     """
-    with_kernels, without = ["True"] * 22, ["False"] * 22
+    with_kernels, without = ["True"] * 26, ["False"] * 26
     assert run("-c", code, SELFTRAIN_SEG_KERNELS="").strip() == f"[{', '.join(with_kernels)}]"
     assert run("-c", code, SELFTRAIN_SEG_KERNELS="0").strip() == f"[{', '.join(without)}]"
+
+
+def kernels_of(file):
+    """(operator, file of its launcher) for each operator that a file registers with a kernel."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "operator":
+            launchers = [word.value.value for word in node.keywords if word.arg == "kernel"]
+            yield from ((re.search(r"\w+(?=\()", ast.unparse(node.args[0]))[0], launcher) for launcher in launchers)
+
+
+def test_every_kernel_is_in_the_file_that_its_operator_names():
+    found = [pair for file in sorted((ROOT / "selftrain_seg" / "ops").glob("*.py")) for pair in kernels_of(file)]
+    assert len(found) == 26
+    for name, file in found:
+        assert callable(getattr(importlib.import_module(f"selftrain_seg.ops.triton.{file}"), name))
 
 
 def test_triton_is_imported_late_and_need_not_be_there():

@@ -35,21 +35,22 @@ LOW, WIDTH, BINS = -84.0, 1 / 128, 16384
 def launched(monkeypatch):
     """The kernels that a test has launched, by name; a test without any would compare the plain path with itself."""
     pytest.importorskip("triton")
-    from selftrain_seg.ops.triton import launch, launch_state
+    from selftrain_seg.ops.triton import _plan, launch, launch_loss, launch_state
 
-    names, real = [], launch._launch
+    names, real = [], _plan.run
 
     def note(kernel, *args, **kwargs):
         names.append(kernel.fn.__name__ if hasattr(kernel, "fn") else kernel.__name__)
         return real(kernel, *args, **kwargs)
 
-    monkeypatch.setattr(launch, "_launch", note)
+    for module in (launch, launch_loss):
+        monkeypatch.setattr(module, "run", note)
 
-    def note_one(kernel, *args, real=launch_state._launch_one, **kwargs):
+    def note_one(kernel, *args, real=launch_state.launch_one, **kwargs):
         names.append(kernel.fn.__name__ if hasattr(kernel, "fn") else kernel.__name__)
         return real(kernel, *args, **kwargs)
 
-    monkeypatch.setattr(launch_state, "_launch_one", note_one)
+    monkeypatch.setattr(launch_state, "launch_one", note_one)
     yield names
     assert names
 

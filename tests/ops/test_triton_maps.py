@@ -29,8 +29,8 @@ def launched(monkeypatch):
     pytest.importorskip("triton")
     from selftrain_seg.ops.triton import launch_maps
 
-    names, real = [], launch_maps._launch
-    monkeypatch.setattr(launch_maps, "_launch", lambda *a, **k: names.append(a[0]) or real(*a, **k))
+    names, real = [], launch_maps.launch_one
+    monkeypatch.setattr(launch_maps, "launch_one", lambda *a, **k: names.append(a[0]) or real(*a, **k))
     yield names
     assert names
 

@@ -13,6 +13,8 @@ from tests.losses.cases import make_labels, make_soft
 from tests.ops.test_triton import DEVICE, INTERPRETED, pytestmark  # noqa: F401
 
 launch = pytest.importorskip("selftrain_seg.ops.triton.launch")
+launch_loss = pytest.importorskip("selftrain_seg.ops.triton.launch_loss")
+_plan = pytest.importorskip("selftrain_seg.ops.triton._plan")
 
 FACTORS = torch.tensor([1.0, 0.5, 0.5], dtype=torch.float64)  # on the host, read there
 SETTINGS = (("square", [True, True, True], "labelled"), ("kld", [True, True, False], "none"))
@@ -21,7 +23,7 @@ SENTINEL = 77
 
 
 class Guarded:
-    """Stands in for torch in launch.py: what it allocates lies among sentinels, and is full of them."""
+    """Stands in for torch in the launchers: what it allocates lies among sentinels, and is full of them."""
 
     def __init__(self):
         self.allocated = []
@@ -106,7 +108,8 @@ def crops(classes):
 @pytest.fixture
 def guarded(monkeypatch):
     allocated = Guarded()
-    monkeypatch.setattr(launch, "torch", allocated)
+    for module in (_plan, launch, launch_loss):
+        monkeypatch.setattr(module, "torch", allocated)
     if INTERPRETED:
         from triton.runtime import interpreter
 
@@ -178,13 +181,13 @@ def test_own_memory_only(name, classes, dtype, guarded):
                 normalize,
                 -1,
             )
-            mine, expected = launch.weighted_loss(None, *arguments), loss._forward_in_blocks(*arguments)
+            mine, expected = launch_loss.weighted_loss(None, *arguments), loss._forward_in_blocks(*arguments)
             compare(mine, expected)
             grad = guarded.among(torch.linspace(1, 2, labels.numel()).view(shape), torch.nan)
             grad = grad if normalize == "none" else guarded.among(torch.ones(()), torch.nan)
             kept = [guarded.among(part, torch.nan) for part in expected[1:]]
             arguments = (grad, logits, target, *weights, *more, *kept, regulariser, which, -1)
-            compare([launch.weighted_loss_backward(None, *arguments)], [loss._backward_in_blocks(*arguments)])
+            compare([launch_loss.weighted_loss_backward(None, *arguments)], [loss._backward_in_blocks(*arguments)])
     guarded.check()
 
 
@@ -229,8 +232,8 @@ def test_offsets_beyond_2_to_the_31(axis, guarded):
     for target in (guarded.own(make_labels(shape)), logits):
         again, results = dense if target is logits else target, []
         for z, y in ((logits, target), (dense, again)):
-            made = launch.weighted_loss(None, z, y, *none, FACTORS, "kld", [True, True, False], "labelled", 255)
-            gradient = launch.weighted_loss_backward(
+            made = launch_loss.weighted_loss(None, z, y, *none, FACTORS, "kld", [True, True, False], "labelled", 255)
+            gradient = launch_loss.weighted_loss_backward(
                 None, one, z, y, *none[1:], *made[1:], "kld", [True, True, False], 255
             )
             results.append((*made, gradient))

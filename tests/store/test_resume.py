@@ -9,11 +9,10 @@ import time
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from selftrain_seg import PseudoLabels
 from selftrain_seg.store import _files
-from tests.distributed.test_ranks import free_port
+from tests.ranks import free_port, start
 from tests.store import workers
 from tests.store.cases import NAMES, THRESHOLDS, joined, open_store, pseudo, tree, write_all
 
@@ -115,7 +114,7 @@ def test_failure_while_finishing(tmp_path, quiet, monkeypatch, at):
     with monkeypatch.context() as patch:
         patch.setattr(_files, "write", failing)
         if at == "cleaning":
-            patch.setattr("selftrain_seg.store.writer.shutil.rmtree", lambda *args, **options: None)
+            patch.setattr("selftrain_seg.store._complete.shutil.rmtree", lambda *args, **options: None)
             writer.finish()
             assert any("journal" in path for path in tree(tmp_path))
             assert open_store(tmp_path).rounds() == [0]
@@ -299,7 +298,7 @@ def test_pickled_writer(tmp_path, quiet):
 
 
 def test_processes_without_a_process_group(tmp_path, quiet):
-    mp.spawn(workers.half, args=(str(tmp_path),), nprocs=2)
+    start(workers.half, str(tmp_path), ranks=2)
     writer = open_store(tmp_path).write(0, NAMES, thresholds=THRESHOLDS, portion=0.2)
     assert writer.missing() == []
     writer.finish()
@@ -310,7 +309,7 @@ def test_two_ranks_with_workers(tmp_path, quiet):
     begin(tmp_path, 5)
     (tmp_path / f"round-0000/labels/{NAMES[3]}.png").write_bytes(b"damaged")
     write_all(tmp_path, 2, names=["other"])
-    mp.spawn(workers.rank, args=(free_port(), str(tmp_path)), nprocs=2)
+    start(workers.rank, free_port(), str(tmp_path), ranks=2)
     results = [torch.load(tmp_path / f"rank{index}.pt", weights_only=True) for index in range(2)]
     for result in results:
         assert result["missing"] == [NAMES[3], *NAMES[5:]]

@@ -30,7 +30,7 @@ from selftrain_seg.visualize import (
     report,
 )
 from selftrain_seg.visualize._figure import LIGHT
-from selftrain_seg.visualize.charts import curves_figure
+from selftrain_seg.visualize.line_charts import curves_figure
 from tests.examples.trainers import result, run, run_and_kill
 
 CLASSES = ["road", "<b>sky</b>", 'a "b" & $c$']
@@ -334,6 +334,18 @@ def test_many_rounds_are_thinned_in_charts_but_not_in_the_table(tmp_path):
 
 
 # What is written.
+
+
+def test_records_survive_a_power_failure(tmp_path, monkeypatch):
+    synced, fsync = set(), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.add(os.fstat(fd).st_ino) or fsync(fd))
+    written = [
+        record_round(tmp_path, 1, classes=["a"], iou=torch.tensor([50.0])),
+        record_picture(tmp_path, "noise", torch.zeros(3, 4, 4)),
+        record_about(tmp_path),
+    ]
+    for path in written:
+        assert {path.stat().st_ino, path.parent.stat().st_ino} <= synced
 
 
 def test_record_round(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg.ops.triton import maps
-from selftrain_seg.ops.triton.launch_state import power_of_2
+from selftrain_seg.ops.triton._plan import launch_one, power_of_2
 
 _PIXELS = 128  # per program of one warp, so that its loops do not wait for other warps
 _CHUNK, _PARTS = 2048, 1024
@@ -31,9 +31,9 @@ def connected_components(plain: Plain, mask: Tensor) -> Tensor:
     parents = torch.empty(mask.shape, dtype=torch.int32, device=mask.device)
     roots = torch.empty(mask.shape, dtype=torch.int64, device=mask.device)
     programs = batch * height * -(-width // _PIXELS)
-    _launch(maps.start_kernel, programs, mask, parents, *sizes, num_warps=1)
-    _launch(maps.unite_kernel, programs, mask, parents, *sizes, num_warps=1)
-    _launch(maps.root_kernel, programs, parents, roots, *sizes, num_warps=1)
+    launch_one(maps.start_kernel, programs, mask, parents, *sizes, num_warps=1)
+    launch_one(maps.unite_kernel, programs, mask, parents, *sizes, num_warps=1)
+    launch_one(maps.root_kernel, programs, parents, roots, *sizes, num_warps=1)
     return roots
 
 
@@ -46,8 +46,8 @@ def mine(_: Plain, labels: Tensor, ranked: Tensor, draws: Tensor, __: Any, *rest
     counts = torch.empty((batch, columns, parts), dtype=torch.int32, device=labels.device)
     corners = torch.empty((batch, 2), dtype=torch.int64, device=labels.device)
     numbers = max(0, labels.shape[1] - height), max(0, labels.shape[2] - width), height // 2, width // 2, limit
-    _launch(maps.tally_kernel, batch * parts, labels, ranked, counts, pixels, parts, columns, _CHUNK)
-    _launch(
+    launch_one(maps.tally_kernel, batch * parts, labels, ranked, counts, pixels, parts, columns, _CHUNK)
+    launch_one(
         maps.mine_kernel, batch, labels, ranked, counts, draws, corners,
         pixels, labels.shape[2], parts, columns, draws.stride(0), *numbers, _CHUNK, _PARTS,
     )  # fmt: skip
@@ -62,9 +62,9 @@ def draw_classes(_: Plain, labels: Tensor, keys: Tensor, ignore_index: int, up: 
     present = torch.zeros(keys.shape, dtype=torch.int8, device=keys.device)
     drawn = torch.empty_like(present)
     among = torch.empty(labels.shape, dtype=torch.bool, device=keys.device)
-    _launch(maps.present_kernel, batch * parts, labels, present, pixels, parts, values, _CHUNK)
-    _launch(maps.half_kernel, batch, present, keys, drawn, ignore_index, int(up), values, _GROUP, num_warps=8)
-    _launch(maps.among_kernel, batch * parts, labels, drawn, among, pixels, parts, values, _CHUNK)
+    launch_one(maps.present_kernel, batch * parts, labels, present, pixels, parts, values, _CHUNK)
+    launch_one(maps.half_kernel, batch, present, keys, drawn, ignore_index, int(up), values, _GROUP, num_warps=8)
+    launch_one(maps.among_kernel, batch * parts, labels, drawn, among, pixels, parts, values, _CHUNK)
     return among
 
 
@@ -75,7 +75,7 @@ def distinct(plain: Plain, draws: Tensor, population: int, count: int) -> Tensor
         return out
     draws = draws.contiguous()
     chosen, room = draws.new_empty(count), max(_GROUP, power_of_2(len(draws)))
-    _launch(maps.distinct_kernel, 1, draws, chosen, population, len(draws), count, room, _GROUP, num_warps=8)
+    launch_one(maps.distinct_kernel, 1, draws, chosen, population, len(draws), count, room, _GROUP, num_warps=8)
     return chosen
 
 
@@ -85,7 +85,7 @@ def directions(__: Plain, logits: Tensor, chosen: Tensor) -> Tensor:
     chosen = chosen.contiguous()
     found = torch.empty((len(chosen), classes), dtype=torch.float64, device=logits.device)
     sizes = height * width, len(chosen), width, *logits.stride()
-    _launch(
+    launch_one(
         maps.direction_kernel,
         -(-len(chosen) // _FEW_PIXELS),
         logits,
@@ -106,7 +106,7 @@ def fit(_: Plain, rows: Tensor, columns: Tensor, factor: Tensor, chance: Tensor)
     inside = torch.empty((batch, height + width), dtype=torch.bool, device=rows.device)
     share = torch.empty((batch, height + width), dtype=torch.float64, device=rows.device)
     given = (tensor.contiguous() for tensor in (rows, columns, factor, chance))
-    _launch(maps.fit_kernel, batch, *given, where, inside, share, height, width, _BLOCK)
+    launch_one(maps.fit_kernel, batch, *given, where, inside, share, height, width, _BLOCK)
     return where, inside, share
 
 
@@ -116,11 +116,5 @@ def topmost(_: Plain, numbers: Tensor, where: Tensor, inside: Tensor) -> Tensor:
     numbers, where, inside = numbers.contiguous(), where.contiguous(), inside.contiguous()
     top = torch.empty_like(numbers)
     programs = batch * -(-height * width // _BLOCK)
-    _launch(maps.topmost_kernel, programs, numbers, where, inside, top, where.shape[1], height, width, _BLOCK)
+    launch_one(maps.topmost_kernel, programs, numbers, where, inside, top, where.shape[1], height, width, _BLOCK)
     return top
-
-
-def _launch(kernel: Any, programs: int, first: Tensor, *arguments: Any, **options: Any) -> None:
-    if programs:
-        with torch.cuda.device(first.get_device()):  # -1, the CPU, changes nothing
-            kernel[(programs,)](first, *arguments, **options, enable_fp_fusion=False)

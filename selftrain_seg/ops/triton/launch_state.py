@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +12,10 @@ from selftrain_seg.ops.adapting import CERTAIN
 from selftrain_seg.ops.ranking import ROUNDING, RULES, TIE_SHARE
 from selftrain_seg.ops.running import SEEN
 from selftrain_seg.ops.triton import state as maps
+from selftrain_seg.ops.triton._plan import GROUP_SIZE, bits, launch_one, power_of_2
 
 _PIXELS = 1024  # per program
 _COUNTED_PIXELS = 256  # per program that compares them with each other
-GROUP_SIZE = 32  # pixels whose counts are added up before they are written
 _ODDS_BINS = (-2048.0, 256.0, 8192)  # log-odds from -8 to 24: first bin, bins per unit, number of bins
 
 Plain = Callable[..., Any]
@@ -41,7 +40,7 @@ def weigh(_: Plain, labels: Tensor, confidence: Tensor, belief: Tensor, state: T
 def follow(_: Plain, running: Tensor, sums: Tensor, number: Tensor, momentum: float, variance: bool) -> None:
     """One launch, in place."""
     size = len(running)
-    _launch_one(
+    launch_one(
         maps.follow_kernel, 1, running, sums, number, bits(momentum), size,
         SIZE=power_of_2(size), VARIANCE=variance,
     )  # fmt: skip
@@ -51,7 +50,7 @@ def discount(_: Plain, peaks: Tensor, running: Tensor, seen: Tensor, sums: Tenso
     """One launch, in place except for the thresholds."""
     upper, lower, beta, momentum = numbers
     bars, num_classes = torch.empty_like(peaks), peaks.shape[1]
-    _launch_one(
+    launch_one(
         maps.discount_kernel, 1, peaks, running, seen, sums, bars,
         len(peaks), float(upper), float(lower), bits(beta), bits(momentum),
         C=num_classes, SIZE=power_of_2(num_classes), SEEN=SEEN,
@@ -70,7 +69,7 @@ def adapt(_: Plain, labels: Tensor, confidence: Tensor, thresholds: Tensor, *res
         (first, per_unit, num_classes * bins if by_image else 0), C=num_classes, BINS=bins, GROUP=GROUP_SIZE,
         pixels=_COUNTED_PIXELS,
     )  # fmt: skip
-    _launch_one(
+    launch_one(
         maps.adapt_kernel, num_classes, counts, thresholds, history, steps, first, per_unit,
         *map(bits, numbers), C=num_classes, BINS=bins, CERTAIN=CERTAIN, num_warps=8,
     )  # fmt: skip
@@ -92,23 +91,12 @@ def ranked(_: Plain, counts: Tensor, share: Tensor, rule: str, low: float, bin_w
     """One launch."""
     (rows, bins), (by_row, level) = counts.shape, (share.contiguous(), 0) if share.ndim else (None, bits(float(share)))
     found = torch.empty((2, rows), dtype=torch.float64, device=counts.device)
-    _launch_one(
+    launch_one(
         maps.rank_kernel, rows, counts.contiguous(), by_row, found, rows,
         level, bits(low), bits(bin_width), bits(ROUNDING),
         BINS=bins, BLOCK=1024, RULE=RULES.index(rule), TIE_SHARE=TIE_SHARE,
     )  # fmt: skip
     return found
-
-
-def bits(number: float) -> int:
-    """The bits of a float64, as Triton passes plain numbers as float32."""
-    bits: int = struct.unpack("<q", struct.pack("<d", number))[0]
-    return bits
-
-
-def power_of_2(size: int) -> int:
-    """The smallest power of two that is at least ``size``."""
-    return 1 << (size - 1).bit_length()
 
 
 def _launch_on_maps(
@@ -124,9 +112,4 @@ def _launch_on_maps(
     size = labels[0].numel() if len(labels) else 0
     programs = len(labels) * -(-size // pixels)
     if programs:
-        _launch_one(kernel, programs, labels, *tensors, size, *numbers, PIXELS=pixels, **options)
-
-
-def _launch_one(kernel: Any, programs: int, tensor: Tensor, *rest: Any, **options: Any) -> None:
-    with torch.cuda.device(tensor.get_device()):
-        kernel[(programs,)](tensor, *rest, **options, enable_fp_fusion=False)
+        launch_one(kernel, programs, labels, *tensors, size, *numbers, PIXELS=pixels, **options)

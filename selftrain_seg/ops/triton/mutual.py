@@ -1,4 +1,4 @@
-"""Forward kernel of the mutual loss; ``loss.finish_kernel`` adds up, and the gradient is that of the weighted loss."""
+"""Forward kernel of the mutual loss; ``sums.finish_kernel`` adds up, and the gradient is that of the weighted loss."""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-untyped,import-not-found"
 

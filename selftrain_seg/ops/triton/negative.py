@@ -1,4 +1,4 @@
-"""Kernels for negative learning, forward and backward; ``loss.finish_kernel`` adds up."""
+"""Kernels for negative learning, forward and backward; ``sums.finish_kernel`` adds up."""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-untyped,import-not-found"
 

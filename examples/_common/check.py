@@ -1,0 +1,86 @@
+"""Which weights to keep, by the mIoU on restyled source images: no target label is seen.
+
+What was measured lies in ``check.json``, so a run that was killed comes to the same verdict.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from _common.files import save_atomically, save_json
+from selftrain_seg.stopping import RoundCheck
+from selftrain_seg.visualize import record_step
+
+if TYPE_CHECKING:
+    from _common.run import Run
+
+SCORE = "mIoU on restyled source"
+_FILE, _WEIGHTS = "check.json", "kept.pt"
+
+
+def keep_if_better(
+    net: nn.Module, score: float, true_score: float | None, where: str, run: Run, *, before: bool
+) -> None:
+    """Note a score, and keep the weights in ``kept.pt`` if none before are as good.
+
+    Args:
+        net: as it was scored.
+        score: mIoU on restyled source images.
+        true_score: mIoU on validation images, if there are any; it decides nothing.
+        where: "round 2", say.
+        run: what was scored in an earlier attempt lies in its folder.
+        before: whether the network has not been trained yet.
+    """
+    if math.isnan(score):
+        raise SystemExit("--check: no pixel of the held-out source images has a class: more --check-images")
+    if not run.main:
+        return
+    entries = [entry for entry in _entries(run) if entry["at"] != where]
+    entries.append({"at": where, "step": run.steps_done, "before": before, SCORE: score, "mIoU": true_score})
+    entries.sort(key=lambda entry: entry["step"])
+    start, kept, _ = _judged(entries, run.settings.check_tolerance)
+    run.say(f"{where}: {SCORE} {score:.1f}" + (f", {score - start[SCORE]:+.1f} over {start['at']}" * (not before)))
+    record_step(run.out, run.steps_done, {SCORE: score})
+    if kept["at"] == where:
+        save_atomically({name: tensor.cpu() for name, tensor in net.state_dict().items()}, run.out / _WEIGHTS)
+    save_json(entries, run.out / _FILE)
+
+
+def verdict(run: Run) -> dict[str, Any]:
+    """Say which weights were kept and why; returns it for ``result.json``. Empty without ``--check``."""
+    entries = _entries(run)
+    if not entries:
+        return {}
+    start, kept, others = _judged(entries, run.settings.check_tolerance)
+    if kept is not start:
+        text = f"kept: {kept['at']}, {SCORE} {kept[SCORE]:.1f}, {kept[SCORE] - start[SCORE]:+.1f} over {start['at']}"
+    elif others:
+        best = max(others, key=lambda entry: entry[SCORE])
+        text = (
+            f"adaptation is not helping here: keep the network before training ({start['at']}); {SCORE} "
+            f"{start[SCORE]:.1f}, at best {best[SCORE]:.1f} since ({best['at']}), and a gain of "
+            f"{run.settings.check_tolerance:g} or less is noise"
+        )
+    else:
+        text = f"kept: {start['at']}, {SCORE} {start[SCORE]:.1f}"
+    run.say(f"{text}; weights in {run.out / _WEIGHTS}")
+    return {"kept": kept["at"], "verdict": text, "kept mIoU": kept["mIoU"]}
+
+
+def _entries(run: Run) -> list[dict[str, Any]]:
+    path = run.out / _FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def _judged(entries: list[dict[str, Any]], tolerance: float) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
+    """Return the better of the networks before training, the one to keep, and all those after training has begun."""
+    start = max((entry for entry in entries if entry["before"]), key=lambda entry: entry[SCORE])
+    others = [entry for entry in entries if not entry["before"]]
+    check = RoundCheck(SCORE, tolerance=tolerance)
+    for number, entry in enumerate([start, *others]):
+        check.record(number, {SCORE: entry[SCORE]})
+    return start, [start, *others][check.verdict().best], others

@@ -1,0 +1,52 @@
+"""What the numbers of a command line must be, for trainers, ``predict.py`` and ``evaluate.py``."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+# The options of --data folders.
+FOLDERS = {f"{part}_{what}" for part in ("source", "target", "val") for what in ("images", "masks", "names")}
+FOLDERS |= {"classes"}
+
+_AMOUNTS = "steps|warmup_steps|rounds|workers|eval_every|predict_batch|check_tolerance|target_weight|rare_temperature"
+_COUNTS = "batch|accumulate|threads|checkpoint_every|log_every|channels|refresh|turn|stride|views|teacher_every|patch"
+_COUNTS += "|labelled_batch|check_images"
+_FACTORS = "scales|scale_range|label_scales|lr_factors|dynamic_update"
+# Names of settings, what their numbers must be, and how that is said.
+_RULES: tuple[tuple[str, Callable[..., bool], str], ...] = (
+    (_AMOUNTS, lambda value: value >= 0, "at least 0"),
+    ("restyled_share", lambda value: 0 <= value <= 1, "a share from 0 to 1"),
+    (_COUNTS, lambda value: value >= 1, "at least 1"),
+    ("crop|largest_crop|tile|resize", lambda *sides: min(sides) >= 1, "a height and a width of at least 1"),
+    (r"(\w+_)?lr|decay_over", lambda value: 0 < value < math.inf, "a number above 0"),
+    (_FACTORS, lambda *values: values and all(0 < value < math.inf for value in values), "numbers above 0"),
+    ("reestimate_bn", lambda value: value == "auto" or 0 <= value <= 1, "a share from 0 to 1, or auto"),
+    ("lr_warmup", lambda value: 0 <= value <= 1, "a share of --steps from 0 to 1"),
+    (
+        "colour_jitter|jitter",
+        lambda *values: min(values) >= 0 and values[-1] <= 0.5,
+        "numbers of at least 0, the last, of the hue, at most 0.5",
+    ),
+    ("overlap", lambda value: 0 <= value < 1, "a share from 0 to less than 1"),
+    (
+        "portion|source_portion",
+        lambda start, step, stop: 0 < start <= stop <= 1 and 0 <= step <= 1,
+        "start, step and stop as shares of 1 with start at most stop, such as 0.2 0.05 0.5",
+    ),
+)
+
+
+def check(settings: Any) -> None:
+    """One error for each number that no run can have, before anything is read."""
+    for name, value in vars(settings).items():
+        if value is None:
+            continue
+        option, values = f"--{name.replace('_', '-')}", value if isinstance(value, (list, tuple)) else (value,)
+        for names, sound, expected in _RULES:
+            if re.fullmatch(names, name) and not sound(*values):
+                raise SystemExit(f"{option} {' '.join(f'{part:g}' for part in values)}: expected {expected}")
+        if name in FOLDERS and getattr(settings, "data", "folders") != "folders":
+            raise SystemExit(f"{option} needs --data folders")

@@ -1,0 +1,112 @@
+"""Source images that are not trained on, and how they look in the colours of target images."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from _common.loading import as_floats
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from selftrain_seg.datasets import SyntheticStreets
+from selftrain_seg.restyle import match_moments
+
+if TYPE_CHECKING:
+    from _common.run import Run
+    from _common.settings import Settings
+
+    from _data.opening import Data
+
+_RUN = 8  # neighbours that are held out together: those of a film are alike
+
+
+def holds_out(settings: Settings) -> bool:
+    """Whether a run needs held-out source images."""
+    return settings.check != "none" or settings.reestimate_bn == "auto"
+
+
+def held_out_places(length: int, most: int) -> list[int]:
+    """Which source images to hold out: an eighth, at most ``most``, in runs of neighbours spread over all images."""
+    count = max(1, min(most, length // 8))
+    runs = -(-count // _RUN)
+    firsts = [(2 * run + 1) * length // (2 * runs) for run in range(runs)]  # the middle of each of ``runs`` parts
+    sizes = [(run + 1) * count // runs - run * count // runs for run in range(runs)]
+    return [first - size // 2 + step for first, size in zip(firsts, sizes, strict=True) for step in range(size)]
+
+
+def hold_out(data: Data, run: Run) -> Data:
+    """Take the held-out images out of the source; the same ones in every run on this data."""
+    settings = run.settings
+    if data.source is None and settings.reestimate_bn not in (0, 1):
+        raise SystemExit(f"--reestimate-bn {settings.reestimate_bn}: this trainer has no source images: 0 or 1")
+    if not holds_out(settings) or data.held_out is not None:
+        return data
+    if data.source is None:
+        raise SystemExit(f"--check {settings.check}: this trainer has no source images to hold out: --check none")
+    if len(data.source) < 2:
+        raise SystemExit("--check and --reestimate-bn auto hold source images out: expected at least 2, got 1")
+    places = held_out_places(len(data.source), settings.check_images)
+    rest = sorted(set(range(len(data.source))) - set(places))
+    _tell_if_trained_on(run)
+    return data._replace(source=data.source.only(rest), held_out=data.source.only(places))
+
+
+def _tell_if_trained_on(run: Run) -> None:
+    """Say that the network before training has an advantage, if ``--init`` was trained on the held-out images."""
+    settings = run.settings
+    path = None if settings.init is None else settings.init.parent / "arguments.json"
+    if path is None or not path.is_file():
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    held_out = found.get("check", "none") != "none" or found.get("reestimate_bn") == "auto"
+    if found.get("data") == settings.data and not (held_out and found.get("check_images") == settings.check_images):
+        run.say(
+            f"{settings.init} was trained on the held-out images, too, so the check favours it: train it with the same "
+            "--check and --check-images"
+        )
+
+
+def draw_held_out(root: Path, settings: Settings, run: Run) -> Path:
+    """Draw source images of the embedded benchmark that are in no other part of it; returns their folder."""
+    folder = root / f"held-out-{settings.check_images}"
+    if run.main and not folder.exists():
+        half = root / f".held-out-{os.getpid()}"
+        SyntheticStreets("source", "val", length=settings.check_images, seed=settings.seed).export(half, "gta5")
+        try:
+            half.rename(folder)
+        except OSError:  # another run has drawn the same
+            shutil.rmtree(half)
+    if run.world > 1:
+        torch.distributed.barrier()
+    return folder
+
+
+class Restyled(Dataset[tuple[Tensor, Any]]):
+    """Labelled images with the colours of target images, the same pairs whenever it is made.
+
+    Three channels get the moments of CIE Lab, which judge networks of the embedded benchmark better than those of RGB
+    do; other channels get their own moments.
+
+    Args:
+        source: items are (image, labels).
+        target: items are (image, name).
+    """
+
+    def __init__(self, source: Dataset[Any], target: Dataset[Any]) -> None:
+        self.source, self.target = source, target
+        generator = torch.Generator().manual_seed(0)
+        self.styles = torch.randint(len(target), (len(source),), generator=generator).tolist()
+
+    def __len__(self) -> int:
+        return len(self.styles)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        image, labels = self.source[index]
+        style, _ = self.target[self.styles[index]]
+        plain = (as_floats(part.as_subclass(Tensor)[None]) for part in (image, style))
+        return match_moments(*plain, space="lab" if image.shape[0] == 3 else "rgb", clip=True)[0], labels
