@@ -80,6 +80,11 @@ class Clock:
         }
 
 
+def hide(images: Tensor, share: float, variant: Variant) -> Tensor:
+    """Hide a share of the patches of images."""
+    return mask_patches(images, _PATCH, share, value=0.5 if variant.grey else images.mean(dim=(0, 2, 3)))[0]
+
+
 def source_views(batch: tuple[Tensor, Tensor], world: World, variant: Variant) -> tuple[Tensor, Tensor]:
     """Augment source images, in the colours of target images where the variant says so."""
     images, labels = batch
@@ -90,7 +95,7 @@ def source_views(batch: tuple[Tensor, Tensor], world: World, variant: Variant) -
         recolour = strong_view()
         images = torch.stack([recolour(view) for view in images]).contiguous(memory_format=torch.channels_last)
     if variant.source_masked > 0:
-        images, _ = mask_patches(images, _PATCH, variant.source_masked, value=images.mean(dim=(0, 2, 3)))
+        images = hide(images, variant.source_masked, variant)
     return images, labels
 
 
@@ -134,7 +139,7 @@ def target_loss(
         recolour = strong_view()
         views = torch.stack([recolour(view) for view in views])
     if variant.masked > 0:
-        views, _ = mask_patches(views, _PATCH, variant.masked, value=views.mean(dim=(0, 2, 3)))
+        views = hide(views, variant.masked, variant)
     logits = net(views.contiguous(memory_format=torch.channels_last))
     return cross_entropy(logits, labels, pixel_weight=weight, normalize=variant.normalize)
 

@@ -30,6 +30,7 @@ class Variant:
         paste: classes of "source" or "target" images onto target images (ClassMix), or None.
         strong: whether target images are recoloured strongly.
         masked: share of patches of target images that are hidden (MIC).
+        grey: whether hidden patches are grey; else they have the mean colour of the batch.
         mirrored: whether the teacher's labels are those of the image and its mirror image together.
         restyled: how source images get the colours of target images, see ``restyle``; "" for not.
         source_strong: whether source images are recoloured strongly.
@@ -55,6 +56,7 @@ class Variant:
     paste: str | None = None
     strong: bool = False
     masked: float = 0.0
+    grey: bool = True
     mirrored: bool = False
     restyled: str = ""
     source_strong: bool = False
@@ -146,7 +148,7 @@ VARIANTS |= {
         "strong, mixed styles": replace(MASKED, masked=0.0),
         "strong, mixed styles, large classes": replace(MASKED, masked=0.0, taught="large"),
         "strong, mixed styles, sure pixels": replace(MASKED, masked=0.0, taught="sure"),
-        "both masked, mixed styles": replace(MASKED, source_masked=0.3),
+        "both masked, mixed styles": replace(MASKED, source_masked=0.3, grey=False),
         "teacher, masked, mixed styles": MASKED,
     }.items()
 }
