@@ -92,7 +92,7 @@ def main() -> None:
             num_replicas=1,
         )
         order = list(sampler)
-    transform = training_transform(settings.crop, scale=settings.scale_range)
+    transform = training_transform(settings.crop, scale=settings.scale_range, jitter=settings.colour_jitter)
     source = run.loader(data.source, "source", transform, order)
     target = run.loader(data.target, "target", mark_padding(transform))
 

@@ -12,7 +12,6 @@ variant, so a killed study goes on where it was.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 from dataclasses import replace
@@ -23,9 +22,9 @@ import torch
 from _common.files import save_atomically
 from _study.labels import Known
 from _study.measuring import measure
-from _study.network import build, mix_statistics
+from _study.network import build
 from _study.probe import probe, probe_table
-from _study.results import Results, table
+from _study.results import Results, checks, gains, table
 from _study.training import adapt, train_source
 from _study.variants import VARIANTS
 from _study.world import World, open_world
@@ -43,14 +42,7 @@ def source_model(name: str, seed: int, world: World, results: Results, args: arg
         return net
     net, about = train_source(name, seed, world, args)
     save_atomically(net.state_dict(), path)
-    plain = measure(net, world)
-    results.put(name, seed, "source only", {**plain, **about})
-    moved = copy.deepcopy(net)
-    mix_statistics(moved, world.target.images, 1.0)
-    results.put(name, seed, "BatchNorm re-estimated", measure(moved, world))
-    moved = copy.deepcopy(net)
-    mix_statistics(moved, world.target.images, 0.15)
-    results.put(name, seed, "BatchNorm mixed, 0.15, not trained", measure(moved, world))
+    results.put(name, seed, "source only", {**measure(net, world), **about})
     return net
 
 
@@ -71,8 +63,8 @@ def study(seed: int, world: World, results: Results, args: argparse.Namespace) -
         variant = VARIANTS[name] if args.steps is None else replace(VARIANTS[name], steps=args.steps)
         result = adapt(args.network, net, variant, seed, world, args.lr, first)
         results.put(args.network, seed, name, result)
-        rounds = ", ".join(f"{one['mIoU']:.1f}" for one in result["rounds"])
-        averaged, minutes = result["averaged weights"]["mIoU"], result["minutes"]
+        rounds = ", ".join(f"{one['mIoU']:.1f}" for one in result.get("rounds", [result]))
+        averaged, minutes = result.get("averaged weights", result)["mIoU"], result["minutes"]
         print(f"seed {seed}, {name}: mIoU {rounds}; averaged {averaged:.1f}; {minutes:.1f} min", flush=True)
 
 
@@ -92,6 +84,8 @@ def main() -> None:
     parser.add_argument("--source-lr", type=float, default=2e-3)
     parser.add_argument("--lr", type=float, default=5e-4, help="of adaptation")
     parser.add_argument("--show", nargs="*", help="classes in the table")
+    parser.add_argument("--compare", nargs=2, metavar=("CONTROL", "BOUND"), help="show gains over this variant, too")
+    parser.add_argument("--tolerance", type=float, default=0.5, help="of the check without target labels")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--probe", action="store_true", help="train nothing: compare gradients with the truth's")
     parser.add_argument("--list", action="store_true", help="show the variants")
@@ -117,6 +111,10 @@ def main() -> None:
         for seed in args.seeds:
             study(seed, world, results, args)
     print(table(results, args.network, args.seeds, args.show or LabelMap.load(args.classes).classes))
+    if args.compare:
+        print(f"\n{gains(results, args.network, args.seeds, *args.compare)}")
+        for score in ("restyled source", "restyled source, histograms"):
+            print(f"\n{score}\n\n{checks(results, args.network, args.seeds, score, args.tolerance)}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from _study.measuring import logits_of, precision_on
+from _study.measuring import logits_of, score
 from _study.world import World
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.selectors import select_hard, select_reweighted, select_soft
@@ -63,7 +63,8 @@ Known = tuple[Tensor, Tensor]
 
 def know(net: nn.Module, world: World) -> Known:
     """What labels are made from: logits of the target images, and how far each class can be trusted."""
-    return logits_of(net, world.target.images), precision_on(net, world.trust, len(world.classes))
+    trust = score(net, world.trust, len(world.classes)).precision.nan_to_num(0.0)
+    return logits_of(net, world.target.images), trust
 
 
 def make_labels(how: str, portion: float, known: Known, world: World) -> tuple[Tensor, dict[str, Any]]:

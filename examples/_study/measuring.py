@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from _study.world import Images, World, as_floats
-from selftrain_seg import IGNORE_INDEX
+from selftrain_seg.restyle import ConfusionMatrix, ConfusionSummary
 from selftrain_seg.teachers import soft_neighbourhood_density
 
 _AT_ONCE = 16  # images that go through the network at once
@@ -24,26 +24,22 @@ def logits_of(net: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     return torch.cat([net(as_floats(part)).float() for part in images.split(_AT_ONCE)])
 
 
-def confusion(labels: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """(C, C) counts of pixels, rows the truth, where both have a class."""
-    both = (truth != IGNORE_INDEX) & (labels != IGNORE_INDEX)
-    return torch.bincount(truth[both] * num_classes + labels[both], minlength=num_classes**2).view(num_classes, -1)
-
-
-def iou_of(counts: Tensor) -> Tensor:
-    """(C,) in percent, NaN for classes that are in neither."""
-    counts = counts.double()
-    return 100 * counts.diagonal() / (counts.sum(0) + counts.sum(1) - counts.diagonal())
+def score(net: Callable[[Tensor], Tensor], images: Images, classes: int) -> ConfusionSummary:
+    """Compare a network with the truth; NaN for classes that are in neither."""
+    matrix = ConfusionMatrix(classes)
+    for part, labels in zip(images.images.split(_AT_ONCE), images.labels.split(_AT_ONCE), strict=True):
+        matrix.update(logits_of(net, part), labels)
+    return matrix.compute()
 
 
 def measure(net: nn.Module, world: World, *, scores: bool = True) -> dict[str, Any]:
     """MIoU on the validation images, and with ``scores`` what can be known without target labels."""
     classes = len(world.classes)
-    iou = iou_of(confusion(logits_of(net, world.val.images).argmax(dim=1), world.val.labels, classes))
-    made = {"mIoU": float(iou.nanmean()), "iou": dict(zip(world.classes, iou.tolist(), strict=True))}
+    truth = score(net, world.val, classes)
+    made = {"mIoU": 100 * float(truth.miou), "iou": dict(zip(world.classes, (100 * truth.iou).tolist(), strict=True))}
     if not scores:
         return made
-    check = iou_of(confusion(logits_of(net, world.check.images).argmax(dim=1), world.check.labels, classes))
+    check = score(net, world.check, classes)
     logits = logits_of(net, world.target.images[:: max(len(world.target.images) // _SCORED, 1)])
     log_probs = logits.log_softmax(dim=1)
     entropy = -(log_probs.exp() * log_probs).sum(dim=1).mean() / torch.tensor(float(classes)).log()
@@ -52,15 +48,10 @@ def measure(net: nn.Module, world: World, *, scores: bool = True) -> dict[str, A
     shares = torch.bincount(logits.argmax(dim=1).flatten(), minlength=classes) / logits[:, 0].numel()
     return {
         **made,
-        "restyled source": float(check.nanmean()),
-        "restyled source, iou": dict(zip(world.classes, check.tolist(), strict=True)),
+        "restyled source": 100 * float(check.miou),
+        "restyled source, iou": dict(zip(world.classes, (100 * check.iou).tolist(), strict=True)),
+        "restyled source, histograms": 100 * float(score(net, world.check_histograms, classes).miou),
         "SND": density,
         "entropy": float(entropy),
         "predicted share": dict(zip(world.classes, shares.tolist(), strict=True)),
     }
-
-
-def precision_on(net: nn.Module, images: Images, classes: int) -> Tensor:
-    """(C,) precision of each predicted class; 0 for classes that are never predicted."""
-    counts = confusion(logits_of(net, images.images).argmax(dim=1), images.labels, classes).double()
-    return counts.diagonal() / counts.sum(0).clamp(min=1)

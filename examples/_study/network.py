@@ -7,7 +7,7 @@ from _networks.small_unet import SmallUNet
 from torch import Tensor, nn
 
 from _study.world import as_floats
-from selftrain_seg import as_logits, pad_to_multiple
+from selftrain_seg import as_logits, batchnorm, pad_to_multiple
 
 _AT_ONCE = 16  # images of a batch that BatchNorm's statistics are taken from
 
@@ -43,38 +43,23 @@ def build(name: str, num_classes: int) -> nn.Module:
     return net.to(memory_format=torch.channels_last)
 
 
-def batchnorms(net: nn.Module) -> list[nn.BatchNorm2d]:
-    return [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-
-
-def set_mode(net: nn.Module, batchnorm: str) -> None:
+def set_mode(net: nn.Module, norms: str) -> None:
     """Training mode; "frozen" BatchNorm is a fixed scale and shift, "backbone": in the pre-trained part only."""
     net.train()
-    part = {"frozen": net, "backbone": getattr(getattr(net, "net", None), "encoder", None)}.get(batchnorm)
-    for module in batchnorms(part) if part is not None else ():
-        module.eval()
-        module.requires_grad_(False)
+    part = {"frozen": net, "backbone": getattr(getattr(net, "net", None), "encoder", None)}.get(norms)
+    for module in part.modules() if part is not None else ():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval().requires_grad_(False)
 
 
-@torch.no_grad()
 def mix_statistics(net: nn.Module, images: Tensor, alpha: float) -> None:
     """Move BatchNorm's statistics towards those of other images: 0 leaves them, 1 replaces them."""
-    if alpha == 0:
-        return
-    norms = batchnorms(net)
-    before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average
-    net.train()
-    for part in images.split(_AT_ONCE):
-        net(as_floats(part))
-    net.eval()
-    for norm, momentum, (mean, variance) in zip(norms, momenta, before, strict=True):
-        norm.momentum = momentum
-        norm.running_mean.lerp_(mean, 1 - alpha)
-        norm.running_var.lerp_(variance, 1 - alpha)
+    if alpha > 0:
+        batches = [as_floats(part) for part in images.split(_AT_ONCE)]
+        mixed = batchnorm.mix_statistics(
+            batchnorm.get_statistics(net), batchnorm.estimate_statistics(net, batches), alpha
+        )
+        batchnorm.set_statistics(net, mixed)
 
 
 def optimizer_of(name: str, net: nn.Module, lr: float) -> torch.optim.Optimizer:

@@ -10,6 +10,8 @@ from typing import Any
 
 from _common.files import save_json
 
+from selftrain_seg.stopping import RoundCheck
+
 
 class Results:
     """``{network: {seed: {variant: result}}}`` in a file that is whole at any time."""
@@ -36,13 +38,59 @@ class Results:
         save_json(self.found, self.path)
 
 
+def gains(results: Results, network: str, seeds: Iterable[int], control: str, bound: str) -> str:
+    """A markdown table: mIoU of each seed, and the gain over the control of the same seed."""
+    seeds = [seed for seed in seeds if results.get(network, seed, control) is not None]
+    names = dict.fromkeys(name for seed in seeds for name in results.found[network][str(seed)] if name != "probe")
+    heads = ["", *(f"seed {seed}" for seed in seeds), "mean", "gain", "worst gain", "share of the bound's gain"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    there = {
+        name: {seed: one["mIoU"] for seed in seeds if (one := results.get(network, seed, name)) is not None}
+        for name in names
+    }
+
+    def gain(name: str) -> list[float]:
+        return [value - there[control][seed] for seed, value in there[name].items()]
+
+    for name, found in there.items():
+        cells = [name, *(f"{found[seed]:.1f}" if seed in found else "–" for seed in seeds)]
+        cells += [
+            f"{statistics.mean(found.values()):.1f}",
+            f"{statistics.mean(gain(name)):+.1f}",
+            f"{min(gain(name)):+.1f}",
+        ]
+        most = [value - there[control][seed] for seed, value in there.get(bound, {}).items() if seed in found]
+        cells.append(f"{sum(gain(name)) / sum(most):.2f}" if len(most) == len(found) and sum(most) > 0 else "–")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def checks(results: Results, network: str, seeds: Iterable[int], score: str, tolerance: float) -> str:
+    """A markdown table: what RoundCheck says of each run, and the mIoU of what it keeps."""
+    lines = ["| | seed | score by round | mIoU by round | keeps | mIoU kept |", "|---" * 6 + "|"]
+    for seed in seeds:
+        start = results.get(network, seed, "source only")
+        for name, run in results.found.get(network, {}).get(str(seed), {}).items():
+            if name == "probe" or "rounds" not in run or score not in start:
+                continue
+            rounds = [start, *run["rounds"]]
+            check = RoundCheck(score, tolerance=tolerance, patience=len(rounds))
+            for number, one in enumerate(rounds):
+                check.record(number, {score: one[score]})
+            best = check.verdict().best
+            verdict = f"round {best}" if best else "do not adapt"
+            by_round = [", ".join(f"{one[key]:.1f}" for one in rounds) for key in (score, "mIoU")]
+            lines.append(f"| {name} | {seed} | {' | '.join(by_round)} | {verdict} | {rounds[best]['mIoU']:.1f} |")
+    return "\n".join(lines)
+
+
 def table(results: Results, network: str, seeds: Iterable[int], classes: Iterable[str]) -> str:
-    """A markdown table, mean over the seeds that are there."""
+    """A markdown table, mean over the seeds that are there; mIoU and check of each round, the rest after the last."""
     seeds = [seed for seed in seeds if results.found.get(network, {}).get(str(seed))]
     names = dict.fromkeys(name for seed in seeds for name in results.found[network][str(seed)] if name != "probe")
     classes = list(classes)
     heads = ["", "seeds", "mIoU", "averaged weights", *classes]
-    heads += ["share", "precision", "gradient from wrong", "check", "min"]
+    heads += ["labels right, %", "gradient from wrong ones, %", "check", "CPU minutes"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name in names:
         found = [one for seed in seeds if (one := results.get(network, seed, name)) is not None]
@@ -51,12 +99,20 @@ def table(results: Results, network: str, seeds: Iterable[int], classes: Iterabl
             there = [value for one in found if (value := pick(one)) is not None and value == value]
             return f"{statistics.mean(there):.{digits}f}" if there else "–"
 
-        cells = [name, str(len(found)), mean(lambda one: one["mIoU"], 1)]
+        def by_round(key: str, mean: Callable[..., str] = mean, found: list[Any] = found) -> str:
+            count = min(len(one.get("rounds", [one])) for one in found)
+            return ", ".join(mean(lambda one, k=k: one.get("rounds", [one])[k].get(key), 1) for k in range(count))
+
+        cells = [name, str(len(found)), by_round("mIoU")]
         cells.append(mean(lambda one: one.get("averaged weights", {}).get("mIoU"), 1))
         cells += [mean(lambda one, c=c: one["iou"][c], 0) for c in classes]
-        for key in ("share", "precision", "gradient from wrong labels"):
-            cells.append(mean(lambda one, key=key: one.get("labels", {}).get(key), 2))
-        cells.append(mean(lambda one: one.get("restyled source"), 1))
-        cells.append(mean(lambda one: one.get("minutes"), 1))
+        for key in ("precision", "gradient from wrong labels"):
+            cells.append(
+                mean(
+                    lambda one, key=key: 100 * about[key] if (about := one.get("labels")) and about["share"] else None,
+                    0,
+                )
+            )
+        cells += [by_round("restyled source"), mean(lambda one: one.get("CPU minutes"), 1)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

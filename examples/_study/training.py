@@ -14,13 +14,20 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from _study.labels import Known, know, make_labels
-from _study.measuring import confusion, iou_of, logits_of, measure
+from _study.measuring import measure, score
 from _study.network import build, mix_statistics, optimizer_of, set_mode
+from _study.restyling import restyle
 from _study.variants import Variant
 from _study.world import World, augment, strong_view
+from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.losses import cross_entropy
-from selftrain_seg.mining import class_mix
+from selftrain_seg.mining import class_mix, classes_below
 from selftrain_seg.teachers import MeanTeacher
+from selftrain_seg.views import mask_patches
+
+_PATCH = 16  # pixels of a side of what is hidden
+_SMALL = 0.03  # share of the source's pixels
+_SMALL_CHANCE = 0.05  # of a pixel to be of a small class, at which it is not taught
 
 
 def source_batches(world: World, seed: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -53,8 +60,7 @@ def train_source(name: str, seed: int, world: World, args: argparse.Namespace) -
         optimizer.step()
         schedule.step()
         if (step + 1) % max(steps // 3, 1) == 0:
-            held = logits_of(net, world.held_out.images).argmax(dim=1)
-            curve[step + 1] = float(iou_of(confusion(held, world.held_out.labels, len(world.classes))).nanmean())
+            curve[step + 1] = 100 * float(score(net, world.held_out, len(world.classes)).miou)
             set_mode(net, "backbone")
     return net, {"held-out source, by step": curve, **clock.read()}
 
@@ -74,16 +80,57 @@ class Clock:
         }
 
 
+def hide(images: Tensor, share: float, variant: Variant) -> Tensor:
+    """Hide a share of the patches of images."""
+    return mask_patches(images, _PATCH, share, value=0.5 if variant.grey else images.mean(dim=(0, 2, 3)))[0]
+
+
+def source_views(batch: tuple[Tensor, Tensor], world: World, variant: Variant) -> tuple[Tensor, Tensor]:
+    """Augment source images, in the colours of target images where the variant says so."""
+    images, labels = batch
+    if variant.restyled:
+        images = restyle(images, world.target.images, variant.restyled)
+    images, labels = augment(images, labels)
+    if variant.source_strong:
+        recolour = strong_view()
+        images = torch.stack([recolour(view) for view in images]).contiguous(memory_format=torch.channels_last)
+    if variant.source_masked > 0:
+        images = hide(images, variant.source_masked, variant)
+    return images, labels
+
+
+def small_classes(world: World) -> Tensor:
+    """Return the classes that cover little of the source."""
+    labels = world.source.labels
+    counts = torch.bincount(labels[labels != IGNORE_INDEX], minlength=len(world.classes))
+    return classes_below(counts, share=_SMALL)
+
+
 def target_loss(
-    net: nn.Module, average: nn.Module, seen: tuple[Tensor, Tensor], source: tuple[Tensor, Tensor], variant: Variant
+    net: nn.Module,
+    average: nn.Module,
+    seen: tuple[Tensor, Tensor],
+    source: tuple[Tensor, Tensor],
+    variant: Variant,
+    small: Tensor,
 ) -> Tensor:
     """Loss of a batch of target images and their labels, which the teacher makes where the variant says so."""
     views, labels = seen
     weight = None
     if variant.labels == "teacher":
-        confidence, labels = average(views).softmax(dim=1).max(dim=1)
+        probs = average(views).softmax(dim=1)
+        if variant.mirrored:
+            probs = (probs + average(views.flip(-1)).softmax(dim=1).flip(-1)) / 2
+        confidence, labels = probs.max(dim=1)
         sure = (confidence >= variant.confidence).float().mean(dim=(1, 2), keepdim=True)
         weight = sure.expand_as(confidence).contiguous()
+        if variant.taught == "sure":
+            labels, weight = labels.where(confidence >= variant.confidence, IGNORE_INDEX), None
+        elif variant.taught == "probabilities":
+            labels = probs
+        elif variant.taught == "large":
+            doubtful = probs[:, small].sum(dim=1) > _SMALL_CHANCE
+            labels = labels.where(~doubtful, IGNORE_INDEX)
     if variant.paste is not None:
         other = source if variant.paste == "source" else None
         mixed = class_mix(views, labels, pixel_weight=weight, source=other, rounding="ceil")
@@ -91,6 +138,8 @@ def target_loss(
     if variant.strong:
         recolour = strong_view()
         views = torch.stack([recolour(view) for view in views])
+    if variant.masked > 0:
+        views = hide(views, variant.masked, variant)
     logits = net(views.contiguous(memory_format=torch.channels_last))
     return cross_entropy(logits, labels, pixel_weight=weight, normalize=variant.normalize)
 
@@ -108,30 +157,33 @@ def adapt(
     sources = source_batches(world, seed + 1000, variant.batch[0])
     more = source_batches(world, seed + 2000, variant.batch[1])
     order = torch.Generator().manual_seed(seed)
+    small = small_classes(world)
     rounds: list[dict[str, Any]] = []
     for number in range(variant.rounds):
-        how = "all" if variant.labels == "teacher" else variant.labels  # what the teacher's are like
-        known = first.get(alpha) if number == 0 else None
-        if known is None:
-            known = know(net, world)
-        if number == 0:
-            first[alpha] = known
-        labels, about = make_labels(how, min(variant.portion + number * variant.growth, 1.0), known, world)
+        about: dict[str, Any] = {}
+        labels = world.target.labels  # not looked at where the variant has no labels
+        if variant.labels != "none":
+            how = "all" if variant.labels == "teacher" else variant.labels  # what the teacher's are like
+            known = first.get(alpha) if number == 0 else None
+            known = known if known is not None else know(net, world)
+            if number == 0:
+                first[alpha] = known
+            labels, about = make_labels(how, min(variant.portion + number * variant.growth, 1.0), known, world)
         set_mode(net, batchnorm)
         optimizer = optimizer_of(name, net, lr * variant.lr)
         power = 0.9 if variant.schedule == "poly" else 0.0
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, variant.steps, power=power)
         for step in trange(variant.steps, desc=f"round {number + 1}", leave=False, disable=None):
             torch.manual_seed(seed * 1_000_003 + number * variant.steps + step)
-            images, truth = augment(*next(sources))
+            images, truth = source_views(next(sources), world, variant)
             loss = variant.source_weight * cross_entropy(net(images), truth)
             if variant.labels == "none":
-                images, truth = augment(*next(more))
+                images, truth = source_views(next(more), world, variant)
                 loss = loss + cross_entropy(net(images), truth)
             else:
                 places = torch.randint(len(labels), (variant.batch[1],), generator=order)
                 seen = augment(world.target.images[places], labels[places])
-                loss = loss + variant.target_weight * target_loss(net, average, seen, (images, truth), variant)
+                loss = loss + variant.target_weight * target_loss(net, average, seen, (images, truth), variant, small)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -140,9 +192,10 @@ def adapt(
         if batchnorm == "batch":
             mix_statistics(net, world.target.images, 1.0)
         rounds.append({"labels": about, **measure(net, world)})
-    last = dict(rounds[-1])
+    if not rounds:  # nothing but BatchNorm's statistics has changed
+        return {**measure(net, world), **clock.read()}
     teacher = copy.deepcopy(average.model)
     if batchnorm == "batch":
         mix_statistics(teacher, world.target.images, 1.0)
-    averaged = measure(teacher, world, scores=False)
-    return {**last, "averaged weights": averaged, "rounds": rounds, **clock.read()}
+    averaged = measure(teacher, world)
+    return {**rounds[-1], "averaged weights": averaged, "rounds": rounds, **clock.read()}

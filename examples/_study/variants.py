@@ -13,7 +13,7 @@ class Variant:
         labels: how target images are labelled, see ``make_labels``; "teacher" labels each batch anew.
         portion: of each class that gets labels in the first round.
         growth: of the portion from round to round.
-        rounds: how often target images are labelled anew.
+        rounds: how often target images are labelled anew; 0 trains nothing.
         steps: of each round.
         lr: times ``--lr``.
         schedule: "poly" falls to 0 within the round, "constant" stays.
@@ -24,8 +24,17 @@ class Variant:
         alpha: share of the target's statistics that the network starts with.
         momentum: of the average of weights, which is measured too, and teaches where ``labels`` is "teacher".
         confidence: the share of pixels that the teacher is surer of weighs the loss (DACS).
+        taught: what the teacher's labels are: "all" pixels' most probable classes, those of "sure" pixels only, or the
+            "probabilities" of all pixels, or those of pixels that are hardly of a class that is small in the source
+            ("large").
         paste: classes of "source" or "target" images onto target images (ClassMix), or None.
         strong: whether target images are recoloured strongly.
+        masked: share of patches of target images that are hidden (MIC).
+        grey: whether hidden patches are grey; else they have the mean colour of the batch.
+        mirrored: whether the teacher's labels are those of the image and its mirror image together.
+        restyled: how source images get the colours of target images, see ``restyle``; "" for not.
+        source_strong: whether source images are recoloured strongly.
+        source_masked: share of patches of source images that are hidden.
     """
 
     labels: str = "re-weighted"
@@ -43,14 +52,25 @@ class Variant:
     alpha: float = -1.0
     momentum: float = 0.99
     confidence: float = 0.9
+    taught: str = "all"
     paste: str | None = None
     strong: bool = False
+    masked: float = 0.0
+    grey: bool = True
+    mirrored: bool = False
+    restyled: str = ""
+    source_strong: bool = False
+    source_masked: float = 0.0
 
 
 CBST = Variant()
+CONTROL = replace(CBST, labels="none")
 TEACHER = Variant(labels="teacher", normalize="all", paste="source", strong=True)
+MASKED = replace(TEACHER, paste=None, masked=0.5, mirrored=True, restyled="mixed")
 VARIANTS = {
-    "control: source only": replace(CBST, labels="none"),
+    "BatchNorm re-estimated": replace(CONTROL, rounds=0, alpha=1.0),
+    "BatchNorm mixed, 0.15, not trained": replace(CONTROL, rounds=0, alpha=0.15),
+    "control: source only": CONTROL,
     "CBST, one round": CBST,
     # Which pixels, of which classes.
     "all pixels": replace(CBST, labels="all"),
@@ -81,7 +101,7 @@ VARIANTS = {
 VARIANTS |= {
     f"three rounds, {name}": replace(variant, rounds=3, batch=(2, 2))
     for name, variant in {
-        "control: source only": replace(CBST, labels="none"),
+        "control: source only": CONTROL,
         "CBST": CBST,
         "floor of 0.9": replace(CBST, labels="floor"),
         "floor of 0.9, strong views, ClassMix": replace(CBST, labels="floor", strong=True, paste="source"),
@@ -100,5 +120,35 @@ VARIANTS |= {
         "divided by all pixels": replace(CBST, normalize="all"),
         "BatchNorm mixed, 0.15": replace(CBST, alpha=0.15),
         "LRENT soft labels": replace(CBST, labels="soft"),
+    }.items()
+}
+VARIANTS |= {
+    f"two rounds, {name}": replace(variant, rounds=2, batch=(2, 2))
+    for name, variant in {
+        "control: source only": CONTROL,
+        "CBST": CBST,
+        "bound: truth": replace(CBST, labels="truth"),
+        "moments": replace(CONTROL, restyled="moments"),
+        "Fourier": replace(CONTROL, restyled="Fourier"),
+        "histograms": replace(CONTROL, restyled="histograms"),
+        "mixed styles": replace(CONTROL, restyled="mixed"),
+        "source on strong views": replace(CONTROL, source_strong=True),
+        "teacher, strong views": replace(TEACHER, paste=None),
+        "teacher, strong views, masked": replace(TEACHER, paste=None, masked=0.5),
+        "teacher, ClassMix": TEACHER,
+        "teacher, ClassMix, mixed styles": replace(TEACHER, restyled="mixed"),
+        "masked, mixed styles, lr / 5": replace(MASKED, lr=0.2),
+        "masked, probabilities, lr / 5": replace(MASKED, taught="probabilities", lr=0.2),
+        "masked, sure pixels, lr / 5": replace(MASKED, taught="sure", lr=0.2),
+        "masked, probabilities": replace(MASKED, taught="probabilities"),
+        "strong, mixed styles, lr / 5": replace(TEACHER, paste=None, mirrored=True, restyled="mixed", lr=0.2),
+        "ClassMix, mixed styles, lr / 5": replace(TEACHER, mirrored=True, restyled="mixed", lr=0.2),
+        "mixed styles, lr / 5": replace(CONTROL, restyled="mixed", lr=0.2),
+        "control, lr / 5": replace(CONTROL, lr=0.2),
+        "strong, mixed styles": replace(MASKED, masked=0.0),
+        "strong, mixed styles, large classes": replace(MASKED, masked=0.0, taught="large"),
+        "strong, mixed styles, sure pixels": replace(MASKED, masked=0.0, taught="sure"),
+        "both masked, mixed styles": replace(MASKED, source_masked=0.3, grey=False),
+        "teacher, masked, mixed styles": MASKED,
     }.items()
 }

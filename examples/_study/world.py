@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from _study.restyling import restyle
 from selftrain_seg.datasets import LabelMap, SegmentationFolder
 
 _LEAST = 16  # source images, of which two are held out
@@ -32,14 +33,15 @@ class Images(NamedTuple):
 class World(NamedTuple):
     """All that a study reads.
 
-    ``source`` is trained on. ``check`` and ``trust`` are source images that are not, in the colours of target images:
-    the first tells how good a network is, the second how far its classes can be trusted.
+    ``source`` is trained on. ``check``, ``check_histograms`` and ``trust`` are source images that are not, in the
+    colours of target images: the first two tell how good a network is, the third how far its classes can be trusted.
     """
 
     classes: tuple[str, ...]
     source: Images
     held_out: Images
     check: Images
+    check_histograms: Images
     trust: Images
     target: Images
     val: Images
@@ -59,16 +61,6 @@ def read(folders: Folders, label_map: LabelMap, size: tuple[int, int]) -> Images
     return Images(torch.stack(images), torch.stack(labels).long())
 
 
-def restyle(source: Images, target: Images, seed: int) -> Images:
-    """Give each image the mean and standard deviation of each channel of a random target image."""
-    chosen = torch.randint(len(target.images), (len(source.images),), generator=torch.Generator().manual_seed(seed))
-    own, other = source.images.float(), target.images[chosen].float()
-    deviation, mean = torch.std_mean(own, dim=(2, 3), keepdim=True)
-    new_deviation, new_mean = torch.std_mean(other, dim=(2, 3), keepdim=True)
-    made = (own - mean) / deviation.clamp(min=1) * new_deviation + new_mean
-    return Images(made.round().clamp(0, 255).byte(), source.labels)
-
-
 def open_world(source: Folders, target: Folders, val: Folders, classes: Path, size: tuple[int, int]) -> World:
     """Read all folders; an eighth of the source is held out, in runs of neighbouring images."""
     label_map = LabelMap.load(classes)
@@ -79,8 +71,12 @@ def open_world(source: Folders, target: Folders, val: Folders, classes: Path, si
     place = torch.arange(count) * min(8, count // 8) % count * 8 // count  # up to eight runs, each in eight parts
     held_out, rest = labelled.take(place == 7), labelled.take(place != 7)
     even = torch.arange(len(held_out.images)) % 2 == 0
-    check, trust = (restyle(held_out.take(part), unlabelled, 0) for part in (even, ~even))
-    return World(tuple(label_map.classes), rest, held_out, check, trust, unlabelled, evaluated)
+    moments, histograms = (
+        Images(restyle(held_out.images, unlabelled.images, how, torch.Generator().manual_seed(0)), held_out.labels)
+        for how in ("moments", "histograms")
+    )
+    check, trust, other = moments.take(even), moments.take(~even), histograms.take(even)
+    return World(tuple(label_map.classes), rest, held_out, check, other, trust, unlabelled, evaluated)
 
 
 def as_floats(images: Tensor) -> Tensor:

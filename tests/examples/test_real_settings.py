@@ -65,6 +65,7 @@ CASES = [
     ("unimatch", [], ("voc", "cityscapes")),
     ("mic", [], ("gta5", "synthia")),
     ("mic", ["--mask-weight", 0], ("gta5",)),
+    ("recommended", [], ("gta5",)),
 ]
 COLUMNS = ("gta5", "synthia", "voc", "cityscapes")
 

@@ -184,12 +184,12 @@ def test_logits_are_averaged_over_views(common):
 
     from _common.evaluation import _mean_logits
 
-    settings = Namespace(scales=(1.0, 0.5), flip=True, tile=None)
+    settings = Namespace(tile=None)
     net = torch.nn.Conv2d(3, 4, 3, padding=1)
     images = torch.rand(2, 3, 8, 12)
     half = torch.nn.functional.interpolate(images, (4, 6), mode="bilinear", antialias=True)
     with torch.no_grad():
-        found = _mean_logits(net, images, Namespace(settings=settings, autocast=nullcontext))
+        found = _mean_logits(net, images, Namespace(settings=settings, autocast=nullcontext), (1.0, 0.5), True)
         views = [net(images), net(images.flip(-1)).flip(-1)]
         for small in (net(half), net(half.flip(-1)).flip(-1)):
             views.append(torch.nn.functional.interpolate(small, (8, 12), mode="bilinear"))
