@@ -59,6 +59,9 @@ def load_network(net: nn.Module, path: Path, option: str = "--init") -> None:
     state = read_state(path, option)
     if hasattr(getattr(net, "net", net), "rename"):  # DeepLabV2
         state = net.net.rename(state)
+    inner, wanted = getattr(net, "net", None), net.state_dict().keys()
+    if isinstance(inner, nn.Module) and not state.keys() & wanted and state.keys() & inner.state_dict().keys():
+        state = {f"net.{name}": tensor for name, tensor in state.items()}  # of the user's network, without `Scaled`
     _fit(net, state, f"{option} {path}", "not the weights of this --network and these classes")
     net.load_state_dict(state, strict=False)
 

@@ -377,6 +377,10 @@ def test_a_factory_in_the_working_folder(tmp_path, monkeypatch):
     torch.save({"weight": torch.ones(6, 3, 8, 8), "bias": torch.zeros(6)}, "encoder.pth")
     net = build("my_nets:Net", backbone_weights=Path("encoder.pth"))
     assert (net.net.encoder.weight == 1).all()
+    torch.save(net.net.state_dict(), "weights.pt")  # of the user's network, which knows nothing of what wraps it
+    again = build("my_nets:Net", init=Path("weights.pt"))
+    assert (again.net.encoder.weight == 1).all()
+    torch.testing.assert_close(again.net.head.weight, net.net.head.weight, rtol=0, atol=0)
     with pytest.raises(SystemExit, match=r"--network my_nets:no_network: expected a torch.nn.Module, got int"):
         build("my_nets:no_network")
     with pytest.raises(
