@@ -80,7 +80,9 @@ def _judged(entries: list[dict[str, Any]], tolerance: float) -> tuple[dict[str, 
     """Return the better of the networks before training, the one to keep, and all those after training has begun."""
     start = max((entry for entry in entries if entry["before"]), key=lambda entry: entry[SCORE])
     others = [entry for entry in entries if not entry["before"]]
-    check = RoundCheck(SCORE, tolerance=tolerance)
+    check = RoundCheck(SCORE)
     for number, entry in enumerate([start, *others]):
         check.record(number, {SCORE: entry[SCORE]})
-    return start, [start, *others][check.verdict().best], others
+    kept = [start, *others][check.verdict().best]
+    # Adaptation as a whole must gain more than noise; of what came after, the best is kept.
+    return start, kept if kept[SCORE] > start[SCORE] + tolerance else start, others

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from selftrain_seg.restyle import ConfusionMatrix, match_moments
-from selftrain_seg.stopping import RoundCheck
 from tests.examples.trainers import EXAMPLES, assert_same_network, result, run, run_and_kill
 
 
@@ -255,7 +254,8 @@ def kept(run):
             1,
             r"before training \(BatchNorm re-estimated\).* 44\.0, at best 44\.9 since \(round 1\)",
         ),
-        ([44, 40, 45.1, 46.0], 2, r"^kept: round 1, .*, \+1\.1 over source only;"),  # 0.9 more is noise
+        ([44, 40, 45.1, 45.9], 3, r"^kept: round 2, .*, \+1\.9 over source only;"),
+        ([44, 40, 45.0, 44.9], 0, r"^adaptation is not helping here"),  # 1.0 more is noise
         ([40, 44], 1, r"^kept: BatchNorm re-estimated, mIoU on restyled source 44\.0; weights in .*kept\.pt$"),
     ],
 )
@@ -286,11 +286,8 @@ def test_an_interrupted_run_comes_to_the_same_verdict(common, tmp_path, seed):
     assert kept(whole) == kept(killed)
     assert (folders[0] / "check.json").read_text() == (folders[1] / "check.json").read_text()
     assert {**verdict(whole), "verdict": ""} == {**verdict(killed), "verdict": ""}
-    check = RoundCheck("score", tolerance=1.0)
-    for place, score in enumerate([max(scores[:2]), *scores[2:]]):
-        check.record(place, {"score": score})
-    best = check.verdict().best
-    assert kept(whole) == (best + 1 if best else scores.index(max(scores[:2])))
+    start, best = max(scores[:2]), max(scores[2:])
+    assert kept(whole) == scores.index(best if best > start + 1 else start)
 
 
 def test_no_labelled_pixel_is_said(common, tmp_path):
