@@ -7,10 +7,9 @@ The share of pixels that the teacher is sure of weighs the target's loss, so a t
 ``kept.pt`` holds the weights that this check chose without target labels: those before training, if nothing helped.
 
 This is no paper's recipe: it combines published parts (mean teacher, DACS, AdaIN's moments, mixed BatchNorm). On the
-embedded benchmark it is among the best trainers (docs/results.md). With a pre-trained network, a variant that it does
-not offer, which leaves small classes to the source, was above its control on two source models; nothing else was
-(docs/results_real.md). There the check is what this trainer is for, and ``--target-weight 0`` trains on source images
-alone.
+embedded benchmark it is among the best trainers (docs/results.md). With a pre-trained network
+nothing that was tried gained on all source models (docs/results_real.md). There the check is what this trainer is for,
+and ``--target-weight 0`` trains on source images alone.
 
 ``python examples/source_only.py && python examples/recommended.py --init runs/source_only/model.pt``. With other data
 than the embedded benchmark, add ``--check restyled`` to the first command, so that both hold out the same images.
