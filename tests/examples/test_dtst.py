@@ -102,7 +102,8 @@ def test_two_processes(start, whole, tmp_path):
         if key != "_extra_state" and "running_" not in key:
             assert_equal(value, second["teacher"][key], f"teacher/{key}")
     images = [[kept[0] for kept in state["teacher"]["_extra_state"]["images"]] for state in (first, second)]
-    assert not any(torch.equal(*pair) for pair in zip(*images, strict=True))
+    # An image may be drawn on both ranks, as images are drawn with replacement.
+    assert not all(torch.equal(*pair) for pair in zip(*images, strict=True))
     assert 0 <= result(tmp_path)["mIoU"] <= 100
 
 
