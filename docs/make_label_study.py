@@ -11,12 +11,11 @@ runs/label-study; delete the folder to measure again.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from pictures.studies import kept, table
 from pictures.training import train_source
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -206,22 +205,6 @@ def page(found: dict[int, dict[str, Any]]) -> str:
 
 def cell(row: dict[str, Any]) -> str:
     return f"{100 * row['right']:.1f} % of {100 * row['share']:.0f} % of the pixels, {row['classes']} classes"
-
-
-def table(rows: list[list[str]]) -> str:
-    """A table in Markdown, with a head."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join((lines[0], "|---" * len(rows[0]) + "|", *lines[1:]))
-
-
-def kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What an earlier run measured, or measure it now."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(measure(), indent=1), encoding="utf-8")
-        temporary.replace(path)
-    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def main() -> None:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pictures.studies import kept, table
 from pictures.training import SmallUNet, as_floats, jitter, reestimate_batchnorm
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -200,22 +200,6 @@ def page(labels: dict[str, Any], trained: dict[str, Any], command: str) -> str:
     for way, found in trained.items():
         rounds.append([way, *(f"{score['mIoU']:.1f} / {score['rare']:.1f}" for score in found)])
     return "\n\n".join((f"<!-- Written by `{command}`. -->", table(rows), table(rounds))) + "\n"
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, with a head."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join((lines[0], "|---" * len(rows[0]) + "|", *lines[1:]))
-
-
-def kept(path: Path, measure: Callable[[], Any]) -> Any:
-    """What an earlier run measured, or measure it now."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(measure(), indent=1), encoding="utf-8")
-        temporary.replace(path)
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def main() -> None:

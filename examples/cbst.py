@@ -93,11 +93,11 @@ def main() -> None:
     how = {"scale": settings.scale_range, "jitter": settings.colour_jitter}
     transform = training_transform(settings.crop, **how)
 
-    factor = None if settings.normalise_prior else prior
+    factor, added = (None, prior) if settings.normalise_prior else (prior, None)
 
     def select(logits: Tensor, thresholds: Tensor) -> PseudoLabels:
-        if prior is not None and settings.normalise_prior:
-            logits = add_prior(logits, prior)
+        if added is not None:
+            logits = add_prior(logits, added)
         if settings.policy == "global":
             return select_hard(logits, thresholds, prior=factor)
         return select_reweighted(logits, thresholds, prior=factor)
@@ -109,8 +109,8 @@ def main() -> None:
         portion = PortionSchedule(*settings.portion)(number)
         estimator = GlobalThreshold if settings.policy == "global" else ClassBalancedThreshold
         kc: Estimator = estimator(num_classes, portion, prior=factor, stride=settings.stride).to(run.device)
-        if prior is not None and settings.normalise_prior:
-            kc = WithPrior(kc, prior)
+        if added is not None:
+            kc = WithPrior(kc, added)
         stored = label_target(net, data, run, store, stage, number, kc, select, portion)
 
         order = source_order(settings, len(data.source), number)

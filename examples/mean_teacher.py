@@ -24,7 +24,7 @@ from _common.loading import as_floats
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
 from _data.augmentation import relit, training_transform
-from _data.checks import look_at_masks
+from _data.checks import check_pasting, look_at_masks
 from _data.opening import open_data
 from _networks.build import build
 from _reporting import three_channels
@@ -59,8 +59,7 @@ class MeanTeacherSettings(Settings):
 def main() -> None:
     settings = parse(MeanTeacherSettings, __doc__)
     run = Run(settings)
-    if settings.paste_from == "target" and settings.batch == run.world:
-        raise SystemExit("--paste-from target: a process pastes between its own images, and --batch gives each but one")
+    check_pasting(run)
     data = open_data(settings, run)
     torch.manual_seed(settings.seed)
     net = build(settings, data.label_map.num_classes)

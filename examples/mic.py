@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from _common.evaluation import evaluate, line, score_before, summary
 from _common.loading import as_floats
-from _common.progress import progress
+from _common.rounds import rare_class_order
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
 from _data.augmentation import mark_padding, training_transform
@@ -30,7 +30,7 @@ from _networks.build import Scaled, build
 
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.losses import cross_entropy
-from selftrain_seg.mining import ClassIndex, RareClassSampler, class_mix
+from selftrain_seg.mining import class_mix
 from selftrain_seg.selectors import select_fixed
 from selftrain_seg.teachers import MeanTeacher
 from selftrain_seg.views import StrongSettings, WeakStrongViews, mask_patches
@@ -67,17 +67,8 @@ def main() -> None:
     run.expect(settings.steps)
     score_before(net, data, run)
 
-    masks = progress(data.source.masks(), "classes of the source masks", disable=not run.main)
-    sampler = RareClassSampler(
-        ClassIndex.from_masks(masks, num_classes),
-        temperature=settings.temperature,
-        num_samples=settings.steps * settings.accumulate * settings.batch,
-        seed=run.seed("rare classes"),
-        rank=0,  # the order of all processes; the loader shares it among them
-        num_replicas=1,
-    )
     transform = training_transform(settings.crop, scale=settings.scale_range, jitter=settings.colour_jitter)
-    source = run.loader(data.source, "source", transform, list(sampler))
+    source = run.loader(data.source, "source", transform, rare_class_order(data, run, settings.temperature))
     target = run.loader(data.target, "target", mark_padding(transform))
 
     noise = StrongSettings(

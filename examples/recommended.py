@@ -7,9 +7,9 @@ The share of pixels that the teacher is sure of weighs the target's loss, so a t
 ``kept.pt`` holds the weights that this check chose without target labels: those before training, if nothing helped.
 
 This is no paper's recipe: it combines published parts (mean teacher, DACS, AdaIN's moments, mixed BatchNorm). On the
-embedded benchmark it is among the best trainers (docs/results.md). With a pre-trained network
-nothing that was tried gained on all source models (docs/results_real.md). There the check is what this trainer is for,
-and ``--target-weight 0`` trains on source images alone.
+embedded benchmark it is among the best trainers (docs/results.md). With a pre-trained network nothing that was tried
+gained on all source models (docs/results_real.md). There the check is what this trainer is for, and ``--target-weight
+0`` learns from source images alone, though BatchNorm that is not frozen still sees target images.
 
 ``python examples/source_only.py && python examples/recommended.py --init runs/source_only/model.pt``. With other data
 than the embedded benchmark, add ``--check restyled`` to the first command, so that both hold out the same images.
@@ -23,18 +23,18 @@ from typing import Literal
 import torch
 from _common.evaluation import evaluate, line, score_before, summary
 from _common.loading import as_floats
-from _common.progress import progress
+from _common.rounds import rare_class_order
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
 from _data.augmentation import mark_padding, relit, training_transform
-from _data.checks import look_at_masks
+from _data.checks import check_pasting, look_at_masks
 from _data.opening import open_data
 from _networks.build import build
 from torch import Tensor
 
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.losses import cross_entropy
-from selftrain_seg.mining import ClassIndex, RareClassSampler, class_mix
+from selftrain_seg.mining import class_mix
 from selftrain_seg.restyle import match_moments
 from selftrain_seg.selectors import select_fixed
 from selftrain_seg.teachers import MeanTeacher
@@ -58,6 +58,8 @@ def restyled(images: Tensor, targets: Tensor, share: float) -> Tensor:
     """Give a share of the source images the colours of a target image of the batch."""
     styles = targets[torch.randint(len(targets), (len(images),))]
     chosen = torch.rand(len(images), 1, 1, 1) < share
+    if not chosen.any():
+        return images
     return torch.where(chosen.to(images.device), match_moments(images, styles, clip=True), images)
 
 
@@ -65,8 +67,7 @@ def restyled(images: Tensor, targets: Tensor, share: float) -> Tensor:
 def main() -> None:
     settings = parse(RecommendedSettings, __doc__)
     run = Run(settings)
-    if settings.paste_from == "target" and settings.batch == run.world:
-        raise SystemExit("--paste-from target: a process pastes between its own images, and --batch gives each but one")
+    check_pasting(run)
     data = open_data(settings, run)
     num_classes = data.label_map.num_classes
     torch.manual_seed(settings.seed)
@@ -80,18 +81,7 @@ def main() -> None:
     run.expect(settings.steps)
     score_before(net, data, run)
 
-    order = None
-    if settings.rare_temperature:
-        masks = progress(data.source.masks(), "classes of the source masks", disable=not run.main)
-        sampler = RareClassSampler(
-            ClassIndex.from_masks(masks, num_classes),
-            temperature=settings.rare_temperature,
-            num_samples=settings.steps * settings.accumulate * settings.batch,
-            seed=run.seed("rare classes"),
-            rank=0,  # the order of all processes; the loader shares it among them
-            num_replicas=1,
-        )
-        order = list(sampler)
+    order = rare_class_order(data, run, settings.rare_temperature) if settings.rare_temperature else None
     transform = training_transform(settings.crop, scale=settings.scale_range, jitter=settings.colour_jitter)
     source = run.loader(data.source, "source", transform, order)
     target = run.loader(data.target, "target", mark_padding(transform))

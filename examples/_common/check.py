@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from _common.files import save_atomically, save_json
+from _common.files import save_json
 from selftrain_seg.stopping import RoundCheck
 from selftrain_seg.visualize import record_step
 
@@ -46,7 +46,7 @@ def keep_if_better(
     run.say(f"{where}: {SCORE} {score:.1f}" + (f", {score - start[SCORE]:+.1f} over {start['at']}" * (not before)))
     record_step(run.out, run.steps_done, {SCORE: score})
     if kept["at"] == where:
-        save_atomically({name: tensor.cpu() for name, tensor in net.state_dict().items()}, run.out / _WEIGHTS)
+        run.save_weights(net, _WEIGHTS)
     save_json(entries, run.out / _FILE)
 
 

@@ -72,7 +72,7 @@ def reestimate_batchnorm(net: nn.Module, data: Data, run: Run, share: float | st
     """Give BatchNorm the statistics of all target images, or mix them with those of source images.
 
     Processes share the images. Both are estimated anew, since in training the running statistics become a mixture of
-    both domains; of the source from as many images as are held out.
+    both domains; those of the source from at least ``--check-images`` of its images, evenly spread, if it has so many.
 
     Args:
         net: the network itself.

@@ -16,7 +16,7 @@ from _common.loading import in_blocks
 from _common.progress import progress
 from _common.run import Run
 from selftrain_seg import PseudoLabels
-from selftrain_seg.mining import SmallClassCrop, classes_below, rare_classes
+from selftrain_seg.mining import ClassIndex, RareClassSampler, SmallClassCrop, classes_below, rare_classes
 from selftrain_seg.store import PseudoLabelStore, StoredRound
 from selftrain_seg.thresholds import PortionSchedule, source_subset
 
@@ -131,6 +131,21 @@ def source_order(settings: Any, length: int, number: int) -> list[int] | None:
         return None
     share = PortionSchedule(*settings.source_portion)(number)
     return source_subset(length, share, seed=settings.seed + number * settings.source_redraw).tolist()
+
+
+def rare_class_order(data: Data, run: Run, temperature: float) -> list[int]:
+    """Indices of the source images of ``--steps``, drawn so that those with rare classes come often."""
+    settings, num_classes = run.settings, data.label_map.num_classes
+    masks = progress(data.source.masks(), "classes of the source masks", disable=not run.main)
+    sampler = RareClassSampler(
+        ClassIndex.from_masks(masks, num_classes),
+        temperature=temperature,
+        num_samples=settings.steps * settings.accumulate * settings.batch,
+        seed=run.seed("rare classes"),
+        rank=0,  # the order of all processes; the loader shares it among them
+        num_replicas=1,
+    )
+    return list(sampler)
 
 
 def small_class_crop(stored: StoredRound, size: Sequence[int], rarest: bool = True) -> SmallClassCrop:

@@ -327,14 +327,15 @@ class Run:
     def keep_best(self, net: nn.Module, score: float, where: str) -> None:
         """Keep the weights that have had the highest validation mIoU, in ``best.pt``."""
         if self.main and score > self._best().get("mIoU", -math.inf):
-            self._save_weights(net, "best.pt")
+            self.save_weights(net, "best.pt")
             save_json({"mIoU": score, "at": where}, self.out / "best.json")
 
     def _best(self) -> dict[str, Any]:
         path = self.out / "best.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
-    def _save_weights(self, net: nn.Module, name: str) -> None:
+    def save_weights(self, net: nn.Module, name: str) -> None:
+        """Write a network's weights, on the CPU, into the run's folder."""
         save_atomically({key: tensor.cpu() for key, tensor in net.state_dict().items()}, self.out / name)
 
     def finish(self, net: nn.Module, results: dict[str, Any]) -> None:
@@ -347,7 +348,7 @@ class Run:
                 results |= {"best mIoU": best["mIoU"], "best at": best["at"]}
                 self.say(f"best: mIoU {best['mIoU']:.1f} {best['at']}, weights in {self.out / 'best.pt'}")
             results |= verdict(self)
-            self._save_weights(net, "model.pt")
+            self.save_weights(net, "model.pt")
             save_json(results, self.out / "result.json")
             self.say(f"report: {report(self.out)}")
         self.accelerator.end_training()

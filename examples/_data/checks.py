@@ -32,6 +32,12 @@ def check_values(image: Tensor, name: str) -> None:
         )
 
 
+def check_pasting(run: Run) -> None:
+    """Stop if ``--paste-from target`` leaves a process nothing to paste from."""
+    if run.settings.paste_from == "target" and run.settings.batch == run.world:
+        raise SystemExit("--paste-from target: a process pastes between its own images, and --batch gives each but one")
+
+
 def digests(parts: dict[str, Any], settings: Settings) -> dict[str, str]:
     """Digests of the names and sizes of each part's images, and masks where it has them; of the file of classes."""
     made = {name: _digest(part) for name, part in parts.items() if part is not None}

@@ -63,6 +63,13 @@ class Variant:
     source_masked: float = 0.0
 
 
+def _in_rounds(word: str, rounds: int, variants: dict[str, Variant]) -> dict[str, Variant]:
+    """The same variants in several rounds of small batches."""
+    return {
+        f"{word} rounds, {name}": replace(variant, rounds=rounds, batch=(2, 2)) for name, variant in variants.items()
+    }
+
+
 CBST = Variant()
 CONTROL = replace(CBST, labels="none")
 TEACHER = Variant(labels="teacher", normalize="all", paste="source", strong=True)
@@ -98,9 +105,10 @@ VARIANTS = {
     "constant learning rate": replace(CBST, schedule="constant"),
     "twice as many source images": replace(CBST, batch=(8, 4)),
 }
-VARIANTS |= {
-    f"three rounds, {name}": replace(variant, rounds=3, batch=(2, 2))
-    for name, variant in {
+VARIANTS |= _in_rounds(
+    "three",
+    3,
+    {
         "control: source only": CONTROL,
         "CBST": CBST,
         "floor of 0.9": replace(CBST, labels="floor"),
@@ -120,11 +128,12 @@ VARIANTS |= {
         "divided by all pixels": replace(CBST, normalize="all"),
         "BatchNorm mixed, 0.15": replace(CBST, alpha=0.15),
         "LRENT soft labels": replace(CBST, labels="soft"),
-    }.items()
-}
-VARIANTS |= {
-    f"two rounds, {name}": replace(variant, rounds=2, batch=(2, 2))
-    for name, variant in {
+    },
+)
+VARIANTS |= _in_rounds(
+    "two",
+    2,
+    {
         "control: source only": CONTROL,
         "CBST": CBST,
         "bound: truth": replace(CBST, labels="truth"),
@@ -150,5 +159,5 @@ VARIANTS |= {
         "strong, mixed styles, sure pixels": replace(MASKED, masked=0.0, taught="sure"),
         "both masked, mixed styles": replace(MASKED, source_masked=0.3, grey=False),
         "teacher, masked, mixed styles": MASKED,
-    }.items()
-}
+    },
+)

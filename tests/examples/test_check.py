@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import random
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from selftrain_seg.restyle import ConfusionMatrix, match_moments
-from tests.examples.trainers import EXAMPLES, assert_same_network, result, run, run_and_kill
+from tests.examples.trainers import EXAMPLES, assert_same_network, result, run, run_and_kill, source_run
 
 
 @pytest.fixture
@@ -42,12 +43,15 @@ def images(count, seed, *, low=0.0, high=1.0, labels=True):
 
 def bare_run(tmp_path, **changes):
     """What the functions under test read of a run."""
+    from _common.run import Run
+
     settings = {"reestimate_bn": 0, "check": "restyled", "check_images": 64, "check_tolerance": 0.0, "init": None}
     settings |= {"tile": None, "overlap": 0.25, "workers": 0, "predict_batch": 2, "scales": (1.0,), "flip": False}
     settings |= {"data": "folders", "seed": 0, **changes}
     run = SimpleNamespace(settings=Namespace(**settings), out=tmp_path, rank=0, world=1, main=True, steps_done=0)
     run.device, run.autocast, run.told = torch.device("cpu"), contextlib.nullcontext, []
     run.say, run.average_buffers = run.told.append, lambda _: None
+    run.save_weights = functools.partial(Run.save_weights, run)
     return run
 
 
@@ -307,9 +311,7 @@ def test_without_a_check_there_is_no_verdict(common, tmp_path):
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """Options that all runs here share: a source model, and the data it was trained on."""
-    folder = tmp_path_factory.mktemp("check")
-    run("source_only.py", folder / "out", "--smoke", "--steps", 21, "--root", folder / "streets")
-    return ["--smoke", "--root", folder / "streets", "--init", folder / "out" / "model.pt", "--batch", 2]
+    return source_run(tmp_path_factory.mktemp("check"))
 
 
 def entries(out):

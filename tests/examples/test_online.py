@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from selftrain_seg.store import PseudoLabelStore
 from selftrain_seg.teachers import perturb_features
-from tests.examples.trainers import EXAMPLES, assert_same_network, result, run, run_and_kill
+from tests.examples.trainers import EXAMPLES, assert_same_network, result, run, run_and_kill, source_run
 
 pytestmark = pytest.mark.slow
 
@@ -20,9 +20,7 @@ RUNS = {
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """Options that all runs here share: a source model, and the data it was trained on."""
-    folder = tmp_path_factory.mktemp("online")
-    run("source_only.py", folder / "out", "--smoke", "--steps", 21, "--root", folder / "streets")
-    return ["--smoke", "--root", folder / "streets", "--init", folder / "out" / "model.pt", "--batch", 2]
+    return source_run(tmp_path_factory.mktemp("online"))
 
 
 def losses(out):

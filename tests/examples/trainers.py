@@ -124,6 +124,12 @@ def _script(words: list[str], log: Path, variables: dict[str, str]) -> None:
     runpy.run_path(words[0], run_name="__main__")
 
 
+def source_run(folder: Path) -> list[object]:
+    """Train a source model on small exported folders; returns options for short runs that start from it."""
+    run("source_only.py", folder / "out", "--smoke", "--steps", 21, "--root", folder / "streets")
+    return ["--smoke", "--root", folder / "streets", "--init", folder / "out" / "model.pt", "--batch", 2]
+
+
 def result(out: Path) -> dict[str, object]:
     """``result.json`` without what differs from run to run."""
     found = json.loads((out / "result.json").read_text(encoding="utf-8"))
