@@ -421,5 +421,6 @@ def test_a_tight_picture_keeps_its_legend(tmp_path):
         heights.append(np.diff(rows).tolist())
     for picture, gap, patch in heights:
         # A tight picture begins at a fraction of a pixel.
-        assert abs(picture - heights[0][0]) <= 1 and abs(patch - heights[0][2]) <= 1
+        assert abs(picture - heights[0][0]) <= 1
+        assert abs(patch - heights[0][2]) <= 1
         assert gap >= 10
