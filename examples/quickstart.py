@@ -2,7 +2,8 @@
 
 One command and nothing to download: ``python examples/quickstart.py``. It trains on the source domain of the
 embedded benchmark, re-estimates BatchNorm on the target images, runs rounds of CBST and prints what each step gave.
-``--compare`` adds the controls that such a number should stand beside.
+``--compare`` adds the controls that such a number should stand beside. ``--method recommended`` trains with a mean
+teacher instead, and says at the end, without target labels, whether that was of use.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from _common.loading import as_floats
 from _common.progress import progress
 from _networks.small_unet import SmallUNet
 from _quickstart.benchmark import batches, draw, streets
-from _quickstart.pages import LOSS_EVERY, print_round, print_table, record, write_picture, write_results
+from _quickstart.online import SCORE, Recommended
+from _quickstart.pages import LOSS_EVERY, print_round, print_table, record, record_check, write_picture, write_results
 from _quickstart.training import evaluate, jitter, predict, reestimate_batchnorm, train_source
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -39,12 +41,12 @@ CONTROLS = {
     "global": "one global threshold",
     "supervised": "upper bound: target labels",
 }
-NAMES = {"cbst": "CBST", "mrkld": "CRST-MRKLD", **CONTROLS}
+NAMES = {"cbst": "CBST", "mrkld": "CRST-MRKLD", "recommended": "recommended recipe", **CONTROLS}
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=("cbst", "mrkld"), default="cbst")
+    parser.add_argument("--method", choices=("cbst", "mrkld", "recommended"), default="cbst")
     parser.add_argument("--mine", action="store_true", help="train on target crops around the rarest classes")
     parser.add_argument("--compare", action="store_true", help="also run the controls")
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="with several, the table has their mean")
@@ -57,6 +59,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--smoke", action="store_true", help="a few steps only, to see that everything runs")
     args = parser.parse_args()
+    if args.mine and args.method == "recommended":
+        parser.error("--mine needs the labels of a whole round: expected --method cbst or mrkld, got recommended")
     if args.smoke:
         args.images, args.source_steps, args.steps, args.rounds = [16, 16, 8], 4, 2, 2
     return args
@@ -91,10 +95,12 @@ def adapt(
     val: TensorDataset,
     args: argparse.Namespace,
     seed: int,
+    recipe: Recommended | None = None,
 ) -> list[Tensor]:
     """Self-training in rounds: label the target images, train on both domains, and again.
 
-    Changes ``net``; returns the per-class IoU after each round.
+    The recommended ``recipe`` labels the images of each step instead. Changes ``net``; returns the per-class IoU after
+    each round.
     """
     settings = [CODE, args.source_steps, args.steps, args.images, args.mine, args.threads]
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
@@ -104,8 +110,10 @@ def adapt(
         if checkpoint.exists():  # a killed run continues from here
             saved = torch.load(checkpoint, map_location=args.device, weights_only=True)
             net.load_state_dict(saved["net"])
+            if recipe is not None:
+                recipe.load_state_dict(saved["recipe"])
             history.append(saved["iou"])
-            print(f"{NAMES[method]}, round {number + 1}: target mIoU {saved['iou'].nanmean():.1f} (from {checkpoint})")
+            print(f"{outcome(method, number + 1, history, recipe)} (from {checkpoint})")
             record(args.notes, run_name(args, method, seed), number + 1, args.steps, saved, target)
             continue
         torch.manual_seed(1000 * seed + number)
@@ -130,19 +138,22 @@ def adapt(
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, args.steps, power=0.9)
         losses = []
         for step in progress(range(args.steps), f"{NAMES[method]} round {number + 1}", unit="step"):
+            # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
             images, truth = source[draw(source, 4, generator)]
             loss = cross_entropy(net(jitter(as_floats(images))), truth)
-            if method == "source":
-                images, chosen = source[draw(source, 4, generator)]
+            if recipe is not None:
+                loss = loss + recipe.loss(net, target.tensors[0][draw(target, 4, generator)])
             else:
-                index = draw(target, 4, generator)
-                images, chosen = target.tensors[0][index], labels[index]
-            if args.mine and rare is not None:
-                corners = mine_crops(chosen, rare, size, generator=corner_generator)
-                images, chosen = crop(images, corners, size), crop(chosen, corners, size)
-            # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
-            target_loss = mrkld_loss if method == "mrkld" else cross_entropy
-            loss = loss + target_loss(net(jitter(as_floats(images))), chosen)
+                if method == "source":
+                    images, chosen = source[draw(source, 4, generator)]
+                else:
+                    index = draw(target, 4, generator)
+                    images, chosen = target.tensors[0][index], labels[index]
+                if args.mine and rare is not None:
+                    corners = mine_crops(chosen, rare, size, generator=corner_generator)
+                    images, chosen = crop(images, corners, size), crop(chosen, corners, size)
+                target_loss = mrkld_loss if method == "mrkld" else cross_entropy
+                loss = loss + target_loss(net(jitter(as_floats(images))), chosen)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -154,10 +165,19 @@ def adapt(
         history.append(evaluate(net, val, len(CLASSES)))
         notes |= {"iou": history[-1], "losses": torch.tensor([float(loss) for loss in losses])}
         saved = {"net": net.state_dict(), **notes}
+        if recipe is not None:
+            recipe.measure(net)
+            saved["recipe"] = recipe.state_dict()
         save_atomically(saved, checkpoint)
-        print(f"{NAMES[method]}, round {number + 1}: target mIoU {history[-1].nanmean():.1f}")
+        print(outcome(method, number + 1, history, recipe))
         record(args.notes, run_name(args, method, seed), number + 1, args.steps, saved, target)
     return history
+
+
+def outcome(method: str, number: int, history: list[Tensor], recipe: Recommended | None) -> str:
+    """Say how good the network is after a round."""
+    checked = "" if recipe is None else f", {SCORE} {recipe.check.scores[-1]:.1f}"
+    return f"{NAMES[method]}, round {number}: target mIoU {history[-1].nanmean():.1f}{checked}"
 
 
 def run_name(args: argparse.Namespace, method: str, seed: int) -> str:
@@ -165,8 +185,11 @@ def run_name(args: argparse.Namespace, method: str, seed: int) -> str:
     return NAMES[method].replace(":", ",") + (f", seed {seed}" if len(args.seed) > 1 else "")
 
 
-def run(args: argparse.Namespace, seed: int, results: dict[str, list[Tensor]]) -> None:
-    """One seed: source training, BatchNorm re-estimation, adaptation, and with --compare the controls."""
+def run(args: argparse.Namespace, seed: int, results: dict[str, list[Tensor]], verdicts: dict[str, str]) -> None:
+    """One seed: source training, BatchNorm re-estimation, adaptation, and with --compare the controls.
+
+    Adds to ``results`` the per-class IoU of each network, and to ``verdicts`` what the recommended recipe says.
+    """
     device, cache = torch.device(args.device), args.out / f"cache-{CODE}"
     splits = [("source", "train"), ("target", "train"), ("target", "val")]
     source, target, val = (
@@ -190,11 +213,17 @@ def run(args: argparse.Namespace, seed: int, results: dict[str, list[Tensor]]) -
 
     curves = {}
     for method in [args.method, *(CONTROLS if args.compare else ())]:
-        adapted = copy.deepcopy(net)
+        adapted, recipe = copy.deepcopy(net), None
+        if method == "recommended":
+            recipe = Recommended(adapted, streets("source", "val", args.images[2], seed, cache, device), target)
+            print(f"{NAMES[method]}, before training: {SCORE} {recipe.check.scores[0]:.1f}")
         before = [results[name][-1] for name in ("source only", "BatchNorm re-estimated")]
         for number, iou in zip((-1, 0), before, strict=True):
             record_round(args.notes, number, classes=CLASSES, iou=iou, group=run_name(args, method, seed))
-        history = adapt(adapted, method, source, target, val, args, seed)
+        history = adapt(adapted, method, source, target, val, args, seed, recipe)
+        if recipe is not None and history:
+            verdicts[run_name(args, method, seed)] = recipe.verdict()
+            record_check(args.notes, run_name(args, method, seed), recipe.check)
         curves[NAMES[method]] = [*before, *history]
         results.setdefault(NAMES[method], []).append(curves[NAMES[method]][-1])
         if method == args.method:
@@ -216,10 +245,13 @@ def main() -> None:
     shutil.rmtree(args.notes, ignore_errors=True)
     record_about(args.notes)
     results: dict[str, list[Tensor]] = {}
+    verdicts: dict[str, str] = {}
     for seed in args.seed:
-        run(args, seed, results)
+        run(args, seed, results, verdicts)
     print_table(results, CLASSES, SyntheticStreets.rare)
-    write_results(args.notes, args, results, CLASSES, SyntheticStreets.rare)
+    for name, verdict in verdicts.items():
+        print(f"\n{name}: {verdict}")
+    write_results(args.notes, args, results, CLASSES, SyntheticStreets.rare, verdicts)
     page = report(args.notes, args.out / "report.html")
     print(f"\nreport: {page}, its pictures in short: {args.out / 'quickstart-report.png'}")
 

@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 from selftrain_seg.datasets import SyntheticStreets
 from selftrain_seg.mining import mine_crops
 from selftrain_seg.selectors import SelectionSummary
+from selftrain_seg.stopping import RoundCheck
 from selftrain_seg.visualize import crop_sheet, curves, record_picture, record_round, record_step, selection_map
 
 LOSS_EVERY = 10  # steps
@@ -125,10 +126,24 @@ def record(folder: Path, run: str, number: int, steps: int, saved: Mapping[str, 
             record_picture(folder, f"{run}, round {number} crops around rare classes", sheet)
 
 
+def record_check(folder: Path, run: str, check: RoundCheck) -> None:
+    """Leave the deciding score of each round for the report; that of the network before training is round 0."""
+    for number, score in enumerate(check.scores):
+        record_step(folder, number, {f"{run}, {check.score} by round": score})
+
+
 def write_results(
-    folder: Path, args: Namespace, results: Mapping[str, Sequence[Tensor]], classes: Sequence[str], rare: Sequence[int]
+    folder: Path,
+    args: Namespace,
+    results: Mapping[str, Sequence[Tensor]],
+    classes: Sequence[str],
+    rare: Sequence[int],
+    verdicts: Mapping[str, str],
 ) -> None:
-    """Write ``arguments.json`` and ``result.json``, for the report: the IoU of each run, mean over the seeds."""
+    """Write ``arguments.json`` and ``result.json``, for the report: the IoU of each run, mean over the seeds; verdicts.
+
+    ``verdicts`` says by name of a run which network to keep.
+    """
     found = {}
     for name, runs in results.items():
         mean, rare_mean = (_mean_iou(runs, columns) for columns in (range(len(classes)), rare))
@@ -139,4 +154,5 @@ def write_results(
             "iou": dict(zip(classes, iou, strict=True)),
         }
     save_json(vars(args), folder / "arguments.json", default=str)
-    save_json(found, folder / "result.json")
+    said = {f"verdict, {name}": verdict for name, verdict in verdicts.items()}
+    save_json({**said, **found}, folder / "result.json")
