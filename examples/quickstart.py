@@ -20,7 +20,7 @@ from _common.loading import as_floats
 from _common.progress import progress
 from _networks.small_unet import SmallUNet
 from _quickstart.benchmark import batches, draw, streets
-from _quickstart.online import SCORE, Recommended
+from _quickstart.online import SCORE, Recommended, verdict
 from _quickstart.pages import LOSS_EVERY, print_round, print_table, record, record_check, write_picture, write_results
 from _quickstart.training import evaluate, jitter, predict, reestimate_batchnorm, train_source
 from torch import Tensor, nn
@@ -46,7 +46,8 @@ NAMES = {"cbst": "CBST", "mrkld": "CRST-MRKLD", "recommended": "recommended reci
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=("cbst", "mrkld", "recommended"), default="cbst")
+    methods = "class-balanced thresholds; these with CRST's regulariser; mean teacher, checked without target labels"
+    parser.add_argument("--method", choices=("cbst", "mrkld", "recommended"), default="cbst", help=methods)
     parser.add_argument("--mine", action="store_true", help="train on target crops around the rarest classes")
     parser.add_argument("--compare", action="store_true", help="also run the controls")
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="with several, the table has their mean")
@@ -222,7 +223,7 @@ def run(args: argparse.Namespace, seed: int, results: dict[str, list[Tensor]], v
             record_round(args.notes, number, classes=CLASSES, iou=iou, group=run_name(args, method, seed))
         history = adapt(adapted, method, source, target, val, args, seed, recipe)
         if recipe is not None and history:
-            verdicts[run_name(args, method, seed)] = recipe.verdict()
+            verdicts[run_name(args, method, seed)] = verdict(recipe.check)
             record_check(args.notes, run_name(args, method, seed), recipe.check)
         curves[NAMES[method]] = [*before, *history]
         results.setdefault(NAMES[method], []).append(curves[NAMES[method]][-1])
@@ -249,8 +250,8 @@ def main() -> None:
     for seed in args.seed:
         run(args, seed, results, verdicts)
     print_table(results, CLASSES, SyntheticStreets.rare)
-    for name, verdict in verdicts.items():
-        print(f"\n{name}: {verdict}")
+    for name, text in verdicts.items():
+        print(f"\n{name}: {text}")
     write_results(args.notes, args, results, CLASSES, SyntheticStreets.rare, verdicts)
     page = report(args.notes, args.out / "report.html")
     print(f"\nreport: {page}, its pictures in short: {args.out / 'quickstart-report.png'}")

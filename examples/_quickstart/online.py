@@ -70,17 +70,6 @@ class Recommended:
         found = restyled_confusion(net, batches(self.held_out), styles, num_classes=classes, restyle=restyle)
         self.check.record(len(self.check.scores), {SCORE: 100 * found.miou})
 
-    def verdict(self) -> str:
-        """Say which network to keep: the one before training, unless the best round gains more than noise."""
-        scores, best = self.check.scores, self.check.verdict().best
-        gain = scores[best] - scores[0]
-        if gain > NOISE:
-            return f"keep round {best} ({SCORE} {scores[best]:.1f}, {gain:+.1f} over the network before training)"
-        return (
-            f"adaptation is not helping here: keep the network before training ({SCORE} {scores[0]:.1f}, at best "
-            f"{max(scores[1:]):.1f} after a round; a gain of {NOISE:g} point or less is noise)"
-        )
-
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
         return {"teacher": self.teacher.state_dict(), "check": self.check.state_dict()}
@@ -89,3 +78,15 @@ class Recommended:
         """Continue from a ``state_dict``."""
         self.teacher.load_state_dict(state["teacher"])
         self.check.load_state_dict(state["check"])
+
+
+def verdict(check: RoundCheck) -> str:
+    """Say which network to keep: the one before training, unless the best round gains more than noise."""
+    scores, best = check.scores, check.verdict().best
+    gain = scores[best] - scores[0]
+    if gain > NOISE:
+        return f"keep round {best} ({SCORE} {scores[best]:.1f}, {gain:+.1f} over the network before training)"
+    return (
+        f"adaptation is not helping here: keep the network before training ({SCORE} {scores[0]:.1f}, at best "
+        f"{max(scores[1:]):.1f} after a round; a gain of {NOISE:g} point or less is noise)"
+    )
