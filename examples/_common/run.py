@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
+from _data.held_out import holds_out
 from _networks.build import parameter_groups
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
@@ -34,8 +35,9 @@ from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.visualize import record_about, record_step, report
 
 # Settings that may differ when a run is resumed: they say where it runs and what it tells, not what training does.
-_MAY_CHANGE = {"out", "rounds", "device", "workers", "threads", "checkpoint_every", "log_every", "scales", "flip"}
-_MAY_CHANGE |= {"tracker", "eval_every", "fusion", "missing_classes"}
+_MAY_CHANGE = {"out", "rounds", "device", "workers", "threads", "checkpoint_every", "log_every", "tracker"}
+_MAY_CHANGE |= {"eval_every", "missing_classes"}
+_MEASURED = {"scales", "flip", "fusion"}  # these, too, unless what is measured decides about weights or BatchNorm
 # What a run tells about itself.
 _TOLD = ("*.jsonl", "rounds/**/*.json", "pictures/*.png", "source-masks.json", "data.json", "about.json", "seen/*.pt")
 _TOLD += ("best.*", ".best-*", "check.json", "kept.*", ".kept-*")
@@ -370,7 +372,8 @@ class Run:
             for old in itertools.chain.from_iterable(map(self.out.glob, _TOLD)):
                 old.unlink()
         settings = json.loads(json.dumps({**vars(self.settings), "processes": self.world}, default=str))
-        asked = {name: value for name, value in settings.items() if name not in _MAY_CHANGE}
+        may_change = _MAY_CHANGE if holds_out(self.settings) else _MAY_CHANGE | _MEASURED
+        asked = {name: value for name, value in settings.items() if name not in may_change}
         changed = self._changed("arguments.json", asked, leave=FOLDERS | {"root", "source_root"})
         if changed:
             what = "; ".join(f"{name} {value}, now {asked.get(name)}" for name, value in changed.items())

@@ -92,6 +92,30 @@ def test_optimizers(started, words, kind, decay):
     assert optimizer.param_groups[0].get("momentum", 0.9) == 0.9
 
 
+# What may change when a run is resumed
+
+
+@pytest.mark.parametrize("words", [["--flip"], ["--scales", 0.5, 1.0], ["--fusion", "logits"]])
+@pytest.mark.parametrize(
+    ("begun", "refused"),
+    [
+        ([], False),
+        (["--check", "restyled"], True),
+        (["--reestimate-bn", "auto"], True),
+        (["--reestimate-bn", 1], False),
+    ],
+)
+def test_how_images_are_measured_may_change_unless_that_decides(started, tmp_path, words, begun, refused):
+    started(*begun)
+    (tmp_path / "out" / "checkpoints" / "labelled-000001").mkdir(parents=True)
+    expected = (
+        pytest.raises(SystemExit, match=f"was begun with {words[0][2:]} .*: choose") if refused else nullcontext()
+    )
+    with expected:
+        started(*begun, *words)
+    started(*begun)
+
+
 # Images
 
 
