@@ -417,7 +417,7 @@ def test_recommended_killed_and_restarted_keeps_the_same_weights(begun, tmp_path
 
 @pytest.mark.slow
 def test_recommended_on_two_processes(begun, tmp_path):
-    options = [*begun, "--batch", 4, "--paste-from", "source"]
+    options = [*begun, "--batch", 4, "--paste-from", "source", "--jitter", 4]
     run("recommended.py", tmp_path / "one", *options)
     run("recommended.py", tmp_path / "two", *options, processes=2)
     # Before training they do the same, but for the rounding of sums over processes.
