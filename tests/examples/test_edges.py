@@ -428,7 +428,7 @@ def test_one_number_for_all_colours_may_exceed_the_most_of_the_hue(common):
 
 
 def test_a_setting_of_the_prior_without_the_prior_is_refused(common, monkeypatch):
-    with pytest.raises(SystemExit, match="^--normalise-prior says how .*: add --spatial-prior$"):
+    with pytest.raises(SystemExit, match=r"^--normalise-prior says how .*: add --spatial-prior$"):
         parsed(monkeypatch, "cbst.py", "--normalise-prior")
     assert parsed(monkeypatch, "cbst.py", "--normalise-prior", "--spatial-prior").normalise_prior
 
