@@ -100,9 +100,10 @@ def test_a_start_that_was_trained_on_the_held_out_images_is_told(common, tmp_pat
     for check, count, expected in (("none", 64, 1), ("restyled", 64, 0), ("restyled", 32, 1)):
         begun = {"data": "folders", "check": check, "check_images": count, "reestimate_bn": 0}
         (tmp_path / "arguments.json").write_text(json.dumps(begun))
-        run = bare_run(tmp_path, init=tmp_path / "model.pt")
-        hold_out(data, run)
-        assert sum("was trained on the held-out images" in text for text in run.told) == expected
+        for init in (tmp_path / "model.pt", tmp_path):
+            run = bare_run(tmp_path, init=init)
+            hold_out(data, run)
+            assert sum("was trained on the held-out images" in text for text in run.told) == expected
 
 
 def test_without_source_images_nothing_can_be_held_out(common, tmp_path):

@@ -433,6 +433,13 @@ def test_a_setting_of_the_prior_without_the_prior_is_refused(common, monkeypatch
     assert parsed(monkeypatch, "cbst.py", "--normalise-prior", "--spatial-prior").normalise_prior
 
 
+@pytest.mark.parametrize("words", [["--second-init", "model.pt"], ["--flip-labels"]])
+def test_a_setting_of_two_students_for_one_is_refused(common, monkeypatch, words):
+    with pytest.raises(SystemExit, match=r"^--second-init and --flip-labels are .*: add --mutual$"):
+        parsed(monkeypatch, "dst_cbc.py", *words)
+    assert parsed(monkeypatch, "dst_cbc.py", "--mutual", *words).mutual
+
+
 # A user's own folders
 
 
