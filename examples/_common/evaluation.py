@@ -212,7 +212,8 @@ def _fused(net: nn.Module, images: Tensor, run: Run) -> Tensor:
         return predict(net, images, run)
     if run.settings.fusion == "logits":
         return _mean_logits(net, images, run, scales, flip)
-    return fuse_views(lambda view: predict(net, view, run), images, scales=scales, flip=flip).log()
+    probs = fuse_views(lambda view: predict(net, view, run), images, scales=scales, flip=flip)
+    return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()  # resizing turns -inf into NaN
 
 
 def _mean_logits(
