@@ -1,12 +1,16 @@
 """The recommended recipe: careful self-training that says at the end whether it was of use.
 
-A mean teacher labels target images. The student learns from source images, a share of them in the colours of target
-images if asked for, and from target images in other colours. ``--paste-from`` pastes classes of other images onto these
-(ClassMix). The share of pixels that the teacher is sure of weighs the target's loss, so a teacher in doubt teaches
-little. ``--leave-rare`` ignores target pixels that may be of a small class, since teachers overlook some of them.
-``--evaluated teacher`` measures and saves the teacher, whose weights are an average. Every ``--eval-every`` steps the
-mIoU on held-out source images in the colours of target images is measured. At the end ``kept.pt`` holds the weights
-that this check chose without target labels: those before training, if nothing helped.
+A mean teacher labels target images, and the student learns from source images and from target images in other colours.
+The share of pixels that the teacher is sure of weighs the target's loss, so a teacher in doubt teaches little. With
+``--paste-from``, classes of other images are pasted onto target images (ClassMix).
+
+``--rare-from-source 0.03`` protects classes that cover less than 3 % of the source. Teachers overlook some of their
+pixels, and teach that these are something else. So target pixels that may be of such a class are ignored, and the
+pixels of such classes in source images are pasted onto target images. ``--evaluated teacher`` measures and saves the
+teacher, whose weights are an average.
+
+Every ``--eval-every`` steps the mIoU on held-out source images in the colours of target images is measured. At the end
+``kept.pt`` holds the weights that this check chose without target labels: those before training, if nothing helped.
 
 This is no paper's recipe: it combines published parts (mean teacher, DACS, AdaIN's moments, mixed BatchNorm). On the
 embedded benchmark it is among the best trainers (docs/results.md). With a pre-trained network nothing that was tried
@@ -37,7 +41,7 @@ from torch import Tensor
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.losses import cross_entropy
 from selftrain_seg.mining import class_mix, classes_below
-from selftrain_seg.restyle import match_moments, swap_amplitudes
+from selftrain_seg.restyle import match_moments
 from selftrain_seg.selectors import select_fixed
 from selftrain_seg.teachers import MeanTeacher
 from selftrain_seg.views import StrongSettings, WeakStrongViews
@@ -49,18 +53,16 @@ _RARE_CHANCE = 0.05  # of a pixel to be of a rare class, at which it is left to 
 class RecommendedSettings(Settings):
     """Settings of the recommended recipe."""
 
-    restyled_share: float = 0.0
-    """share of source images that get the colours of a target image, by the moments of channels or by low-frequency
-    amplitudes, drawn for each"""
+    restyled_share: float = 0.0  # of source images that get the colours of a target image; the check favours these
     momentum: float = 0.99  # of the teacher
     threshold: float = 0.9  # the share of pixels above it weighs the target's loss
     target_weight: float = 1.0  # of the loss on target images
     paste_from: Literal["source", "target", "none"] = "source"  # what is pasted into target images
     jitter: float = 0.3  # how much the colours of target images change for the student; 0: not at all
     rare_temperature: float = 0.0  # of rare-class sampling of source images; 0: all are drawn alike
-    leave_rare: float = 0.0
-    """classes below this share of the source's pixels are left to the source: target pixels that the teacher gives a
-    chance above 0.05 of being of one are not taught; 0: all are taught"""
+    rare_from_source: float = 0.0
+    """classes below this share of the source's pixels are learnt from source pixels, which are pasted onto target
+    images; target pixels with a chance above 0.05 of being of such a class are ignored; 0: off"""
     evaluated: Literal["student", "teacher"] = "student"  # which of the two is measured and saved
 
 
@@ -70,9 +72,7 @@ def restyled(images: Tensor, targets: Tensor, share: float) -> Tensor:
     chosen = torch.rand(len(images), 1, 1, 1) < share
     if not chosen.any():
         return images
-    by_moments = (torch.rand(len(images), 1, 1, 1) < 0.5).to(images.device)
-    recoloured = (match_moments(images, styles, clip=True), swap_amplitudes(images, styles, clip=True))
-    return torch.where(chosen.to(images.device), torch.where(by_moments, *recoloured), images)
+    return torch.where(chosen.to(images.device), match_moments(images, styles, clip=True), images)
 
 
 def may_be_of(logits: Tensor, classes: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def main() -> None:
         cut_out_chance=0.0,
     )
     views = WeakStrongViews(settings.crop, scale=(1.0, 1.0), flip_chance=0.0, strong=noise)
-    rare = classes_below(source_counts(run), share=settings.leave_rare).to(run.device)
+    rare = classes_below(source_counts(run), share=settings.rare_from_source).to(run.device)
     student.train()
     steps = run.steps("adaptation", settings.steps, source, target)
     for _, (source_images, source_labels), (target_images, padding) in steps:
@@ -126,11 +126,14 @@ def main() -> None:
         valid = padding != IGNORE_INDEX
         pseudo = select_fixed(teacher_logits, threshold=settings.threshold, weigh_by="batch", valid=valid)
         seen, labels, weight = target_images, pseudo.labels, pseudo.pixel_weight
-        if settings.leave_rare:
+        if settings.rare_from_source:
             labels = labels.where(~may_be_of(teacher_logits, rare), IGNORE_INDEX)
         if settings.paste_from != "none":
             other = (source_images, source_labels) if settings.paste_from == "source" else None
             mixed = class_mix(seen, labels, pixel_weight=weight, source=other)
+            seen, labels, weight = mixed.images, mixed.labels, mixed.pixel_weight
+        if settings.rare_from_source:
+            mixed = class_mix(seen, labels, pixel_weight=weight, source=(source_images, source_labels), classes=rare)
             seen, labels, weight = mixed.images, mixed.labels, mixed.pixel_weight
         if jitter:
             seen = views.strong(seen, views.draw(seen)) if coloured else relit(seen, jitter)
