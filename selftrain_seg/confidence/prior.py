@@ -68,18 +68,16 @@ class SpatialPrior(Stateful):
         super().__init__()
         _checks.check_count(num_classes, "num_classes", 2)
         _checks.check_ignore_index(ignore_index, num_classes)
-        height, width = size
-        _checks.check_count(height, "size")
-        _checks.check_count(width, "size")
+        size = _checks.check_size(size)
         _checks.check_real(sigma_px, "sigma_px", 0.0, 1e6)
         if kernel_px is not None:
             _checks.check_count(kernel_px, "kernel_px")
             if kernel_px % 2 == 0:
                 raise ValueError(f"`kernel_px`: expected an odd number, got {kernel_px}")
-        self.num_classes, self.size, self.sigma_px = num_classes, (int(height), int(width)), float(sigma_px)
+        self.num_classes, self.size, self.sigma_px = num_classes, size, float(sigma_px)
         self.kernel_px = kernel_px if kernel_px is not None else math.ceil(6.0 * sigma_px) // 2 * 2 + 1
         self.ignore_index = ignore_index
-        start = torch.zeros(num_classes, height, width, dtype=torch.float64)
+        start = torch.zeros(num_classes, *size, dtype=torch.float64)
         self.add_state("frequencies", start, over_ranks="sum")
 
     def extra_repr(self) -> str:  # noqa: D102
@@ -126,14 +124,19 @@ class SpatialPrior(Stateful):
         Returns:
             (C, H, W) float32, each class with mean 1 over pixels. A class that was never seen is 0 everywhere, so it is
             never predicted.
+
+        Raises:
+            TypeError: an element of ``size`` is not an int.
+            ValueError: ``size`` is not two values of at least 1.
         """
+        size = self.size if size is None else _checks.check_size(size)
         maps = self.reduced("frequencies")[0].unsqueeze(0)
         if self.sigma_px > 0:
             from kornia.filters import gaussian_blur2d  # slow to import
 
             sides, sigmas = (self.kernel_px, self.kernel_px), (self.sigma_px, self.sigma_px)
             maps = gaussian_blur2d(maps, sides, sigmas, border_type="replicate", separable=True)
-        if size is not None:
+        if size != self.size:
             maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
         mean = maps.mean(dim=(2, 3), keepdim=True)
         prior: Tensor = torch.where(mean > 0, maps / mean.where(mean > 0, torch.ones_like(mean)), 0.0)

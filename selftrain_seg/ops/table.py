@@ -27,7 +27,7 @@ def _plain(
     def inside(label: Tensor) -> Tensor:
         return (label >= 0) & (label < none) & (label != ignore_index)
 
-    predicted = torch.where((confidence > 0) & (predicted < none), predicted, none)
+    predicted = torch.where((confidence > 0) & (predicted >= 0) & (predicted < none), predicted, none)
     selected = inside(labels)
     labels = torch.where(selected, labels, none)
     truth = torch.zeros_like(labels)  # 0: unknown, 1: another class, 2: the label is correct

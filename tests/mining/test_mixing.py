@@ -30,6 +30,18 @@ def batch(size=3, height=7, width=9, seed=0, channels=3):
     return images + 1e5 * seed, labels, torch.rand(labels.shape, generator=generator(seed + 2))
 
 
+@pytest.mark.parametrize("mix", MIXERS)
+def test_compiles_for_batches_of_any_size(mix):
+    torch.compiler.reset()
+    compiled = torch.compile(lambda *parts: mix(*parts), fullgraph=True, backend="aot_eager", dynamic=True)
+    for size, height in ((3, 8), (4, 9)):
+        images, labels, _ = batch(size, height)
+        mixed = compiled(images, labels)
+        assert torch.equal(mixed.images, torch.where(mixed.pasted[:, None], mixed.images, images))
+        assert mixed.labels.shape == labels.shape
+    torch.compiler.reset()
+
+
 def check_blend(mixed, ours, theirs):
     """Everywhere either the batch or the source, pixel by pixel, in image, label and weight."""
     for b, i, j in np.ndindex(*mixed.labels.shape):
