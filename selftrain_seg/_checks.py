@@ -173,6 +173,15 @@ def check_class_values(value: Any, logits: Tensor, name: str) -> None:
     check_device(value, logits, name)
 
 
+def check_vector(value: Any, name: str) -> None:
+    """(C,) floating point."""
+    check_tensor(value, name)
+    if not value.is_floating_point():
+        raise TypeError(f"`{name}`: expected a floating-point dtype, got {value.dtype}")
+    if value.ndim != 1:
+        raise ValueError(f"`{name}`: expected (C,), got {tuple(value.shape)}")
+
+
 def check_class_maps(value: Any, logits: Tensor, name: str) -> None:
     """Soft labels or probabilities, shaped like ``logits``; inside ``value_checks()`` not negative and not NaN."""
     check_logits(value, name=name)

@@ -80,12 +80,6 @@ class SpatialPrior(Stateful):
         start = torch.zeros(num_classes, *size, dtype=torch.float64)
         self.add_state("frequencies", start, over_ranks="sum")
 
-    def extra_repr(self) -> str:  # noqa: D102
-        return (
-            f"num_classes={self.num_classes}, size={self.size}, sigma_px={self.sigma_px}, "
-            f"kernel_px={self.kernel_px}, ignore_index={self.ignore_index}"
-        )
-
     @torch.no_grad()
     def update(self, labels: Tensor) -> None:
         """Count a batch of label maps.

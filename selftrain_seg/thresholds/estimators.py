@@ -63,12 +63,6 @@ class _Threshold(Stateful):
             self.add_state("exact_scores", torch.empty(0), over_ranks="sum")
             self.add_state("exact_classes", torch.empty(0, dtype=torch.int64), over_ranks="sum")
 
-    def extra_repr(self) -> str:
-        return (
-            f"num_classes={self.num_classes}, portion={self.portion}, pool={self.pool!r}, rank={self.rank!r}, "
-            f"small={self.small!r}, stride={self.stride}, exact={self.exact}"
-        )
-
     def _checked(self, portion: Any) -> float | Tensor:
         if not isinstance(portion, Tensor):
             _checks.check_real(portion, "portion", 0.0, 1.0, open_low=True)

@@ -57,9 +57,6 @@ class PrecisionThreshold(Stateful):
         self.known, self.right = ConfidenceSketch(num_classes), ConfidenceSketch(num_classes)
         self.add_state("updates", torch.zeros((), dtype=torch.int64), over_ranks="sum")
 
-    def extra_repr(self) -> str:  # noqa: D102
-        return f"num_classes={self.num_classes}, precision={self.precision}"
-
     @torch.no_grad()
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch of labelled images. No host synchronisation.

@@ -72,9 +72,6 @@ class ConfidenceSketch(Stateful):
         """Return the number of scores per class, (C,) int64, summed over ranks: every rank must call it."""
         return all_reduce_sum(self.counts.sum(dim=1))
 
-    def extra_repr(self) -> str:  # noqa: D102
-        return f"num_classes={self.num_classes}, bins={self.bins}, low={self.low}, high={self.high}"
-
     @torch.no_grad()
     def update(self, scores: Tensor, classes: Tensor) -> None:
         """Count scores.
