@@ -68,9 +68,12 @@ class Stateful(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names if hasattr(self, name))
 
     def reset(self) -> None:
-        """Reset the state to its initial values; settings do not change."""
+        """Reset the state to its initial values, that of inner modules too; settings do not change."""
         for name, default in self._defaults.items():
             self._set(name, default)
+        for module in self.children():
+            if isinstance(module, Stateful):
+                module.reset()
 
     def reduced(self, *names: str) -> list[Tensor]:
         """Return states combined over ranks. A collective; states of one dtype and rule share an all-reduce."""

@@ -159,3 +159,11 @@ class ConfidenceSketch(Stateful):
         inside = counts.gather(1, whole).squeeze(1).double()
         below = upto - inside * (1.0 - (place - whole.squeeze(1)))
         return below / counts.sum(dim=1)
+
+
+def total_counts(updates: Tensor, *sketches: ConfidenceSketch) -> Tensor:
+    """Sum the counts of S sketches over ranks with one all-reduce, (S, C, K); an error if no rank has any updates."""
+    flat = all_reduce_sum(torch.cat([*(sketch.counts.flatten() for sketch in sketches), updates.view(1)]))
+    if not bool(flat[-1] > 0):
+        raise ValueError("`compute`: expected at least one call of update before, got none")
+    return flat[:-1].view(len(sketches), *sketches[0].counts.shape)
