@@ -123,5 +123,5 @@ differentiable(
     "fairness_loss",
     _save,
     lambda _, grad, logits, __, ___, mask, ____, slope, norm: _backward(grad, logits, mask, slope, norm),
-    lambda _, *saved: _plain(*saved[:4], float(saved[4])),
+    lambda _, logits, probs, histogram, mask, factor, *__: _plain(logits, probs, histogram, mask, float(factor)),
 )

@@ -285,7 +285,8 @@ def _differentiate(ctx: Any, grad: Tensor, *saved: Any) -> Tensor:
 
 def _again(ctx: Any, *saved: Any) -> Tensor:
     regulariser, _, normalize, ignore_index = ctx.settings
-    return plain_loss(*saved[:7], regulariser, [float(number) for number in saved[7]], normalize, ignore_index)
+    arguments = (*saved[:7], regulariser, [float(number) for number in saved[7]], normalize, ignore_index)
+    return plain_loss(*arguments)
 
 
 differentiable("weighted_loss", _save, _differentiate, _again)
