@@ -98,5 +98,6 @@ def _of(classes: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     """(B, H, W) bool: whether a pixel is of one of the classes."""
     numbers = class_numbers(classes, labels, "classes")
     chosen = torch.zeros(_MAX_CLASSES, dtype=torch.bool, device=labels.device).index_fill(0, numbers, True)
+    labels = labels.long()  # in uint8, 1024 would be 0
     known = (labels >= 0) & (labels < _MAX_CLASSES) & (labels != ignore_index)
-    return chosen[torch.where(known, labels, 0).long()] & known
+    return chosen[torch.where(known, labels, 0)] & known

@@ -273,7 +273,7 @@ def test_reproducible_and_pure(mix):
     again = mix(images, labels, pixel_weight=weight, generator=generator(4))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     others = [mix(images, labels, generator=generator(seed)).pasted for seed in range(5, 15)]
-    assert any(not torch.equal(first.pasted, other) for other in others)
+    assert any(not torch.equal(first.pasted, other) for other in others) == (mix is not paste_given)  # it draws nothing
     torch.manual_seed(4)
     default = mix(images, labels)
     torch.manual_seed(4)
@@ -354,7 +354,7 @@ def test_bad_options():
     images, labels, _ = batch()
     with pytest.raises(ValueError, match="`rounding`: expected one of 'floor', 'ceil', got 'half'"):
         class_mix(images, labels, rounding="half")
-    with pytest.raises(TypeError, match="`classes`: expected an integer dtype, got torch.float32"):
+    with pytest.raises(TypeError, match="`classes`: expected an integer dtype"):
         class_mix(images, labels, classes=torch.ones(2))
     with pytest.raises(ValueError, match=r"`classes`: expected \(K,\), got \(2, 1\)"):
         class_mix(images, labels, classes=torch.ones(2, 1, dtype=torch.long))
