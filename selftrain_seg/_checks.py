@@ -143,6 +143,7 @@ def check_label_values(labels: Tensor, num_classes: int, ignore_index: int, name
     """Every label in [0, num_classes) or equal to ``ignore_index``; only inside ``value_checks()``."""
     if not _value_checks:
         return
+    labels = labels.long()  # in uint8, 300 classes would be 44
     wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= num_classes))]
     if wrong.numel():
         raise ValueError(

@@ -102,9 +102,10 @@ class SpatialPrior(Stateful):
         height, width = self.size
         labels, rows, row_weight = _to_cells(labels, 1, height)
         labels, columns, column_weight = _to_cells(labels, 2, width)
+        labels = labels.long()  # in uint8, 300 classes would be 44
         counted = (labels >= 0) & (labels < self.num_classes) & (labels != self.ignore_index)
         cell = rows.view(-1, 1) * width + columns
-        index = torch.where(counted, labels.long() * (height * width) + cell, 0)
+        index = torch.where(counted, labels * (height * width) + cell, 0)
         weight = torch.where(counted, row_weight.view(-1, 1) * column_weight, 0.0)
         self.frequencies.view(-1).scatter_add_(0, index.flatten(), weight.flatten())
 

@@ -91,7 +91,7 @@ def cut_mix(
     columns = _interval(width, side, draws[:, 3])
     pasted = rows[:, :, None] & columns[:, None, :]
     if not paste_ignored:
-        pasted = pasted & (others[1] != ignore_index)
+        pasted = pasted & (others[1].long() != ignore_index)  # in uint8, -1 is 255
     return blend((images, labels, pixel_weight), others, pasted)
 
 

@@ -32,6 +32,7 @@ def _plain(
     labels = torch.where(selected, labels, none)
     truth = torch.zeros_like(labels)  # 0: unknown, 1: another class, 2: the label is correct
     if target is not None:
+        target = target.long()
         truth = torch.where(selected & inside(target), 1 + (target == labels).long(), 0)
     size = none + 1  # one more for pixels that are not counted
     counts = tally((predicted * size + labels) * 3 + truth, size * size * 3).view(size, size, 3)

@@ -95,7 +95,7 @@ class ConfidenceSketch(Stateful):
         _checks.check_device(classes, scores, "classes")
         self.check_home(scores, "scores")
         size = (self.num_classes, self.bins)
-        index = bin_index(scores, classes, size, self.low, self.bin_width)
+        index = bin_index(scores, classes.long(), size, self.low, self.bin_width)
         self.counts += tally(index, self.counts.numel()).view_as(self.counts)
 
     def merge(self, other: ConfidenceSketch) -> None:

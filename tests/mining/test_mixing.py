@@ -75,11 +75,11 @@ def test_class_mix_by_hand():
     assert not untouched.pasted.any()
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint16, torch.uint8])
 @pytest.mark.parametrize("classes", [[], [3], [4, 1, 1], [0, 255], [1023, 255]])
 def test_class_mix_pastes_all_pixels_of_given_classes(classes, dtype):
     ours, theirs = batch(), batch(seed=50)
-    if dtype == torch.uint8:
+    if dtype in (torch.uint8, torch.uint16):
         ours, theirs = ([i, y.clamp(0, 255), w] for i, y, w in (ours, theirs))
     ours, theirs = ([i, y.to(dtype), w] for i, y, w in (ours, theirs))
     options = {"pixel_weight": ours[2], "source": tuple(theirs), "classes": torch.tensor(classes, dtype=torch.int32)}
@@ -356,6 +356,9 @@ def test_bad_options():
         class_mix(images, labels, rounding="half")
     with pytest.raises(TypeError, match="`classes`: expected an integer dtype"):
         class_mix(images, labels, classes=torch.ones(2))
+    for wrong in (-1, 1024):
+        with pytest.raises(ValueError, match=rf"`classes`: expected values in \[0, 1024\), got {wrong}"):
+            class_mix(images, labels, classes=torch.tensor([1, wrong]))
     with pytest.raises(ValueError, match=r"`classes`: expected \(K,\), got \(2, 1\)"):
         class_mix(images, labels, classes=torch.ones(2, 1, dtype=torch.long))
 
