@@ -167,7 +167,7 @@ def evaluate(
     """
     if not ready:
         net = ready_to_predict(net, data, run)
-    name = {-1: "source only", 0: "before"}.get(number, f"round {number}")
+    name = {-1: "source only", 0: "BatchNorm re-estimated"}.get(number, f"round {number}")
     name = f"{name} {group}".strip()
     if data.val is None:
         score = Score(
@@ -178,9 +178,8 @@ def evaluate(
         if not group:
             run.keep_best(net, mean_iou(score, data), name if number > 0 else "before training")
     if run.settings.check != "none" and not group:
-        where = "BatchNorm re-estimated" if number == 0 else name
         true_score = None if score.iou is None else mean_iou(score, data)
-        keep_if_better(net, restyled_miou(net, data, run), true_score, where, run, before=number < 1)
+        keep_if_better(net, restyled_miou(net, data, run), true_score, name, run, before=number < 1)
     record(run, data, number, iou=score.iou, group=group, **recorded)
     return score
 
