@@ -155,17 +155,27 @@ def mark_for_style(app, doctree):
         if re.fullmatch(r"[-−+±–.,;%/ \d]{1,16}", entry.astext()):
             entry["classes"].append("whole")
     for table in doctree.findall(nodes.table):
-        heading = next(table.findall(nodes.row))
-        if len(heading) > MANY:
-            table["classes"].append("many")
-        if heading[-1].astext().lower() == "test":
-            table["classes"] += ["tests", f"columns-{len(heading)}"]
-            for row in table.findall(nodes.row):
-                for literal in row[-1].findall(nodes.literal):
-                    parts = re.split("(?<=::)|(?<=/)", literal.astext())
-                    literal[:] = [
-                        part for text in parts for part in (nodes.Text(text), nodes.raw("", "<wbr>", format="html"))
-                    ]
+        _mark_table(table)
+
+
+def _mark_table(table):
+    heading, *rows = table.findall(nodes.row)
+    if len(heading) > MANY:
+        table["classes"].append("many")
+        return
+    if heading[-1].astext().lower() == "test":
+        table["classes"] += ["stacked", "tests", f"columns-{len(heading)}"]
+        for literal in (literal for row in rows for literal in row[-1].findall(nodes.literal)):
+            parts = (part for part in re.split("(?<=::)|(?<=/)", literal.astext()) if part)
+            literal[:] = [one for part in parts for one in (nodes.Text(part), nodes.raw("", "<wbr>", format="html"))]
+        return
+    cells = [entry for row in rows for entry in row]
+    if len(heading) > 2 and 3 * sum("whole" in entry["classes"] for entry in cells) < len(cells):
+        table["classes"].append("stacked")  # on a phone, where the headings stand in the cells
+        for row in rows:
+            for name, entry in list(zip(heading, row, strict=False))[1:]:
+                if entry.astext() and name.astext():
+                    entry[0].insert(0, nodes.inline("", f"{name.astext()}: ", classes=["heading"]))
 
 
 def setup(app):
