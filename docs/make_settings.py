@@ -13,6 +13,7 @@ TABLE = ROOT / "examples" / "settings.json"
 PAGE = ROOT / "docs" / "_generated" / "settings.md"
 
 NAMES = {"gta5": "GTA5", "synthia": "SYNTHIA", "voc": "VOC", "cityscapes": "Cityscapes", "streets": "streets"}
+NAMES["folders"] = "`folders`"
 NAMES |= {"efficientnet-lite0-unet": "`efficientnet-lite0-unet`"}
 INTRODUCTIONS = {
     "source_only": "GTA5: CRST's source model. SYNTHIA: DT-ST's. VOC and Cityscapes: the labelled images alone, "
@@ -25,7 +26,8 @@ INTRODUCTIONS = {
     "mean_teacher": "GTA5: DACS, for `--teacher mean`. VOC: Dual Teacher, whose code is published for ADE20K only.",
     "sac": "With DeepLabV2 on ResNet-101, from the baseline that SAC calls ABN.",
     "unimatch": "VOC: 92 images with labels. Cityscapes: 1 label in 16.",
-    "recommended": "Not of a paper, so nothing is published. GTA5 stands for all data but the embedded benchmark.",
+    "recommended": "Not of a paper, so nothing is published. GTA5 stands for all data but the embedded "
+    "benchmark. `folders`, images of your own, has some settings that CamVid was better with.",
     "mic": "MIC on DAFormer, not on HRDA. `--mask-weight 0` is DAFormer.",
 }
 

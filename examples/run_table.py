@@ -1,7 +1,9 @@
-"""Run the reference trainers and their controls on the embedded benchmark and write the table of the documentation.
+"""Run the reference trainers and their controls, and write the tables of the documentation.
 
-``python examples/run_table.py`` takes about two hours on two cores; a killed run goes on where it was. Every row is a
-command that can be run by hand: the table names it.
+``python examples/run_table.py`` runs all on the embedded benchmark, about two hours on two cores. With ``--data
+folders`` and the other options of the trainers it runs a few rows on images of your own: what it does not know goes to
+each trainer, such as ``--network`` and ``--classes``. ``--adaptation "--lr 5e-5"`` goes to all rows but the source
+models. A killed run goes on where it was. Every row is a command that can be run by hand: the tables name it.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ import argparse
 import json
 import os
 import shlex
-import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from _common.files import code_digest, save_json
+from _study.tables import embedded, on_folders
 
 HERE = Path(__file__).parent
 CODE = code_digest(*sorted(HERE.glob("*.py")))  # numbers of other code do not belong into one table
@@ -55,26 +57,46 @@ TRAINERS = {
 BOUND = {
     "target labels (bound)": "source_only.py --domain target --init {source} --steps 360 --lr 2e-3 --reestimate-bn 1"
 }
-ROWS = {**CONTROLS, **TRAINERS, **BOUND}
+STREETS = {**CONTROLS, **TRAINERS, **BOUND}
+# With images of your own, all rows take as many steps, of which rounds share those of methods that have rounds. The
+# control sees as many images a step as the others, all of the source.
+CONTROL = "more source steps"
+FOLDERS = {
+    SOURCE: "source_only.py --steps {source_steps}",
+    BASELINE: "source_only.py --init {source} --steps 0 --reestimate-bn 1 --no-frozen-bn",
+    CONTROL: "source_only.py --init {source} --steps {steps} --batch {twice}",
+    "one global threshold": "cbst.py --init {source} --rounds {rounds} --steps {of_round} --batch {batch} "
+    "--policy global",
+    "CBST": "cbst.py --init {source} --rounds {rounds} --steps {of_round} --batch {batch}",
+    "mean teacher": "mean_teacher.py --init {source} --steps {steps} --batch {batch}",
+    "recommended": "recommended.py --init {source} --steps {steps} --batch {batch} --eval-every {of_round}",
+    "target labels (bound)": "source_only.py --domain target --init {source} --steps {steps} --batch {twice}",
+}
 
 
-def command(name: str, source: str) -> str:
-    """The command of a row, without the options that all share."""
-    return f"python examples/{ROWS[name].format(source=source)}"
+def rows_of(args: argparse.Namespace) -> dict[str, str]:
+    """Name -> script and options, with {source} for the source model."""
+    if "--data" not in args.shared:
+        return STREETS
+    sizes = {"steps": args.steps, "of_round": args.steps // args.rounds, "rounds": args.rounds}
+    sizes |= {"batch": args.batch, "twice": 2 * args.batch, "source_steps": args.source_steps, "source": "{source}"}
+    found = {name: words.format(**sizes) for name, words in FOLDERS.items()}
+    return {name: f"{words} {args.adaptation}".strip() if name != SOURCE else words for name, words in found.items()}
 
 
-def run(name: str, seed: int, out: Path, *options: str) -> dict[str, Any]:
-    """Run one row with one seed, unless its result is there; returns ``result.json``."""
+def run(name: str, seed: int, row: str, out: Path, *options: str) -> dict[str, Any]:
+    """Run one row with one seed, unless its result is there; returns ``result.json``, and the folder in "folder"."""
     folder = out / f"seed{seed}" / _slug(name)
     result, made_by = folder / "result.json", folder / "made-by.json"
-    made = {"row": ROWS[name], "options": list(options), "code": CODE}
+    made = {"row": row, "options": list(options), "code": CODE}
     if made_by.exists() and json.loads(made_by.read_text(encoding="utf-8")) != made:
         raise SystemExit(f"{folder}: made by another command or by other code; remove it, or choose another --out")
     if not result.exists():
         source = out / f"seed{seed}" / _slug(SOURCE) / "model.pt"
-        words = shlex.split(ROWS[name].format(source=shlex.quote(str(source))))
+        words = shlex.split(row.format(source=shlex.quote(str(source))))
         words = [sys.executable, str(HERE / words[0]), *words[1:], "--seed", str(seed), "--out", str(folder)]
-        words += ["--root", str(out / f"seed{seed}" / "streets"), *options]
+        root = [] if "--data" in options else ["--root", str(out / f"seed{seed}" / "streets")]
+        words += [*root, *options]
         save_json(made, made_by)
         with open(folder / "log.txt", "w", encoding="utf-8") as log:
             done = subprocess.run(  # noqa: S603
@@ -84,85 +106,52 @@ def run(name: str, seed: int, out: Path, *options: str) -> dict[str, Any]:
             raise SystemExit(f"{name}, seed {seed}: exit status {done.returncode}, see {folder / 'log.txt'}")
         print(f"{name}, seed {seed}: mIoU {json.loads(result.read_text())['mIoU']:.1f}", flush=True)
     found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-    return found
+    return {**found, "folder": folder}
 
 
 def _slug(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name.lower())
 
 
-def spread(values: list[float]) -> str:
-    """Mean ± sample standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
-
-
-def _mean(values: list[float | None]) -> str:
-    """Of those that are there: a class that never occurs has no IoU."""
-    there = [value for value in values if value is not None]
-    return f"{statistics.mean(there):.0f}" if there else "–"
-
-
-def write(results: dict[str, list[dict[str, Any]]], seeds: list[int], path: Path) -> None:
-    """Write the tables, complete or not at all."""
-    base = {seed: found["mIoU"] for seed, found in zip(seeds, results[BASELINE], strict=True)}
-    lines = [
-        "<!-- written by examples/run_table.py -->",
-        "",
-        f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation, IoU in %.",
-        "",
-        "| | mIoU | rare classes | over BatchNorm re-estimated | beats it with every seed | minutes | memory, MB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, found in results.items():
-        gains = [one["mIoU"] - base[seed] for seed, one in zip(seeds, found, strict=True)]
-        bold = "**" if name in TRAINERS else ""
-        cells = [
-            f"{bold}{name}{bold}",
-            spread([one["mIoU"] for one in found]),
-            spread([one["rare"] for one in found]),
-            "" if name == BASELINE else f"{statistics.mean(gains):+.1f}",
-            "" if name not in TRAINERS else ("yes" if min(gains) > 0 else "no"),
-            f"{statistics.mean([one['seconds'] for one in found]) / 60:.1f}",
-            f"{max(one['peak_memory_mb'] for one in found):.0f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    classes = list(results[BASELINE][0]["iou"])
-    lines += [
-        "",
-        "IoU of each class, mean over the seeds:",
-        "",
-        f"| | {' | '.join(classes)} |",
-        "|---" * (len(classes) + 1) + "|",
-    ]
-    for name, found in results.items():
-        cells = [_mean([one["iou"][label] for one in found]) for label in classes]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "The commands, each with `--seed` and `--out`:", "", "```text"]
-    lines += [f"{name:<26}{command(name, 'MODEL')}" for name in results]
-    lines += ["```", ""]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines), encoding="utf-8")
-    temporary.replace(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5], help="settings were chosen on 0 and 1")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", help="by default all; --rows ? names them")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, each on one core")
     parser.add_argument("--smoke", action="store_true", help="a few steps only, to see that everything runs")
     parser.add_argument("--out", type=Path, default=Path("runs/table"))
     parser.add_argument("--write", type=Path, default=HERE.parent / "docs" / "_generated" / "results.md")
-    args = parser.parse_args()
-    rows = [name for name in ROWS if name in {SOURCE, BASELINE, *args.rows}]
-    options = ["--smoke"] if args.smoke else []
+    own = parser.add_argument_group("with --data")
+    own.add_argument("--source-steps", type=int, default=1500, help="of the source models")
+    own.add_argument("--steps", type=int, default=120, help="of adaptation, and of its controls")
+    own.add_argument("--rounds", type=int, default=2, help="that methods with rounds share these steps among")
+    own.add_argument("--batch", type=int, default=2, help="images of each domain in a step")
+    own.add_argument("--adaptation", default="", help="further options of all rows but the source models")
+    args, args.shared = parser.parse_known_args()
+    rows = rows_of(args)
+    if unknown := [name for name in args.rows or () if name not in rows]:
+        parser.error(f"--rows {' '.join(unknown)}: expected some of {', '.join(rows)}")
+    first = {SOURCE, BASELINE} if rows is STREETS else {SOURCE, CONTROL}
+    rows = {name: row for name, row in rows.items() if name in {*first, *(args.rows or rows)}}
+    options = [*args.shared, *(["--smoke"] if args.smoke else [])]
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda seed: run(SOURCE, seed, args.out, *options), args.seeds))
-        pending = {name: [pool.submit(run, name, seed, args.out, *options) for seed in args.seeds] for name in rows}
+        list(pool.map(lambda seed: run(SOURCE, seed, rows[SOURCE], args.out, *options), args.seeds))
+        pending = {
+            name: [pool.submit(run, name, seed, row, args.out, *options) for seed in args.seeds]
+            for name, row in rows.items()
+        }
         results = {name: [one.result() for one in found] for name, found in pending.items()}
-    write(results, args.seeds, args.write)
+    if "--data" in args.shared:
+        text = on_folders(results, args.seeds, CONTROL)
+    else:
+        text = embedded(results, args.seeds, BASELINE, set(TRAINERS))
+    width = max(map(len, rows)) + 2
+    commands = [f"{name:<{width}}python examples/{row.format(source='MODEL')}" for name, row in rows.items()]
+    lines = ["<!-- written by examples/run_table.py -->", "", text, "The commands, each with `--seed` and `--out`:"]
+    args.write.parent.mkdir(parents=True, exist_ok=True)
+    temporary = args.write.with_suffix(".tmp")
+    temporary.write_text("\n".join([*lines, "", "```text", *commands, "```", ""]), encoding="utf-8")
+    temporary.replace(args.write)
     print(f"written: {args.write}")
 
 

@@ -48,8 +48,7 @@ def _call(module, logits):
 
 def _bank(module, logits):
     """Images of the snapshot that have not come yet: a second time would be passed over."""
-    first = int(module.fresh.sum())
-    module.update(torch.arange(first, first + len(logits)), logits.argmax(1), logits.softmax(1).amax(1))
+    module.update(module.fresh.sum() + torch.arange(len(logits)), logits.argmax(1), logits.softmax(1).amax(1))
 
 
 def _ramp() -> Tensor:

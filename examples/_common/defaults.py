@@ -23,7 +23,7 @@ def defaults(trainer: str, data: str, network: str) -> dict[str, Any]:
 
     Args:
         trainer: name of its script without ``.py``; a script that the table does not have has no settings.
-        data: ``--data``. Data that the trainer is not published for, ``folders`` and ``bdd100k`` among them, has the
+        data: ``--data``. Where data has no column, such as ``bdd100k``, or ``folders`` in most trainers, it has the
             settings of ``gta5``, or else of ``voc``; without image sizes, unless it is measured on Cityscapes.
         network: ``small-unet`` has settings of its own on any data, chosen on the embedded benchmark, which with other
             networks has those of ``gta5``. A network that is a column of the table has the settings of that column

@@ -33,7 +33,7 @@ class Settings(DataSettings, NetworkSettings):
     batch: int = 4  # images of each domain in a step, over all processes
     accumulate: int = 1  # backward passes a step, each with a batch of its own
     lr: float = 2e-3  # learning rate at the start
-    head_factor: float = 10.0  # how many times as fast the head of a pre-trained network learns
+    head_factor: float = 10.0  # how many times as fast all but the backbone of a pre-trained network learns
     schedule: Literal["poly", "linear", "cosine", "constant"] = "poly"  # of the learning rate; poly: (1 - t)^0.9
     decay_over: float = 1.0  # how many times --steps the schedule takes to reach 0; with more than 1 it ends before
     lr_warmup: float = 0.0  # share of --steps in which the learning rate rises from 0

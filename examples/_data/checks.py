@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,12 @@ def look_at_masks(data: Data, run: Run) -> None:
         save_json({"labelled": found.labelled, "pixels": dict(zip(found.classes, found.pixels, strict=True))}, kept)
     if run.world > 1:
         torch.distributed.barrier()
+
+
+def source_counts(run: Run) -> Tensor:
+    """(C,) pixels of each class in the source masks that :func:`look_at_masks` has read."""
+    found = json.loads((run.out / "source-masks.json").read_text(encoding="utf-8"))
+    return torch.tensor(list(found["pixels"].values()))
 
 
 def check_one_size(data: Data) -> None:

@@ -23,7 +23,8 @@ from _networks.weights import State, load_backbone, load_network, published_name
 from selftrain_seg import as_logits, pad_to_multiple
 
 # Layers that do not come with pre-trained weights, and learn ten times as fast as those that do.
-_HEADS = ("classifier", "aux_classifier", "segmentation_head", "decode_head", "head")
+_HEADS = ("classifier", "aux_classifier", "segmentation_head", "decode_head", "head")  # without a known backbone
+_WHOLE = "net."  # prefix of all parameters, where no part is known as the backbone
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 NAMES = (
@@ -263,7 +264,7 @@ def backbone_of(net: nn.Module) -> tuple[str, nn.Module]:
     for name in ("backbone", "encoder", getattr(inner, "base_model_prefix", "")):
         if name and isinstance(getattr(inner, name, None), nn.Module):
             return f"net.{name}.", getattr(inner, name)
-    return "net.", inner
+    return _WHOLE, inner
 
 
 def widen(net: Scaled, channels: int) -> None:
@@ -306,12 +307,17 @@ def freeze_batchnorm(net: nn.Module) -> None:
 
 
 def parameter_groups(net: nn.Module, lr: float, head_factor: float) -> Iterator[dict[str, object]]:
-    """Yield optimizer groups: a pre-trained network's head learns ``head_factor`` times as fast as its backbone."""
+    """Yield optimizer groups: all of a network but its backbone learns ``head_factor`` times as fast.
+
+    A decoder belongs to the head: it has no pre-trained weights either. A network of the user's own is one group.
+    """
+    backbone = backbone_of(net)[0]
     heads, others = [], []
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
-            is_head = isinstance(net, Scaled) and any(part in _HEADS for part in name.split("."))
-            (heads if is_head else others).append(parameter)
+            known = backbone != _WHOLE
+            is_head = not name.startswith(backbone) if known else any(part in _HEADS for part in name.split("."))
+            (heads if is_head and isinstance(net, Scaled) else others).append(parameter)
     yield {"params": others, "lr": lr}
     if heads:
         yield {"params": heads, "lr": head_factor * lr}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
+from selftrain_seg.ops.numbers import near
 
 __all__ = ["classes_below", "rare_classes"]
 
@@ -97,3 +100,11 @@ def _check_counts(class_counts: Tensor) -> None:
     wrong = ~((class_counts >= 0) & (class_counts < torch.inf))
     if bool(wrong.any()):
         raise ValueError(f"`class_counts`: expected finite values of at least 0, got {float(class_counts[wrong][0])}")
+
+
+def class_numbers(classes: Any, like: Tensor, name: str) -> Tensor:
+    """Check numbers of classes (K,); returns them as int64, on the device of another tensor."""
+    _checks.check_integer(classes, name)
+    if classes.ndim != 1:
+        raise ValueError(f"`{name}`: expected (K,), got {tuple(classes.shape)}")
+    return near(classes, like).long()

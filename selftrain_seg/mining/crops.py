@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
+from selftrain_seg.mining.classes import class_numbers
 from selftrain_seg.ops.labels import mine
-from selftrain_seg.ops.numbers import near
 from selftrain_seg.ops.random import check_generator, uniform_integers
 from selftrain_seg.ops.windows import windows
 from selftrain_seg.types import IGNORE_INDEX
@@ -78,8 +78,8 @@ def mine_crops(
     batch, height, width = labels.shape
     if height == 0 or width == 0:
         raise ValueError(f"`labels`: expected at least one pixel per image, got {tuple(labels.shape)}")
-    candidates = _candidates(classes, labels, "classes")
-    first = None if fallback is None else _candidates(fallback, labels, "fallback")
+    candidates = class_numbers(classes, labels, "classes")
+    first = None if fallback is None else class_numbers(fallback, labels, "fallback")
     crop_height, crop_width = _checks.check_size(size)
     if image_counts is not None:
         _checks.check_integer(image_counts, "image_counts")
@@ -167,10 +167,3 @@ def _rank(candidates: Tensor, fallbacks: int, keys: Tensor, ignore_index: int) -
     candidates = torch.where(repeated | (candidates == ignore_index), -1, candidates)
     preferred = torch.arange(candidates.shape[0], device=candidates.device) >= fallbacks
     return candidates[(keys + preferred * 2**62).argsort(1)]
-
-
-def _candidates(classes: Tensor, labels: Tensor, name: str) -> Tensor:
-    _checks.check_integer(classes, name)
-    if classes.ndim != 1:
-        raise ValueError(f"`{name}`: expected (K,), got {tuple(classes.shape)}")
-    return near(classes, labels).long()

@@ -321,7 +321,7 @@ def entries(out):
 @pytest.mark.slow
 def test_recommended_killed_and_restarted_keeps_the_same_weights(begun, tmp_path):
     options = [*begun, "--steps", 8, "--eval-every", 3, "--check-tolerance", 0, "--rare-temperature", 0.1]
-    options += ["--reestimate-bn", 0.3, "--restyled-share", 0.5]
+    options += ["--reestimate-bn", 0.3, "--restyled-share", 0.5, "--rare-from-source", 0.1]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     output = run("recommended.py", whole, *options)
     assert "8 held-out source" in output
@@ -356,6 +356,30 @@ def test_recommended_on_two_processes(begun, tmp_path):
     for name, tensor in states[0].items():
         if isinstance(tensor, torch.Tensor) and "running_" not in name:
             assert torch.equal(tensor, states[1][name]), name
+
+
+@pytest.mark.slow
+def test_the_teacher_is_what_is_saved_if_it_is_what_is_evaluated(begun, tmp_path):
+    saved = {}
+    for evaluated in ("student", "teacher"):
+        out = tmp_path / evaluated
+        run("recommended.py", out, *begun, "--evaluated", evaluated, "--check", "none", "--reestimate-bn", 0)
+        saved[evaluated] = torch.load(out / "model.pt", weights_only=True)
+        (state,) = out.glob("checkpoints/*/rank0of1.pt")
+        teacher = torch.load(state, weights_only=True)["teacher"]
+    weights = [name for name in saved["teacher"] if "running_" not in name and "num_batches" not in name]
+    assert all(torch.equal(saved["teacher"][name], teacher[f"model.{name}"]) for name in weights)
+    assert not all(torch.equal(saved["teacher"][name], saved["student"][name]) for name in weights)
+
+
+def test_pixels_that_may_be_of_a_rare_class(common, monkeypatch):
+    from recommended import may_be_of
+
+    probs = torch.tensor([[0.97, 0.02, 0.01], [0.90, 0.04, 0.06], [0.92, 0.04, 0.04], [0.1, 0.9, 0.0]])
+    logits = probs.log().T[None, :, None]
+    assert may_be_of(logits, torch.tensor([1])).flatten().tolist() == [False, False, False, True]
+    assert may_be_of(logits, torch.tensor([2, 1])).flatten().tolist() == [False, True, True, True]
+    assert not may_be_of(logits, torch.tensor([], dtype=torch.long)).any()
 
 
 @pytest.mark.slow

@@ -111,6 +111,19 @@ def test_only_what_has_learnt_is_frozen():
     assert [nn.BatchNorm2d in part for part in kinds] == [False, True]
 
 
+@pytest.mark.parametrize("name", [SMALL, "Unet/tu-tf_efficientnet_lite0"])
+def test_all_but_the_backbone_learns_faster(name):
+    """A U-Net's decoder has no pre-trained weights, and learnt at the rate of those that have."""
+    if "/" in name:
+        need("segmentation_models_pytorch")
+    net = build(name, from_scratch=True)
+    slow, fast = networks.parameter_groups(net, 0.1, 10.0)
+    assert (slow["lr"], fast["lr"]) == (0.1, 1.0)
+    backbone = {id(parameter) for parameter in networks.backbone_of(net)[1].parameters()}
+    assert {id(parameter) for parameter in slow["params"]} == backbone
+    assert len(slow["params"]) + len(fast["params"]) == len(list(net.parameters()))
+
+
 # What a machine says that downloads nothing.
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 TABLE = json.loads((EXAMPLES / "settings.json").read_text(encoding="utf-8"))
 NETWORKS = ("efficientnet-lite0-unet",)
-COLUMNS = ("streets", "gta5", "synthia", "voc", "cityscapes", *NETWORKS)
+COLUMNS = ("streets", "folders", "gta5", "synthia", "voc", "cityscapes", *NETWORKS)
 
 
 def module(path: Path) -> ModuleType:

@@ -14,7 +14,11 @@ def paste_some(images, labels, **keywords):
     return paste_classes(images, labels, TAIL, min_class_pixels=2, min_pixels=2, **keywords)
 
 
-MIXERS = [class_mix, cut_mix, paste_some]
+def paste_given(images, labels, **keywords):
+    return class_mix(images, labels, classes=torch.tensor([4, 1]), **keywords)
+
+
+MIXERS = [class_mix, cut_mix, paste_some, paste_given]
 
 
 def generator(seed=0):
@@ -57,6 +61,24 @@ def test_class_mix_by_hand():
     untouched = class_mix(images, labels)
     assert torch.equal(untouched.labels, labels)
     assert not untouched.pasted.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+@pytest.mark.parametrize("classes", [[], [3], [4, 1, 1], [0, 255], [1023, 255]])
+def test_class_mix_pastes_all_pixels_of_given_classes(classes, dtype):
+    ours, theirs = batch(), batch(seed=50)
+    if dtype == torch.uint8:
+        ours, theirs = ([i, y.clamp(0, 255), w] for i, y, w in (ours, theirs))
+    ours, theirs = ([i, y.to(dtype), w] for i, y, w in (ours, theirs))
+    options = {"pixel_weight": ours[2], "source": tuple(theirs), "classes": torch.tensor(classes, dtype=torch.int32)}
+    before = torch.get_rng_state()
+    mixed = class_mix(*ours[:2], **options)
+    assert torch.equal(torch.get_rng_state(), before)  # nothing is drawn
+    check_blend(mixed, ours, theirs)
+    expected = sum(theirs[1].long() == number for number in classes if number != 255)
+    assert torch.equal(mixed.pasted, torch.as_tensor(expected, dtype=torch.bool).expand(ours[1].shape))
+    everything = class_mix(*ours[:2], **{**options, "classes": torch.arange(5), "ignore_index": 3})
+    assert set(theirs[1][everything.pasted].tolist()) == {0, 1, 2, 4}
 
 
 @pytest.mark.parametrize("rounding", ["floor", "ceil"])
@@ -239,7 +261,7 @@ def test_reproducible_and_pure(mix):
     again = mix(images, labels, pixel_weight=weight, generator=generator(4))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     others = [mix(images, labels, generator=generator(seed)).pasted for seed in range(5, 15)]
-    assert any(not torch.equal(first.pasted, other) for other in others)
+    assert any(not torch.equal(first.pasted, other) for other in others) == (mix is not paste_given)  # it draws nothing
     torch.manual_seed(4)
     default = mix(images, labels)
     torch.manual_seed(4)
@@ -320,6 +342,10 @@ def test_bad_options():
     images, labels, _ = batch()
     with pytest.raises(ValueError, match="`rounding`: expected one of 'floor', 'ceil', got 'half'"):
         class_mix(images, labels, rounding="half")
+    with pytest.raises(TypeError, match="`classes`: expected an integer dtype"):
+        class_mix(images, labels, classes=torch.ones(2))
+    with pytest.raises(ValueError, match=r"`classes`: expected \(K,\), got \(2, 1\)"):
+        class_mix(images, labels, classes=torch.ones(2, 1, dtype=torch.long))
 
     def fails(error, message, **keywords):
         with pytest.raises(error, match=message):

@@ -150,7 +150,8 @@ def test_values_that_jitter_would_clip_are_refused():
     images = pictures()
     for wrong in ((images - 0.45) / 0.22, images * 255, images.masked_fill(images > 0.999 * images.max(), math.nan)):
         views = WeakStrongViews((12, 12))
-        views(wrong)  # a look at values would make the host wait
+        strong = views(wrong).strong  # a look at values would make the host wait
+        assert bool(strong.isnan().any()) == bool(wrong.isnan().any())
         with (
             value_checks(),
             pytest.raises(ValueError, match=r"`images`: expected RGB in \[0, 1\], as jitter clips"),

@@ -420,5 +420,7 @@ def test_a_tight_picture_keeps_its_legend(tmp_path):
         rows = np.flatnonzero(np.diff(red.astype(int)))  # where red begins and ends: the picture, then the patch
         heights.append(np.diff(rows).tolist())
     for picture, gap, patch in heights:
-        assert (picture, patch) == (heights[0][0], heights[0][2])
+        # A tight picture begins at a fraction of a pixel.
+        assert abs(picture - heights[0][0]) <= 1
+        assert abs(patch - heights[0][2]) <= 1
         assert gap >= 10

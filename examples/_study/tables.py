@@ -1,0 +1,132 @@
+"""The tables that ``run_table.py`` writes: results by row, by class, and what the pseudo-labels were like."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from selftrain_seg.store import PseudoLabelStore
+
+Results = dict[str, list[dict[str, Any]]]  # row -> ``result.json`` of each seed, and its folder
+
+
+def embedded(results: Results, seeds: list[int], base: str, trainers: set[str]) -> str:
+    """Tables of the embedded benchmark: gains over ``base``, and the IoU of each class."""
+    columns = ["", "mIoU", "rare classes", f"over {base}", "beats it with every seed", "minutes", "memory, MB"]
+    lines = [f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation, IoU in %.", "", *_heading(columns)]
+    for name, found in results.items():
+        gains = _gains(results, name, base)
+        bold = "**" if name in trainers else ""
+        cells = [
+            f"{bold}{name}{bold}",
+            spread([one["mIoU"] for one in found]),
+            spread([one["rare"] for one in found]),
+            "" if name == base else f"{statistics.mean(gains):+.1f}",
+            "" if name not in trainers else ("yes" if min(gains) > 0 else "no"),
+            *_costs(found),
+        ]
+        lines.append(_row(cells))
+    return "\n".join([*lines, "", *by_class(results), ""])
+
+
+def on_folders(results: Results, seeds: list[int], control: str) -> str:
+    """Tables of any images: gains over ``control`` by seed, what the check kept, each class, and pseudo-labels."""
+    numbers = ", ".join(map(str, seeds))
+    columns = ["", "mIoU", f"seeds {numbers}", f"over {control}", "by seed", "kept by the check"]
+    columns += ["minutes", "memory, MB"]
+    lines = ["IoU in %; mean ± standard deviation.", "", *_heading(columns)]
+    for name, found in results.items():
+        gains = _gains(results, name, control)
+        kept = [f"{one['kept mIoU']:.1f} ({one['kept']})" for one in found if one.get("kept mIoU") is not None]
+        cells = [
+            name,
+            spread([one["mIoU"] for one in found]),
+            ", ".join(f"{one['mIoU']:.1f}" for one in found),
+            "" if name == control else f"{statistics.mean(gains):+.1f}",
+            "" if name == control else ", ".join(f"{gain:+.1f}" for gain in gains),
+            ", ".join(kept),
+            *_costs(found),
+        ]
+        lines.append(_row(cells))
+    return "\n".join([*lines, "", *by_class(results), "", *labels_by_round(results), ""])
+
+
+def by_class(results: Results) -> list[str]:
+    """Lines of the table of the IoU of each class."""
+    classes = list(next(iter(results.values()))[0]["iou"])
+    lines = ["IoU of each class, mean over the seeds:", "", *_heading(["", *classes])]
+    for name, found in results.items():
+        lines.append(_row([name, *(_mean(one["iou"][label] for one in found) for label in classes)]))
+    return lines
+
+
+def labels_by_round(results: Results) -> list[str]:
+    """Lines of the table of pseudo-labels: how many there are, and how many are right. Empty if no row keeps any."""
+    lines: list[str] = []
+    for name, found in results.items():
+        told = [_labels(one["folder"], len(one["iou"])) for one in found]
+        for number in range(min(map(len, told))):
+            of_round = [rounds[number] for rounds in told]
+            cells = [_mean(one["share"] for one in of_round), _mean(one["right"] for one in of_round)]
+            cells += [_mean(one["classes"][place] for one in of_round) for place in range(len(of_round[0]["classes"]))]
+            lines.append(_row([f"{name}, round {number + 1}", *cells]))
+    if not lines:
+        return []
+    classes = list(next(iter(results.values()))[0]["iou"])
+    heading = _heading(["", "labelled", "right", *classes])
+    return [
+        "Pseudo-labels: the share of pixels that have one, and how many are right, of all and of each class, in %:",
+        "",
+        *heading,
+        *lines,
+    ]
+
+
+def _labels(folder: Path, num_classes: int) -> list[dict[str, Any]]:
+    """For each round of a run: share of labelled pixels, share of right ones, and the latter of each class, in %."""
+    if not (folder / "pseudo-labels").is_dir():
+        return []
+    store, rounds = PseudoLabelStore(folder / "pseudo-labels", num_classes), []
+    for number in store.rounds():
+        told = json.loads((folder / "rounds" / f"round-{number + 1:04d}.json").read_text(encoding="utf-8"))
+        stored = store.round(number)
+        counts = [int(count) for count in stored.counts.sum(0)]
+        right = [None if share is None or math.isnan(share) else 100 * share for share in told["precision"]]
+        known = [(count, share) for count, share in zip(counts, right, strict=True) if share is not None]
+        total, weighed = sum(count for count, _ in known), sum(count * share for count, share in known)
+        share = 100 * sum(counts) / int(stored.pixels.sum())
+        rounds.append({"share": share, "right": weighed / max(1, total), "classes": right})
+    return rounds
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± sample standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
+
+
+def _gains(results: Results, name: str, base: str) -> list[float]:
+    return [one["mIoU"] - other["mIoU"] for one, other in zip(results[name], results[base], strict=True)]
+
+
+def _costs(found: list[dict[str, Any]]) -> list[str]:
+    minutes = statistics.mean([one["seconds"] for one in found]) / 60
+    return [f"{minutes:.1f}", f"{max(one['peak_memory_mb'] for one in found):.0f}"]
+
+
+def _mean(values: Iterable[float | None]) -> str:
+    """Of those that are there: a class that never occurs has no IoU."""
+    there = [value for value in values if value is not None]
+    return f"{statistics.mean(there):.0f}" if there else "–"
+
+
+def _heading(columns: list[str]) -> list[str]:
+    return [_row(columns), "|---" * len(columns) + "|"]
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
