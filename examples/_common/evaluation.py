@@ -167,7 +167,7 @@ def evaluate(
     """
     if not ready:
         net = ready_to_predict(net, data, run)
-    name = {-1: "source only", 0: "before"}.get(number, f"round {number}")
+    name = {-1: "source only", 0: "BatchNorm re-estimated"}.get(number, f"round {number}")
     name = f"{name} {group}".strip()
     where = "BatchNorm re-estimated" if number == 0 else name
     if data.val is None:
@@ -180,7 +180,7 @@ def evaluate(
             run.keep_best(net, mean_iou(score, data), where)
     if run.settings.check != "none" and not group:
         true_score = None if score.iou is None else mean_iou(score, data)
-        keep_if_better(net, restyled_miou(net, data, run), true_score, where, run, before=number < 1)
+        keep_if_better(net, restyled_miou(net, data, run), true_score, name, run, before=number < 1)
     record(run, data, number, iou=score.iou, group=group, **recorded)
     return score
 
