@@ -83,6 +83,8 @@ PUBLIC = {
 PUBLIC |= {name: f"selftrain_seg.{name}" for name in ("PseudoLabels", "value_checks")}
 
 # Methods for torch, torchvision and this library's own modules to call, not for people.
+SHORT = 24  # characters of code that is kept on one line
+MANY = 10  # columns, whose headings are turned
 INTERNAL = {"extra_repr", "make_params", "transform", "add_state", "add_sums", "check_home", "check_same", "reduced"}
 
 
@@ -144,6 +146,38 @@ def render_math(self, node):
     raise nodes.SkipNode
 
 
+def mark_for_style(app, doctree):
+    """Mark what style.css treats: short code and numbers stay on one line, names of tests in tables do not."""
+    for literal in doctree.findall(nodes.literal):
+        if len(literal.astext()) <= SHORT:
+            literal["classes"].append("whole")
+    for entry in doctree.findall(nodes.entry):
+        if re.fullmatch(r"[-−+±–.,;%/ \d]{1,16}", entry.astext()):
+            entry["classes"].append("whole")
+    for table in doctree.findall(nodes.table):
+        _mark_table(table)
+
+
+def _mark_table(table):
+    heading, *rows = table.findall(nodes.row)
+    if len(heading) > MANY:
+        table["classes"].append("many")
+        return
+    if heading[-1].astext().lower() == "test":
+        table["classes"] += ["stacked", "tests", f"columns-{len(heading)}"]
+        for literal in (literal for row in rows for literal in row[-1].findall(nodes.literal)):
+            parts = (part for part in re.split("(?<=::)|(?<=/)", literal.astext()) if part)
+            literal[:] = [one for part in parts for one in (nodes.Text(part), nodes.raw("", "<wbr>", format="html"))]
+        return
+    cells = [entry for row in rows for entry in row]
+    if len(heading) > 2 and 3 * sum("whole" in entry["classes"] for entry in cells) < len(cells):
+        table["classes"].append("stacked")  # on a phone, where the headings stand in the cells
+        for row in rows:
+            for name, entry in list(zip(heading, row, strict=False))[1:]:
+                if entry.astext() and name.astext():
+                    entry[0].insert(0, nodes.inline("", f"{name.astext()}: ", classes=["heading"]))
+
+
 def setup(app):
     app.add_html_math_renderer("mathml", inline_renderers=(render_math, None), block_renderers=(render_math, None))
     app.add_directive("public-names", PublicNames)
@@ -153,3 +187,4 @@ def setup(app):
     app.connect("autodoc-skip-member", skip_member)
     app.connect("autodoc-process-docstring", link_names, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", drop_class_return)
+    app.connect("doctree-read", mark_for_style)

@@ -40,7 +40,7 @@ class CBSTSettings(Settings):
     policy: Literal["class-balanced", "global"] = "class-balanced"  # a threshold for each class, or one for all
     spatial_prior: bool = False  # weigh classes by where they are in source images
     prior_sigma: float = 70.0  # of the prior's Gaussian, in pixels
-    normalise_prior: bool = False  # probabilities after the prior sum to 1; in the paper they do not
+    normalise_prior: bool = False  # with --spatial-prior, probabilities sum to 1 again; not so in the paper
     rounds: int = 6  # of labelling and training
     portion: tuple[float, float, float] = (0.2, 0.05, 0.5)  # of pixels that are labelled: start, step, stop
     source_portion: tuple[float, float, float] | None = None  # of source images in use: start, step, stop
@@ -78,6 +78,8 @@ class WithPrior:
 @command_line
 def main() -> None:
     settings = parse(CBSTSettings, __doc__)
+    if settings.normalise_prior and not settings.spatial_prior:
+        raise SystemExit("--normalise-prior says how --spatial-prior weighs classes: add --spatial-prior")
     run = Run(settings)
     data = open_data(settings, run)
     num_classes = data.label_map.num_classes

@@ -54,6 +54,8 @@ class DSTCBCSettings(Settings):
 @command_line
 def main() -> None:
     settings = parse(DSTCBCSettings, __doc__)
+    if not settings.mutual and (settings.second_init is not None or settings.flip_labels):
+        raise SystemExit("--second-init and --flip-labels are for two students: add --mutual")
     run = Run(settings)
     data = open_data(settings, run)
     num_classes = data.label_map.num_classes
@@ -71,6 +73,7 @@ def main() -> None:
     run.expect(len(nets) * settings.rounds * settings.steps)
     groups = ["", "second"][: len(nets)]
     scores = [score_before(net, data, run, group=group) for net, group in zip(nets, groups, strict=True)]
+    evaluation = run.evaluation  # by --eval-every, of the first student alone
     transform = training_transform(settings.crop, scale=settings.scale_range, jitter=settings.colour_jitter)
 
     for number in range(settings.rounds):
@@ -87,6 +90,7 @@ def main() -> None:
         for stage, student, optimizer, stored in zip(stages, students, optimizers, teachers, strict=True):
             if run.passed(stage):
                 continue
+            run.evaluation = evaluation if stage == stages[0] else None
             fields = ("labels", "confidence")
             others = Labelled(data.target, stored, fields) if settings.mutual else data.target_with(stored.labels)
             labelled = run.loader(data.source, f"{stage} labelled", transform, batch=settings.labelled_batch)

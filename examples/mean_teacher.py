@@ -14,6 +14,7 @@ crops, and BatchNorm's statistics of the batch without ``--frozen-bn``; learning
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +24,7 @@ from _common.evaluation import evaluate, line, score_before, summary
 from _common.loading import as_floats
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
-from _data.augmentation import relit, training_transform
+from _data.augmentation import mark_padding, relit, training_transform
 from _data.checks import check_pasting, look_at_masks
 from _data.opening import open_data
 from _networks.build import build
@@ -80,18 +81,20 @@ def main() -> None:
     score_before(net, data, run)
 
     transform = training_transform(settings.crop, scale=settings.scale_range, jitter=settings.colour_jitter)
-    source, target = run.loader(data.source, "source", transform), run.loader(data.target, "target", transform)
+    source = run.loader(data.source, "source", transform)
+    target = run.loader(data.target, "target", mark_padding(transform))
     side = 2 * math.ceil(settings.blur_sigma[1]) + 1
     strong = AugmentationSequential(
         ColorJiggle(*settings.jitter, p=settings.jitter_chance),
         RandomGaussianBlur((side, side), settings.blur_sigma, p=settings.blur_chance),
         data_keys=["input"],
     )
-    recolour = strong if data.target[0][0].shape[0] == 3 else relit  # of other channels, none is a colour
+    if data.target[0][0].shape[0] != 3:  # of other channels, none is a colour
+        strong = functools.partial(relit, strength=settings.jitter[0])
     agreement = AgreementStatistics(data.label_map.num_classes).to(run.device)
     student.train()
     steps = run.steps(settings.teacher, settings.steps, source, target)
-    for step, (source_images, source_labels), (target_images, _) in steps:
+    for step, (source_images, source_labels), (target_images, padding) in steps:
         if run.is_first_pass:
             if settings.teacher == "dual" and step and step % settings.turn == 0:
                 teacher.switch()
@@ -100,7 +103,8 @@ def main() -> None:
         source_images, target_images = as_floats(source_images), as_floats(target_images)
         with run.autocast():
             teacher_logits = teacher(target_images)
-        pseudo = select_fixed(teacher_logits, threshold=settings.threshold, weigh_by="batch")
+        valid = padding != IGNORE_INDEX
+        pseudo = select_fixed(teacher_logits, threshold=settings.threshold, weigh_by="batch", valid=valid)
         mix = teacher.mixing if settings.teacher == "dual" else class_mix
         other = (source_images, source_labels) if settings.paste_from == "source" else None
         mixed = mix(target_images, pseudo.labels, pixel_weight=pseudo.pixel_weight, source=other)
@@ -110,7 +114,7 @@ def main() -> None:
             # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
             total = cross_entropy(student(source_images), source_labels, reduction="sum")
             source_loss = run.mean(total, (source_labels != IGNORE_INDEX).sum())
-            logits = student(as_floats(recolour(mixed.images)))
+            logits = student(as_floats(strong(mixed.images)))
             # Divided by all pixels, as published: the fewer have labels, the less these count.
             target_loss = cross_entropy(logits, mixed.labels, pixel_weight=mixed.pixel_weight, normalize="all")
             loss = source_loss + target_loss

@@ -47,7 +47,7 @@ class MICSettings(Settings):
     mask_weight: float = 1.0  # of the loss on masked images; 0 leaves them out
     mask_ratio: float = 0.7  # of patches that are hidden
     patch: int = 32  # side of a patch, in pixels
-    jitter: float = 0.2  # of brightness, contrast, saturation and hue
+    jitter: float = 0.2  # of brightness, contrast, saturation and hue (at most 0.5, which reaches all hues)
 
 
 @command_line
@@ -72,7 +72,11 @@ def main() -> None:
     target = run.loader(data.target, "target", mark_padding(transform))
 
     noise = StrongSettings(
-        jitter=(settings.jitter,) * 4, grey_chance=0.0, blur_sigma_px=(0.15, 1.15), blur_chance=0.5, cut_out_chance=0.0
+        jitter=(*(settings.jitter,) * 3, min(settings.jitter, 0.5)),
+        grey_chance=0.0,
+        blur_sigma_px=(0.15, 1.15),
+        blur_chance=0.5,
+        cut_out_chance=0.0,
     )
     views = WeakStrongViews(settings.crop, scale=(1.0, 1.0), flip_chance=0.0, strong=noise)
     hidden_colour = net.mean.flatten() if isinstance(net, Scaled) else 0.5  # 0 for the network, which normalises

@@ -106,7 +106,7 @@ def main() -> None:
 
     jitter, coloured = settings.jitter, data.target[0][0].shape[0] == 3  # of other channels, none is a colour
     noise = StrongSettings(
-        jitter=(jitter, jitter, jitter, jitter / 6),
+        jitter=(jitter, jitter, jitter, min(jitter / 6, 0.5)),
         jitter_chance=1.0,
         grey_chance=0.0,
         blur_sigma_px=(0.1, 1.0),

@@ -91,7 +91,8 @@ def run(name: str, seed: int, row: str, out: Path, *options: str) -> dict[str, A
     made = {"row": row, "options": list(options), "code": CODE}
     if made_by.exists() and json.loads(made_by.read_text(encoding="utf-8")) != made:
         raise SystemExit(f"{folder}: made by another command or by other code; remove it, or choose another --out")
-    if not result.exists():
+    there = result.exists()
+    if not there:
         source = out / f"seed{seed}" / _slug(SOURCE) / "model.pt"
         words = shlex.split(row.format(source=shlex.quote(str(source))))
         words = [sys.executable, str(HERE / words[0]), *words[1:], "--seed", str(seed), "--out", str(folder)]
@@ -104,8 +105,11 @@ def run(name: str, seed: int, row: str, out: Path, *options: str) -> dict[str, A
             )
         if done.returncode:
             raise SystemExit(f"{name}, seed {seed}: exit status {done.returncode}, see {folder / 'log.txt'}")
-        print(f"{name}, seed {seed}: mIoU {json.loads(result.read_text())['mIoU']:.1f}", flush=True)
     found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    if "mIoU" not in found:
+        raise SystemExit(f"{result}: expected a mIoU over all classes, and validation masks, got {', '.join(found)}")
+    if not there:
+        print(f"{name}, seed {seed}: mIoU {found['mIoU']:.1f}", flush=True)
     return {**found, "folder": folder}
 
 

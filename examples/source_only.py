@@ -54,11 +54,11 @@ def main() -> None:
     student, optimizer = run.prepare(net), run.optimizer(net)
     run.restore()
     run.expect(settings.steps)
-    score_before(net, data, run)
-
     labelled = data.source if settings.domain == "source" else data.target_with(True)
     if settings.part != (0.0, 1.0):
         labelled = Subset(labelled, part_of(len(labelled), settings.part, settings.seed))
+    score_before(net, data, run)
+
     transform = training_transform(settings.crop, scale=settings.scale_range, jitter=settings.colour_jitter)
     student.train()
     for _, (images, labels) in run.steps("labelled", settings.steps, run.loader(labelled, settings.domain, transform)):

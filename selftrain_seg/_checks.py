@@ -143,6 +143,7 @@ def check_label_values(labels: Tensor, num_classes: int, ignore_index: int, name
     """Every label in [0, num_classes) or equal to ``ignore_index``; only inside ``value_checks()``."""
     if not _value_checks:
         return
+    labels = labels.long()  # in uint8, 300 classes would be 44
     wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= num_classes))]
     if wrong.numel():
         raise ValueError(
@@ -171,6 +172,15 @@ def check_class_values(value: Any, logits: Tensor, name: str) -> None:
     if tuple(value.shape) != (logits.shape[1],):
         raise ValueError(f"`{name}`: expected (C,) = ({logits.shape[1]},), got {tuple(value.shape)}")
     check_device(value, logits, name)
+
+
+def check_vector(value: Any, name: str) -> None:
+    """(C,) floating point."""
+    check_tensor(value, name)
+    if not value.is_floating_point():
+        raise TypeError(f"`{name}`: expected a floating-point dtype, got {value.dtype}")
+    if value.ndim != 1:
+        raise ValueError(f"`{name}`: expected (C,), got {tuple(value.shape)}")
 
 
 def check_class_maps(value: Any, logits: Tensor, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -61,10 +62,18 @@ class Stateful(nn.Module):
             self._on_host.add(name)
         self._over_ranks[name] = {"sum": all_reduce_sum, None: None}[over_ranks]
 
+    def extra_repr(self) -> str:
+        """Return the arguments of the constructor that are attributes, except states."""
+        names = [name for name in inspect.signature(type(self)).parameters if name not in self._defaults]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names if hasattr(self, name))
+
     def reset(self) -> None:
-        """Reset the state to its initial values; settings do not change."""
+        """Reset the state to its initial values, that of inner modules too; settings do not change."""
         for name, default in self._defaults.items():
             self._set(name, default)
+        for module in self.children():
+            if isinstance(module, Stateful):
+                module.reset()
 
     def reduced(self, *names: str) -> list[Tensor]:
         """Return states combined over ranks. A collective; states of one dtype and rule share an all-reduce."""

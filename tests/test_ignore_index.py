@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import selftrain_seg
-from selftrain_seg import confidence, datasets, losses, mining, restyle, selectors, store
+from selftrain_seg import confidence, datasets, losses, mining, restyle, selectors, store, thresholds
 
 C = 4
 LOGITS = torch.zeros(1, C, 2, 2)
@@ -68,6 +68,26 @@ def test_255_is_a_class_of_many():
         with pytest.raises(ValueError, match=r"got 255; with more than 255 classes, use -1"):
             call()
         call(ignore_index=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+def test_label_maps_of_8_bits_may_have_more_classes_than_values(dtype):
+    """torch converts a number to the dtype of the tensor that it is compared with: 300 is 44 in 8 bits."""
+    classes, labels = 300, torch.tensor([[[0, 44, 100, 127]]]).to(dtype)
+    prior = confidence.SpatialPrior(classes, (1, 4), sigma_px=0, ignore_index=-156)  # 100 in uint8
+    sketch, statistics = thresholds.ConfidenceSketch(classes), selectors.SelectionStatistics(classes, ignore_index=-156)
+    prior.update(labels)
+    sketch.update(torch.ones(labels.shape), labels)
+    pseudo = selftrain_seg.PseudoLabels(labels, torch.ones(labels.shape), predicted=labels)
+    statistics.update(pseudo, target=labels)
+    assert prior.frequencies.sum() == 4
+    assert sketch.class_counts().sum() == 4
+    assert statistics.counts.sum(1).tolist() == [4, 4, 4, 4]
+    with selftrain_seg.value_checks():
+        assert losses.cross_entropy(torch.zeros(1, classes, 1, 4), labels, ignore_index=-156).isfinite()
+    two = labels.expand(2, 1, 4)
+    mixed = mining.cut_mix(torch.zeros(2, 1, 1, 4), two, area=(1, 1), paste_ignored=False, ignore_index=-156)
+    assert mixed.pasted.all()
 
 
 # These do not know how many classes there are: the ignore label is whichever value is named.

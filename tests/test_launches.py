@@ -124,7 +124,7 @@ TABLE = {
     "crop": (9, lambda: (mining.crop, images(), numbers(B, 2), (64, 64))),
     "cut_mix": (46, lambda: (mining.cut_mix, images(), labels())),
     "class_mix": (9, lambda: (mining.class_mix, images(), labels())),
-    "class_mix, classes": (15, lambda: (partial(mining.class_mix, classes=numbers(3)), images(), labels())),
+    "class_mix, classes": (16, lambda: (partial(mining.class_mix, classes=numbers(3)), images(), labels())),
     "class_mix, weights": (11, lambda: (partial(mining.class_mix, pixel_weight=pixels()), images(), labels())),
     "mine_crops": (16, lambda: (mining.mine_crops, labels(), numbers(5), (64, 64))),
     "mine_crops, counted": (17, lambda: (partial(mining.mine_crops, **COUNTED), labels(), numbers(5), (64, 64))),

@@ -1,6 +1,7 @@
 """Declared state: every module that has any keeps, moves, saves and loads it in the same way."""
 
 import copy
+import inspect
 import pickle
 
 import pytest
@@ -163,6 +164,15 @@ def test_a_checkpoint_without_who_saved_it_is_that_of_one_process(kind):
     module, saved = kind.make(), fed(kind).state_dict()
     module.load_state_dict({name: value for name, value in saved.items() if not name.endswith("saved_by")})
     assert_states(module, states(fed(kind)))
+
+
+@EACH
+def test_a_module_is_shown_with_its_settings(kind):
+    module = kind.make()
+    shown = repr(module)
+    for name in inspect.signature(type(module)).parameters:
+        state = name == "prior" and module.prior is not None  # too large to show
+        assert (f"{name}={getattr(module, name)!r}" in shown) == (not state)
 
 
 @EACH

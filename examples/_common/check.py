@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from _common.files import save_json
+from _common.files import pending, save_json, settle
 from selftrain_seg.stopping import RoundCheck
 from selftrain_seg.visualize import record_step
 
@@ -27,6 +27,9 @@ def keep_if_better(
 ) -> None:
     """Note a score, and keep the weights in ``kept.pt`` if none before are as good.
 
+    A place that an earlier attempt has noted stays as it is: the weights kept may be that attempt's, and where training
+    is not repeated bit by bit, as on a GPU, those of this attempt are others.
+
     Args:
         net: as it was scored.
         score: mIoU on restyled source images.
@@ -39,15 +42,22 @@ def keep_if_better(
         raise SystemExit("--check: no pixel of the held-out source images has a class: more --check-images")
     if not run.main:
         return
-    entries = [entry for entry in _entries(run) if entry["at"] != where]
-    entries.append({"at": where, "step": run.steps_done, "before": before, SCORE: score, "mIoU": true_score})
+    entries, weights, tolerance = _entries(run), run.out / _WEIGHTS, run.settings.check_tolerance
+    settle(weights, _kept_at(entries, tolerance))
+    new = {"at": where, "step": run.steps_done, "before": before, SCORE: score, "mIoU": true_score}
+    for entry in entries:
+        if place_of(entry) == place_of(new):
+            run.say(f"{where}: {SCORE} {entry[SCORE]:.1f} in an earlier attempt, which counts")
+            return
+    entries.append(new)
     entries.sort(key=lambda entry: entry["step"])
-    start, kept, _ = _judged(entries, run.settings.check_tolerance)
+    start, kept, _ = _judged(entries, tolerance)
     run.say(f"{where}: {SCORE} {score:.1f}" + (f", {score - start[SCORE]:+.1f} over {start['at']}" * (not before)))
     record_step(run.out, run.steps_done, {SCORE: score})
-    if kept["at"] == where:
-        run.save_weights(net, _WEIGHTS)
+    if kept is new:
+        run.save_weights(net, pending(weights, place_of(new)).name)
     save_json(entries, run.out / _FILE)
+    settle(weights, place_of(kept))
 
 
 def verdict(run: Run) -> dict[str, Any]:
@@ -55,6 +65,7 @@ def verdict(run: Run) -> dict[str, Any]:
     entries = _entries(run)
     if not entries:
         return {}
+    settle(run.out / _WEIGHTS, _kept_at(entries, run.settings.check_tolerance))
     start, kept, others = _judged(entries, run.settings.check_tolerance)
     if kept is not start:
         text = f"kept: {kept['at']}, {SCORE} {kept[SCORE]:.1f}, {kept[SCORE] - start[SCORE]:+.1f} over {start['at']}"
@@ -74,6 +85,15 @@ def verdict(run: Run) -> dict[str, Any]:
 def _entries(run: Run) -> list[dict[str, Any]]:
     path = run.out / _FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def place_of(entry: dict[str, Any]) -> str:
+    """Name of what was scored: two rounds of one name differ in their steps."""
+    return f"{entry['at']} {entry.get('step')}"
+
+
+def _kept_at(entries: list[dict[str, Any]], tolerance: float) -> str | None:
+    return place_of(_judged(entries, tolerance)[1]) if entries else None
 
 
 def _judged(entries: list[dict[str, Any]], tolerance: float) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:

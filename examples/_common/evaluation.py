@@ -167,8 +167,9 @@ def evaluate(
     """
     if not ready:
         net = ready_to_predict(net, data, run)
-    name = {-1: "source only", 0: "before"}.get(number, f"round {number}")
+    name = {-1: "source only", 0: "BatchNorm re-estimated"}.get(number, f"round {number}")
     name = f"{name} {group}".strip()
+    where = "BatchNorm re-estimated" if number == 0 else name
     if data.val is None:
         score = Score(
             None, measure_without_masks(lambda images: _fused(net, images, run), data, run, number, group, name)
@@ -176,11 +177,10 @@ def evaluate(
     else:
         score = _measure(net, data, run, name)
         if not group:
-            run.keep_best(net, mean_iou(score, data), name if number > 0 else "before training")
+            run.keep_best(net, mean_iou(score, data), where)
     if run.settings.check != "none" and not group:
-        where = "BatchNorm re-estimated" if number == 0 else name
         true_score = None if score.iou is None else mean_iou(score, data)
-        keep_if_better(net, restyled_miou(net, data, run), true_score, where, run, before=number < 1)
+        keep_if_better(net, restyled_miou(net, data, run), true_score, name, run, before=number < 1)
     record(run, data, number, iou=score.iou, group=group, **recorded)
     return score
 
@@ -212,7 +212,8 @@ def _fused(net: nn.Module, images: Tensor, run: Run) -> Tensor:
         return predict(net, images, run)
     if run.settings.fusion == "logits":
         return _mean_logits(net, images, run, scales, flip)
-    return fuse_views(lambda view: predict(net, view, run), images, scales=scales, flip=flip).log()
+    probs = fuse_views(lambda view: predict(net, view, run), images, scales=scales, flip=flip)
+    return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()  # resizing turns -inf into NaN
 
 
 def _mean_logits(

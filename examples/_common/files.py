@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,28 @@ def save_json(content: Any, path: Path, *, default: Callable[[Any], Any] | None 
     """The same for JSON, which has no NaN: it becomes null. ``default`` turns into JSON what is not."""
     plain = json.loads(json.dumps(content, default=default), parse_constant=_NO_JSON.get)
     _put(path, lambda file: file.write(json.dumps(plain, indent=1).encode() + b"\n"))
+
+
+def pending(path: Path, place: str) -> Path:
+    """Name of weights of a place until a record says that they are kept: ``.kept-round-2.pt`` for ``kept.pt``."""
+    return path.with_name(f".{path.stem}-{re.sub(r'[^a-z0-9]+', '-', place.lower())}{path.suffix}")
+
+
+def settle(path: Path, kept: str | None) -> None:
+    """Give pending weights their name if the record says that their place is kept; remove all others.
+
+    Weights are written as pending, then the record, then this renames them. A run that is killed in between calls this
+    before it writes anything, so the weights are always those that the record is about.
+
+    Args:
+        path: of the weights, such as ``kept.pt``.
+        kept: the place in the record; None if there is none.
+    """
+    for waiting in path.parent.glob(f".{path.stem}-*"):
+        if kept is not None and waiting == pending(path, kept):
+            waiting.replace(path)
+        else:
+            waiting.unlink()
 
 
 def _put(path: Path, write: Callable[[Any], Any]) -> None:

@@ -27,8 +27,9 @@ _RULES: tuple[tuple[str, Callable[..., bool], str], ...] = (
     ("lr_warmup", lambda value: 0 <= value <= 1, "a share of --steps from 0 to 1"),
     (
         "colour_jitter|jitter",
-        lambda *values: min(values) >= 0 and values[-1] <= 0.5,
-        "numbers of at least 0, the last, of the hue, at most 0.5",
+        # One number is for all; the hue's part of it ends at 0.5, where all hues are reached.
+        lambda *values: all(0 <= value < math.inf for value in values) and (len(values) == 1 or values[-1] <= 0.5),
+        "numbers of at least 0, the last of four, of the hue, at most 0.5",
     ),
     ("overlap", lambda value: 0 <= value < 1, "a share from 0 to less than 1"),
     (

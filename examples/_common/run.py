@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
+from _data.held_out import holds_out
 from _networks.build import parameter_groups
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
@@ -23,8 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from _common.check import verdict
-from _common.files import save_atomically, save_json
+from _common.check import place_of, verdict
+from _common.files import pending, save_atomically, save_json, settle
 from _common.loading import Seeded, StepSampler
 from _common.numbers import FOLDERS, check
 from _common.progress import progress
@@ -34,11 +35,12 @@ from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.visualize import record_about, record_step, report
 
 # Settings that may differ when a run is resumed: they say where it runs and what it tells, not what training does.
-_MAY_CHANGE = {"out", "rounds", "device", "workers", "threads", "checkpoint_every", "log_every", "scales", "flip"}
-_MAY_CHANGE |= {"tracker", "eval_every", "fusion", "missing_classes"}
+_MAY_CHANGE = {"out", "rounds", "device", "workers", "threads", "checkpoint_every", "log_every", "tracker"}
+_MAY_CHANGE |= {"eval_every", "missing_classes"}
+_MEASURED = {"scales", "flip", "fusion"}  # these, too, unless what is measured decides about weights or BatchNorm
 # What a run tells about itself.
 _TOLD = ("*.jsonl", "rounds/**/*.json", "pictures/*.png", "source-masks.json", "data.json", "about.json", "seen/*.pt")
-_TOLD += ("best.*", "check.json", "kept.pt")
+_TOLD += ("best.*", ".best-*", "check.json", "kept.*", ".kept-*")
 
 # What is left of the learning rate after a share of a schedule.
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -326,13 +328,20 @@ class Run:
 
     def keep_best(self, net: nn.Module, score: float, where: str) -> None:
         """Keep the weights that have had the highest validation mIoU, in ``best.pt``."""
-        if self.main and score > self._best().get("mIoU", -math.inf):
-            self.save_weights(net, "best.pt")
-            save_json({"mIoU": score, "at": where}, self.out / "best.json")
+        if not self.main:
+            return
+        best, new = self._best(), {"mIoU": score, "at": where, "step": self.steps_done}
+        # What an earlier attempt has noted stays as it is, as in ``keep_if_better``.
+        if score > best.get("mIoU", -math.inf) and not (best and place_of(new) == place_of(best)):
+            self.save_weights(net, pending(self.out / "best.pt", place_of(new)).name)
+            save_json(new, self.out / "best.json")
+            self._best()
 
     def _best(self) -> dict[str, Any]:
         path = self.out / "best.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        best = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        settle(self.out / "best.pt", place_of(best) if best else None)
+        return best
 
     def save_weights(self, net: nn.Module, name: str) -> None:
         """Write a network's weights, on the CPU, into the run's folder."""
@@ -363,7 +372,8 @@ class Run:
             for old in itertools.chain.from_iterable(map(self.out.glob, _TOLD)):
                 old.unlink()
         settings = json.loads(json.dumps({**vars(self.settings), "processes": self.world}, default=str))
-        asked = {name: value for name, value in settings.items() if name not in _MAY_CHANGE}
+        may_change = _MAY_CHANGE if holds_out(self.settings) else _MAY_CHANGE | _MEASURED
+        asked = {name: value for name, value in settings.items() if name not in may_change}
         changed = self._changed("arguments.json", asked, leave=FOLDERS | {"root", "source_root"})
         if changed:
             what = "; ".join(f"{name} {value}, now {asked.get(name)}" for name, value in changed.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from _common.files import save_json
@@ -13,11 +14,14 @@ if TYPE_CHECKING:
 
     from _common.settings import Settings
 
+_STORE = "MLFLOW_TRACKING_URI"
+
 
 def start_tracker(accelerator: Accelerator, settings: Settings, resumed: bool) -> None:
     """Start the tracker of ``--tracker``. The id that it gives to the run is kept in ``tracker.json``.
 
-    Weights & Biases and MLflow get the settings as the run's parameters; TensorBoard has no place for them.
+    Weights & Biases and MLflow get the settings as the run's parameters; TensorBoard has no place for them. MLflow's
+    default store lies in the working folder, so its address is kept, too: a run may be resumed from another folder.
     """
     name, path = settings.tracker, settings.out / "tracker.json"
     if accelerator.is_main_process and not resumed:
@@ -31,8 +35,19 @@ def start_tracker(accelerator: Accelerator, settings: Settings, resumed: bool) -
     if name == "wandb":
         options = {"name": settings.out.name, "dir": str(settings.out)}
         options |= {} if known is None else {"id": known, "resume": "allow"}
+    if name == "mlflow" and known and "store" in kept:
+        os.environ.setdefault(_STORE, kept["store"])
     config = None if known else {field: str(value) for field, value in dataclasses.asdict(settings).items()}
-    accelerator.init_trackers("selftrain-seg", config, {name: options})
+    try:
+        accelerator.init_trackers("selftrain-seg", config, {name: options})
+    except Exception as error:  # each package has its own
+        advice = f"; delete {path} to start a new run there" if known else ""
+        raise SystemExit(f"--tracker {name}: {error}{advice}") from error
     if accelerator.is_main_process and known is None:
         run = accelerator.get_tracker(name, unwrap=True)
-        save_json({"tracker": name, "id": run.id if name == "wandb" else run.info.run_id}, path)
+        made = {"tracker": name, "id": run.id if name == "wandb" else run.info.run_id}
+        if name == "mlflow" and _STORE not in os.environ:
+            from mlflow import get_tracking_uri
+
+            made["store"] = get_tracking_uri()
+        save_json(made, path)

@@ -59,8 +59,10 @@ def hold_out(data: Data, run: Run) -> Data:
 def _tell_if_trained_on(run: Run) -> None:
     """Say that the network before training has an advantage, if ``--init`` was trained on the held-out images."""
     settings = run.settings
-    path = None if settings.init is None else settings.init.parent / "arguments.json"
-    if path is None or not path.is_file():
+    if settings.init is None:
+        return
+    path = (settings.init if settings.init.is_dir() else settings.init.parent) / "arguments.json"
+    if not path.is_file():
         return
     found = json.loads(path.read_text(encoding="utf-8"))
     held_out = found.get("check", "none") != "none" or found.get("reestimate_bn") == "auto"

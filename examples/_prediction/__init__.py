@@ -160,7 +160,8 @@ def logits_of(net: nn.Module, images: Tensor, args: Namespace) -> Tensor:
         if tuple(args.scales) == (1.0,) and not args.flip:
             logits = predict(images).float()
         else:
-            logits = fuse_views(predict, images, scales=args.scales, flip=args.flip).log()
+            probs = fuse_views(predict, images, scales=args.scales, flip=args.flip)
+            logits = probs.clamp(min=torch.finfo(probs.dtype).tiny).log()  # resizing turns -inf into NaN
     return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode="bilinear")
 
 

@@ -64,7 +64,7 @@ def main() -> None:
             with accelerator.accumulate(student):
                 pseudo = selector(teacher(target_images))
                 loss = F.cross_entropy(student(source_images), source_labels, ignore_index=255)
-                # IAST has 3.0, for labels that stay for a round; for labels that move along it is too much here.
+                # IAST's 3.0 is for labels that stay for a round. These change with the student.
                 loss = loss + region_guided_loss(student(target_images), pseudo.labels, ignored_weight=1.0)
                 accelerator.backward(loss)
                 optimizer.step()

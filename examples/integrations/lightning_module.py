@@ -37,7 +37,7 @@ class SelfTraining(L.LightningModule):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.student = network.train()  # Lightning leaves modes as they are
-        # It sees target images only, in train mode: its running statistics are the target's, the student's are not.
+        # It sees target images only, in train mode, so its running statistics are the target's.
         self.teacher = MeanTeacher(network, momentum=0.99, train_mode=True, dropout=True, buffers="keep")
         self.kc = ClassBalancedThreshold(CLASSES, portion=0.5)
         self.register_buffer("thresholds", torch.ones(CLASSES, dtype=torch.float64))  # 1 selects nothing
@@ -49,7 +49,7 @@ class SelfTraining(L.LightningModule):
         self.kc.update(logits)
         pseudo = select_reweighted(logits, self.thresholds)
         mixed = class_mix(target_images, pseudo.labels, source=(source_images, source_labels))
-        # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
+        # The domains go through the network apart: one batch would mix their statistics.
         loss = F.cross_entropy(self.student(source_images), source_labels, ignore_index=255)
         return loss + cross_entropy(self.student(mixed.images), mixed.labels, normalize="all")
 
@@ -62,7 +62,7 @@ class SelfTraining(L.LightningModule):
         self.kc.reset()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Counts are each rank's own, and a checkpoint has those of rank 0. At the end of an epoch nothing is counted.
+        # A checkpoint has the counts of rank 0 only. At the end of an epoch there are none.
         checkpoint["state_dict"] |= self.kc.state_dict(prefix="kc.")
 
     def on_train_epoch_start(self) -> None:
@@ -108,7 +108,7 @@ def main() -> None:
     trainer.print(f"source only: mIoU {scores[0]:.1f}; BatchNorm re-estimated: mIoU {scores[1]:.1f}")
     loaders = {}
     for name, dataset in (("source", source), ("target", target)):
-        # The order, too, comes from the epoch's number. A loader without a generator would draw from torch's own.
+        # The order comes from the epoch's number, too, not from torch's own generator.
         sampler = DistributedSampler(dataset, trainer.world_size, trainer.global_rank)
         loaders[name] = DataLoader(dataset, 4, sampler=sampler, drop_last=True, generator=torch.Generator())
     last = args.out / "lightning" / "last.ckpt"

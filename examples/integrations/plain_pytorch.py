@@ -56,7 +56,7 @@ def main() -> None:
             for images, truth in in_order:
                 pseudo = select_reweighted(network(images), thresholds)
                 labels.append(pseudo.labels)
-                statistics.update(pseudo, truth)  # the truth measures precision; nothing else sees it
+                statistics.update(pseudo, truth)  # the truth is used for precision only
         found = statistics.compute()
         print(f"round {number + 1}: thresholds {thresholds.min():.3f} to {thresholds.max():.3f}")
         print(f"round {number + 1}: selected {found.share.nanmean():.2f}, precision {found.precision.nanmean():.2f}")
@@ -67,7 +67,7 @@ def main() -> None:
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
         pairs = zip(batches(source, steps, 2 * number), batches(labelled, steps, 2 * number + 1), strict=True)
         for (source_images, source_labels), (target_images, target_labels) in pairs:
-            # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
+            # The domains go through the network apart: one batch would mix their statistics.
             loss = F.cross_entropy(network(source_images), source_labels, ignore_index=255)
             loss = loss + mrkld_loss(network(target_images), target_labels, reg_weight=0.1)
             optimizer.zero_grad()

@@ -68,25 +68,17 @@ class SpatialPrior(Stateful):
         super().__init__()
         _checks.check_count(num_classes, "num_classes", 2)
         _checks.check_ignore_index(ignore_index, num_classes)
-        height, width = size
-        _checks.check_count(height, "size")
-        _checks.check_count(width, "size")
+        size = _checks.check_size(size)
         _checks.check_real(sigma_px, "sigma_px", 0.0, 1e6)
         if kernel_px is not None:
             _checks.check_count(kernel_px, "kernel_px")
             if kernel_px % 2 == 0:
                 raise ValueError(f"`kernel_px`: expected an odd number, got {kernel_px}")
-        self.num_classes, self.size, self.sigma_px = num_classes, (int(height), int(width)), float(sigma_px)
+        self.num_classes, self.size, self.sigma_px = num_classes, size, float(sigma_px)
         self.kernel_px = kernel_px if kernel_px is not None else math.ceil(6.0 * sigma_px) // 2 * 2 + 1
         self.ignore_index = ignore_index
-        start = torch.zeros(num_classes, height, width, dtype=torch.float64)
+        start = torch.zeros(num_classes, *size, dtype=torch.float64)
         self.add_state("frequencies", start, over_ranks="sum")
-
-    def extra_repr(self) -> str:  # noqa: D102
-        return (
-            f"num_classes={self.num_classes}, size={self.size}, sigma_px={self.sigma_px}, "
-            f"kernel_px={self.kernel_px}, ignore_index={self.ignore_index}"
-        )
 
     @torch.no_grad()
     def update(self, labels: Tensor) -> None:
@@ -110,9 +102,10 @@ class SpatialPrior(Stateful):
         height, width = self.size
         labels, rows, row_weight = _to_cells(labels, 1, height)
         labels, columns, column_weight = _to_cells(labels, 2, width)
+        labels = labels.long()  # in uint8, 300 classes would be 44
         counted = (labels >= 0) & (labels < self.num_classes) & (labels != self.ignore_index)
         cell = rows.view(-1, 1) * width + columns
-        index = torch.where(counted, labels.long() * (height * width) + cell, 0)
+        index = torch.where(counted, labels * (height * width) + cell, 0)
         weight = torch.where(counted, row_weight.view(-1, 1) * column_weight, 0.0)
         self.frequencies.view(-1).scatter_add_(0, index.flatten(), weight.flatten())
 
@@ -126,14 +119,19 @@ class SpatialPrior(Stateful):
         Returns:
             (C, H, W) float32, each class with mean 1 over pixels. A class that was never seen is 0 everywhere, so it is
             never predicted.
+
+        Raises:
+            TypeError: an element of ``size`` is not an int.
+            ValueError: ``size`` is not two values of at least 1.
         """
+        size = self.size if size is None else _checks.check_size(size)
         maps = self.reduced("frequencies")[0].unsqueeze(0)
         if self.sigma_px > 0:
             from kornia.filters import gaussian_blur2d  # slow to import
 
             sides, sigmas = (self.kernel_px, self.kernel_px), (self.sigma_px, self.sigma_px)
             maps = gaussian_blur2d(maps, sides, sigmas, border_type="replicate", separable=True)
-        if size is not None:
+        if size != self.size:
             maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
         mean = maps.mean(dim=(2, 3), keepdim=True)
         prior: Tensor = torch.where(mean > 0, maps / mean.where(mean > 0, torch.ones_like(mean)), 0.0)

@@ -170,26 +170,29 @@ def _select_listed(images: Mapping[str, Path], lines: Sequence[str], where: str)
     by_stem: dict[str, list[str]] = {}
     for name in images:
         by_stem.setdefault(_stem(name), []).append(name)
+
+    def fitting(forms: Sequence[str]) -> list[str]:
+        """Names that differ from a form at most by folders in front."""
+        each = ([name for name in by_stem.get(_stem(form), ()) if _same_end(form, _normalised(name))] for form in forms)
+        return next(filter(None, each), [])
+
     found: list[str] = []
     unknown: list[str] = []
     for line in lines:
-        # Try the whole line first, as names may contain spaces; then its first column.
-        candidates = [
-            form
-            for text in dict.fromkeys((line, line.split()[0] if line.split() else ""))
-            for form in _with_and_without_suffix(text)
-        ]
-        matches = [by_name[form] for form in candidates if form in by_name][:1]
-        for form in candidates:
-            matches = matches or [name for name in by_stem.get(_stem(form), ()) if _same_end(form, _normalised(name))]
+        # A name may contain spaces, or the line may have several columns, of which the first is the name.
+        whole, first = _with_and_without_suffix(line), _with_and_without_suffix((line.split() or [""])[0])
+        matches = [by_name[form] for form in (*whole, *first) if form in by_name][:1]
+        if not matches:
+            by_line = fitting(whole)  # if the name has no space, it may be that of the last column
+            matches = [name for name in by_line if " " in name] or fitting(first) or by_line
         if len(matches) == 1:
             found += matches
         else:
             unknown.append(line)
     if unknown:
         raise ValueError(
-            f"`names`: {len(unknown)} of {len(lines)} names{where} are not images: {first_few(map(repr, unknown))};"
-            f" images are named {first_few(images)}"
+            f"`names`: {len(unknown)} of {len(lines)} names{where} fit no image, or several:"
+            f" {first_few(map(repr, unknown))}; images are named {first_few(images)}"
         )
     if not found:
         raise ValueError("`names`: expected names, got none")

@@ -39,11 +39,7 @@ def focal_class_weight(running_confidence: Tensor, *, exponent: float = 3.0) -> 
         >>> focal_class_weight(torch.tensor([0.5, 0.0]), exponent=2.0)
         tensor([0.2500, 1.0000])
     """
-    _checks.check_tensor(running_confidence, "running_confidence")
-    if running_confidence.ndim != 1:
-        raise ValueError(f"`running_confidence`: expected (C,), got {tuple(running_confidence.shape)}")
-    if not running_confidence.is_floating_point():
-        raise TypeError(f"`running_confidence`: expected a floating-point dtype, got {running_confidence.dtype}")
+    _checks.check_vector(running_confidence, "running_confidence")
     _checks.check_real(exponent, "exponent", 0.0, math.inf)
     return (1 - running_confidence.detach().clamp(0, 1)) ** exponent
 

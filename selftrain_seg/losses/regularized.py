@@ -67,17 +67,8 @@ def mrkld_loss(
         >>> mrkld_loss(logits, torch.tensor([[[0]]]), reg_weight=0.5)  # ln 4/3 + 0.5 · (ln 4/3 + ln 4) / 2
         tensor(0.7062)
     """
-    _check(logits, labels, reg_weight, image_weight, pixel_weight, ignore_index)
-    return ops.weighted_loss(
-        logits,
-        labels,
-        regulariser="kld",
-        factors=(1.0, reg_weight, 0.0),
-        pixel_weight=pixel_weight,
-        image_weight=image_weight,
-        normalize=divide_by(normalize, reduction),
-        ignore_index=ignore_index,
-    )
+    divisor = divide_by(normalize, reduction)
+    return _regularised("kld", logits, labels, reg_weight, image_weight, pixel_weight, ignore_index, divisor)
 
 
 def mrent_loss(
@@ -122,17 +113,8 @@ def mrent_loss(
         >>> mrent_loss(torch.zeros(1, 4, 1, 1), torch.tensor([[[0]]]), reg_weight=0.5)  # ln 4 - 0.5 · ln 4
         tensor(0.6931)
     """
-    _check(logits, labels, reg_weight, image_weight, pixel_weight, ignore_index)
-    return ops.weighted_loss(
-        logits,
-        labels,
-        regulariser="entropy",
-        factors=(1.0, -reg_weight, 0.0),
-        pixel_weight=pixel_weight,
-        image_weight=image_weight,
-        normalize=divide_by(normalize, reduction),
-        ignore_index=ignore_index,
-    )
+    divisor = divide_by(normalize, reduction)
+    return _regularised("entropy", logits, labels, reg_weight, image_weight, pixel_weight, ignore_index, divisor)
 
 
 def mrl2_loss(
@@ -176,28 +158,32 @@ def mrl2_loss(
         >>> mrl2_loss(torch.zeros(1, 4, 1, 1), torch.tensor([[[0]]]), reg_weight=0.5)  # ln 4 + 0.5 · 4 · (1/4)²
         tensor(1.5113)
     """
-    _check(logits, labels, reg_weight, image_weight, pixel_weight, ignore_index)
-    return ops.weighted_loss(
-        logits,
-        labels,
-        regulariser="square",
-        factors=(1.0, reg_weight, 0.0),
-        pixel_weight=pixel_weight,
-        image_weight=image_weight,
-        normalize=divide_by(normalize, reduction),
-        ignore_index=ignore_index,
-    )
+    divisor = divide_by(normalize, reduction)
+    return _regularised("square", logits, labels, reg_weight, image_weight, pixel_weight, ignore_index, divisor)
 
 
-def _check(
+def _regularised(
+    regulariser: str,
     logits: Tensor,
     labels: Tensor,
     reg_weight: float,
     image_weight: Tensor | None,
     pixel_weight: Tensor | None,
     ignore_index: int,
-) -> None:
+    normalize: str,
+) -> Tensor:
+    """Check the arguments and compute the loss; the entropy is maximised, other regularisers are minimised."""
     check_target(logits, labels, ignore_index, pixel_weight)
     _checks.check_real(reg_weight, "reg_weight", 0.0, math.inf)
     if image_weight is not None:
         _checks.check_image_values(image_weight, logits, "image_weight")
+    return ops.weighted_loss(
+        logits,
+        labels,
+        regulariser=regulariser,
+        factors=(1.0, -reg_weight if regulariser == "entropy" else reg_weight, 0.0),
+        pixel_weight=pixel_weight,
+        image_weight=image_weight,
+        normalize=normalize,
+        ignore_index=ignore_index,
+    )

@@ -123,6 +123,15 @@ class ClassSampler(Sampler[int]):
                 image shows a class that may be drawn.
         """
         index = self.index if index is None else index
+        self.candidates, self._contains = self._drawable_classes(index, candidates)
+        self.index = index
+        classes, images = np.nonzero(self._contains.T)
+        sizes = np.bincount(classes, minlength=index.num_classes)
+        self._lists = np.split(images.astype(np.int32), sizes.cumsum()[:-1])
+        self._changed()
+
+    def _drawable_classes(self, index: Any, candidates: Any) -> tuple[Tensor | None, np.ndarray[Any, Any]]:
+        """Check the arguments of :meth:`update`; return a copy of the candidates and (N, C) bool: what may be drawn."""
         _check_index(index)
         shape = self.index.counts.shape
         if index.counts.shape != shape:
@@ -139,12 +148,7 @@ class ClassSampler(Sampler[int]):
         if not bool(contains.any()):
             name = "index" if candidates is None else "candidates"
             raise ValueError(f"`{name}`: expected at least one image with a class that may be drawn, got none")
-        self.index, self.candidates = index, candidates
-        self._contains = np.asarray(contains)
-        classes, images = np.nonzero(self._contains.T)
-        sizes = np.bincount(classes, minlength=index.num_classes)
-        self._lists = np.split(images.astype(np.int32), sizes.cumsum()[:-1])
-        self._changed()
+        return candidates, np.asarray(contains)
 
     def __iter__(self) -> Iterator[int]:
         """Start an epoch, or resume one after :meth:`load_state_dict`.
@@ -229,7 +233,7 @@ class ClassSampler(Sampler[int]):
             "consumed": int(consumed),
             "pending": torch.tensor(pending, dtype=torch.int32),
             "candidates": self.candidates,
-            "contains": self._digest(),
+            "contains": _digest(self._contains),
             "draw": self._draw_state(),
         }
 
@@ -252,11 +256,9 @@ class ClassSampler(Sampler[int]):
             raise ValueError(f"`state`: expected that of a sampler with {own}, got one with {state['settings']}")
         if state["num_replicas"] != self.num_replicas:
             raise ValueError(f"`state`: expected {self.num_replicas} ranks, got {state['num_replicas']}")
-        before = self.candidates
-        self.update(candidates=state["candidates"])
-        if self._digest() != state["contains"]:
-            self.update(candidates=before)
+        if _digest(self._drawable_classes(self.index, state["candidates"])[1]) != state["contains"]:
             raise ValueError("`state`: expected that of a sampler with the same index and min_share, got another")
+        self.update(candidates=state["candidates"])
         self.seed = int(state["seed"])
         self._start(int(state["epoch"]))
         pending = np.asarray(state["pending"], dtype=np.intc).tobytes()
@@ -270,10 +272,6 @@ class ClassSampler(Sampler[int]):
         self._order = Order()
         self._resumes = False
         self._begin()
-
-    def _digest(self) -> str:
-        """Digest of the classes that may be drawn in each image."""
-        return hashlib.sha256(np.packbits(self._contains).tobytes()).hexdigest()
 
     def _settings(self) -> dict[str, Any]:
         """Settings that change the order, in addition to seed, epoch and classes."""
@@ -294,6 +292,11 @@ class ClassSampler(Sampler[int]):
 
     def _load_draw_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`_draw_state` returned, after the lists are set."""
+
+
+def _digest(contains: np.ndarray[Any, Any]) -> str:
+    """Digest of the classes that may be drawn in each image."""
+    return hashlib.sha256(np.packbits(contains).tobytes()).hexdigest()
 
 
 def _check_index(index: Any) -> None:

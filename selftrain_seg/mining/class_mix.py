@@ -9,6 +9,7 @@ from selftrain_seg import _checks
 from selftrain_seg.mining.classes import class_numbers
 from selftrain_seg.mining.mixed import MixedBatch, blend, check_batch, check_neighbours
 from selftrain_seg.ops.class_draw import draw_classes
+from selftrain_seg.ops.indices import check_indices
 from selftrain_seg.ops.random import check_generator, uniform_integers
 from selftrain_seg.types import IGNORE_INDEX
 
@@ -59,7 +60,8 @@ def class_mix(
             floating-point tensor; likewise for ``source``; ``classes`` is not an integer tensor.
         ValueError: ``images`` is not (B, D, H, W); ``labels`` or ``pixel_weight`` does not fit it or has no pixels;
             ``source`` is not two or three tensors of the same shapes and dtypes, or is None for a batch of one
-            image; ``classes`` is not (K,); ``rounding`` is not one of the two; a tensor or the generator is on another
+            image; ``classes`` is not (K,), or has a number outside [0, 1024) (on a GPU checked inside
+            ``value_checks()`` only); ``rounding`` is not one of the two; a tensor or the generator is on another
             device.
 
     References:
@@ -96,8 +98,9 @@ def class_mix(
 
 def _of(classes: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     """(B, H, W) bool: whether a pixel is of one of the classes."""
-    numbers = class_numbers(classes, labels, "classes")
-    chosen = torch.zeros(_MAX_CLASSES, dtype=torch.bool, device=labels.device).index_fill(0, numbers, True)
-    labels = labels.long()  # in uint8, 1024 would be 0
-    known = (labels >= 0) & (labels < _MAX_CLASSES) & (labels != ignore_index)
-    return chosen[torch.where(known, labels, 0)] & known
+    numbers, wide = class_numbers(classes, labels, "classes"), labels.long()  # in uint8, 1024 would be 0
+    check_indices(classes, _MAX_CLASSES, "classes")
+    numbers = numbers.clamp(-1, _MAX_CLASSES)  # both are the last entry, which is no class
+    chosen = torch.zeros(_MAX_CLASSES + 1, dtype=torch.bool, device=labels.device).index_fill(0, numbers, True)
+    known = (wide >= 0) & (wide < _MAX_CLASSES) & (wide != ignore_index)
+    return chosen[torch.where(known, wide, 0)] & known

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selftrain_seg import _checks
 from selftrain_seg.mining.mixed import MixedBatch, blend, check_batch, check_neighbours
-from selftrain_seg.ops.random import check_generator
+from selftrain_seg.ops.random import check_generator, uniform
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["cut_mix"]
@@ -82,7 +82,7 @@ def cut_mix(
         _checks.check_real(area[1], "area[1]", float(area[0]), 1.0)
     check_generator(generator, images)
     batch, height, width = labels.shape
-    draws = torch.rand(batch, 4, generator=generator, device=images.device, dtype=torch.float64)
+    draws = uniform((batch, 4), images.device, generator, torch.float64)
     share = _beta(draws[:, 0], draws[:, 1], alpha)
     if area is not None:
         share = area[0] + (area[1] - area[0]) * draws[:, 0]
@@ -91,7 +91,7 @@ def cut_mix(
     columns = _interval(width, side, draws[:, 3])
     pasted = rows[:, :, None] & columns[:, None, :]
     if not paste_ignored:
-        pasted = pasted & (others[1] != ignore_index)
+        pasted = pasted & (others[1].long() != ignore_index)  # in uint8, -1 is 255
     return blend((images, labels, pixel_weight), others, pasted)
 
 

@@ -159,7 +159,8 @@ class ClassIndex:
             ValueError: ``min_share`` is outside [0, 1].
         """
         _checks.check_real(min_share, "min_share", 0.0, 1.0)
-        needed = (self.pixels.double() * float(min_share)).clamp(min=1.0)
+        # Tolerates the rounding of decimal shares: 7 of 100 pixels are 0.07, but 100 * 0.07 is 7.000000000000001.
+        needed = (self.pixels.double() * (float(min_share) * (1.0 - 2.0**-50))).clamp(min=1.0)
         return self.counts >= needed[:, None]
 
     def save(self, path: str | os.PathLike[str]) -> None:

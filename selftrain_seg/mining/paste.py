@@ -14,7 +14,7 @@ from selftrain_seg.mining.mixed import MixedBatch, blend, check_batch
 from selftrain_seg.ops.components import connected_components
 from selftrain_seg.ops.fitting import Places, fit, topmost
 from selftrain_seg.ops.numbers import integers, near
-from selftrain_seg.ops.random import check_generator
+from selftrain_seg.ops.random import check_generator, uniform
 from selftrain_seg.types import IGNORE_INDEX
 
 __all__ = ["paste_classes"]
@@ -119,7 +119,7 @@ def paste_classes(
         raise ValueError(f"`most`: expected at most {_MOST_REGIONS}, got {most}")
     check_generator(generator, images)
 
-    draws = torch.rand(len(images), 2 + 3 * most, generator=generator, dtype=torch.float64, device=images.device)
+    draws = uniform((len(images), 2 + 3 * most), images.device, generator, torch.float64)
     classes = others[1].long()
     outside = (classes < 0) | (classes >= len(class_weight)) | (classes == ignore_index)
     classes = torch.where(outside, len(class_weight), classes)

@@ -139,12 +139,6 @@ class ReliabilityBank(Stateful):
         self.add_state("last_step", torch.zeros((), dtype=torch.int64), on_host=True)
         self.add_state("snapshots", torch.zeros((), dtype=torch.int64), on_host=True)
 
-    def extra_repr(self) -> str:  # noqa: D102
-        return (
-            f"num_images={self.num_images}, num_classes={self.num_classes}, size={self.size}, "
-            f"every_steps={self.every_steps}, median={self.median!r}, ignore_index={self.ignore_index}"
-        )
-
     def due(self, step: int) -> bool:
         """Return whether it is time for a snapshot.
 

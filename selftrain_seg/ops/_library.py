@@ -50,10 +50,20 @@ def operator(
     return found
 
 
-def differentiable(name: str, save: Callable[..., None], backward: Callable[..., tuple[Tensor | None, ...]]) -> None:
-    """Make the first output of an operator differentiable (``torch.library.register_autograd``).
+def differentiable(
+    name: str, save: Callable[..., None], backward: Callable[..., Tensor], plain: Callable[..., Tensor] | None = None
+) -> None:
+    """Make the first output of an operator differentiable in the first input (``torch.library.register_autograd``).
 
     It does not work under the transforms of ``in_transform``.
+
+    Args:
+        name: of the operator.
+        save: stores tensors and settings in the context, given the context, the inputs and the outputs. The first saved
+            tensor is the first input.
+        backward: computes the gradient, given the context, that of the output and the saved tensors.
+        plain: recomputes the output from the context and the saved tensors in differentiable operations, for double
+            backward; None if ``backward`` is differentiable.
     """
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -62,7 +72,13 @@ def differentiable(name: str, save: Callable[..., None], backward: Callable[...,
         save(ctx, inputs, output)
 
     def differentiate(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        return (None,) * len(ctx.needs_input_grad) if grad is None else backward(ctx, grad)
+        none = (None,) * (len(ctx.needs_input_grad) - 1)
+        if grad is None:
+            return None, *none
+        saved = ctx.saved_tensors
+        if plain is None or not torch.is_grad_enabled():
+            return backward(ctx, grad, *saved), *none
+        return torch.autograd.grad(plain(ctx, *saved), saved[0], grad, create_graph=True)[0], *none
 
     torch.library.register_autograd(f"selftrain_seg::{name}", differentiate, setup_context=setup, lib=_library)
 

@@ -119,14 +119,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(*inputs, *output[1:])
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    logits, running_probs, running_histogram, mask, factor, slope, norm = ctx.saved_tensors
-    if torch.is_grad_enabled():  # double backward
-        loss = _plain(logits, running_probs, running_histogram, mask, float(factor))
-        (gradient,) = torch.autograd.grad(loss, logits, grad, create_graph=True)
-    else:
-        gradient = _backward(grad, logits, mask, slope, norm)
-    return gradient, None, None, None, None
-
-
-differentiable("fairness_loss", _save, _differentiate)
+differentiable(
+    "fairness_loss",
+    _save,
+    lambda _, grad, logits, __, ___, mask, ____, slope, norm: _backward(grad, logits, mask, slope, norm),
+    lambda _, logits, probs, histogram, mask, factor, *__: _plain(logits, probs, histogram, mask, float(factor)),
+)

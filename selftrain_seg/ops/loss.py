@@ -277,17 +277,16 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.settings = inputs[8:]
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, numbers, scales, norm, kept = ctx.saved_tensors
-    regulariser, which, normalize, ignore_index = ctx.settings
-    if torch.is_grad_enabled():  # double backward
-        factors = [float(number) for number in numbers]
-        arguments = (*inputs, regulariser, factors, normalize, ignore_index)
-        loss = plain_loss(*arguments)
-        (gradient,) = torch.autograd.grad(loss, inputs[0], grad, create_graph=True)
-    else:
-        gradient = _backward(grad, *inputs[:6], scales, norm, kept, regulariser, which, ignore_index)
-    return gradient, *([None] * 11)
+def _differentiate(ctx: Any, grad: Tensor, *saved: Any) -> Tensor:
+    regulariser, which, _, ignore_index = ctx.settings
+    gradient: Tensor = _backward(grad, *saved[:6], *saved[8:], regulariser, which, ignore_index)
+    return gradient
 
 
-differentiable("weighted_loss", _save, _differentiate)
+def _again(ctx: Any, *saved: Any) -> Tensor:
+    regulariser, _, normalize, ignore_index = ctx.settings
+    arguments = (*saved[:7], regulariser, [float(number) for number in saved[7]], normalize, ignore_index)
+    return plain_loss(*arguments)
+
+
+differentiable("weighted_loss", _save, _differentiate, _again)

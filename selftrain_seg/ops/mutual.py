@@ -110,18 +110,18 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.settings = inputs[-2:]
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    logits, scales, norm, chosen, weight = ctx.saved_tensors
-    normalize, ignore_index = ctx.settings
-    if torch.is_grad_enabled():  # double backward
-        loss = plain_loss(logits, chosen, weight, None, None, None, None, "", (1.0, 0.0, 0.0), normalize, ignore_index)
-        (gradient,) = torch.autograd.grad(loss, logits, grad, create_graph=True)
-    else:
-        kept, which = norm.new_empty(0), [True, False, False]
-        gradient = _loss._backward(
-            grad, logits, chosen, weight, None, None, None, scales, norm, kept, "", which, ignore_index
-        )
-    return gradient, *([None] * 7)
+def _differentiate(
+    ctx: Any, grad: Tensor, logits: Tensor, scales: Tensor, norm: Tensor, chosen: Tensor, weight: Tensor
+) -> Tensor:
+    which, ignore_index = [True, False, False], ctx.settings[1]
+    gradient: Tensor = _loss._backward(
+        grad, logits, chosen, weight, None, None, None, scales, norm, norm.new_empty(0), "", which, ignore_index
+    )
+    return gradient
 
 
-differentiable("mutual_loss", _save, _differentiate)
+def _again(ctx: Any, logits: Tensor, _: Any, __: Any, chosen: Tensor, weight: Tensor) -> Tensor:
+    return plain_loss(logits, chosen, weight, None, None, None, None, "", (1.0, 0.0, 0.0), *ctx.settings)
+
+
+differentiable("mutual_loss", _save, _differentiate, _again)

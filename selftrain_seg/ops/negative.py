@@ -106,14 +106,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.reduction = inputs[4]
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    logits, probs, weight, factor, scale = ctx.saved_tensors
-    if torch.is_grad_enabled():  # double backward
-        loss = _plain(logits, probs, weight, float(factor), ctx.reduction)
-        (gradient,) = torch.autograd.grad(loss, logits, grad, create_graph=True)
-    else:
-        gradient = _backward(grad, logits, probs, weight, scale)
-    return gradient, None, None, None, None
-
-
-differentiable("negative_loss", _save, _differentiate)
+differentiable(
+    "negative_loss",
+    _save,
+    lambda _, grad, logits, probs, weight, __, scale: _backward(grad, logits, probs, weight, scale),
+    lambda ctx, logits, probs, weight, factor, _: _plain(logits, probs, weight, float(factor), ctx.reduction),
+)

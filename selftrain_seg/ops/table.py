@@ -27,11 +27,12 @@ def _plain(
     def inside(label: Tensor) -> Tensor:
         return (label >= 0) & (label < none) & (label != ignore_index)
 
-    predicted = torch.where((confidence > 0) & (predicted < none), predicted, none)
+    predicted = torch.where((confidence > 0) & (predicted >= 0) & (predicted < none), predicted, none)
     selected = inside(labels)
     labels = torch.where(selected, labels, none)
     truth = torch.zeros_like(labels)  # 0: unknown, 1: another class, 2: the label is correct
     if target is not None:
+        target = target.long()
         truth = torch.where(selected & inside(target), 1 + (target == labels).long(), 0)
     size = none + 1  # one more for pixels that are not counted
     counts = tally((predicted * size + labels) * 3 + truth, size * size * 3).view(size, size, 3)

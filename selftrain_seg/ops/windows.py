@@ -61,15 +61,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.shape = tensor.shape
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    top, left = ctx.saved_tensors
+def _backward(ctx: Any, grad: Tensor, top: Tensor, left: Tensor) -> Tensor:
     rows = top[:, None] + torch.arange(grad.shape[-2], device=grad.device)
     columns = left[:, None] + torch.arange(grad.shape[-1], device=grad.device)
     places = (rows[:, :, None] * ctx.shape[-1] + columns[:, None, :]).flatten(1)
     places = places.view(places.shape[0], *(1,) * (grad.ndim - 3), places.shape[1])
     flat = grad.flatten(-2)
     out = flat.new_zeros((*ctx.shape[:-2], ctx.shape[-2] * ctx.shape[-1]))
-    return out.scatter_(-1, places.expand_as(flat), flat).view(ctx.shape), None, None, None, None
+    return out.scatter_(-1, places.expand_as(flat), flat).view(ctx.shape)
 
 
 _windows = operator(

@@ -53,7 +53,7 @@ def swap_amplitudes(images: Tensor, style: Tensor, *, beta: float = 0.01, clip: 
     _checks.check_real(beta, "beta", 0.0, 0.5)
     height, width = images.shape[-2:]
     most = int(beta * min(height, width))
-    if 2 * most >= min(height, width):
+    if beta == 0.5:
         raise ValueError(f"`beta`: expected a value below 0.5, got {beta}")
     if 2 * most >= min(style.shape[-2:]):
         raise ValueError(

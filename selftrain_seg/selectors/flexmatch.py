@@ -75,12 +75,6 @@ class FlexMatchSelector(Stateful):
         start[-1] = 1.0
         self.add_state("running", start)
 
-    def extra_repr(self) -> str:  # noqa: D102
-        return (
-            f"num_classes={self.num_classes}, threshold={self.threshold}, momentum={self.momentum}, "
-            f"ignore_index={self.ignore_index}"
-        )
-
     @property
     def running_shares(self) -> Tensor:
         """(C,) float64: σ."""

@@ -59,9 +59,6 @@ class FreeMatchSelector(Stateful):
         self.num_classes, self.momentum, self.ignore_index = num_classes, momentum, ignore_index
         self.add_state("running", torch.full((2 * num_classes + 1,), 1.0 / num_classes, dtype=torch.float64))
 
-    def extra_repr(self) -> str:  # noqa: D102
-        return f"num_classes={self.num_classes}, momentum={self.momentum}, ignore_index={self.ignore_index}"
-
     @property
     def global_threshold(self) -> Tensor:
         """() float64: τ."""

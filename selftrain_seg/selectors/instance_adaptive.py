@@ -85,12 +85,6 @@ class InstanceAdaptiveSelector(Stateful):
         self.initial, self.per, self.ignore_index = initial, per, ignore_index
         self.add_state("thresholds", torch.full((num_classes,), float(initial), dtype=torch.float64))
 
-    def extra_repr(self) -> str:  # noqa: D102
-        return (
-            f"num_classes={self.num_classes}, portion={self.portion}, momentum={self.momentum}, gamma={self.gamma}, "
-            f"initial={self.initial}, per={self.per!r}, ignore_index={self.ignore_index}"
-        )
-
     @torch.no_grad()
     def forward(self, logits: Tensor, *, valid: Tensor | None = None) -> PseudoLabels:
         """Update θ with a batch and label it.

@@ -82,12 +82,6 @@ class RunningConfidenceSelector(Stateful):
         self.add_state("running_confidence", torch.full((num_classes,), float(beta), dtype=torch.float64))
         self.add_state("seen", torch.zeros(num_classes, dtype=torch.bool))
 
-    def extra_repr(self) -> str:  # noqa: D102
-        return (
-            f"num_classes={self.num_classes}, upper={self.upper}, lower={self.lower}, beta={self.beta}, "
-            f"momentum={self.momentum}, ignore_index={self.ignore_index}"
-        )
-
     @torch.no_grad()
     def forward(self, logits: Tensor, *, valid: Tensor | None = None) -> PseudoLabels:
         """Update r with a batch and label it.

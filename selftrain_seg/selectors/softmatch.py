@@ -75,12 +75,6 @@ class SoftMatchSelector(Stateful):
         self.add_state("running", torch.tensor([1.0, 1.0 / num_classes], dtype=torch.float64))
         self.add_state("running_probs", torch.full((num_classes,), 1.0 / num_classes, dtype=torch.float64))
 
-    def extra_repr(self) -> str:  # noqa: D102
-        return (
-            f"num_classes={self.num_classes}, momentum={self.momentum}, sigmas={self.sigmas}, align={self.align}, "
-            f"ignore_index={self.ignore_index}"
-        )
-
     @property
     def mean(self) -> Tensor:
         """() float64: μ."""

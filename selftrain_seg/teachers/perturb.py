@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map  # what transformers and torch.export register their outputs with
 
 from selftrain_seg import _checks
-from selftrain_seg.ops.random import check_generator
+from selftrain_seg.ops.random import check_generator, uniform
 from selftrain_seg.teachers._forwards import check_replaceable
 
 __all__ = ["perturb_features"]
@@ -102,11 +102,7 @@ def _perturbed(
                 f" {tuple(features.shape)} {features.dtype}"
             )
         check_generator(generator, features)
-        shape = features.shape[:2]
-        if generator is None:
-            kept = torch.rand(shape, device=features.device) >= chance
-        else:
-            kept = torch.rand(shape, device=features.device, generator=generator) >= chance
+        kept = uniform(features.shape[:2], features.device, generator) >= chance
         factor = kept.to(features.dtype) / max(1 - chance, 1e-6)
         dropped = features * factor[:, :, None, None]
         return torch.cat([features, dropped]) if beside else dropped

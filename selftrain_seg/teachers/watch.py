@@ -102,7 +102,7 @@ class AgreementStatistics(Stateful):
 
     Raises:
         TypeError: ``num_classes`` is not an int.
-        ValueError: ``num_classes`` is below 1.
+        ValueError: ``num_classes`` is below 2.
 
     Example:
         >>> import torch

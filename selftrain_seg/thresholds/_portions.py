@@ -10,15 +10,6 @@ from torch import Tensor
 from selftrain_seg import _checks
 
 
-def check_reals(value: Any, name: str) -> None:
-    """(C,) floating point."""
-    _checks.check_tensor(value, name)
-    if not value.is_floating_point():
-        raise TypeError(f"`{name}`: expected a floating-point dtype, got {value.dtype}")
-    if value.ndim != 1:
-        raise ValueError(f"`{name}`: expected (C,), got {tuple(value.shape)}")
-
-
 def check_class_counts(value: Any, name: str) -> None:
     """(C,) pixel counts, or shares."""
     _checks.check_tensor(value, name)

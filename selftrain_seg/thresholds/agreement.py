@@ -72,9 +72,6 @@ class ClassAgreement(Stateful):
         for name in ("both", "first", "second"):
             self.add_state(name, torch.zeros(self.num_classes, dtype=torch.int64), over_ranks="sum")
 
-    def extra_repr(self) -> str:  # noqa: D102
-        return f"num_classes={self.num_classes}"
-
     @torch.no_grad()
     def update(self, labels: Tensor, other: Tensor) -> None:
         """Count a batch. No host synchronisation.

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from selftrain_seg import _checks, ops
 from selftrain_seg._state import Stateful
-from selftrain_seg.distributed import all_reduce_sum
 from selftrain_seg.distributed.reduce import rank_and_ranks
 from selftrain_seg.ops.reading import each_image
-from selftrain_seg.thresholds.sketch import ConfidenceSketch
+from selftrain_seg.thresholds.sketch import ConfidenceSketch, total_counts
 
 __all__ = ["ClassBalancedThreshold", "GlobalThreshold"]
 
@@ -62,12 +61,6 @@ class _Threshold(Stateful):
         if exact:
             self.add_state("exact_scores", torch.empty(0), over_ranks="sum")
             self.add_state("exact_classes", torch.empty(0, dtype=torch.int64), over_ranks="sum")
-
-    def extra_repr(self) -> str:
-        return (
-            f"num_classes={self.num_classes}, portion={self.portion}, pool={self.pool!r}, rank={self.rank!r}, "
-            f"small={self.small!r}, stride={self.stride}, exact={self.exact}"
-        )
 
     def _checked(self, portion: Any) -> float | Tensor:
         if not isinstance(portion, Tensor):
@@ -169,11 +162,6 @@ class _Threshold(Stateful):
         if self.exact:
             self._append(other.exact_scores, other.exact_classes)
 
-    def reset(self) -> None:
-        """Reset the counts to zero; settings do not change."""
-        super().reset()
-        self.sketch.reset()
-
     def class_counts(self) -> Tensor:
         """Return the number of pixels predicted as each class (with ``pool="all"``, of all counted pixels).
 
@@ -204,11 +192,7 @@ class _Threshold(Stateful):
             ValueError: a portion is out of range, nothing was counted yet, or ``exact`` is used on several ranks.
         """
         wanted = self.portion if portion is None else self._checked(portion)
-        counts = self.sketch.counts
-        flat = all_reduce_sum(torch.cat([counts.flatten(), self.updates.view(1)]))  # a single all-reduce
-        if not bool(flat[-1] > 0):
-            raise ValueError("`compute`: expected at least one call of update before, got none")
-        return self._thresholds(flat[:-1].view_as(counts), wanted)
+        return self._thresholds(total_counts(self.updates, self.sketch)[0], wanted)
 
     def _thresholds(self, counts: Tensor, portion: float | Tensor) -> Tensor:
         rows = 1

@@ -35,11 +35,7 @@ def apply_floor(thresholds: Tensor, floor: float | Tensor) -> Tensor:
         >>> apply_floor(torch.tensor([0.98, 0.31, 1.0]), 0.5)
         tensor([0.9800, 0.5000, 1.0000], dtype=torch.float64)
     """
-    _checks.check_tensor(thresholds, "thresholds")
-    if not thresholds.is_floating_point():
-        raise TypeError(f"`thresholds`: expected a floating-point dtype, got {thresholds.dtype}")
-    if thresholds.ndim != 1:
-        raise ValueError(f"`thresholds`: expected (C,), got {tuple(thresholds.shape)}")
+    _checks.check_vector(thresholds, "thresholds")
     wide = thresholds.double()
     if not isinstance(floor, Tensor):
         _checks.check_real(floor, "floor", 0.0, 1.0)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from selftrain_seg import _checks, ops
 from selftrain_seg._state import Stateful
-from selftrain_seg.distributed import all_reduce_sum
-from selftrain_seg.thresholds.sketch import ConfidenceSketch
+from selftrain_seg.thresholds.sketch import ConfidenceSketch, total_counts
 
 __all__ = ["PrecisionThreshold"]
 
@@ -57,9 +56,6 @@ class PrecisionThreshold(Stateful):
         self.known, self.right = ConfidenceSketch(num_classes), ConfidenceSketch(num_classes)
         self.add_state("updates", torch.zeros((), dtype=torch.int64), over_ranks="sum")
 
-    def extra_repr(self) -> str:  # noqa: D102
-        return f"num_classes={self.num_classes}, precision={self.precision}"
-
     @torch.no_grad()
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch of labelled images. No host synchronisation.
@@ -99,12 +95,6 @@ class PrecisionThreshold(Stateful):
         self.known.merge(other.known)
         self.right.merge(other.right)
 
-    def reset(self) -> None:
-        """Reset the counts to zero; settings do not change."""
-        super().reset()
-        self.known.reset()
-        self.right.reset()
-
     @torch.no_grad()
     def compute(self, precision: float | None = None) -> Tensor:
         """Return the thresholds for a precision. It may be called for several precisions after one pass.
@@ -124,11 +114,7 @@ class PrecisionThreshold(Stateful):
         """
         wanted: Any = self.precision if precision is None else precision
         _checks.check_real(wanted, "precision", 0.0, 1.0, open_low=True)
-        counts = [self.known.counts.flatten(), self.right.counts.flatten(), self.updates.view(1)]
-        flat = all_reduce_sum(torch.cat(counts))
-        if not bool(flat[-1] > 0):
-            raise ValueError("`compute`: expected at least one call of update before, got none")
-        counted = flat[:-1].view(2, *self.known.counts.shape).flip(2)
+        counted = total_counts(self.updates, self.known, self.right).flip(2)
         known, right = counted.cumsum(2).double()  # pixels in each bin and above it
         reached = (counted[0] > 0) & (right >= known * wanted * (1.0 - 2.0**-50))
         place = torch.arange(1, known.shape[1] + 1, device=known.device) * reached

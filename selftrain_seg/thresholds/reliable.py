@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.thresholds._portions import check_reals, decimals, per_class
+from selftrain_seg.thresholds._portions import decimals, per_class
 
 __all__ = ["reliable_portion"]
 
@@ -57,7 +57,7 @@ def reliable_portion(
         >>> reliable_portion(1.0, reliability, low=0.5, high=0.9, power=2.0)  # all pixels of class 0
         tensor([1.0000, 0.2500, 0.0000, 0.0000], dtype=torch.float64)
     """
-    check_reals(reliability, "reliability")
+    _checks.check_vector(reliability, "reliability")
     _checks.check_real(low, "low", 0.0, 1.0)
     _checks.check_real(high, "high", float(low), 1.0, open_low=True)
     _checks.check_real(power, "power", 0.0, math.inf, open_low=True)

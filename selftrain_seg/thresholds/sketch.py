@@ -72,9 +72,6 @@ class ConfidenceSketch(Stateful):
         """Return the number of scores per class, (C,) int64, summed over ranks: every rank must call it."""
         return all_reduce_sum(self.counts.sum(dim=1))
 
-    def extra_repr(self) -> str:  # noqa: D102
-        return f"num_classes={self.num_classes}, bins={self.bins}, low={self.low}, high={self.high}"
-
     @torch.no_grad()
     def update(self, scores: Tensor, classes: Tensor) -> None:
         """Count scores.
@@ -98,7 +95,7 @@ class ConfidenceSketch(Stateful):
         _checks.check_device(classes, scores, "classes")
         self.check_home(scores, "scores")
         size = (self.num_classes, self.bins)
-        index = bin_index(scores, classes, size, self.low, self.bin_width)
+        index = bin_index(scores, classes.long(), size, self.low, self.bin_width)
         self.counts += tally(index, self.counts.numel()).view_as(self.counts)
 
     def merge(self, other: ConfidenceSketch) -> None:
@@ -162,3 +159,11 @@ class ConfidenceSketch(Stateful):
         inside = counts.gather(1, whole).squeeze(1).double()
         below = upto - inside * (1.0 - (place - whole.squeeze(1)))
         return below / counts.sum(dim=1)
+
+
+def total_counts(updates: Tensor, *sketches: ConfidenceSketch) -> Tensor:
+    """Sum the counts of S sketches over ranks with one all-reduce, (S, C, K); an error if no rank has any updates."""
+    flat = all_reduce_sum(torch.cat([*(sketch.counts.flatten() for sketch in sketches), updates.view(1)]))
+    if not bool(flat[-1] > 0):
+        raise ValueError("`compute`: expected at least one call of update before, got none")
+    return flat[:-1].view(len(sketches), *sketches[0].counts.shape)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from selftrain_seg import _checks
-from selftrain_seg.ops.random import check_generator
+from selftrain_seg.ops.random import check_generator, uniform
 
 __all__ = ["mask_patches"]
 
@@ -72,10 +72,7 @@ def mask_patches(
     check_generator(generator, images)
     batch, _, height, width = images.shape
     grid = batch, -(-height // patch_size), -(-width // patch_size)
-    if generator is None:  # `generator=None` does not compile for dynamic shapes
-        drawn = torch.rand(grid, device=images.device)
-    else:
-        drawn = torch.rand(grid, device=images.device, generator=generator)
+    drawn = uniform(grid, images.device, generator)
     row, column = (torch.arange(side, device=images.device) // patch_size for side in (height, width))
     hidden = (drawn < ratio)[:, row[:, None], column]
     masked = torch.where(hidden[:, None], value, images)

@@ -61,7 +61,12 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str | Element]], label
         row.extend(cell if isinstance(cell, Element) else node("td", cell) for cell in cells)
         body.append(row)
     whole = node("table", node("thead", head), node("tbody", *body))
-    return node("div", whole, class_="scroll", tabindex="0", role="region", aria_label=label)
+    return scroll(whole, label)
+
+
+def scroll(content: Element, label: str) -> Element:
+    """Put what may be too wide for the window in a box that scrolls."""
+    return node("div", content, class_="scroll", tabindex="0", role="region", aria_label=label)
 
 
 def _data(png: bytes) -> str:

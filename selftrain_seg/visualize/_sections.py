@@ -50,6 +50,11 @@ _PICTURE_CAPTIONS = {
     "selection": "Which pixels got a pseudo-label, and which of those are wrong.",
     "mixing": "Images and labels after mixing, as used in training.",
 }
+_STEP_CAPTIONS = {
+    "mIoU on restyled source": "On held-out source images in the colours of target images. The check compares these "
+    "scores, which need no target labels.",
+}
+_WIDE = 1000  # pixels of a picture that half a page would make too small
 _SHORT = {SOURCE: "source\nonly", ADAPTED: "BatchNorm\nre-estimated", BEFORE: "before"}
 
 
@@ -249,15 +254,22 @@ def training(run: RunFolder) -> Element | None:
 
 
 def pictures(run: RunFolder) -> Element | None:
-    """Show every recorded picture."""
+    """Show every recorded picture: those of the networks before training first, wide ones over the whole page."""
     figures = []
-    for name, data in run.pictures.items():
+    for name, data in sorted(run.pictures.items(), key=lambda item: _from_start(item[0])):
         text = [node("strong", words(name))]
         caption = next((caption for word, caption in _PICTURE_CAPTIONS.items() if word in name.lower()), "")
-        figures.append(
-            node("figure", node("figcaption", *text, f". {caption}" if caption else ""), _html.image(data, words(name)))
-        )
+        told, image = node("figcaption", *text, f". {caption}" if caption else ""), _html.image(data, words(name))
+        if int.from_bytes(data[16:20], "big") > _WIDE:  # where PNG files have their width
+            figures.append(node("figure", told, _html.scroll(image, words(name)), class_="wide"))
+        else:
+            figures.append(node("figure", told, image))
     return node("section", node("h2", "Pictures"), node("div", *figures, class_="sheets")) if figures else None
+
+
+def _from_start(name: str) -> int:
+    start = (SOURCE, ADAPTED, BEFORE)
+    return next((place for place, word in enumerate(start) if name.startswith(word)), len(start))
 
 
 def _bars(classes: Sequence[str], panel: str, table: Array, numbers: Sequence[str], caption: str) -> Element:
@@ -267,12 +279,13 @@ def _bars(classes: Sequence[str], panel: str, table: Array, numbers: Sequence[st
 def _curve(name: str, places: Sequence[int], values: Sequence[float]) -> Element:
     by = "round" if name.endswith(" by round") else "step"
     text = f"{name.removesuffix(' by round')} by {by}"
+    more = f". {_STEP_CAPTIONS[name]}" if name in _STEP_CAPTIONS else ""
     thin = ". Thin: every recorded value; thick: moving average." if len(places) > 60 else ""
     return _chart(
         text,
         True,
         lambda ink: curves_figure({name: values}, places, by, "", ink, from_zero=True),
-        caption=text + thin,
+        caption=text + more + (thin if not more else thin.removeprefix(".")),
     )
 
 

@@ -17,6 +17,8 @@ from selftrain_seg.visualize.records import write
 
 __all__ = ["report"]
 
+_LONG = 40  # characters of a fact that is a sentence
+
 
 def report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
     """Write one HTML file that shows a run and needs no network, script or other file.
@@ -69,7 +71,8 @@ def report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | None =
     path = folder / "report.html" if out is None else Path(out)
     tracks, networks = of_rounds(run), of_result(run.result)
     sections = [result(run, tracks, networks), *pseudo_labels(run), training(run), pictures(run), _arguments(run)]
-    head = [node("h1", name), _origin(run), _progress(run), _verdict(tracks, networks), _facts(run.result)]
+    verdict = _verdict(tracks, networks)
+    head = [node("h1", name), _origin(run), _progress(run), verdict, *_facts(run.result, known=verdict is not None)]
     if not any(section is not None for section in sections):
         head.append(node("p", "Nothing was recorded here yet."))
     if run.damaged:
@@ -161,13 +164,22 @@ def _sentence(track: Track) -> Element:
     return node("div", node("p", *text), node("p", note, class_="soft"), class_="verdict")
 
 
-def _facts(found: Mapping[str, Any]) -> Element | None:
-    pairs = [_fact(name, value) for name, value in found.items() if isinstance(value, (str, int, float))]
-    return node("dl", *_pairs(pairs), class_="facts") if pairs else None
+def _facts(found: Mapping[str, Any], known: bool) -> list[Element | None]:
+    """Show what is no table: short values as tiles, sentences below. The headline has the mIoU if that is known."""
+    facts = {name: value for name, value in found.items() if isinstance(value, (str, int, float))}
+    if known:
+        facts.pop("mIoU", None)
+    long = {name: value for name, value in facts.items() if isinstance(value, str) and len(value) > _LONG}
+    tiles = _pairs(_fact(name, value) for name, value in facts.items() if name not in long)
+    lines = [
+        node("p", node("strong", words(name).capitalize()), f": {text.rstrip('.')}.", class_="told")
+        for name, text in long.items()
+    ]
+    return [node("dl", *tiles, class_="facts") if tiles else None, *lines]
 
 
 def _fact(name: str, value: Any) -> tuple[str, Any]:
-    """Convert seconds and megabytes to readable units."""
+    """Convert seconds and megabytes to readable units, and percentages to one decimal."""
     if name == "seconds" and is_number(value) and 0 <= value < 1e9:
         minutes, seconds = divmod(round(value), 60)
         hours, minutes = divmod(minutes, 60)
@@ -177,6 +189,8 @@ def _fact(name: str, value: Any) -> tuple[str, Any]:
         )
     if name == "peak_memory_mb" and is_number(value):
         return "peak memory", f"{value / 1000:.1f} GB"
+    if ("mIoU" in name or name == "rare") and is_number(value):
+        return name, _one_decimal(float(value))
     return name, value
 
 
@@ -187,7 +201,7 @@ def _arguments(run: RunFolder) -> Element | None:
 
 
 def _pairs(pairs: Any) -> list[Element]:
-    return [node("div", node("dt", words(name)), node("dd", _text(value))) for name, value in pairs]
+    return [node("div", node("dt", words(name)), node("dd", _text(value) or "–")) for name, value in pairs]
 
 
 def _date(value: Any) -> str:

@@ -117,8 +117,14 @@ def test_errors():
         SpatialPrior(2, (4, 4), sigma_px=1.0, kernel_px=70)
     with pytest.raises(ValueError, match="`sigma_px`"):
         SpatialPrior(2, (4, 4), sigma_px=-1.0)
-    with pytest.raises(ValueError, match="`size`"):
+    with pytest.raises(ValueError, match=r"`size\[0\]`: expected at least 1, got 0"):
         SpatialPrior(2, (0, 4), sigma_px=1.0)
+    with pytest.raises(ValueError, match=r"`size`: expected \(height, width\), got 5"):
+        SpatialPrior(2, 5, sigma_px=1.0)
+    with pytest.raises(ValueError, match=r"`size`: expected \(height, width\), got 4"):
+        prior.compute(size=4)
+    with pytest.raises(ValueError, match=r"`size\[0\]`: expected at least 1, got 0"):
+        prior.compute(size=(0, 4))
     with pytest.raises(ValueError, match="`num_classes`"):
         SpatialPrior(0, (4, 4), sigma_px=1.0)
 

@@ -229,6 +229,16 @@ class TestNames:
         assert dataset.names == expected
         assert [why for _, why in dataset.left_out] == ["not in `names`"] * (4 - len(expected))
 
+    def test_a_line_may_have_columns_or_spaces(self, root):
+        for line, expected in (
+            ("x/c/3.jpg y/a/1.jpg", "c/3"),  # the first column, although the line ends like another image
+            ("x/c/3.jpg\ty/a/1.jpg", "c/3"),
+            ("deep/a/2 b.jpg", "a/2 b"),
+            ("2 b", "a/2 b"),
+            ("two words/c/3.png", "c/3"),
+        ):
+            assert SegmentationFolder(root, names=[line]).names == (expected,)
+
     @pytest.mark.parametrize(
         ("names", "expected"),
         [
@@ -263,9 +273,9 @@ class TestNames:
                 FileNotFoundError,
                 "`names`: expected a file of names, or a pattern with .*, got missing.txt",
             ),
-            (["1"], ValueError, "`names`: 1 of 1 names are not images: '1'; images are named a/1"),  # whose?
-            (["c/3", "a/3"], ValueError, "`names`: 1 of 2 names are not images: 'a/3'; images are named a/1"),
-            (["images/a/3.jpg"], ValueError, "`names`: 1 of 1 names are not images: 'images/a/3.jpg'"),
+            (["1"], ValueError, "`names`: 1 of 1 names fit no image, or several: '1'; images are named a/1"),  # whose?
+            (["c/3", "a/3"], ValueError, "`names`: 1 of 2 names fit no image, or several: 'a/3'; images are named a/1"),
+            (["images/a/3.jpg"], ValueError, "`names`: 1 of 1 names fit no image, or several: 'images/a/3.jpg'"),
             (["a/1", "a/1.jpg"], ValueError, "`names`: expected every name once, 'a/1' occurs twice"),
             ([], ValueError, "`names`: expected names, got none"),
         ],

@@ -9,6 +9,7 @@ import json
 import random
 import re
 from argparse import Namespace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -99,9 +100,10 @@ def test_a_start_that_was_trained_on_the_held_out_images_is_told(common, tmp_pat
     for check, count, expected in (("none", 64, 1), ("restyled", 64, 0), ("restyled", 32, 1)):
         begun = {"data": "folders", "check": check, "check_images": count, "reestimate_bn": 0}
         (tmp_path / "arguments.json").write_text(json.dumps(begun))
-        run = bare_run(tmp_path, init=tmp_path / "model.pt")
-        hold_out(data, run)
-        assert sum("was trained on the held-out images" in text for text in run.told) == expected
+        for init in (tmp_path / "model.pt", tmp_path):
+            run = bare_run(tmp_path, init=init)
+            hold_out(data, run)
+            assert sum("was trained on the held-out images" in text for text in run.told) == expected
 
 
 def test_without_source_images_nothing_can_be_held_out(common, tmp_path):
@@ -294,6 +296,78 @@ def test_an_interrupted_run_comes_to_the_same_verdict(common, tmp_path, seed):
     assert kept(whole) == scores.index(best if best > start + 1 else start)
 
 
+class Killed(BaseException):
+    """In place of SIGKILL: nothing in the code catches it."""
+
+
+def killed_before(monkeypatch, operation):
+    """Let no more than so many files be renamed or removed; returns what says how many would have been."""
+    done = []
+
+    def counted(original):
+        def call(*arguments, **options):
+            done.append(original)
+            if len(done) > operation:
+                raise Killed
+            return original(*arguments, **options)
+
+        return call
+
+    for name in ("replace", "unlink"):
+        monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
+    return done
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_weights_kept_are_those_that_were_scored_whenever_a_run_is_killed(common, tmp_path, monkeypatch, seed):
+    """Training is not repeated bit by bit: at the same place, another attempt has other weights and another score."""
+    from _common.check import SCORE, keep_if_better, verdict
+    from _common.run import Run
+
+    drawn = random.Random(seed)  # noqa: S311
+    before = [drawn.uniform(40, 44) for _ in range(2)]
+    scores = [[*before, *(drawn.uniform(40, 50) for _ in range(4))] for _ in range(2)]
+
+    def go(run, attempt, places):
+        net = nn.Linear(1, 1)
+        for place in places:
+            where, run.steps_done, score, first = notes(scores[attempt])[place]
+            nn.init.constant_(net.weight, place + 100 * attempt)
+            reached.append(place)
+            Run.keep_best(run, net, score, where)
+            keep_if_better(net, score, None, where, run, before=first)
+
+    for operation in itertools.count():
+        run, reached = bare_run(tmp_path / str(operation), check_tolerance=1.0), []
+        run._best = functools.partial(Run._best, run)
+        with monkeypatch.context() as patched:
+            done = killed_before(patched, operation)
+            with contextlib.suppress(Killed):
+                go(run, 0, range(5))
+        go(run, 1, range(drawn.randrange(len(reached)), 6))  # from a checkpoint before
+
+        found = verdict(run)
+        noted = {entry["at"]: entry[SCORE] for entry in entries(run.out)}
+        best = json.loads((run.out / "best.json").read_text(encoding="utf-8"))
+        for name, score in (("kept.pt", noted[found["kept"]]), ("best.pt", best["mIoU"])):
+            weight = int(torch.load(run.out / name, weights_only=True)["weight"])
+            assert score == scores[weight // 100][weight % 100], (name, operation)
+        assert sorted(path.name for path in run.out.glob("*.pt")) == ["best.pt", "kept.pt"]
+        assert not list(run.out.glob(".*"))
+        if len(done) <= operation:
+            break
+    assert operation > 10
+
+
+def test_a_round_of_the_same_name_after_more_steps_is_another(common, tmp_path):
+    """``iast.py --rounds 0`` scores the warm-up as round 1; with more rounds there is another."""
+    run = bare_run(tmp_path)
+    places = [*notes([40.0, 41.0]), ("round 1", 3, 42.0, False), ("round 1", 6, 43.0, False)]
+    note(run, range(4), places)
+    assert [(entry["at"], entry["step"]) for entry in entries(tmp_path)][2:] == [("round 1", 3), ("round 1", 6)]
+    assert kept(run) == 3
+
+
 def test_no_labelled_pixel_is_said(common, tmp_path):
     with pytest.raises(SystemExit, match="no pixel of the held-out source images has a class: more --check-images"):
         note(bare_run(tmp_path), [0], notes([float("nan"), 0.0]))
@@ -344,7 +418,7 @@ def test_recommended_killed_and_restarted_keeps_the_same_weights(begun, tmp_path
 
 @pytest.mark.slow
 def test_recommended_on_two_processes(begun, tmp_path):
-    options = [*begun, "--batch", 4, "--paste-from", "source"]
+    options = [*begun, "--batch", 4, "--paste-from", "source", "--jitter", 4]
     run("recommended.py", tmp_path / "one", *options)
     run("recommended.py", tmp_path / "two", *options, processes=2)
     # Before training they do the same, but for the rounding of sums over processes.

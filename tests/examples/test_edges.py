@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import multiprocessing
 import re
 import shutil
@@ -404,6 +405,8 @@ def test_defaults_belong_to_the_network_not_to_the_data(common, monkeypatch):
             {"colour_jitter": [0.1, 0.1, 0.1, 0.6]},
             "--colour-jitter 0.1 0.1 0.1 0.6: expected numbers of",
         ),
+        ({"jitter": [0.1, math.nan, 0.1, 0.1]}, "--jitter 0.1 nan 0.1 0.1: expected numbers of"),
+        ({"jitter": -0.1}, "--jitter -0.1: expected numbers of"),
         ({"data": "streets", "source_images": Path("a")}, "^--source-images needs --data folders$"),
         ({"data": "voc", "classes": Path("a")}, "^--classes needs --data folders$"),
     ],
@@ -415,6 +418,26 @@ def test_numbers_that_cannot_be(common, changes, message):
     check(Namespace(**sound))
     with pytest.raises(SystemExit, match=message):
         check(Namespace(**{**sound, **changes}))
+
+
+def test_one_number_for_all_colours_may_exceed_the_most_of_the_hue(common):
+    from _common.numbers import check
+
+    for value in (0.0, 0.6, 4.0):
+        check(Namespace(jitter=value))
+
+
+def test_a_setting_of_the_prior_without_the_prior_is_refused(common, monkeypatch):
+    with pytest.raises(SystemExit, match=r"^--normalise-prior says how .*: add --spatial-prior$"):
+        parsed(monkeypatch, "cbst.py", "--normalise-prior")
+    assert parsed(monkeypatch, "cbst.py", "--normalise-prior", "--spatial-prior").normalise_prior
+
+
+@pytest.mark.parametrize("words", [["--second-init", "model.pt"], ["--flip-labels"]])
+def test_a_setting_of_two_students_for_one_is_refused(common, monkeypatch, words):
+    with pytest.raises(SystemExit, match=r"^--second-init and --flip-labels are .*: add --mutual$"):
+        parsed(monkeypatch, "dst_cbc.py", *words)
+    assert parsed(monkeypatch, "dst_cbc.py", "--mutual", *words).mutual
 
 
 # A user's own folders

@@ -91,6 +91,17 @@ def test_two_processes(source, tmp_path):
     assert 0 <= json.loads((tmp_path / "result.json").read_text())["mIoU"] <= 100
 
 
+def test_nothing_is_learnt_beyond_the_edge_of_an_image(source, tmp_path):
+    model, root = source
+    options = ["--smoke", "--root", root, "--init", model, "--threshold", 0, "--log-every", 1, "--batch", 2]
+    for name, crop, share in (("inside", (64, 128), 1), ("beyond", (96, 192), 64 * 128 / (96 * 192))):
+        run("mean_teacher.py", tmp_path / name, *options, "--steps", 2, "--crop", *crop)
+        board = EventAccumulator(str(tmp_path / name / "tensorboard"))
+        board.Reload()
+        # Every pixel is sure enough, so the mean weight is the share of pixels that exist.
+        assert [event.value for event in board.Scalars("weight")] == pytest.approx([share, share])
+
+
 def test_other_settings_are_refused(source, tmp_path):
     model, root = source
     options = ["--smoke", "--root", root, "--init", model, "--steps", 2]

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 RUNS = {
     "sac": ["sac.py", "--views", 2, "--teacher-every", 3, "--zoom", 1.0, 1.5],
     "unimatch": ["unimatch.py", "--threshold", 0.3],
-    "mic": ["mic.py", "--momentum", 0.9, "--ignored-rows", 2, 5],
+    "mic": ["mic.py", "--momentum", 0.9, "--ignored-rows", 2, 5, "--jitter", 0.6],
 }
 
 

@@ -92,6 +92,30 @@ def test_optimizers(started, words, kind, decay):
     assert optimizer.param_groups[0].get("momentum", 0.9) == 0.9
 
 
+# What may change when a run is resumed
+
+
+@pytest.mark.parametrize("words", [["--flip"], ["--scales", 0.5, 1.0], ["--fusion", "logits"]])
+@pytest.mark.parametrize(
+    ("begun", "refused"),
+    [
+        ([], False),
+        (["--check", "restyled"], True),
+        (["--reestimate-bn", "auto"], True),
+        (["--reestimate-bn", 1], False),
+    ],
+)
+def test_how_images_are_measured_may_change_unless_that_decides(started, tmp_path, words, begun, refused):
+    started(*begun)
+    (tmp_path / "out" / "checkpoints" / "labelled-000001").mkdir(parents=True)
+    expected = (
+        pytest.raises(SystemExit, match=f"was begun with {words[0][2:]} .*: choose") if refused else nullcontext()
+    )
+    with expected:
+        started(*begun, *words)
+    started(*begun)
+
+
 # Images
 
 
@@ -145,6 +169,27 @@ def test_a_loader_may_have_a_batch_of_its_own(common):
         samplers = [StepSampler(run, "x", 10, order=range(10), batch=batch) for run in ranks]
         second = [list(itertools.islice(sampler, 2))[1] for sampler in samplers]
         assert [[image for image, _ in part] for part in second] == expected
+
+
+@pytest.mark.parametrize("fusion", ["probabilities", "logits"])
+def test_a_network_that_is_entirely_sure_is_measured_at_another_size(common, fusion):
+    """Probabilities of 0 have no logarithm that can be resized."""
+    from _common.evaluation import _measure
+    from _data.opening import Data
+
+    from selftrain_seg.datasets import LabelMap
+
+    class Sure(nn.Module):
+        def forward(self, images):
+            return torch.stack([images[:, 0] * 200, images[:, 1] * 200], dim=1)
+
+    image = torch.zeros(3, 4, 6)
+    image[0, :, :3], image[1, :, 3:] = 1, 1
+    labels = image[1].repeat_interleave(2, 0).repeat_interleave(2, 1).long()
+    settings = Namespace(tile=None, scales=(1.0,), flip=True, fusion=fusion, predict_batch=1, workers=0)
+    run = Namespace(settings=settings, autocast=nullcontext, rank=0, world=1, main=False, device=torch.device("cpu"))
+    data = Data(None, None, None, [(image, labels)], LabelMap.binary(), {"mIoU": (0, 1)})
+    assert _measure(Sure(), data, run, None).iou.tolist() == [100, 100]
 
 
 def test_labels_come_from_several_views(common):

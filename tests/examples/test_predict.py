@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -514,3 +515,23 @@ def test_a_network_of_transformers(world, tmp_path):
     assert len(list((tmp_path / "out" / "masks").glob("*.png"))) == 12
     said = fails("predict.py", tmp_path / "voc", model, images, "--classes", "voc")
     assert "has no weights for decode_head.classifier.bias" in said
+
+
+def test_probabilities_of_0_can_be_resized():
+    from _prediction import logits_of
+
+    def sure(images):
+        return torch.stack([images[:, 0] + 200, images[:, 0]], dim=1)
+
+    how = {
+        "device": "cpu",
+        "resize": [2, 3],
+        "tile": None,
+        "overlap": 0.25,
+        "amp": "no",
+        "scales": (1.0,),
+        "flip": True,
+    }
+    logits = logits_of(sure, torch.rand(1, 3, 4, 6), SimpleNamespace(**how))
+    assert logits.isfinite().all()
+    assert not logits.argmax(dim=1).any()

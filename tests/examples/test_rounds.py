@@ -73,6 +73,12 @@ def test_options(script, options, root, tmp_path):
     assert not list(tmp_path.rglob("*.tmp*"))
 
 
+def test_the_first_of_two_students_is_measured_while_it_learns(root, tmp_path):
+    output = run("dst_cbc.py", tmp_path, *SMALL, *CROPPED, "--root", root, "--mutual", "--rounds", 1, "--eval-every", 1)
+    assert "round1, step 1: mIoU" in output
+    assert "second-round1, step" not in output
+
+
 def test_a_renormalised_prior_chooses_other_pixels_of_the_same_classes(root, tmp_path):
     rounds = []
     for name, options in (("product", []), ("posterior", ["--normalise-prior"])):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests import worlds
 from tests.examples.trainers import EXAMPLES, environment
 
 
@@ -42,3 +43,47 @@ def test_table(tmp_path):
     refused = subprocess.run(other, env=environment(), capture_output=True, text=True, timeout=60)
     assert refused.returncode == 1
     assert "made by another command or by other code; remove it" in refused.stderr
+
+
+@pytest.mark.slow
+def test_table_of_folders(tmp_path):
+    """The tables of other data come from runs, too: gains over the control, by seed, and what labels were like."""
+    made = worlds.write(tmp_path / "made", size=32, count=4) / "fundus"
+    source = ["--source-images", made / "source" / "images", "--source-masks", made / "source" / "masks"]
+    masked = ["images", made / "target" / "images", "masks", made / "target" / "masks", "names", made / "val.txt"]
+    parts = [f"--{part}-{word}" if isinstance(word, str) else word for part in ("target", "val") for word in masked]
+    words = [sys.executable, EXAMPLES / "run_table.py", "--smoke", "--seeds", "0", "1", "--source-steps", "3"]
+    words += ["--steps", "4", "--rows", "CBST", "recommended", "target labels (bound)", "--adaptation", "--lr 1e-3"]
+    words += ["--out", tmp_path / "runs", "--write", tmp_path / "table.md", "--data", "folders"]
+    words += ["--network", "small-unet", "--classes", made / "classes.csv", *source, *parts]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "CBST --init" not in table
+    assert "python examples/cbst.py --init MODEL --rounds 2 --steps 2 --batch 2 --lr 1e-3" in table
+    assert "python examples/source_only.py --steps 3\n" in table  # without --adaptation
+    found = {
+        row: [json.loads((tmp_path / "runs" / f"seed{seed}" / row / "result.json").read_text()) for seed in (0, 1)]
+        for row in ("cbst", "recommended", "more-source-steps")
+    }
+    cells = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in table.splitlines() if line.startswith("| ")}
+    for row, name in (("cbst", "CBST"), ("recommended", "recommended")):
+        gains = [one["mIoU"] - base["mIoU"] for one, base in zip(found[row], found["more-source-steps"], strict=True)]
+        line = next(line for line in table.splitlines() if line.startswith(f"| {name} |"))
+        told = [cell.strip() for cell in line.split("|")[2:-1]]
+        assert told[1] == ", ".join(f"{one['mIoU']:.1f}" for one in found[row])
+        assert told[2:4] == [f"{statistics.mean(gains):+.1f}", ", ".join(f"{gain:+.1f}" for gain in gains)]
+    kept = ", ".join(f"{one['kept mIoU']:.1f} ({one['kept']})" for one in found["recommended"])
+    assert told[4] == kept
+    assert {"CBST, round 1", "CBST, round 2"} <= set(cells)  # of pseudo-labels
+    labelled, right, *classes = (float(cell) if cell.strip() != "–" else None for cell in cells["CBST, round 2"])
+    assert 0 < labelled < 100
+    assert 0 <= right <= 100
+    assert len(classes) == 3
+
+
+def test_an_unknown_row_is_refused(tmp_path):
+    words = [sys.executable, EXAMPLES / "run_table.py", "--rows", "CBSD", "--out", tmp_path]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "--rows CBSD: expected some of source only, BatchNorm re-estimated" in done.stderr

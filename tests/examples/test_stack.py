@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -213,8 +215,18 @@ class _Tracked:
         return Namespace(id="abc") if name == "wandb" else Namespace(info=Namespace(run_id="abc"))
 
 
+@pytest.fixture
+def store_of_mlflow(monkeypatch):
+    """MLflow without MLFLOW_TRACKING_URI, and the address of its default store."""
+    address = "sqlite:////where/it/began/mlflow.db"
+    monkeypatch.setitem(sys.modules, "mlflow", types.SimpleNamespace(get_tracking_uri=lambda: address))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # taken back after the test
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    return address
+
+
 @pytest.mark.parametrize("tracker", ["wandb", "mlflow"])
-def test_a_resumed_run_continues_the_run_of_its_tracker(common, tracker, tmp_path):
+def test_a_resumed_run_continues_the_run_of_its_tracker(common, store_of_mlflow, tracker, tmp_path):
     from _common.settings import Settings
     from _common.trackers import start_tracker
 
@@ -238,6 +250,39 @@ def test_a_resumed_run_continues_the_run_of_its_tracker(common, tracker, tmp_pat
         assert resumed[tracker] == {**new[tracker], "id": "abc", "resume": "allow"}
     else:
         assert resumed[tracker] == {**new[tracker], "run_id": "abc"}
+
+
+def test_a_run_of_mlflow_is_found_from_another_working_folder(common, store_of_mlflow, monkeypatch, tmp_path):
+    from _common.settings import Settings
+    from _common.trackers import start_tracker
+
+    settings = Settings(tracker="mlflow", out=tmp_path)
+    start_tracker(_Tracked(), settings, False)
+    assert "MLFLOW_TRACKING_URI" not in os.environ  # a new run asks MLflow
+    start_tracker(_Tracked(), settings, True)
+    assert os.environ["MLFLOW_TRACKING_URI"] == store_of_mlflow
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mine")
+    start_tracker(_Tracked(), settings, True)
+    assert os.environ["MLFLOW_TRACKING_URI"] == "https://mine"
+    start_tracker(_Tracked(), settings, False)  # a new run with a store that its user names, perhaps with a password
+    assert "store" not in json.loads((tmp_path / "tracker.json").read_text())
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "mlflow"])
+def test_a_tracker_that_does_not_start_ends_the_run_with_its_reason(common, store_of_mlflow, tracker, tmp_path):
+    from _common.settings import Settings
+    from _common.trackers import start_tracker
+
+    class Down(_Tracked):
+        def init_trackers(self, *args):
+            raise ConnectionError("no answer from the server")
+
+    settings = Settings(tracker=tracker, out=tmp_path)
+    with pytest.raises(SystemExit, match=f"--tracker {tracker}: no answer from the server$"):
+        start_tracker(Down(), settings, False)
+    start_tracker(_Tracked(), settings, False)
+    with pytest.raises(SystemExit, match=r"no answer from the server; delete .*tracker.json to start a new run there"):
+        start_tracker(Down(), settings, True)
 
 
 def test_pictures_do_not_go_back_in_steps_where_that_loses_them(common):

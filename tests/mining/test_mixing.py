@@ -34,6 +34,18 @@ def batch(size=3, height=7, width=9, seed=0, channels=3):
     return images + 1e5 * seed, labels, torch.rand(labels.shape, generator=generator(seed + 2))
 
 
+@pytest.mark.parametrize("mix", MIXERS)
+def test_compiles_for_batches_of_any_size(mix):
+    torch.compiler.reset()
+    compiled = torch.compile(lambda *parts: mix(*parts), fullgraph=True, backend="aot_eager", dynamic=True)
+    for size, height in ((3, 8), (4, 9)):
+        images, labels, _ = batch(size, height)
+        mixed = compiled(images, labels)
+        assert torch.equal(mixed.images, torch.where(mixed.pasted[:, None], mixed.images, images))
+        assert mixed.labels.shape == labels.shape
+    torch.compiler.reset()
+
+
 def check_blend(mixed, ours, theirs):
     """Everywhere either the batch or the source, pixel by pixel, in image, label and weight."""
     for b, i, j in np.ndindex(*mixed.labels.shape):
@@ -63,11 +75,11 @@ def test_class_mix_by_hand():
     assert not untouched.pasted.any()
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint16, torch.uint8])
 @pytest.mark.parametrize("classes", [[], [3], [4, 1, 1], [0, 255], [1023, 255]])
 def test_class_mix_pastes_all_pixels_of_given_classes(classes, dtype):
     ours, theirs = batch(), batch(seed=50)
-    if dtype == torch.uint8:
+    if dtype in (torch.uint8, torch.uint16):
         ours, theirs = ([i, y.clamp(0, 255), w] for i, y, w in (ours, theirs))
     ours, theirs = ([i, y.to(dtype), w] for i, y, w in (ours, theirs))
     options = {"pixel_weight": ours[2], "source": tuple(theirs), "classes": torch.tensor(classes, dtype=torch.int32)}
@@ -344,6 +356,9 @@ def test_bad_options():
         class_mix(images, labels, rounding="half")
     with pytest.raises(TypeError, match="`classes`: expected an integer dtype"):
         class_mix(images, labels, classes=torch.ones(2))
+    for wrong in (-1, 1024):
+        with pytest.raises(ValueError, match=rf"`classes`: expected values in \[0, 1024\), got {wrong}"):
+            class_mix(images, labels, classes=torch.tensor([1, wrong]))
     with pytest.raises(ValueError, match=r"`classes`: expected \(K,\), got \(2, 1\)"):
         class_mix(images, labels, classes=torch.ones(2, 1, dtype=torch.long))
 

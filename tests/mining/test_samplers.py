@@ -76,6 +76,10 @@ def test_contains_is_a_share_of_the_image():
     index = ClassIndex(torch.tensor([[10, 1, 0], [1000, 100, 99]]), torch.tensor([100, 10000]))
     assert index.contains().tolist() == [[True, True, False], [True, True, True]]
     assert index.contains(0.01).tolist() == [[True, True, False], [True, True, False]]  # at both resolutions
+    for percent in range(1, 101):  # 100 * 0.07 is 7.000000000000001
+        counts, pixels = torch.tensor([[percent, percent - 1]]), torch.tensor([200])
+        assert ClassIndex(counts, pixels).contains(percent / 200).tolist() == [[True, False]]
+        assert ClassIndex(counts, pixels).contains(0.5 * percent / 100).tolist() == [[True, False]]
     assert index.contains(0.011).tolist() == [[True, False, False], [True, False, False]]
 
 
@@ -557,6 +561,12 @@ def test_bad_states():
     with pytest.raises(ValueError, match="`state`: expected that of a sampler with the same index"):
         other.load_state_dict(narrow.state_dict())
     assert list(other) == list(ClassBalancedSampler(random_index(seed=4)))  # it stays as it was
+    begun, whole = ClassBalancedSampler(index), list(ClassBalancedSampler(index))
+    iterator = iter(begun)
+    assert [next(iterator) for _ in range(9)] == whole[:9]
+    with pytest.raises(ValueError, match="`state`: expected that of a sampler with the same index"):
+        begun.load_state_dict(other.state_dict())
+    assert list(iterator) == whole[9:]  # in the middle of an epoch, too
     with pytest.raises(ValueError, match=r"`state`: expected that of a sampler with .*sub_epoch': 7.*got one with"):
         ClassBalancedSampler(index, sub_epoch=7).load_state_dict(state)
     with pytest.raises(ValueError, match=r"`state`: expected that of a sampler with .*RareClassSampler.*got one with"):

@@ -246,7 +246,7 @@ def test_errors_of_settings():
     with pytest.raises(ValueError, match=r"`beta`: expected a value in \[0.0, 0.5\], got 0.6"):
         swap_amplitudes(batch(), batch(), beta=0.6)
     with pytest.raises(ValueError, match=r"`beta`: expected a value below 0\.5, got 0\.5"):
-        swap_amplitudes(batch(), batch(), beta=0.5)
+        swap_amplitudes(batch(height=9, width=9), batch(), beta=0.5)
     with pytest.raises(ValueError, match="`style`: expected sides above 8 pixels, for the frequencies up to 4"):
         swap_amplitudes(batch(), batch(height=8), beta=0.4)
     with pytest.raises(TypeError, match="`beta`: expected a number, got str"):

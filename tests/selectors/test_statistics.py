@@ -58,6 +58,13 @@ def test_labels_of_another_ignore_index_are_not_counted():
     assert statistics.counts[2:].sum() == 0
 
 
+def test_predictions_outside_the_classes_are_not_counted():
+    statistics = SelectionStatistics(2)
+    predicted = torch.tensor([[[-1, -100, 255, 1]]])
+    statistics.update(PseudoLabels(torch.tensor([[[0, 255, 255, 1]]]), torch.ones(1, 1, 4), predicted=predicted))
+    assert statistics.counts[:2].tolist() == [[0, 1], [1, 1]]
+
+
 def test_state_dict_mid_stream():
     first, straight, resumed = (SelectionStatistics(3) for _ in range(3))
     batches = [select_hard(random_logits(1, 3, 8, 8, seed=s), KC) for s in range(2)]

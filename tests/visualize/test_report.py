@@ -413,6 +413,33 @@ def test_says_what_was_gained_over_what(tmp_path):
     assert [text for text in page.texts if re.fullmatch(r"[+−][\d.]+", text)] == ["+6.5", "+5.0", *["+5.0"] * 3]
 
 
+def test_the_start_comes_first_among_pictures(tmp_path):
+    first = ["source only predictions", "BatchNorm re-estimated predictions", "before predictions"]
+    later = ["mixing", "round 2 predictions", "round 10 predictions"]
+    for name in (*later, *first):
+        record_picture(tmp_path, name, torch.zeros(3, 4, 8))
+    assert read(report(tmp_path)).alts == [*first, *later]
+
+
+def test_wide_pictures_take_the_width_of_the_page(tmp_path):
+    record_picture(tmp_path, "small", torch.zeros(3, 4, 900))
+    record_picture(tmp_path, "wide", torch.zeros(3, 4, 1300))
+    figures = re.findall("<figure.*?</figure>", report(tmp_path).read_text(), re.DOTALL)
+    assert ['class="wide"' in figure for figure in figures] == [False, True]
+    assert ['class="scroll"' in figure for figure in figures] == [False, True]  # on a phone
+
+
+def test_facts_of_the_result(tmp_path):
+    verdict = "adaptation is not helping here: keep the network before training (source only)"
+    rounds_of(tmp_path, [40.0, 60.0, 66.5])
+    found = {"mIoU": 66.5, "rare": 0.734, "kept mIoU": 5.04, "seconds": 75.0, "entropy": 0.0123, "verdict": verdict}
+    (tmp_path / "result.json").write_text(json.dumps(found))
+    page = read(report(tmp_path))
+    facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", (tmp_path / "report.html").read_text()))
+    assert facts == {"rare": "0.7", "kept mIoU": "5.0", "time": "1 min 15 s", "entropy": "0.0123"}  # mIoU: see headline
+    assert f": {verdict}." in page.texts  # no tile
+
+
 def test_a_loss_is_a_loss(tmp_path):
     rounds_of(tmp_path, [40.0, 60.0, 50.0])
     page = read(report(tmp_path))

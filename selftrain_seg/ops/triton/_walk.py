@@ -27,27 +27,7 @@ except ImportError:  # without Triton the file can be imported, but nothing in i
         return function
 
 
-__all__ = [
-    "add_up",
-    "double",
-    "finish",
-    "first",
-    "jit",
-    "lanes",
-    "largest_of",
-    "log1p",
-    "merge",
-    "nothing_yet",
-    "owner",
-    "place",
-    "read_class",
-    "read_label",
-    "read_next",
-    "read_pixels",
-    "score_of",
-    "step",
-    "tl",
-]
+__all__ = ["jit", "tl"]
 
 
 @jit

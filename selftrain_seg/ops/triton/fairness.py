@@ -4,20 +4,7 @@
 
 from __future__ import annotations
 
-from selftrain_seg.ops.triton._walk import (
-    add_up,
-    finish,
-    first,
-    jit,
-    lanes,
-    log1p,
-    merge,
-    nothing_yet,
-    place,
-    read_next,
-    step,
-    tl,
-)
+from selftrain_seg.ops.triton._walk import add_up, first, jit, lanes, log1p, place, read_next, read_pixels, tl
 
 
 @jit
@@ -29,13 +16,7 @@ def fairness_forward_kernel(
     image, row, columns, at, inside = place(height, width, PIXELS, LANES)
     start = first(logits, image, row, columns, stride_b, stride_h, stride_w)
     lane = lanes(PIXELS, LANES)
-    top, label, rest = nothing_yet(tl.zeros(inside.shape, tl.float32))
-    for begin in range(0, C, CHUNK):
-        for each in tl.static_range(0, CHUNK, LANES):
-            z = read_next(start, begin + each + lane, stride_c, inside, C, CHUNK)
-            top, label, rest = step(z, begin + each + lane, top, label, rest)
-    top, label, rest = merge(top, label, rest, LANES, C)
-    rest = finish(top, rest)
+    top, label, rest = read_pixels(start, stride_c, inside, lane, C, CHUNK, LANES)
     tl.store(norm + at, top + log1p(rest), mask=inside & (lane == 0))
     chosen = inside
     if mask is not None:

@@ -6,7 +6,6 @@ unsupported inputs: float64 logits, spatial priors, counts of every class, and b
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,10 +19,8 @@ from selftrain_seg.ops.triton._plan import GROUP_SIZE, PIXELS, bits, contiguous,
 
 _OBSERVED_PIXELS = 64  # per program that also keeps labels
 
-Plain = Callable[..., Any]
 
-
-def read(plain: Plain, logits: Tensor, *rest: Any) -> Any:
+def read(plain: Any, logits: Tensor, *rest: Any) -> Any:
     """One launch."""
     valid, prior, *log = rest
     if not fits(logits) or prior is not None:
@@ -33,7 +30,7 @@ def read(plain: Plain, logits: Tensor, *rest: Any) -> Any:
     return maps
 
 
-def observe(plain: Plain, logits: Tensor, *rest: Any) -> Any:
+def observe(plain: Any, logits: Tensor, *rest: Any) -> Any:
     """One launch, plus one for the sums and one for the peaks."""
     valid, relative_to, which, floor = rest
     if not fits(logits):
@@ -58,7 +55,7 @@ def observe(plain: Plain, logits: Tensor, *rest: Any) -> Any:
     return *maps, sums, peaks
 
 
-def count(plain: Plain, logits: Tensor, counts: Tensor, *rest: Any) -> Any:
+def count(plain: Any, logits: Tensor, counts: Tensor, *rest: Any) -> Any:
     """One launch, in place."""
     valid, prior, _, every_class, low, bin_width = rest
     simple = counts.is_contiguous() and dyadic(low, bin_width)  # otherwise float32 is not exact
@@ -70,7 +67,7 @@ def count(plain: Plain, logits: Tensor, counts: Tensor, *rest: Any) -> Any:
     return None
 
 
-def select(plain: Plain, logits: Tensor, thresholds: Tensor, *rest: Any) -> Any:
+def select(plain: Any, logits: Tensor, thresholds: Tensor, *rest: Any) -> Any:
     """One launch."""
     reweighted, valid, prior, ignore_index = rest
     if not fits(logits) or prior is not None:
@@ -81,7 +78,7 @@ def select(plain: Plain, logits: Tensor, thresholds: Tensor, *rest: Any) -> Any:
     return maps
 
 
-def soften(plain: Plain, logits: Tensor, thresholds: Tensor, alpha: Tensor, *rest: Any) -> Any:
+def soften(plain: Any, logits: Tensor, thresholds: Tensor, alpha: Tensor, *rest: Any) -> Any:
     """One launch."""
     valid, prior, ignore_index = rest
     if not fits(logits) or prior is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,17 +11,15 @@ from torch import Tensor
 from selftrain_seg.ops._thresholds import SLACK
 from selftrain_seg.ops.triton import fairness, mutual, negative, sums
 from selftrain_seg.ops.triton import loss as losses
-from selftrain_seg.ops.triton._plan import Plan, contiguous, fits, new, new_map, plan_for, power_of_2, run
+from selftrain_seg.ops.triton._plan import Plan, contiguous, fits, launch_one, new, new_map, plan_for, power_of_2, run
 
 _FEW_PIXELS = 128  # per program that sums over its pixels class by class, in one warp
 _MANY = 2048  # number of programs whose sums are added up at once
 _REGULARISERS = ("", "kld", "entropy", "square", "reverse")
 _DIVISORS = ("sum", "labelled", "all", "weights")
 
-Plain = Callable[..., Any]
 
-
-def weighted_loss(_: Plain, logits: Tensor, labels: Tensor, *rest: Any) -> Any:
+def weighted_loss(_: Any, logits: Tensor, labels: Tensor, *rest: Any) -> Any:
     """Two launches: the pixels, and what they add up to."""
     *weights, divisor, numbers, regulariser, which, normalize, ignore_index = rest
     soft, target, plan = _target(logits, labels)
@@ -53,18 +51,16 @@ def _finish(
     """
     mapped = partial is None
     loss, scales = new(logits, (0,) if mapped else ()), new(logits, (3,))
-    with torch.cuda.device(logits.get_device()):
-        sums.finish_kernel[(1,)](
-            partial, None if mapped else divisor, None if mapped else loss, scales,
-            0 if partial is None else partial.shape[1], logits.shape[0] * logits.shape[2:].numel(), *factors,
-            NORMALIZE=0 if mapped else _DIVISORS.index(normalize),
-            REGULARISED=has[0], IMAGES=has[1], REST=has[2], CLASSES=has[3],
-            MANY=_MANY, num_warps=8, enable_fp_fusion=False,
-        )  # fmt: skip
+    launch_one(
+        sums.finish_kernel, 1, scales, partial, None if mapped else divisor, None if mapped else loss,
+        0 if partial is None else partial.shape[1], logits.shape[0] * logits.shape[2:].numel(), *factors,
+        NORMALIZE=0 if mapped else _DIVISORS.index(normalize),
+        REGULARISED=has[0], IMAGES=has[1], REST=has[2], CLASSES=has[3], MANY=_MANY, num_warps=8,
+    )  # fmt: skip
     return loss, scales
 
 
-def weighted_loss_backward(_: Plain, grad: Tensor, logits: Tensor, labels: Tensor, *rest: Any) -> Any:
+def weighted_loss_backward(_: Any, grad: Tensor, logits: Tensor, labels: Tensor, *rest: Any) -> Any:
     """One launch."""
     *weights, scales, norm, kept, regulariser, which, ignore_index = rest
     result = torch.empty_like(logits)
@@ -77,7 +73,7 @@ def weighted_loss_backward(_: Plain, grad: Tensor, logits: Tensor, labels: Tenso
     return result
 
 
-def mutual_loss(plain: Plain, logits: Tensor, labels: Tensor, confidence: Tensor, *rest: Any) -> Any:
+def mutual_loss(plain: Any, logits: Tensor, labels: Tensor, confidence: Tensor, *rest: Any) -> Any:
     """Two launches: the pixels, and what they add up to."""
     is_pseudo, gammas, flip, normalize, ignore_index = rest
     if not fits(logits):
@@ -94,7 +90,7 @@ def mutual_loss(plain: Plain, logits: Tensor, labels: Tensor, confidence: Tensor
     return total if loss is None else loss, scales, norm, chosen, weight
 
 
-def negative_loss(plain: Plain, logits: Tensor, probs: Tensor, *rest: Any) -> Any:
+def negative_loss(plain: Any, logits: Tensor, probs: Tensor, *rest: Any) -> Any:
     """Two launches: the pixels, and what they add up to."""
     weight, number, reduction = rest
     if not fits(logits) or not fits(probs):
@@ -109,7 +105,7 @@ def negative_loss(plain: Plain, logits: Tensor, probs: Tensor, *rest: Any) -> An
     return total if loss is None else loss, scales[0]
 
 
-def negative_loss_backward(plain: Plain, grad: Tensor, logits: Tensor, probs: Tensor, *rest: Any) -> Any:
+def negative_loss_backward(plain: Any, grad: Tensor, logits: Tensor, probs: Tensor, *rest: Any) -> Any:
     """One launch."""
     weight, scale = rest
     if not fits(logits) or not fits(probs):
@@ -121,7 +117,7 @@ def negative_loss_backward(plain: Plain, grad: Tensor, logits: Tensor, probs: Te
     return result
 
 
-def fairness_loss(plain: Plain, logits: Tensor, *rest: Any) -> Any:
+def fairness_loss(plain: Any, logits: Tensor, *rest: Any) -> Any:
     """Three launches: the pixels, their sums, and the loss."""
     running_probs, running_histogram, mask, factor = rest
     if not fits(logits):
@@ -132,16 +128,15 @@ def fairness_loss(plain: Plain, logits: Tensor, *rest: Any) -> Any:
     tensors = (contiguous(mask), norm, partial)
     run(fairness.fairness_forward_kernel, logits, tensors, plan, num_warps=1)
     loss, slope = new(logits, ()), new(logits, (num_classes,))
-    with torch.cuda.device(logits.get_device()):
-        fairness.fairness_finish_kernel[(1,)](
-            partial.sum(0, dtype=torch.float64), running_probs.contiguous(), running_histogram.contiguous(),
-            loss, slope, float(factor),  # on the host
-            C=num_classes, MANY=power_of_2(num_classes), num_warps=1, enable_fp_fusion=False,
-        )  # fmt: skip
+    launch_one(
+        fairness.fairness_finish_kernel, 1, partial.sum(0, dtype=torch.float64),
+        running_probs.contiguous(), running_histogram.contiguous(), loss, slope, float(factor),  # on the host
+        C=num_classes, MANY=power_of_2(num_classes), num_warps=1,
+    )  # fmt: skip
     return loss, slope, norm
 
 
-def fairness_loss_backward(plain: Plain, grad: Tensor, logits: Tensor, *rest: Any) -> Any:
+def fairness_loss_backward(plain: Any, grad: Tensor, logits: Tensor, *rest: Any) -> Any:
     """One launch."""
     mask, slope, norm = rest
     if not fits(logits):

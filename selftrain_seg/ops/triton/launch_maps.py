@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,10 +17,8 @@ _FEW_PIXELS = 32
 _BLOCK = 512  # positions of an axis at once
 _MOST_DRAWS = 1024
 
-Plain = Callable[..., Any]
 
-
-def connected_components(plain: Plain, mask: Tensor) -> Tensor:
+def connected_components(plain: Any, mask: Tensor) -> Tensor:
     """Three launches."""
     batch, height, width = mask.shape
     if height * width >= 2**31:  # pixel numbers need 64 bits
@@ -37,7 +34,7 @@ def connected_components(plain: Plain, mask: Tensor) -> Tensor:
     return roots
 
 
-def mine(_: Plain, labels: Tensor, ranked: Tensor, draws: Tensor, __: Any, *rest: Any) -> Tensor:
+def mine(_: Any, labels: Tensor, ranked: Tensor, draws: Tensor, __: Any, *rest: Any) -> Tensor:
     """Two launches. Stored counts are not used, as the labels are read only once."""
     height, width, limit = rest
     labels, ranked, draws = labels.contiguous(), ranked.contiguous(), draws.contiguous()
@@ -54,7 +51,7 @@ def mine(_: Plain, labels: Tensor, ranked: Tensor, draws: Tensor, __: Any, *rest
     return corners
 
 
-def draw_classes(_: Plain, labels: Tensor, keys: Tensor, ignore_index: int, up: bool) -> Tensor:
+def draw_classes(_: Any, labels: Tensor, keys: Tensor, ignore_index: int, up: bool) -> Tensor:
     """Three launches, plus one to clear their outputs."""
     labels, keys = labels.contiguous(), keys.contiguous()
     (batch, values), pixels = keys.shape, labels[:1].numel()
@@ -68,7 +65,7 @@ def draw_classes(_: Plain, labels: Tensor, keys: Tensor, ignore_index: int, up: 
     return among
 
 
-def distinct(plain: Plain, draws: Tensor, population: int, count: int) -> Tensor:
+def distinct(plain: Any, draws: Tensor, population: int, count: int) -> Tensor:
     """One launch."""
     if len(draws) > _MOST_DRAWS:
         out: Tensor = plain(draws, population, count)
@@ -79,27 +76,18 @@ def distinct(plain: Plain, draws: Tensor, population: int, count: int) -> Tensor
     return chosen
 
 
-def directions(__: Plain, logits: Tensor, chosen: Tensor) -> Tensor:
+def directions(__: Any, logits: Tensor, chosen: Tensor) -> Tensor:
     """One launch."""
     _, classes, height, width = logits.shape
     chosen = chosen.contiguous()
     found = torch.empty((len(chosen), classes), dtype=torch.float64, device=logits.device)
     sizes = height * width, len(chosen), width, *logits.stride()
-    launch_one(
-        maps.direction_kernel,
-        -(-len(chosen) // _FEW_PIXELS),
-        logits,
-        chosen,
-        found,
-        *sizes,
-        classes,
-        _FEW_PIXELS,
-        num_warps=1,
-    )
+    programs = -(-len(chosen) // _FEW_PIXELS)
+    launch_one(maps.direction_kernel, programs, logits, chosen, found, *sizes, classes, _FEW_PIXELS, num_warps=1)
     return found
 
 
-def fit(_: Plain, rows: Tensor, columns: Tensor, factor: Tensor, chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def fit(_: Any, rows: Tensor, columns: Tensor, factor: Tensor, chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """One launch."""
     (batch, height), width = rows.shape, columns.shape[1]
     where = torch.empty((batch, 3, height + width), dtype=torch.int64, device=rows.device)
@@ -110,7 +98,7 @@ def fit(_: Plain, rows: Tensor, columns: Tensor, factor: Tensor, chance: Tensor)
     return where, inside, share
 
 
-def topmost(_: Plain, numbers: Tensor, where: Tensor, inside: Tensor) -> Tensor:
+def topmost(_: Any, numbers: Tensor, where: Tensor, inside: Tensor) -> Tensor:
     """One launch."""
     batch, height, width = numbers.shape
     numbers, where, inside = numbers.contiguous(), where.contiguous(), inside.contiguous()

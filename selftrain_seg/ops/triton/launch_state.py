@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,10 +17,8 @@ _PIXELS = 1024  # per program
 _COUNTED_PIXELS = 256  # per program that compares them with each other
 _ODDS_BINS = (-2048.0, 256.0, 8192)  # log-odds from -8 to 24: first bin, bins per unit, number of bins
 
-Plain = Callable[..., Any]
 
-
-def decide(_: Plain, labels: Tensor, confidence: Tensor, thresholds: Tensor, strict: bool, ignore_index: int) -> Any:
+def decide(_: Any, labels: Tensor, confidence: Tensor, thresholds: Tensor, strict: bool, ignore_index: int) -> Any:
     """One launch."""
     decided, by_image = torch.empty_like(labels), thresholds.ndim == 2 and len(thresholds) > 1
     numbers = (thresholds.shape[-1] if by_image else 0, ignore_index)
@@ -30,14 +27,14 @@ def decide(_: Plain, labels: Tensor, confidence: Tensor, thresholds: Tensor, str
     return decided
 
 
-def weigh(_: Plain, labels: Tensor, confidence: Tensor, belief: Tensor, state: Tensor, *numbers: Any) -> Any:
+def weigh(_: Any, labels: Tensor, confidence: Tensor, belief: Tensor, state: Tensor, *numbers: Any) -> Any:
     """One launch."""
     made = torch.empty_like(labels), torch.empty_like(confidence)
     _launch_on_maps(maps.weigh_kernel, labels, (confidence, belief, state, *made), numbers)
     return made
 
 
-def follow(_: Plain, running: Tensor, sums: Tensor, number: Tensor, momentum: float, variance: bool) -> None:
+def follow(_: Any, running: Tensor, sums: Tensor, number: Tensor, momentum: float, variance: bool) -> None:
     """One launch, in place."""
     size = len(running)
     launch_one(
@@ -46,7 +43,7 @@ def follow(_: Plain, running: Tensor, sums: Tensor, number: Tensor, momentum: fl
     )  # fmt: skip
 
 
-def discount(_: Plain, peaks: Tensor, running: Tensor, seen: Tensor, sums: Tensor | None, *numbers: float) -> Any:
+def discount(_: Any, peaks: Tensor, running: Tensor, seen: Tensor, sums: Tensor | None, *numbers: float) -> Any:
     """One launch, in place except for the thresholds."""
     upper, lower, beta, momentum = numbers
     bars, num_classes = torch.empty_like(peaks), peaks.shape[1]
@@ -58,7 +55,7 @@ def discount(_: Plain, peaks: Tensor, running: Tensor, seen: Tensor, sums: Tenso
     return bars
 
 
-def adapt(_: Plain, labels: Tensor, confidence: Tensor, thresholds: Tensor, *rest: Any) -> Any:
+def adapt(_: Any, labels: Tensor, confidence: Tensor, thresholds: Tensor, *rest: Any) -> Any:
     """Three launches."""
     *numbers, by_image = rest
     steps, num_classes, (first, per_unit, bins) = len(labels) if by_image else 1, len(thresholds), _ODDS_BINS
@@ -76,7 +73,7 @@ def adapt(_: Plain, labels: Tensor, confidence: Tensor, thresholds: Tensor, *res
     return history
 
 
-def tabulate(_: Plain, predicted: Tensor, labels: Tensor, confidence: Tensor, target: Any, *numbers: int) -> Any:
+def tabulate(_: Any, predicted: Tensor, labels: Tensor, confidence: Tensor, target: Any, *numbers: int) -> Any:
     """Two launches."""
     num_classes, ignore_index = numbers
     given = labels.contiguous(), predicted.contiguous(), confidence.contiguous()
@@ -87,7 +84,7 @@ def tabulate(_: Plain, predicted: Tensor, labels: Tensor, confidence: Tensor, ta
     return partial.sum(0)
 
 
-def ranked(_: Plain, counts: Tensor, share: Tensor, rule: str, low: float, bin_width: float) -> Any:
+def ranked(_: Any, counts: Tensor, share: Tensor, rule: str, low: float, bin_width: float) -> Any:
     """One launch."""
     (rows, bins), (by_row, level) = counts.shape, (share.contiguous(), 0) if share.ndim else (None, bits(float(share)))
     found = torch.empty((2, rows), dtype=torch.float64, device=counts.device)
@@ -109,7 +106,5 @@ def _launch_on_maps(
     **options: Any,
 ) -> None:
     """Call a kernel with (B, H, W) maps, other tensors, the number of pixels per image, then numbers."""
-    size = labels[0].numel() if len(labels) else 0
-    programs = len(labels) * -(-size // pixels)
-    if programs:
-        launch_one(kernel, programs, labels, *tensors, size, *numbers, PIXELS=pixels, **options)
+    size = labels[:1].numel()
+    launch_one(kernel, len(labels) * -(-size // pixels), labels, *tensors, size, *numbers, PIXELS=pixels, **options)

@@ -21,7 +21,7 @@ def _share(total, size, factor):
 
 @jit
 def finish_kernel(
-    partial, divisor, loss, scales, programs, pixels, factor_nll, factor_reg, factor_rest,
+    scales, partial, divisor, loss, programs, pixels, factor_nll, factor_reg, factor_rest,
     NORMALIZE: tl.constexpr, REGULARISED: tl.constexpr, IMAGES: tl.constexpr, REST: tl.constexpr,
     CLASSES: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
