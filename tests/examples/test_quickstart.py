@@ -130,6 +130,17 @@ def test_changed_code_is_run_again(tmp_path):
     assert "(from " in run(script, tmp_path / "out", *SMALL)
 
 
+def test_crops_need_the_labels_of_a_round(common, monkeypatch, capsys):
+    import quickstart
+
+    monkeypatch.setattr("sys.argv", ["quickstart.py", "--mine", "--method", "recommended"])
+    with pytest.raises(SystemExit):
+        quickstart.arguments()
+    assert "--mine needs the labels of a whole round: expected --method cbst or mrkld, got recommended" in (
+        capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize(
     ("scores", "verdict"),
     [
