@@ -190,6 +190,8 @@ def options(file: Path) -> frozenset[str]:
                 if path.is_file() and path not in found and ROOT / "selftrain_seg" not in path.parents:
                     found.add(path)
                     waiting.append(path)
+    if "parse_known_args" in file.read_text(encoding="utf-8"):  # it hands on what all trainers take
+        out |= options(file.parent / "source_only.py")
     return frozenset(out)
 
 

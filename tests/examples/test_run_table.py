@@ -15,7 +15,7 @@ from tests.examples.trainers import EXAMPLES, environment
 def test_table(tmp_path):
     words = [sys.executable, EXAMPLES / "run_table.py", "--smoke", "--seeds", "0", "1", "--rows", "mean teacher"]
     words += ["--out", tmp_path / "runs", "--write", tmp_path / "docs" / "table.md"]
-    first = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=600)
+    first = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=3000)
     assert first.returncode == 0, first.stdout + first.stderr
     table = (tmp_path / "docs" / "table.md").read_text(encoding="utf-8")
     found = {}
@@ -35,12 +35,12 @@ def test_table(tmp_path):
     assert cells[4] == ("yes" if min(gains) > 0 else "no")
     assert "python examples/mean_teacher.py --init MODEL --teacher mean" in table
     # What is there is not run again.
-    again = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=60, check=True)
+    again = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300, check=True)
     assert "seed 0" in first.stdout
     assert "seed" not in again.stdout.replace("written", "")
     # Numbers of another command or of other code do not get into the table.
     other = [word for word in words if word != "--smoke"]
-    refused = subprocess.run(other, env=environment(), capture_output=True, text=True, timeout=60)
+    refused = subprocess.run(other, env=environment(), capture_output=True, text=True, timeout=300)
     assert refused.returncode == 1
     assert "made by another command or by other code; remove it" in refused.stderr
 
@@ -56,7 +56,7 @@ def test_table_of_folders(tmp_path):
     words += ["--steps", "4", "--rows", "CBST", "recommended", "target labels (bound)", "--adaptation", "--lr 1e-3"]
     words += ["--out", tmp_path / "runs", "--write", tmp_path / "table.md", "--data", "folders"]
     words += ["--network", "small-unet", "--classes", made / "classes.csv", *source, *parts]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=600)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stdout + done.stderr
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "CBST --init" not in table
@@ -84,6 +84,6 @@ def test_table_of_folders(tmp_path):
 
 def test_an_unknown_row_is_refused(tmp_path):
     words = [sys.executable, EXAMPLES / "run_table.py", "--rows", "CBSD", "--out", tmp_path]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert "--rows CBSD: expected some of source only, BatchNorm re-estimated" in done.stderr
