@@ -70,11 +70,12 @@ def verdict(run: Run) -> dict[str, Any]:
     if kept is not start:
         text = f"kept: {kept['at']}, {SCORE} {kept[SCORE]:.1f}, {kept[SCORE] - start[SCORE]:+.1f} over {start['at']}"
     elif others:
-        best = max(others, key=lambda entry: entry[SCORE])
+        best, tolerance = max(others, key=lambda entry: entry[SCORE]), run.settings.check_tolerance
+        noise, loss = f"a gain of {tolerance:g} or less is noise", f"it may fall by less than {-tolerance:g}"
+        rule = noise if tolerance >= 0 else loss
         text = (
             f"adaptation is not helping here: keep the network before training ({start['at']}); {SCORE} "
-            f"{start[SCORE]:.1f}, at best {best[SCORE]:.1f} since ({best['at']}), and a gain of "
-            f"{run.settings.check_tolerance:g} or less is noise"
+            f"{start[SCORE]:.1f}, at best {best[SCORE]:.1f} since ({best['at']}), and {rule}"
         )
     else:
         text = f"kept: {start['at']}, {SCORE} {start[SCORE]:.1f}"
@@ -100,9 +101,11 @@ def _judged(entries: list[dict[str, Any]], tolerance: float) -> tuple[dict[str, 
     """Return the better of the networks before training, the one to keep, and all those after training has begun."""
     start = max((entry for entry in entries if entry["before"]), key=lambda entry: entry[SCORE])
     others = [entry for entry in entries if not entry["before"]]
+    if not others:
+        return start, start, others
     check = RoundCheck(SCORE)
-    for number, entry in enumerate([start, *others]):
+    for number, entry in enumerate(others):
         check.record(number, {SCORE: entry[SCORE]})
-    kept = [start, *others][check.verdict().best]
-    # Adaptation as a whole must gain more than noise; of what came after, the best is kept.
-    return start, kept if kept[SCORE] > start[SCORE] + tolerance else start, others
+    best = others[check.verdict().best]
+    # Adaptation as a whole must gain more than the tolerance, or may lose less; of what came after, the best is kept.
+    return start, best if best[SCORE] > start[SCORE] + tolerance else start, others

@@ -89,7 +89,7 @@ def reestimate_batchnorm(net: nn.Module, data: Data, run: Run, share: float | st
         stride = max(1, len(data.source) // run.settings.check_images)
         of_source = _statistics(net, data.source.only(range(0, len(data.source), stride)), run)
         if share == "auto":
-            margin = run.settings.check_tolerance
+            margin = max(0.0, run.settings.check_tolerance)
             found = choose_alpha(net, of_source, statistics, lambda one: restyled_miou(one, data, run), margin=margin)
             share = found.alpha
             scores = ", ".join(f"{alpha:g}: {score:.1f}" for alpha, score in found.scores.items())

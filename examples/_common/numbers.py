@@ -11,13 +11,14 @@ from typing import Any
 FOLDERS = {f"{part}_{what}" for part in ("source", "target", "val") for what in ("images", "masks", "names")}
 FOLDERS |= {"classes"}
 
-_AMOUNTS = "steps|warmup_steps|rounds|workers|eval_every|predict_batch|check_tolerance|target_weight|rare_temperature"
+_AMOUNTS = "steps|warmup_steps|rounds|workers|eval_every|predict_batch|target_weight|rare_temperature"
 _COUNTS = "batch|accumulate|threads|checkpoint_every|log_every|channels|refresh|turn|stride|views|teacher_every|patch"
 _COUNTS += "|labelled_batch|check_images"
 _FACTORS = "scales|scale_range|label_scales|lr_factors|dynamic_update"
 # Names of settings, what their numbers must be, and how that is said.
 _RULES: tuple[tuple[str, Callable[..., bool], str], ...] = (
     (_AMOUNTS, lambda value: value >= 0, "at least 0"),
+    ("check_tolerance", math.isfinite, "a finite number"),
     ("restyled_share|rare_from_source", lambda value: 0 <= value <= 1, "a share from 0 to 1"),
     (_COUNTS, lambda value: value >= 1, "at least 1"),
     ("crop|largest_crop|tile|resize", lambda *sides: min(sides) >= 1, "a height and a width of at least 1"),

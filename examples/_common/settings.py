@@ -57,7 +57,9 @@ class Settings(DataSettings, NetworkSettings):
     """restyled: with each evaluation, measure the mIoU on held-out source images in the colours of target images, which
     needs no target labels, and keep the best weights in kept.pt"""
     check_images: int = 64  # most source images to hold out; streets draws them, of other data it is an eighth at most
-    check_tolerance: float = 1.0  # points of mIoU that adaptation, or a larger share of --reestimate-bn auto, must gain
+    check_tolerance: float = 1.0
+    """points of mIoU that adaptation, or a larger share of --reestimate-bn auto, must gain; below 0, points that it may
+    lose"""
 
     out: Path = Path("runs") / Path(sys.argv[0]).stem  # folder of the run; the same command resumes it
     checkpoint_every: int = 100  # steps between checkpoints

@@ -277,6 +277,25 @@ def test_verdicts(common, tmp_path, scores, place, text):
     assert run.told[-1].startswith(found["verdict"])
 
 
+@pytest.mark.parametrize(
+    ("scores", "place", "text"),
+    [
+        ([44, 40, 43.5, 43.2], 2, r"^kept: round 1, .* 43\.5, -0\.5 over source only;"),
+        ([44, 40, 43.2, 43.6], 3, r"^kept: round 2,"),
+        ([44, 40, 43.0, 42.0], 0, r"^adaptation is not helping here.* at best 43\.0 .* it may fall by less than 1;"),
+        ([44, 40, 45.0, 44.0], 2, r"^kept: round 1, .* \+1\.0 over source only;"),
+    ],
+)
+def test_a_tolerance_below_0_lets_the_score_fall(common, tmp_path, scores, place, text):
+    from _common.check import verdict
+
+    run = bare_run(tmp_path, check_tolerance=-1.0)
+    note(run, range(len(scores)), notes(scores))
+    verdict(run)
+    assert kept(run) == place
+    assert re.search(text, run.told[-1]), run.told[-1]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_an_interrupted_run_comes_to_the_same_verdict(common, tmp_path, seed):
     from _common.check import verdict
