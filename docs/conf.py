@@ -82,9 +82,9 @@ PUBLIC = {
 }
 PUBLIC |= {name: f"selftrain_seg.{name}" for name in ("PseudoLabels", "value_checks")}
 
-# Methods for torch, torchvision and this library's own modules to call, not for people.
 SHORT = 24  # characters of code that is kept on one line
 MANY = 10  # columns, whose headings are turned
+# Methods for torch, torchvision and this library's own modules to call, not for people.
 INTERNAL = {"extra_repr", "make_params", "transform", "add_state", "add_sums", "check_home", "check_same", "reduced"}
 
 

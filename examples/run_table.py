@@ -3,7 +3,7 @@
 ``python examples/run_table.py`` runs all on the embedded benchmark, about two hours on two cores. With ``--data
 folders`` and the other options of the trainers it runs a few rows on images of your own: what it does not know goes to
 each trainer, such as ``--network`` and ``--classes``. ``--adaptation "--lr 5e-5"`` goes to all rows but the source
-models. A killed run goes on where it was. Every row is a command that can be run by hand: the tables name it.
+models. A killed run resumes where it was. Every row is a command that can be run by hand: the tables name it.
 """
 
 from __future__ import annotations
@@ -131,7 +131,10 @@ def main() -> None:
     own.add_argument("--rounds", type=int, default=2, help="that methods with rounds share these steps among")
     own.add_argument("--batch", type=int, default=2, help="images of each domain in a step")
     own.add_argument("--adaptation", default="", help="further options of all rows but the source models")
-    args, args.shared = parser.parse_known_args()
+    args, shared = parser.parse_known_args()
+    args.shared = [part for word in shared for part in (word.split("=", 1) if word.startswith("--data=") else [word])]
+    if args.rounds < 1 or args.steps % args.rounds:
+        parser.error(f"--steps {args.steps} --rounds {args.rounds}: expected rounds that share the steps evenly")
     rows = rows_of(args)
     if unknown := [name for name in args.rows or () if name not in rows]:
         parser.error(f"--rows {' '.join(unknown)}: expected some of {', '.join(rows)}")

@@ -22,8 +22,8 @@ from _networks.small_unet import SmallUNet
 from _networks.weights import State, load_backbone, load_network, published_names
 from selftrain_seg import as_logits, pad_to_multiple
 
-# Layers that do not come with pre-trained weights, and learn ten times as fast as those that do.
-_HEADS = ("classifier", "aux_classifier", "segmentation_head", "decode_head", "head")  # without a known backbone
+# Names of layers without pre-trained weights, which learn ten times as fast, in networks without a known backbone.
+_HEADS = ("classifier", "aux_classifier", "segmentation_head", "decode_head", "head")
 _WHOLE = "net."  # prefix of all parameters, where no part is known as the backbone
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -309,7 +309,9 @@ def freeze_batchnorm(net: nn.Module) -> None:
 def parameter_groups(net: nn.Module, lr: float, head_factor: float) -> Iterator[dict[str, object]]:
     """Yield optimizer groups: all of a network but its backbone learns ``head_factor`` times as fast.
 
-    A decoder belongs to the head: it has no pre-trained weights either. A network of the user's own is one group.
+    A decoder belongs to the head: it has no pre-trained weights either. Where no part is known as the
+    backbone, layers with the usual names of a head learn faster, in a network of the user's own, too. ``small-unet``
+    and networks without such names are one group.
     """
     backbone = backbone_of(net)[0]
     heads, others = [], []

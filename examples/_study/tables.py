@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -87,7 +86,10 @@ def labels_by_round(results: Results) -> list[str]:
 
 
 def _labels(folder: Path, num_classes: int) -> list[dict[str, Any]]:
-    """For each round of a run: share of labelled pixels, share of right ones, and the latter of each class, in %."""
+    """For each round of a run: share of labelled pixels, share of right ones, and the latter of each class, in %.
+
+    Shares of right pixels are None where no truth is known.
+    """
     if not (folder / "pseudo-labels").is_dir():
         return []
     store, rounds = PseudoLabelStore(folder / "pseudo-labels", num_classes), []
@@ -95,16 +97,17 @@ def _labels(folder: Path, num_classes: int) -> list[dict[str, Any]]:
         told = json.loads((folder / "rounds" / f"round-{number + 1:04d}.json").read_text(encoding="utf-8"))
         stored = store.round(number)
         counts = [int(count) for count in stored.counts.sum(0)]
-        right = [None if share is None or math.isnan(share) else 100 * share for share in told["precision"]]
+        precision = told.get("precision", [None] * num_classes)  # without --target-masks, nothing is known
+        right = [None if share is None else 100 * share for share in precision]
         known = [(count, share) for count, share in zip(counts, right, strict=True) if share is not None]
         total, weighed = sum(count for count, _ in known), sum(count * share for count, share in known)
         share = 100 * sum(counts) / int(stored.pixels.sum())
-        rounds.append({"share": share, "right": weighed / max(1, total), "classes": right})
+        rounds.append({"share": share, "right": weighed / total if total else None, "classes": right})
     return rounds
 
 
 def spread(values: list[float]) -> str:
-    """Mean ± sample standard deviation."""
+    """Write mean ± sample standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
 
@@ -119,7 +122,7 @@ def _costs(found: list[dict[str, Any]]) -> list[str]:
 
 
 def _mean(values: Iterable[float | None]) -> str:
-    """Of those that are there: a class that never occurs has no IoU."""
+    """Average the values that are there: a class that never occurs has no IoU."""
     there = [value for value in values if value is not None]
     return f"{statistics.mean(there):.0f}" if there else "–"
 

@@ -387,6 +387,8 @@ def test_a_factory_in_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert predict(build("my_nets:Net")).shape == (2, 5, 45, 70)
+    slow, fast = networks.parameter_groups(build("my_nets:Net"), 0.1, 10.0)  # it has an encoder and a head
+    assert (len(slow["params"]), len(fast["params"]), fast["lr"]) == (2, 2, 1.0)
     torch.save({"weight": torch.ones(6, 3, 8, 8), "bias": torch.zeros(6)}, "encoder.pth")
     net = build("my_nets:Net", backbone_weights=Path("encoder.pth"))
     assert (net.net.encoder.weight == 1).all()

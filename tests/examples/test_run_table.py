@@ -6,7 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from selftrain_seg import PseudoLabels
+from selftrain_seg.store import PseudoLabelStore
+from selftrain_seg.visualize import record_round
 from tests import worlds
 from tests.examples.trainers import EXAMPLES, environment
 
@@ -87,3 +91,35 @@ def test_an_unknown_row_is_refused(tmp_path):
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert "--rows CBSD: expected some of source only, BatchNorm re-estimated" in done.stderr
+
+
+@pytest.mark.parametrize("truth", [False, True])
+def test_labels_without_truth(tmp_path, monkeypatch, truth):
+    """Target images need no masks: how many labels are right is then unknown, not 0."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from _study.tables import labels_by_round
+
+    labels = torch.tensor([[[0, 1], [1, 255]]])
+    with PseudoLabelStore(tmp_path / "pseudo-labels", 2).write(0, ["a"]) as writer:
+        writer.add(["a"], PseudoLabels(labels, torch.ones(1, 2, 2)))
+        writer.finish()
+    record_round(tmp_path, 1, classes=["a", "b"], precision=torch.tensor([1.0, 0.5]) if truth else None)
+    *_, line = labels_by_round({"CBST": [{"folder": tmp_path, "iou": {"a": 1.0, "b": 2.0}}]})
+    assert line == f"| CBST, round 1 | 75 | {'67 | 100 | 50' if truth else '– | – | –'} |"
+
+
+@pytest.mark.parametrize("rounds", ["0", "7"])
+def test_rounds_share_the_steps(tmp_path, rounds):
+    words = [sys.executable, EXAMPLES / "run_table.py", "--data=folders", "--rounds", rounds, "--out", tmp_path]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert f"--steps 120 --rounds {rounds}: expected rounds that share the steps evenly" in done.stderr
+
+
+def test_data_after_an_equals_sign(tmp_path):
+    """It named rows of the embedded benchmark, and drew that."""
+    words = [sys.executable, EXAMPLES / "run_table.py", "--data=folders", "--rows", "?", "--out", tmp_path]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "CRST" not in done.stderr
+    assert "target labels (bound)" in done.stderr
