@@ -156,7 +156,7 @@ TABLE = {
     "average_views": (316, lambda: (views.average_views, [torch.empty(B, C, 64, 64, device=GPU)] * 2, [view()] * 2)),
     "mask_patches": (9, lambda: (views.mask_patches, images())),
     "perturb_features": (6, lambda: (perturbed(), images())),
-    "WeakStrongViews": (345, lambda: (views.WeakStrongViews((64, 64)), images())),
+    "WeakStrongViews": (346, lambda: (views.WeakStrongViews((64, 64)), images())),
 }
 
 

@@ -169,7 +169,6 @@ def evaluate(
         net = ready_to_predict(net, data, run)
     name = {-1: "source only", 0: "BatchNorm re-estimated"}.get(number, f"round {number}")
     name = f"{name} {group}".strip()
-    where = "BatchNorm re-estimated" if number == 0 else name
     if data.val is None:
         score = Score(
             None, measure_without_masks(lambda images: _fused(net, images, run), data, run, number, group, name)
@@ -177,7 +176,7 @@ def evaluate(
     else:
         score = _measure(net, data, run, name)
         if not group:
-            run.keep_best(net, mean_iou(score, data), where)
+            run.keep_best(net, mean_iou(score, data), name)
     if run.settings.check != "none" and not group:
         true_score = None if score.iou is None else mean_iou(score, data)
         keep_if_better(net, restyled_miou(net, data, run), true_score, name, run, before=number < 1)

@@ -56,7 +56,8 @@ def recoloured(images: Tensor, parameters: ViewParameters) -> Tensor:
     jittered = enhance.adjust_contrast_with_mean_subtraction(jittered, contrast)
     jittered = enhance.adjust_saturation_with_gray_subtraction(jittered, saturation)
     # kornia 0.8 looks colours up by their hue and stops at NaN, so NaN waits outside.
-    jittered = torch.add(enhance.adjust_hue(jittered.nan_to_num(0.0), hue * (2 * math.pi)), jittered, alpha=0)
+    nan = jittered.isnan()
+    jittered = torch.where(nan, jittered, enhance.adjust_hue(jittered.masked_fill(nan, 0.0), hue * (2 * math.pi)))
     images = torch.where(changed[:, None, None, None], jittered, images)
     return torch.where(parameters.grey[:, None, None, None], color.rgb_to_grayscale(images), images)
 
