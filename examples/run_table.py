@@ -2,7 +2,7 @@
 
 ``python examples/run_table.py`` runs all on the embedded benchmark, about two hours on two cores. With ``--data
 folders`` and the other options of the trainers it runs a few rows on images of your own: what it does not know goes to
-each trainer, such as ``--network`` and ``--classes``. ``--adaptation "--lr 5e-5"`` goes to all rows but the source
+each trainer, such as ``--network`` and ``--classes``. ``--adaptation="--lr 5e-5"`` goes to all rows but the source
 models. A killed run resumes where it was. Every row is a command that can be run by hand: the tables name it.
 """
 
@@ -64,7 +64,7 @@ CONTROL = "more source steps"
 FOLDERS = {
     SOURCE: "source_only.py --steps {source_steps}",
     BASELINE: "source_only.py --init {source} --steps 0 --reestimate-bn 1 --no-frozen-bn",
-    CONTROL: "source_only.py --init {source} --steps {steps} --batch {twice}",
+    CONTROL: "source_only.py --init {source} --steps {steps} --batch {twice} --reestimate-bn 1",
     "one global threshold": "cbst.py --init {source} --rounds {rounds} --steps {of_round} --batch {batch} "
     "--policy global",
     "CBST": "cbst.py --init {source} --rounds {rounds} --steps {of_round} --batch {batch}",
