@@ -27,3 +27,12 @@ def progress(iterable: Any = None, what: str = "", total: int | None = None, **s
         return tqdm(iterable, what, total, leave=False, **settings)
     lines = {"delay": SECONDS, "mininterval": SECONDS, "maxinterval": SECONDS, "miniters": 1, "file": io.StringIO()}
     return _Lines(iterable, what, total, leave=False, ncols=0, **{**settings, **lines})
+
+
+def peak_resident() -> float:
+    """Return the most memory that this process has used, in bytes; NaN where it is unknown."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

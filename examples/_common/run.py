@@ -28,7 +28,7 @@ from _common.check import place_of, verdict
 from _common.files import pending, save_atomically, save_json, settle
 from _common.loading import Seeded, StepSampler
 from _common.numbers import FOLDERS, check
-from _common.progress import progress
+from _common.progress import peak_resident, progress
 from _common.settings import Settings
 from _common.trackers import start_tracker
 from selftrain_seg.distributed import all_reduce_sum
@@ -349,7 +349,7 @@ class Run:
 
     def finish(self, net: nn.Module, results: dict[str, Any]) -> None:
         """Write the network's weights, ``result.json`` and ``report.html``."""
-        memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else _peak_resident()
+        memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else peak_resident()
         about = {"data": self.settings.data, "seed": self.settings.seed, "seconds": time.time() - self.started}
         results = {**about, "peak_memory_mb": memory / 1e6, **results}
         if self.main:
@@ -396,11 +396,3 @@ class Run:
         if self.main and not names:
             save_json(asked, path)
         return {name: found.get(name) for name in names}
-
-
-def _peak_resident() -> float:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
