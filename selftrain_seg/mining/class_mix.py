@@ -81,9 +81,9 @@ def class_mix(
         >>> mixed.pasted[0]
         tensor([[ True, False,  True, False]])
         >>> class_mix(images, labels, classes=torch.tensor([0])).labels  # class 0 of the first image
-        tensor([[[  0,   0,   0,   0]],
+        tensor([[[0, 0, 0, 0]],
         <BLANKLINE>
-                [[  0,   0,   0,   0]]])
+                [[0, 0, 0, 0]]])
     """
     others = check_batch(images, labels, pixel_weight, source)
     check_neighbours(images, source)
