@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from _common.files import code_digest, save_json
+from _common.files import code_digest, save_json, save_text
 from _study.tables import embedded, on_folders
 
 HERE = Path(__file__).parent
@@ -155,10 +155,7 @@ def main() -> None:
     width = max(map(len, rows)) + 2
     commands = [f"{name:<{width}}python examples/{row.format(source='MODEL')}" for name, row in rows.items()]
     lines = ["<!-- written by examples/run_table.py -->", "", text, "The commands, each with `--seed` and `--out`:"]
-    args.write.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.write.with_suffix(".tmp")
-    temporary.write_text("\n".join([*lines, "", "```text", *commands, "```", ""]), encoding="utf-8")
-    temporary.replace(args.write)
+    save_text("\n".join([*lines, "", "```text", *commands, "```", ""]), args.write)
     print(f"written: {args.write}")
 
 

@@ -43,7 +43,7 @@ def keep_if_better(
     if not run.main:
         return
     entries, weights, tolerance = _entries(run), run.out / _WEIGHTS, run.settings.check_tolerance
-    settle(weights, _kept_at(entries, tolerance))
+    settle(weights, place_of(_judged(entries, tolerance)[1]) if entries else None)
     new = {"at": where, "step": run.steps_done, "before": before, SCORE: score, "mIoU": true_score}
     for entry in entries:
         if place_of(entry) == place_of(new):
@@ -65,12 +65,13 @@ def verdict(run: Run) -> dict[str, Any]:
     entries = _entries(run)
     if not entries:
         return {}
-    settle(run.out / _WEIGHTS, _kept_at(entries, run.settings.check_tolerance))
-    start, kept, others = _judged(entries, run.settings.check_tolerance)
+    tolerance = run.settings.check_tolerance
+    start, kept, others = _judged(entries, tolerance)
+    settle(run.out / _WEIGHTS, place_of(kept))
     if kept is not start:
         text = f"kept: {kept['at']}, {SCORE} {kept[SCORE]:.1f}, {kept[SCORE] - start[SCORE]:+.1f} over {start['at']}"
     elif others:
-        best, tolerance = max(others, key=lambda entry: entry[SCORE]), run.settings.check_tolerance
+        best = max(others, key=lambda entry: entry[SCORE])
         noise, loss = f"a gain of {tolerance:g} or less is noise", f"it may fall by less than {-tolerance:g}"
         rule = noise if tolerance >= 0 else loss
         text = (
@@ -91,10 +92,6 @@ def _entries(run: Run) -> list[dict[str, Any]]:
 def place_of(entry: dict[str, Any]) -> str:
     """Name of what was scored: two rounds of one name differ in their steps."""
     return f"{entry['at']} {entry.get('step')}"
-
-
-def _kept_at(entries: list[dict[str, Any]], tolerance: float) -> str | None:
-    return place_of(_judged(entries, tolerance)[1]) if entries else None
 
 
 def _judged(entries: list[dict[str, Any]], tolerance: float) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:

@@ -28,6 +28,11 @@ def save_json(content: Any, path: Path, *, default: Callable[[Any], Any] | None 
     _put(path, lambda file: file.write(json.dumps(plain, indent=1).encode() + b"\n"))
 
 
+def save_text(text: str, path: Path) -> None:
+    """Write a file of text, complete or not at all."""
+    _put(path, lambda file: file.write(text.encode()))
+
+
 def pending(path: Path, place: str) -> Path:
     """Name of weights of a place until a record says that they are kept: ``.kept-round-2.pt`` for ``kept.pt``."""
     return path.with_name(f".{path.stem}-{re.sub(r'[^a-z0-9]+', '-', place.lower())}{path.suffix}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from _common.files import save_json
 
+from _study.tables import heading, row
 from selftrain_seg.stopping import RoundCheck
 
 
@@ -43,7 +44,7 @@ def gains(results: Results, network: str, seeds: Iterable[int], control: str, bo
     seeds = [seed for seed in seeds if results.get(network, seed, control) is not None]
     names = dict.fromkeys(name for seed in seeds for name in results.found[network][str(seed)] if name != "probe")
     heads = ["", *(f"seed {seed}" for seed in seeds), "mean", "gain", "worst gain", "share of the bound's gain"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = heading(heads)
     there = {
         name: {seed: one["mIoU"] for seed in seeds if (one := results.get(network, seed, name)) is not None}
         for name in names
@@ -61,7 +62,7 @@ def gains(results: Results, network: str, seeds: Iterable[int], control: str, bo
         ]
         most = [value - there[control][seed] for seed, value in there.get(bound, {}).items() if seed in found]
         cells.append(f"{sum(gain(name)) / sum(most):.2f}" if len(most) == len(found) and sum(most) > 0 else "–")
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(row(cells))
     return "\n".join(lines)
 
 
@@ -91,7 +92,7 @@ def table(results: Results, network: str, seeds: Iterable[int], classes: Iterabl
     classes = list(classes)
     heads = ["", "seeds", "mIoU", "averaged weights", *classes]
     heads += ["labels right, %", "gradient from wrong ones, %", "check", "CPU minutes"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = heading(heads)
     for name in names:
         found = [one for seed in seeds if (one := results.get(network, seed, name)) is not None]
 
@@ -114,5 +115,5 @@ def table(results: Results, network: str, seeds: Iterable[int], classes: Iterabl
                 )
             )
         cells += [by_round("restyled source"), mean(lambda one: one.get("CPU minutes"), 1)]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(row(cells))
     return "\n".join(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ Results = dict[str, list[dict[str, Any]]]  # row -> ``result.json`` of each seed
 def embedded(results: Results, seeds: list[int], base: str, trainers: set[str]) -> str:
     """Tables of the embedded benchmark: gains over ``base``, and the IoU of each class."""
     columns = ["", "mIoU", "rare classes", f"over {base}", "beats it with every seed", "minutes", "memory, MB"]
-    lines = [f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation, IoU in %.", "", *_heading(columns)]
+    lines = [f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation, IoU in %.", "", *heading(columns)]
     for name, found in results.items():
         gains = _gains(results, name, base)
         bold = "**" if name in trainers else ""
@@ -28,7 +28,7 @@ def embedded(results: Results, seeds: list[int], base: str, trainers: set[str]) 
             "" if name not in trainers else ("yes" if min(gains) > 0 else "no"),
             *_costs(found),
         ]
-        lines.append(_row(cells))
+        lines.append(row(cells))
     return "\n".join([*lines, "", *by_class(results), ""])
 
 
@@ -37,7 +37,7 @@ def on_folders(results: Results, seeds: list[int], control: str) -> str:
     numbers = ", ".join(map(str, seeds))
     columns = ["", "mIoU", f"seeds {numbers}", f"over {control}", "by seed", "kept by the check"]
     columns += ["minutes", "memory, MB"]
-    lines = ["IoU in %; mean ± standard deviation.", "", *_heading(columns)]
+    lines = ["IoU in %; mean ± standard deviation.", "", *heading(columns)]
     for name, found in results.items():
         gains = _gains(results, name, control)
         kept = [f"{one['kept mIoU']:.1f} ({one['kept']})" for one in found if one.get("kept mIoU") is not None]
@@ -50,16 +50,16 @@ def on_folders(results: Results, seeds: list[int], control: str) -> str:
             ", ".join(kept),
             *_costs(found),
         ]
-        lines.append(_row(cells))
+        lines.append(row(cells))
     return "\n".join([*lines, "", *by_class(results), "", *labels_by_round(results), ""])
 
 
 def by_class(results: Results) -> list[str]:
     """Lines of the table of the IoU of each class."""
     classes = list(next(iter(results.values()))[0]["iou"])
-    lines = ["IoU of each class, mean over the seeds:", "", *_heading(["", *classes])]
+    lines = ["IoU of each class, mean over the seeds:", "", *heading(["", *classes])]
     for name, found in results.items():
-        lines.append(_row([name, *(_mean(one["iou"][label] for one in found) for label in classes)]))
+        lines.append(row([name, *(_mean(one["iou"][label] for one in found) for label in classes)]))
     return lines
 
 
@@ -72,15 +72,15 @@ def labels_by_round(results: Results) -> list[str]:
             of_round = [rounds[number] for rounds in told]
             cells = [_mean(one["share"] for one in of_round), _mean(one["right"] for one in of_round)]
             cells += [_mean(one["classes"][place] for one in of_round) for place in range(len(of_round[0]["classes"]))]
-            lines.append(_row([f"{name}, round {number + 1}", *cells]))
+            lines.append(row([f"{name}, round {number + 1}", *cells]))
     if not lines:
         return []
     classes = list(next(iter(results.values()))[0]["iou"])
-    heading = _heading(["", "labelled", "right", *classes])
+    head = heading(["", "labelled", "right", *classes])
     return [
         "Pseudo-labels: the share of pixels that have one, and how many are right, of all and of each class, in %:",
         "",
-        *heading,
+        *head,
         *lines,
     ]
 
@@ -127,9 +127,11 @@ def _mean(values: Iterable[float | None]) -> str:
     return f"{statistics.mean(there):.0f}" if there else "–"
 
 
-def _heading(columns: list[str]) -> list[str]:
-    return [_row(columns), "|---" * len(columns) + "|"]
+def heading(columns: Sequence[str]) -> list[str]:
+    """Return the first two lines of a markdown table."""
+    return [row(columns), "|---" * len(columns) + "|"]
 
 
-def _row(cells: list[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """Return a line of a markdown table."""
     return f"| {' | '.join(cells)} |"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import resource
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from _common.progress import peak_resident
 from torch import Tensor, nn
 from tqdm import trange
 
@@ -76,7 +76,7 @@ class Clock:
         return {
             "minutes": (time.monotonic() - self.wall) / 60,
             "CPU minutes": (time.process_time() - self.cpu) / 60,
-            "peak memory of the process, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak memory of the process, MB": peak_resident() / 2**20,
         }
 
 
