@@ -35,12 +35,12 @@ def embedded(results: Results, seeds: list[int], base: str, trainers: set[str]) 
 def on_folders(results: Results, seeds: list[int], control: str) -> str:
     """Tables of any images: gains over ``control`` by seed, what the check kept, each class, and pseudo-labels."""
     numbers = ", ".join(map(str, seeds))
-    columns = ["", "mIoU", f"seeds {numbers}", f"over {control}", "by seed", "kept by the check"]
+    columns = ["", "mIoU", f"seeds {numbers}", f"over {control}", "by seed", "of what the check keeps"]
     columns += ["minutes", "memory, MB"]
     lines = ["IoU in %; mean ± standard deviation.", "", *heading(columns)]
     for name, found in results.items():
         gains = _gains(results, name, control)
-        kept = [f"{one['kept mIoU']:.1f} ({one['kept']})" for one in found if one.get("kept mIoU") is not None]
+        kept = [f"{one['kept mIoU']:.1f}" for one in found if one.get("kept mIoU") is not None]
         cells = [
             name,
             spread([one["mIoU"] for one in found]),

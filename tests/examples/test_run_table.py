@@ -77,7 +77,7 @@ def test_table_of_folders(tmp_path):
         told = [cell.strip() for cell in line.split("|")[2:-1]]
         assert told[1] == ", ".join(f"{one['mIoU']:.1f}" for one in found[row])
         assert told[2:4] == [f"{statistics.mean(gains):+.1f}", ", ".join(f"{gain:+.1f}" for gain in gains)]
-    kept = ", ".join(f"{one['kept mIoU']:.1f} ({one['kept']})" for one in found["recommended"])
+    kept = ", ".join(f"{one['kept mIoU']:.1f}" for one in found["recommended"])
     assert told[4] == kept
     assert {"CBST, round 1", "CBST, round 2"} <= set(cells)  # of pseudo-labels
     labelled, right, *classes = (float(cell) if cell.strip() != "–" else None for cell in cells["CBST, round 2"])
