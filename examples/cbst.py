@@ -1,9 +1,10 @@
 """CBST: class-balanced self-training in rounds (Zou et al., ECCV 2018, arXiv:1810.07911).
 
-Each round labels the most confident portion of every class in the target images, trains on these labels and on source
-images, and the portion grows. ``--spatial-prior`` multiplies probabilities by where source classes lie (CBST-SP);
-``--policy global`` has one threshold for all classes, as self-training had before. Differs from the published code:
-every step has as many source as target images, which go through the network apart.
+Each round labels the most confident portion of the pixels of every class in the target images, and trains on these
+labels and on source images. The portion grows from round to round. ``--spatial-prior`` multiplies the probabilities by
+the frequency of each class at each position in source images (CBST-SP). ``--policy global`` uses one threshold for all
+classes, as earlier self-training did. Differs from the published code: each step has as many source as target images,
+in separate forward passes.
 
 ``python examples/source_only.py && python examples/cbst.py --init runs/source_only/model.pt``
 """
@@ -16,19 +17,20 @@ from typing import Literal
 import torch
 from _common.evaluation import evaluate, line, score_before, summary
 from _common.loading import as_floats
+from _common.losses import supervised_loss
 from _common.progress import progress
-from _common.rounds import Estimator, label_target, open_store, small_class_crop, source_order
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
 from _data.augmentation import training_transform
 from _data.checks import look_at_masks
 from _data.opening import Data, open_data
+from _labelling.drawing import source_order
+from _labelling.rounds import Estimator, label_target, open_store, small_class_crop
 from _networks.build import build
 from torch import Tensor
 
-from selftrain_seg import IGNORE_INDEX, PseudoLabels
+from selftrain_seg import PseudoLabels
 from selftrain_seg.confidence import SpatialPrior, add_prior
-from selftrain_seg.losses import cross_entropy
 from selftrain_seg.selectors import select_hard, select_reweighted
 from selftrain_seg.thresholds import ClassBalancedThreshold, GlobalThreshold, PortionSchedule
 
@@ -37,35 +39,35 @@ from selftrain_seg.thresholds import ClassBalancedThreshold, GlobalThreshold, Po
 class CBSTSettings(Settings):
     """Settings of CBST."""
 
-    policy: Literal["class-balanced", "global"] = "class-balanced"  # a threshold for each class, or one for all
-    spatial_prior: bool = False  # weigh classes by where they are in source images
-    prior_sigma: float = 70.0  # of the prior's Gaussian, in pixels
-    normalise_prior: bool = False  # with --spatial-prior, probabilities sum to 1 again; not so in the paper
-    rounds: int = 6  # of labelling and training
-    portion: tuple[float, float, float] = (0.2, 0.05, 0.5)  # of pixels that are labelled: start, step, stop
-    source_portion: tuple[float, float, float] | None = None  # of source images in use: start, step, stop
+    policy: Literal["class-balanced", "global"] = "class-balanced"  # one threshold per class, or one for all classes
+    spatial_prior: bool = False  # multiply probabilities by the frequency of classes at each position in source images
+    prior_sigma: float = 70.0  # standard deviation of the Gaussian that smooths the prior, in pixels
+    normalise_prior: bool = False  # with --spatial-prior, normalise the products to sum to 1; the paper does not
+    rounds: int = 6  # rounds of labelling and training
+    portion: tuple[float, float, float] = (0.2, 0.05, 0.5)  # portion of pixels to label: start, step, stop
+    source_portion: tuple[float, float, float] | None = None  # share of source images to train on: start, step, stop
     lr_decay: float = 1.0  # factor of the learning rate from round to round
-    source_redraw: bool = False  # draw the source images anew in each round; by default some are added
-    mine: bool = False  # crop around small classes
-    stride: int = 1  # thresholds count every so many-th row and column: 2 counts one pixel in 4
+    source_redraw: bool = False  # with --source-portion, draw the images anew in each round instead of adding some
+    mine: bool = False  # crop target images around small classes
+    stride: int = 1  # thresholds are estimated from every stride-th row and column; 2 uses one pixel in 4
 
 
 def estimate_prior(data: Data, run: Run, sigma_px: float) -> Tensor:
-    """How often source pixels at each place are of each class, smoothed; of the target images' size."""
+    """Return the smoothed frequency (C, H, W) of each class at each position, from the source masks."""
     height, width = data.target[0][0].shape[-2:]
     prior = SpatialPrior(data.label_map.num_classes, (height, width), sigma_px=sigma_px).to(run.device)
     masks = data.source.masks()
-    for place in progress(range(run.rank, len(masks), run.world), "spatial prior", disable=not run.main):
+    for image in progress(range(run.rank, len(masks), run.world), "spatial prior", disable=not run.main):
         try:
-            prior.update(masks[place][None].to(run.device))
+            prior.update(masks[image][None].to(run.device))
         except ValueError as error:
-            needs = "--spatial-prior needs images of one scene and one size, which --resize gives"
-            raise SystemExit(f"{needs}: {data.source.names[place]}: {error}") from None
+            advice = "--spatial-prior expects images of one size, see --resize"
+            raise SystemExit(f"{advice}: {data.source.names[image]}: {error}") from None
     return prior.compute()
 
 
 class WithPrior:
-    """Thresholds of renormalised probabilities."""
+    """An estimator of thresholds of the renormalised product of probabilities and prior."""
 
     def __init__(self, estimator: Estimator, prior: Tensor) -> None:
         self.estimator, self.prior, self.compute = estimator, prior, estimator.compute
@@ -79,7 +81,7 @@ class WithPrior:
 def main() -> None:
     settings = parse(CBSTSettings, __doc__)
     if settings.normalise_prior and not settings.spatial_prior:
-        raise SystemExit("--normalise-prior says how --spatial-prior weighs classes: add --spatial-prior")
+        raise SystemExit("--normalise-prior has no effect without --spatial-prior")
     run = Run(settings)
     data = open_data(settings, run)
     num_classes = data.label_map.num_classes
@@ -92,9 +94,9 @@ def main() -> None:
     store = open_store(run, data)
     prior = estimate_prior(data, run, settings.prior_sigma) if settings.spatial_prior else None
     score = score_before(net, data, run)
-    how = {"scale": settings.scale_range, "jitter": settings.colour_jitter}
-    transform = training_transform(settings.crop, **how)
-
+    augmentation = {"scale": settings.scale_range, "jitter": settings.colour_jitter}
+    transform = training_transform(settings.crop, **augmentation)
+    # The prior is a factor of the probabilities, or it is added to the logits, which renormalises.
     factor, added = (None, prior) if settings.normalise_prior else (prior, None)
 
     def select(logits: Tensor, thresholds: Tensor) -> PseudoLabels:
@@ -109,31 +111,29 @@ def main() -> None:
         if run.passed(stage):
             continue
         portion = PortionSchedule(*settings.portion)(number)
-        estimator = GlobalThreshold if settings.policy == "global" else ClassBalancedThreshold
-        kc: Estimator = estimator(num_classes, portion, prior=factor, stride=settings.stride).to(run.device)
+        kind = GlobalThreshold if settings.policy == "global" else ClassBalancedThreshold
+        estimator: Estimator = kind(num_classes, portion, prior=factor, stride=settings.stride).to(run.device)
         if added is not None:
-            kc = WithPrior(kc, added)
-        stored = label_target(net, data, run, store, stage, number, kc, select, portion)
+            estimator = WithPrior(estimator, added)
+        stored = label_target(net, data, run, store, stage, number, estimator, select, portion)
 
         order = source_order(settings, len(data.source), number)
-        mined = small_class_crop(stored, settings.crop) if settings.mine else None
-        mining = training_transform(settings.crop, crop=mined, **how)
+        crop = small_class_crop(stored, settings.crop) if settings.mine else None
         source = run.loader(data.source, f"{stage} source", transform, order)
+        mining = training_transform(settings.crop, crop=crop, **augmentation)
         target = run.loader(data.target_with(stored.labels), f"{stage} target", mining)
 
         student.train()
         steps = run.steps(stage, settings.steps, source, target, lr_scale=settings.lr_decay**number)
-        for _, source_batch, target_batch in steps:
+        for _, (source_images, source_labels), (target_images, pseudo_labels) in steps:
             with run.accumulate(student):
-                losses = []
-                for images, labels in (source_batch, target_batch):
-                    # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
-                    total = cross_entropy(student(as_floats(images)), labels, reduction="sum")
-                    losses.append(run.mean(total, (labels != IGNORE_INDEX).sum()))
-                run.backward(losses[0] + losses[1])
+                # Separate forward passes: in a joint batch, BatchNorm would mix the statistics of the two domains.
+                source_loss = supervised_loss(run, student(as_floats(source_images)), source_labels)
+                target_loss = supervised_loss(run, student(as_floats(target_images)), pseudo_labels)
+                run.backward(source_loss + target_loss)
                 optimizer.step()
                 optimizer.zero_grad()
-            run.log(source_loss=losses[0], target_loss=losses[1])
+            run.log(source_loss=source_loss, target_loss=target_loss)
         score = evaluate(net, data, run, number + 1, stored=stored)
         run.say(f"round {number + 1}: {line(score, data)}")
 

@@ -1,12 +1,13 @@
 """DST-CBC: dynamic self-training with a class-balanced curriculum; ``--mutual``: DMT (Feng et al., arXiv:2004.08514).
 
-Semi-supervised: few images are labelled (``--data voc --labelled 106``: one in 106), and in rounds the network labels
-ever larger portions of every class in all others, at last everything. Its belief p in a label weighs the pixel's loss
-by p^gamma. In DMT two students label for each other, and the weight depends on whether they agree; ``--second-init``
-lets them differ from the start: train each on another part of the labelled images, ``source_only.py --part 0 0.8`` and
-``--part 0.2 1``. On the embedded benchmark the source images are the labelled ones. Differs from the published code:
-labelled and other images go through the network apart, but share one mean; the other's confidence is kept in 8 bits;
-both students label before either learns. DMT's online variant is not offered.
+Semi-supervised: few images are labelled (``--data voc --labelled 106``: one in 106). In each round the network labels
+the most confident portion of every class in all other images; the portion grows until every pixel is labelled. The
+weight of a pixel in the loss is p^gamma, where p is the probability that the network gives to the label. In DMT, two
+students label images for each other, and the weight depends on whether they agree. ``--second-init`` starts the second
+student from other weights: train the two on different parts of the labelled images, with ``--part 0 0.8`` and ``--part
+0.2 1`` of ``source_only.py``. On the embedded benchmark the source images are the labelled ones. Differs from the
+published code: labelled and unlabelled images are separate forward passes with one common mean; the confidence of the
+other student is stored in 8 bits; both students label before either learns. DMT's online variant is missing.
 
 ``python examples/source_only.py && python examples/dst_cbc.py --init runs/source_only/model.pt``
 """
@@ -21,12 +22,12 @@ import torch
 from _common.evaluation import evaluate, line, score_before, summary
 from _common.files import save_atomically
 from _common.loading import as_floats
-from _common.rounds import Labelled, label_target, open_store
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
 from _data.augmentation import training_transform
 from _data.checks import look_at_masks
 from _data.opening import open_data
+from _labelling.rounds import Labelled, label_target, open_store
 from _networks.build import build
 
 from selftrain_seg import IGNORE_INDEX
@@ -39,23 +40,23 @@ from selftrain_seg.thresholds import DST_CBC_PORTIONS, ClassBalancedThreshold, P
 class DSTCBCSettings(Settings):
     """Settings of DST-CBC and DMT."""
 
-    mutual: bool = False  # two students label for each other
-    second_init: Path | None = None  # weights the second student starts from
-    gamma: float = 9.0  # how strongly doubt weighs labels down
-    gamma_agree: float = 5.0  # the same with --mutual, where the students agree
-    gamma_disagree: float = 5.0  # and where they do not
+    mutual: bool = False  # DMT: two students label images for each other
+    second_init: Path | None = None  # with --mutual, initial weights of the second student; by default those of --init
+    gamma: float = 9.0  # the larger, the less unsure labels count
+    gamma_agree: float = 5.0  # with --mutual, gamma of pixels on which the students agree
+    gamma_disagree: float = 5.0  # with --mutual, gamma of pixels on which they disagree
     flip_labels: bool = False  # with --mutual, a student that is surer than the other keeps its own label
-    labelled_batch: int | None = None  # labelled images in a step; by default --batch, which counts the others
-    rounds: int = 5  # of labelling and training
-    portion: tuple[float, float, float] = tuple(DST_CBC_PORTIONS)  # of pixels that are labelled: start, step, stop
-    stride: int = 4  # thresholds count every so many-th row and column: 4 counts one pixel in 16
+    labelled_batch: int | None = None  # labelled images of a step; by default --batch, which counts unlabelled images
+    rounds: int = 5  # rounds of labelling and training
+    portion: tuple[float, float, float] = tuple(DST_CBC_PORTIONS)  # portion of pixels to label: start, step, stop
+    stride: int = 4  # thresholds are estimated from every stride-th row and column; 4 uses one pixel in 16
 
 
 @command_line
 def main() -> None:
     settings = parse(DSTCBCSettings, __doc__)
     if not settings.mutual and (settings.second_init is not None or settings.flip_labels):
-        raise SystemExit("--second-init and --flip-labels are for two students: add --mutual")
+        raise SystemExit("--second-init and --flip-labels need two students: add --mutual")
     run = Run(settings)
     data = open_data(settings, run)
     num_classes = data.label_map.num_classes
@@ -73,7 +74,7 @@ def main() -> None:
     run.expect(len(nets) * settings.rounds * settings.steps)
     groups = ["", "second"][: len(nets)]
     scores = [score_before(net, data, run, group=group) for net, group in zip(nets, groups, strict=True)]
-    evaluation = run.evaluation  # by --eval-every, of the first student alone
+    evaluation = run.evaluation  # --eval-every evaluates the first student only
     transform = training_transform(settings.crop, scale=settings.scale_range, jitter=settings.colour_jitter)
 
     for number in range(settings.rounds):
@@ -83,26 +84,26 @@ def main() -> None:
         portion = PortionSchedule(*settings.portion)(number)
         rounds = []
         for net, store in zip(nets, stores, strict=True):
-            kc = ClassBalancedThreshold(num_classes, portion, rank="first_out", stride=settings.stride).to(run.device)
-            rounds.append(label_target(net, data, run, store, stages[0], number, kc, select_hard, portion))
-        # Each learns what the other has labelled; one alone what it has labelled itself.
+            estimator = ClassBalancedThreshold(num_classes, portion, rank="first_out", stride=settings.stride)
+            estimator = estimator.to(run.device)
+            rounds.append(label_target(net, data, run, store, stages[0], number, estimator, select_hard, portion))
+        # Two students learn from each other's labels, a single one from its own.
         teachers = reversed(rounds)
         for stage, student, optimizer, stored in zip(stages, students, optimizers, teachers, strict=True):
             if run.passed(stage):
                 continue
             run.evaluation = evaluation if stage == stages[0] else None
             fields = ("labels", "confidence")
-            others = Labelled(data.target, stored, fields) if settings.mutual else data.target_with(stored.labels)
+            target = Labelled(data.target, stored, fields) if settings.mutual else data.target_with(stored.labels)
             labelled = run.loader(data.source, f"{stage} labelled", transform, batch=settings.labelled_batch)
-            pseudo = run.loader(others, f"{stage} pseudo-labelled", transform)
+            unlabelled = run.loader(target, f"{stage} pseudo-labelled", transform)
             student.train()
-            for _, (true_images, true_labels), (images, labels, *confidence) in run.steps(
-                stage, settings.steps, labelled, pseudo
-            ):
+            steps = run.steps(stage, settings.steps, labelled, unlabelled)
+            for _, (true_images, true_labels), (images, pseudo_labels, *confidence) in steps:
                 with run.accumulate(student):
-                    # Apart: where the domains differ, BatchNorm would mix their statistics in one batch.
+                    # Separate forward passes: in a joint batch, BatchNorm would mix the statistics of the two domains.
                     logits = torch.cat([student(as_floats(true_images)), student(as_floats(images))])
-                    labels = torch.cat([true_labels, labels])
+                    labels = torch.cat([true_labels, pseudo_labels])
                     is_pseudo = torch.arange(len(labels), device=run.device) >= len(true_labels)
                     if settings.mutual:
                         certain = torch.ones_like(true_labels, dtype=torch.float32)

@@ -1,13 +1,14 @@
-"""Adapt with a teacher that is an average of the student and labels each batch anew (mean teacher, Dual Teacher, DTU).
+"""Online self-training: a moving average of the student labels each batch (mean teacher, Dual Teacher, DTU).
 
-In each step the teacher labels target images, classes of other images are pasted onto them (of labelled source images,
-as in DACS, or of other target images), and the student learns from both. ``--teacher dual`` takes turns between two
-temporary teachers, one with CutMix and one with ClassMix; ``--teacher dynamic`` moves the teacher only when the student
-has improved on recent target batches. The student is what is evaluated and saved.
+In each step the teacher labels target images, and classes of other images are pasted onto them: from labelled source
+images, as in DACS, or from other target images. The student learns from these and from source images. ``--teacher
+dual`` alternates between two temporary teachers, one with CutMix and one with ClassMix. ``--teacher dynamic`` updates
+the teacher only when the student has improved on recent target batches. The student is evaluated and saved.
 
-Differs from the papers: ClassMix pastes the smaller half of an odd number of classes for DACS, too; Dual Teacher's
-consistency under block drop is left out (``selftrain_seg.teachers.drop_blocks`` has it); the teacher sees the student's
-crops, and BatchNorm's statistics of the batch without ``--frozen-bn``; learning rates and steps are common to all.
+Differs from the papers: with an odd number of classes, ClassMix pastes the smaller half, also for DACS; Dual Teacher's
+consistency under block drop is missing (``selftrain_seg.teachers.drop_blocks`` has it); the teacher sees the student's
+crops, and without ``--frozen-bn`` its BatchNorm uses the statistics of the batch; all teachers share one learning rate
+and number of steps.
 
 ``python examples/source_only.py && python examples/mean_teacher.py --init runs/source_only/model.pt``
 """
@@ -22,6 +23,7 @@ from typing import Literal
 import torch
 from _common.evaluation import evaluate, line, score_before, summary
 from _common.loading import as_floats
+from _common.losses import supervised_loss
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
 from _data.augmentation import mark_padding, relit, training_transform
@@ -43,16 +45,19 @@ from selftrain_seg.visualize import mixing_sheet, record_picture
 class MeanTeacherSettings(Settings):
     """Settings of the online teachers."""
 
-    teacher: Literal["mean", "dual", "dynamic"] = "mean"  # an average; two in turns; one that follows if it helps
-    paste_from: Literal["source", "target"] = "source"  # what is mixed into target images
-    momentum: float = 0.99  # of the teacher
-    threshold: float = 0.968  # the share of pixels above it weighs the target's loss
-    turn: int = 1000  # steps between switches of the dual teacher
-    score: Literal["snd", "entropy"] = "snd"  # of the dynamic teacher
-    dynamic_update: tuple[int, int, int] = (9, 3, 30)  # its batches stored at the first decision, between two, at most
-    jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.05)  # of the colours that the student sees
+    teacher: Literal["mean", "dual", "dynamic"] = "mean"
+    """mean: an average of the student's weights; dual: two of them in turns; dynamic: one that is updated only if the
+    student improves"""
+    paste_from: Literal["source", "target"] = "source"  # images whose classes are pasted onto target images
+    momentum: float = 0.99  # momentum of the teacher
+    threshold: float = 0.968  # confidence of a sure pixel; the share of sure pixels is the weight of the target loss
+    turn: int = 1000  # dual: steps between switches
+    score: Literal["snd", "entropy"] = "snd"  # dynamic: score by which the student must improve
+    dynamic_update: tuple[int, int, int] = (9, 3, 30)
+    """dynamic: batches before the first decision, between two decisions, and at most until the next update"""
+    jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.05)  # colour jitter of the student's target images
     jitter_chance: float = 1.0  # share of images whose colours change
-    blur_sigma: tuple[float, float] = (0.1, 1.0)  # of blurred images, in pixels
+    blur_sigma: tuple[float, float] = (0.1, 1.0)  # range of the blur's standard deviation, in pixels
     blur_chance: float = 0.3  # share of images that are blurred
 
 
@@ -65,15 +70,15 @@ def main() -> None:
     torch.manual_seed(settings.seed)
     net = build(settings, data.label_map.num_classes)
     look_at_masks(data, run)
-    # In train mode BatchNorm sees the batch: the running statistics would be a mixture of both domains.
-    how = {"momentum": settings.momentum, "train_mode": not settings.frozen_bn}
+    # In train mode, BatchNorm uses the statistics of the batch. The running statistics mix both domains.
+    average = {"momentum": settings.momentum, "train_mode": not settings.frozen_bn}
     if settings.teacher == "mean":
-        teacher: MeanTeacher | DualTeacher | DynamicTeacher = MeanTeacher(net, sync_buffers=True, **how)
+        teacher: MeanTeacher | DualTeacher | DynamicTeacher = MeanTeacher(net, sync_buffers=True, **average)
     elif settings.teacher == "dual":
-        teacher = DualTeacher(net, sync_buffers=True, **how)
+        teacher = DualTeacher(net, sync_buffers=True, **average)
     else:
         first, every, most = settings.dynamic_update
-        teacher = DynamicTeacher(net, score=settings.score, first=first, every=every, most=most, **how)
+        teacher = DynamicTeacher(net, score=settings.score, first=first, every=every, most=most, **average)
     student, optimizer, teacher = run.prepare(net), run.optimizer(net), teacher.to(run.device)
     run.register(teacher=teacher)
     run.restore()
@@ -89,7 +94,7 @@ def main() -> None:
         RandomGaussianBlur((side, side), settings.blur_sigma, p=settings.blur_chance),
         data_keys=["input"],
     )
-    if data.target[0][0].shape[0] != 3:  # of other channels, none is a colour
+    if data.target[0][0].shape[0] != 3:  # not RGB
         strong = functools.partial(relit, strength=settings.jitter[0])
     agreement = AgreementStatistics(data.label_map.num_classes).to(run.device)
     student.train()
@@ -106,16 +111,15 @@ def main() -> None:
         valid = padding != IGNORE_INDEX
         pseudo = select_fixed(teacher_logits, threshold=settings.threshold, weigh_by="batch", valid=valid)
         mix = teacher.mixing if settings.teacher == "dual" else class_mix
-        other = (source_images, source_labels) if settings.paste_from == "source" else None
-        mixed = mix(target_images, pseudo.labels, pixel_weight=pseudo.pixel_weight, source=other)
+        paste_from = (source_images, source_labels) if settings.paste_from == "source" else None
+        mixed = mix(target_images, pseudo.labels, pixel_weight=pseudo.pixel_weight, source=paste_from)
         if settings.teacher == "dynamic" and run.is_first_pass:
-            teacher.observe(target_images, net)  # before the student learns from it
+            teacher.observe(target_images, net)  # before the student learns from them
         with run.accumulate(student):
-            # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
-            total = cross_entropy(student(source_images), source_labels, reduction="sum")
-            source_loss = run.mean(total, (source_labels != IGNORE_INDEX).sum())
+            # Separate forward passes: in a joint batch, BatchNorm would mix the statistics of the two domains.
+            source_loss = supervised_loss(run, student(source_images), source_labels)
             logits = student(as_floats(strong(mixed.images)))
-            # Divided by all pixels, as published: the fewer have labels, the less these count.
+            # The target loss is divided by all pixels, as published, so a batch with few labels has less weight.
             target_loss = cross_entropy(logits, mixed.labels, pixel_weight=mixed.pixel_weight, normalize="all")
             loss = source_loss + target_loss
             run.backward(loss)
@@ -124,7 +128,7 @@ def main() -> None:
         if settings.teacher == "dynamic" and run.is_last_pass:
             teacher.update(net)
         if step % settings.log_every == 0:
-            # Where something was pasted the student saw another image; NaN is not counted.
+            # Leave out pasted pixels, where the student saw another image: NaN is not counted.
             agreement.update(teacher_logits.masked_fill(mixed.pasted[:, None], torch.nan), logits.detach())
             run.log(loss=loss, agreement=agreement.compute().share, weight=pseudo.pixel_weight.mean())
             agreement.reset()

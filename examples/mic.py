@@ -1,14 +1,14 @@
-"""MIC on DAFormer's recipe: masked image consistency (Hoyer et al., CVPR 2023, arXiv:2212.01322).
+"""MIC on the recipe of DAFormer: masked image consistency (Hoyer et al., CVPR 2023, arXiv:2212.01322).
 
-A mean teacher labels target images. The student learns from source images, drawn so that rare classes are shown often
-(rare-class sampling); from target images with half of the classes of a source image on top (ClassMix); and from target
-images of which most patches are hidden, so that it must infer their labels from what is around them (MIC). The share
-of pixels that the teacher is sure of weighs the last two. ``--mask-weight 0`` is DAFormer (Hoyer et al., CVPR 2022,
-arXiv:2111.14887). The student is what is evaluated and saved.
+A mean teacher labels target images. The student learns from three kinds of images: source images, of which those with
+rare classes are drawn more often (rare-class sampling); target images with half of the classes of a source image pasted
+onto them (ClassMix); and target images with most patches hidden, whose labels it must infer from the context (MIC). The
+share of pixels that the teacher is sure of is the weight of the last two losses. ``--mask-weight 0`` is DAFormer (Hoyer
+et al., CVPR 2022, arXiv:2111.14887). The student is evaluated and saved.
 
-Differs from the published code: no distance to ImageNet features, no second crop for a rare class that the first has
-missed, no HRDA; source images get the size of target images. The network
-is DeepLabV2 unless ``--network`` says another; next to DAFormer's is a SegFormer, ``hf:FOLDER``.
+Differs from the published code: there is no feature distance to an ImageNet model, no second crop if the first misses
+the rare class, and no HRDA; source images are resized to the size of target images. The default network is DeepLabV2;
+the closest one to DAFormer's is a SegFormer, ``--network hf:FOLDER``.
 
 ``python examples/source_only.py && python examples/mic.py --init runs/source_only/model.pt``
 """
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 import torch
 from _common.evaluation import evaluate, line, score_before, summary
 from _common.loading import as_floats
-from _common.rounds import rare_class_order
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
 from _data.augmentation import mark_padding, training_transform
 from _data.checks import look_at_masks
 from _data.opening import open_data
+from _labelling.drawing import rare_class_order
 from _networks.build import Scaled, build
 
 from selftrain_seg import IGNORE_INDEX
@@ -40,14 +40,14 @@ from selftrain_seg.views import StrongSettings, WeakStrongViews, mask_patches
 class MICSettings(Settings):
     """Settings of MIC."""
 
-    momentum: float = 0.999  # of the teacher
-    threshold: float = 0.968  # the share of pixels above it weighs the target's losses
-    temperature: float = 0.01  # of rare-class sampling; the lower, the more often the rarest class
-    ignored_rows: tuple[int, int] = (0, 0)  # at the top and at the bottom of target crops, where labels are not trusted
-    mask_weight: float = 1.0  # of the loss on masked images; 0 leaves them out
-    mask_ratio: float = 0.7  # of patches that are hidden
+    momentum: float = 0.999  # momentum of the teacher
+    threshold: float = 0.968  # confidence of a sure pixel; the share of sure pixels is the weight of the target losses
+    temperature: float = 0.01  # temperature of rare-class sampling; the lower, the more often the rarest class is drawn
+    ignored_rows: tuple[int, int] = (0, 0)  # rows at the top and bottom of target crops whose labels are ignored
+    mask_weight: float = 1.0  # weight of the loss on masked images; 0 leaves them out
+    mask_ratio: float = 0.7  # share of patches that are hidden
     patch: int = 32  # side of a patch, in pixels
-    jitter: float = 0.2  # of brightness, contrast, saturation and hue (at most 0.5, which reaches all hues)
+    jitter: float = 0.2  # strength of the jitter of brightness, contrast, saturation and hue (at most 0.5 for the hue)
 
 
 @command_line
@@ -59,7 +59,7 @@ def main() -> None:
     torch.manual_seed(settings.seed)
     net = build(settings, num_classes)
     look_at_masks(data, run)
-    # In train mode BatchNorm sees the batch: the running statistics would be a mixture of both domains.
+    # In train mode, BatchNorm uses the statistics of the batch. The running statistics mix both domains.
     teacher = MeanTeacher(net, momentum=settings.momentum, train_mode=not settings.frozen_bn, sync_buffers=True)
     student, optimizer, teacher = run.prepare(net), run.optimizer(net), teacher.to(run.device)
     run.register(teacher=teacher)
@@ -71,15 +71,15 @@ def main() -> None:
     source = run.loader(data.source, "source", transform, rare_class_order(data, run, settings.temperature))
     target = run.loader(data.target, "target", mark_padding(transform))
 
-    noise = StrongSettings(
+    strong = StrongSettings(
         jitter=(*(settings.jitter,) * 3, min(settings.jitter, 0.5)),
         grey_chance=0.0,
         blur_sigma_px=(0.15, 1.15),
         blur_chance=0.5,
         cut_out_chance=0.0,
     )
-    views = WeakStrongViews(settings.crop, scale=(1.0, 1.0), flip_chance=0.0, strong=noise)
-    hidden_colour = net.mean.flatten() if isinstance(net, Scaled) else 0.5  # 0 for the network, which normalises
+    views = WeakStrongViews(settings.crop, scale=(1.0, 1.0), flip_chance=0.0, strong=strong)
+    hidden_colour = net.mean.flatten() if isinstance(net, Scaled) else 0.5  # 0 after normalisation
     top, bottom = settings.ignored_rows
     student.train()
     steps = run.steps("adaptation", settings.steps, source, target)
@@ -98,7 +98,7 @@ def main() -> None:
             target_images, pseudo.labels, pixel_weight=weight, source=(source_images, source_labels), rounding="ceil"
         )
         with run.accumulate(student):
-            # The domains go through the network apart: in one batch BatchNorm would mix their statistics.
+            # Separate forward passes: in a joint batch, BatchNorm would mix the statistics of the two domains.
             source_loss = cross_entropy(student(source_images), source_labels, normalize="all")
             recoloured = views.strong(mixed.images, views.draw(mixed.images))
             mixed_loss = cross_entropy(

@@ -1,10 +1,9 @@
-"""Train on labelled images only: what adaptation starts from, and what it must beat.
+"""Train on labelled images only: the starting point of adaptation, and the controls to compare it with.
 
-``python examples/source_only.py`` trains on the source domain. From there, ``--init MODEL --steps 0 --reestimate-bn 1``
-gives what BatchNorm's statistics alone do, ``--init MODEL`` more source steps, and ``--domain target``, which sees the
-target's labels, the upper bound. ``--part 0 0.8`` and ``--part 0.2 1`` train the two students of DMT on parts of the
-labelled images that differ (its difference-maximised sampling). Under ``torchrun``, as all trainers here, it uses all
-processes.
+``python examples/source_only.py`` trains on the source domain. Three controls start from its model: ``--init MODEL
+--steps 0 --reestimate-bn 1`` only re-estimates BatchNorm's statistics, ``--init MODEL`` trains further on the source,
+and ``--domain target`` trains on the target's labels, the upper bound. ``--part 0 0.8`` and ``--part 0.2 1`` train the
+two students of DMT on different parts of the labelled images (its difference-maximised sampling).
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Literal
 import torch
 from _common.evaluation import evaluate, line, score_before, summary
 from _common.loading import as_floats
+from _common.losses import supervised_loss
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
 from _data.augmentation import training_transform
@@ -23,20 +23,17 @@ from _data.opening import open_data
 from _networks.build import build
 from torch.utils.data import Subset
 
-from selftrain_seg import IGNORE_INDEX
-from selftrain_seg.losses import cross_entropy
-
 
 @dataclass(kw_only=True)
 class SourceSettings(Settings):
     """Settings of training on labelled images."""
 
-    domain: Literal["source", "target"] = "source"  # target: with the target's labels, the upper bound
-    part: tuple[float, float] = (0.0, 1.0)  # of the images, in a random order: from which share to which
+    domain: Literal["source", "target"] = "source"  # images to train on; target: with their labels, the upper bound
+    part: tuple[float, float] = (0.0, 1.0)  # images between these two shares of a random order
 
 
 def part_of(length: int, part: tuple[float, float], seed: int) -> list[int]:
-    """Numbers of the images between two shares of a random order."""
+    """Return the indices of the images between two shares of a random order."""
     first, last = (round(length * share) for share in part)
     if not 0 <= first < last <= length:
         raise SystemExit(f"--part {part[0]:g} {part[1]:g}: expected two shares of 1 with images between them")
@@ -61,10 +58,10 @@ def main() -> None:
 
     transform = training_transform(settings.crop, scale=settings.scale_range, jitter=settings.colour_jitter)
     student.train()
-    for _, (images, labels) in run.steps("labelled", settings.steps, run.loader(labelled, settings.domain, transform)):
+    steps = run.steps("labelled", settings.steps, run.loader(labelled, settings.domain, transform))
+    for _, (images, labels) in steps:
         with run.accumulate(student):
-            total = cross_entropy(student(as_floats(images)), labels, reduction="sum")
-            loss = run.mean(total, (labels != IGNORE_INDEX).sum())
+            loss = supervised_loss(run, student(as_floats(images)), labels)
             run.backward(loss)
             optimizer.step()
             optimizer.zero_grad()

@@ -1,14 +1,13 @@
-"""UniMatch: weak-to-strong consistency, twice and in the features (Yang et al., CVPR 2023, arXiv:2208.09910).
+"""UniMatch: weak-to-strong consistency of images and features (Yang et al., CVPR 2023, arXiv:2208.09910).
 
-Semi-supervised (``--data voc --labelled 106``: one image in 106 has labels). The network labels the pixels that it is
-sure of in weakly augmented images. In the same step it learns these labels in two strong views of each image, which
-have other colours and a box of another image (CutMix), and from features of which half of the channels are dropped.
-There is no teacher. On the embedded benchmark the source images are the labelled ones.
+Semi-supervised (``--data voc --labelled 106``: one image in 106 has labels). The network labels weakly augmented images
+where it is sure. In the same step it learns these labels in two strong views of each image, which have other colours
+and a box from another image (CutMix), and with half of the feature channels dropped. There is no teacher. On the
+embedded benchmark the source images are the labelled ones.
 
-Differs from the published code: labelled and other images go through the network apart, as in all trainers here; images
-with dropped features are a pass of their own; the box comes from another image of the batch and has the proportions of
-the image; Cityscapes is trained without OHEM. The published network is
-``--network DeepLabV3Plus/resnet101`` of segmentation_models_pytorch.
+Differs from the published code: labelled and unlabelled images are separate forward passes, and so are images with
+dropped features; the box comes from another image of the batch and has the aspect ratio of the image; Cityscapes is
+trained without OHEM. The published network is ``--network DeepLabV3Plus/resnet101`` of segmentation_models_pytorch.
 
 ``python examples/source_only.py && python examples/unimatch.py --init runs/source_only/model.pt``
 """
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from _common.evaluation import evaluate, line, score_before, summary
 from _common.loading import as_floats
+from _common.losses import supervised_loss
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
 from _data.augmentation import mark_padding, training_transform
@@ -41,28 +41,28 @@ from selftrain_seg.views import StrongSettings, WeakStrongViews
 class UniMatchSettings(Settings):
     """Settings of UniMatch."""
 
-    threshold: float = 0.95  # confidence from which the network learns its own label
-    strong_weight: float = 0.5  # of the loss on the two strong views
-    feature_weight: float = 0.5  # of the loss with dropped features; 0 leaves it out
-    drop: float = 0.5  # chance of a channel to be dropped
-    box_chance: float = 0.5  # of a strong view to get a box of another image
-    box_area: tuple[float, float] = (0.02, 0.4)  # range of its share of the view
+    threshold: float = 0.95  # confidence that a pixel must reach to get a pseudo-label
+    strong_weight: float = 0.5  # weight of the loss on the two strong views
+    feature_weight: float = 0.5  # weight of the loss with dropped features; 0 leaves it out
+    drop: float = 0.5  # probability that a channel is dropped
+    box_chance: float = 0.5  # probability that a strong view gets a box from another image
+    box_area: tuple[float, float] = (0.02, 0.4)  # range of the box's share of the view
 
 
 def features_of(net: nn.Module) -> nn.Module:
-    """The part of a network whose output the decoder gets: all of it, or the coarsest."""
+    """Return the module whose features are dropped: the backbone, or the coarsest level of the small U-Net."""
     if isinstance(net, SmallUNet):
         return net.down[-1]
     _, backbone = backbone_of(net)
     if backbone is getattr(net, "net", net):
-        raise SystemExit("--network has neither `backbone` nor `encoder`, whose features to drop: --feature-weight 0")
+        raise SystemExit("--network has no `backbone` or `encoder` whose features could be dropped: --feature-weight 0")
     return backbone
 
 
 def strong_view(
     weak: Tensor, labels: Tensor, valid: Tensor, views: WeakStrongViews, settings: UniMatchSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Other colours, and in some images a box of the next one: images, labels and valid pixels."""
+    """Recolour images and paste a box of the next image into some of them; return images, labels and valid pixels."""
     images = views.strong(weak, views.draw(weak))
     boxed = torch.rand(len(images), device=images.device) < settings.box_chance
     source = [torch.where(boxed.view(-1, *[1] * (part.ndim - 1)), part.roll(-1, 0), part) for part in (images, labels)]
@@ -75,7 +75,7 @@ def main() -> None:
     settings = parse(UniMatchSettings, __doc__)
     run = Run(settings)
     if settings.batch == run.world:
-        raise SystemExit("a process cuts boxes out of its own images, and --batch gives each but one")
+        raise SystemExit("CutMix needs two images per process: expected a --batch of at least twice the processes")
     data = open_data(settings, run)
     torch.manual_seed(settings.seed)
     net = build(settings, data.label_map.num_classes)
@@ -88,21 +88,20 @@ def main() -> None:
 
     transform = training_transform(settings.crop, scale=settings.scale_range, jitter=settings.colour_jitter)
     labelled = run.loader(data.source, "labelled", transform)
-    others = run.loader(data.target, "others", mark_padding(transform))
+    unlabelled = run.loader(data.target, "others", mark_padding(transform))
     views = WeakStrongViews(settings.crop, scale=(1.0, 1.0), flip_chance=0.0, strong=StrongSettings(cut_out_chance=0.0))
     student.train()
-    steps = run.steps("consistency", settings.steps, labelled, others)
+    steps = run.steps("consistency", settings.steps, labelled, unlabelled)
     for _, (images, true_labels), (weak, padding) in steps:
         weak, valid = as_floats(weak), padding != IGNORE_INDEX
         with run.accumulate(student):
-            # Apart: where the domains differ, BatchNorm would mix their statistics in one batch.
-            total = cross_entropy(student(as_floats(images)), true_labels, reduction="sum")
-            labelled_loss = run.mean(total, (true_labels != IGNORE_INDEX).sum())
+            # Separate forward passes: in a joint batch, BatchNorm would mix the statistics of the two domains.
+            labelled_loss = supervised_loss(run, student(as_floats(images)), true_labels)
             with torch.no_grad():
                 pseudo = select_fixed(student(weak), threshold=settings.threshold, valid=valid)
             pairs = (strong_view(weak, pseudo.labels, valid, views, settings) for _ in range(2))
             strong, strong_labels, strong_valid = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-            # Divided by all pixels that exist, as published: the fewer are sure, the less these count.
+            # Both losses are divided by all valid pixels, as published, so a batch with few labels has less weight.
             total = cross_entropy(student(strong), strong_labels, reduction="sum")
             strong_loss = run.mean(total, strong_valid.sum())
             feature_loss = torch.zeros((), device=run.device)

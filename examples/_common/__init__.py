@@ -21,7 +21,7 @@ How a trainer is written:
         stage = f"round{number}"
         if run.passed(stage):                   # a later stage has begun
             continue
-        stored = label_target(...)              # a finished round is opened, an unfinished one finished
+        stored = label_target(...)              # label the target images; a finished round is only opened
         source = run.loader(data.source, f"{stage} source", training_transform(settings.crop))
         for step, (images, labels) in run.steps(stage, settings.steps, source):
             with run.accumulate(student):

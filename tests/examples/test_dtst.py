@@ -107,9 +107,9 @@ def test_two_processes(start, whole, tmp_path):
     assert 0 <= result(tmp_path)["mIoU"] <= 100
 
 
-def test_nothing_steady_is_said(start, tmp_path):
+def test_no_stable_labels_is_an_error(start, tmp_path):
     weights = torch.load(start[-1], weights_only=True)
     blank = {name: tensor * torch.nan if name.startswith("head") else tensor for name, tensor in weights.items()}
     torch.save(blank, tmp_path / "blank.pt")  # NaN logits: not one pixel gets a label
-    with pytest.raises(AssertionError, match=r"snapshot 0: no class of any image is steady.*--init.*--refresh"):
+    with pytest.raises(AssertionError, match=r"snapshot 0: no class of any image has stable labels.*--init.*--refresh"):
         run("dtst.py", tmp_path / "out", *start[:-1], tmp_path / "blank.pt", *SHORT)

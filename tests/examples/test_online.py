@@ -108,14 +108,14 @@ def test_unimatch_finds_the_features_of_a_network(name, monkeypatch):
             perturbed = net(images)
     assert perturbed.shape == clean.shape == (2, 4, 32, 64)
     assert not torch.allclose(perturbed, clean)
-    with pytest.raises(SystemExit, match=r"--network has neither `backbone` nor `encoder`.*: --feature-weight 0"):
+    with pytest.raises(SystemExit, match=r"--network has no `backbone` or `encoder`.*: --feature-weight 0"):
         features_of(Scaled(torch.nn.Conv2d(3, 4, 1)))
 
 
 @pytest.mark.parametrize(
     ("script", "options", "message"),
     [
-        ("unimatch.py", ["--batch", 1], "a process cuts boxes out of its own images, and --batch gives each but one"),
+        ("unimatch.py", ["--batch", 1], "CutMix needs two images per process: expected a --batch of at least twice the processes"),
         ("sac.py", ["--views", 0], "--views 0: expected at least 1"),
         ("mic.py", ["--patch", 0], "--patch 0: expected at least 1"),
     ],

@@ -178,6 +178,9 @@ def test_no_name_shadows_a_builtin():
 def test_sizes():
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in Path(EXAMPLES).rglob("*.py")}
     assert max(lines.values()) <= 400
+    trainers = [path for path in Path(EXAMPLES).glob("*.py") if "\n@command_line\n" in path.read_text(encoding="utf-8")]
+    assert len(trainers) == 11
+    assert {path.name: lines[path] for path in trainers if lines[path] > 150} == {}
 
 
 def test_logits_are_averaged_over_views(common):

@@ -1,0 +1,40 @@
+"""Which images are drawn for training: a part of the source, or images with rare classes more often."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from _common.progress import progress
+from _common.run import Run
+from _data.opening import Data
+
+from selftrain_seg.mining import ClassIndex, RareClassSampler
+from selftrain_seg.thresholds import PortionSchedule, source_subset
+
+
+def source_order(settings: Any, length: int, number: int) -> list[int] | None:
+    """Return the indices of the source images of a round, by ``--source-portion`` and ``--source-redraw``.
+
+    None stands for all images in random order.
+    """
+    if settings.source_portion is None:
+        return None
+    share = PortionSchedule(*settings.source_portion)(number)
+    return source_subset(length, share, seed=settings.seed + number * settings.source_redraw).tolist()
+
+
+def rare_class_order(data: Data, run: Run, temperature: float) -> list[int]:
+    """Draw the indices of source images for all ``--steps``, those with rare classes more often."""
+    masks = progress(data.source.masks(), "classes of the source masks", disable=not run.main)
+    index = ClassIndex.from_masks(masks, data.label_map.num_classes)
+    options = sampler_options(run, run.settings.steps)
+    return list(RareClassSampler(index, temperature=temperature, seed=run.seed("rare classes"), **options))
+
+
+def sampler_options(run: Run, steps: int) -> dict[str, int]:
+    """Return the arguments of a sampler that draws the images of so many steps for all processes.
+
+    The order is the same on every process; ``run.loader`` shares it among them.
+    """
+    images = steps * run.settings.accumulate * run.settings.batch
+    return {"num_samples": images, "rank": 0, "num_replicas": 1}
