@@ -1,1 +1,1 @@
-"""What the quickstart has of its own: the benchmark in memory, its training, its table and picture."""
+"""The parts of quickstart.py: data in memory, supervised training, the recommended recipe, and results."""

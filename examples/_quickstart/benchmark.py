@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from _common.files import save_atomically
@@ -16,8 +17,22 @@ from tqdm import tqdm
 from selftrain_seg.datasets import SyntheticStreets
 
 
-def streets(domain: str, split: str, length: int, seed: int, cache: Path, device: torch.device) -> TensorDataset:
-    """Return ``SyntheticStreets`` as a dataset of tensors on a device: images uint8, labels uint8."""
+class Splits(NamedTuple):
+    """Labelled source images, target images, and target images to validate on."""
+
+    source: TensorDataset
+    target: TensorDataset
+    val: TensorDataset
+
+
+def open_splits(lengths: Sequence[int], seed: int, cache: Path, device: str) -> Splits:
+    """Open the source, target and validation images, as many as ``lengths`` says."""
+    names = (("source", "train"), ("target", "train"), ("target", "val"))
+    return Splits(*(streets(*name, length, seed, cache, device) for name, length in zip(names, lengths, strict=True)))
+
+
+def streets(domain: str, split: str, length: int, seed: int, cache: Path, device: str) -> TensorDataset:
+    """Return ``SyntheticStreets`` as uint8 tensors on a device: images (N, 3, H, W) and labels (N, H, W)."""
     path = cache / f"streets-{domain}-{split}-{length}-seed{seed}.pt"
     if not path.exists():
         dataset = SyntheticStreets(domain=domain, split=split, length=length, seed=seed)
@@ -32,11 +47,11 @@ def streets(domain: str, split: str, length: int, seed: int, cache: Path, device
 
 
 def batches(dataset: TensorDataset, size: int = 50) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images float32, labels int64) of the whole set in order."""
+    """Yield all images, float32, and labels, int64, in order."""
     for images, labels in zip(*(tensor.split(size) for tensor in dataset.tensors), strict=True):
         yield as_floats(images), labels.long()
 
 
 def draw(dataset: TensorDataset, size: int, generator: torch.Generator) -> Tensor:
-    """Draw the indices of a random batch."""
+    """Draw the indices of a random batch, with replacement."""
     return torch.randint(len(dataset), (size,), generator=generator).to(dataset.tensors[0].device)

@@ -1,4 +1,4 @@
-"""The recommended recipe: a mean teacher labels the images of each step, and a check says whether this was of use."""
+"""The recommended recipe: a mean teacher labels each batch, and a check says whether adaptation helped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from selftrain_seg.teachers import MeanTeacher
 from selftrain_seg.views import StrongSettings, WeakStrongViews
 
 SCORE = "mIoU on restyled source"
-NOISE = 1.0  # points of mIoU that adaptation must gain
+TOLERANCE = 1.0  # points of mIoU that adaptation must gain; less is noise
 
 _STRONG = StrongSettings(
     jitter=(0.3, 0.3, 0.3, 0.05),
@@ -34,11 +34,11 @@ _STRONG = StrongSettings(
 
 
 class Recommended:
-    """The teacher and the scores of the check, which continue from round to round. No target label is used.
+    """The teacher, and the scores of the check. Both continue from round to round; neither uses target labels.
 
     Args:
         net: the network before training.
-        held_out: source images that no network was trained on, and their labels.
+        held_out: source images that the network was not trained on, with labels.
         target: target images.
     """
 
@@ -50,43 +50,43 @@ class Recommended:
         self.measure(net)
 
     def loss(self, net: nn.Module, images: Tensor) -> Tensor:
-        """Return the student's loss on target images (B, 3, H, W), uint8, with labels of the teacher.
+        """Return the student's loss on target images (B, 3, H, W), uint8, with the teacher's labels.
 
-        Half of the classes of one image are pasted onto another (ClassMix), and the student sees other colours.
+        Half of the classes of each image are pasted onto another image (ClassMix). The student's view is recoloured.
         """
         self.teacher.update(net)
         images = as_floats(jitter(as_floats(images)))
-        pseudo = select_fixed(self.teacher(images), threshold=0.9, weigh_by="batch")  # in doubt it teaches little
+        pseudo = select_fixed(self.teacher(images), threshold=0.9, weigh_by="batch")  # unsure teacher, low weight
         mixed = class_mix(images, pseudo.labels, pixel_weight=pseudo.pixel_weight)
         views = WeakStrongViews(tuple(images.shape[-2:]), strong=_STRONG)
         seen = as_floats(views.strong(mixed.images, views.draw(mixed.images)))
         return cross_entropy(net(seen), mixed.labels, pixel_weight=mixed.pixel_weight, normalize="all")
 
     def measure(self, net: nn.Module) -> None:
-        """Record the mIoU in percent on held-out source images in the colours of target images."""
+        """Record the mIoU in percent on the held-out source images in the colours of target images."""
         restyle = partial(match_moments, space="lab", clip=True)
-        styles = list(batches(self.target))  # of each batch, only the images are read
+        styles = list(batches(self.target))  # only the images are used
         classes = SyntheticStreets.num_classes
         found = restyled_confusion(net, batches(self.held_out), styles, num_classes=classes, restyle=restyle)
         self.check.record(len(self.check.scores), {SCORE: 100 * found.miou})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
+        """Return the state of the teacher and of the check."""
         return {"teacher": self.teacher.state_dict(), "check": self.check.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a ``state_dict``."""
+        """Load the state of the teacher and of the check."""
         self.teacher.load_state_dict(state["teacher"])
         self.check.load_state_dict(state["check"])
 
 
 def verdict(check: RoundCheck) -> str:
-    """Say which network to keep: the one before training, unless the best round gains more than noise."""
+    """Say which network to keep: the best round, or the one before training if no round gains more than noise."""
     scores, best = check.scores, check.verdict().best
     gain = scores[best] - scores[0]
-    if gain > NOISE:
+    if gain > TOLERANCE:
         return f"keep round {best} ({SCORE} {scores[best]:.1f}, {gain:+.1f} over the network before training)"
     return (
         f"adaptation is not helping here: keep the network before training ({SCORE} {scores[0]:.1f}, at best "
-        f"{max(scores[1:]):.1f} after a round; a gain of {NOISE:g} point or less is noise)"
+        f"{max(scores[1:]):.1f} after a round; a gain of {TOLERANCE:g} point or less is noise)"
     )

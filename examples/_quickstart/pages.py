@@ -1,4 +1,4 @@
-"""Tables for the terminal, a picture for the eye, and what the quickstart leaves for its report."""
+"""The results of the quickstart: tables in the terminal, a picture, and records for the report."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from selftrain_seg.selectors import SelectionSummary
 from selftrain_seg.stopping import RoundCheck
 from selftrain_seg.visualize import crop_sheet, curves, record_picture, record_round, record_step, selection_map
 
-LOSS_EVERY = 10  # steps
+LOSS_EVERY = 10  # steps between recorded losses
 
 
 def print_round(title: str, classes: Sequence[str], thresholds: Tensor, summary: SelectionSummary) -> None:
-    """Print what a round selected: per class the threshold, the share selected and how much of it is right."""
+    """Print the threshold of each class, the share of its pixels that is selected, and their precision."""
     print(f"\n{title}\n{'class':<12}{'threshold':>12}{'selected':>10}{'precision':>11}")
     columns = (thresholds, summary.share, summary.precision)
     for name, threshold, share, precision in zip(classes, *(column.tolist() for column in columns), strict=True):
-        # Thresholds above 0.9999 differ in how far they are from 1: show that.
+        # Print thresholds close to 1 by their distance from 1.
         shown = f"{threshold:.4f}" if threshold < 0.9999 else f"1 - {1 - threshold:.0e}"
         print(f"{name:<12}{shown:>12}{100 * share:>9.1f}%{100 * precision:>10.1f}%")
 
@@ -38,12 +38,12 @@ def _mean_iou(results: Sequence[Tensor], columns: Sequence[int]) -> list[float]:
 
 
 def print_table(results: Mapping[str, Sequence[Tensor]], classes: Sequence[str], rare: Sequence[int]) -> None:
-    """Print the IoU on target validation of each run: mean over classes, over rare classes, and each class.
+    """Print the IoU of each run on the validation images: the mean over classes, over rare classes, and each class.
 
     Args:
-        results: name of a run -> its per-class IoU in percent (C,), one tensor a seed.
+        results: maps the name of a run to the IoU of each class (C,), in percent, one tensor per seed.
         classes: names of the classes.
-        rare: indices of the rare ones.
+        rare: indices of the rare classes.
     """
     seeds = max(len(runs) for runs in results.values())
     width = max(map(len, results)) + 2
@@ -66,13 +66,13 @@ def print_table(results: Mapping[str, Sequence[Tensor]], classes: Sequence[str],
 def write_picture(
     path: Path, sheet: Figure, curves_by_run: Mapping[str, Sequence[Tensor]], classes: Sequence[str]
 ) -> None:
-    """Write a picture, complete or not at all: a sheet of images, and below it mIoU by round.
+    """Write a picture of a sheet of images, and below it a chart of the mIoU after each round.
 
     Args:
-        path: PNG file to write.
-        sheet: ``image_sheet`` made it.
-        curves_by_run: name of a run -> per-class IoU (C,) of the source network, with BatchNorm re-estimated, and after
-            each round.
+        path: the PNG file to write.
+        sheet: a sheet of ``image_sheet``.
+        curves_by_run: maps the name of a run to the IoU of each class (C,): of the source network, with BatchNorm
+            re-estimated, and after each round.
         classes: names of the classes.
     """
     means = {name: _mean_iou(ious, range(len(classes))) for name, ious in curves_by_run.items()}
@@ -82,8 +82,8 @@ def write_picture(
     axis = chart.axes[0]
     axis.set_xticks(range(len(steps)), steps)
     axis.set_ylim(0, min(100, 1.15 * max(map(max, means.values()))))
-    for place, mean in enumerate(*means.values()) if len(means) == 1 else ():  # the legend has those of several lines
-        axis.annotate(f"{mean:.1f}", (place, mean), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+    for step, mean in enumerate(*means.values()) if len(means) == 1 else ():  # with several lines, the legend has them
+        axis.annotate(f"{mean:.1f}", (step, mean), (0, 6), textcoords="offset points", ha="center", fontsize=8)
     chart.set_size_inches(sheet.get_figwidth(), 2.6)
     parts = []
     for figure in (sheet, chart):
@@ -101,20 +101,20 @@ def write_picture(
 
 
 def record(folder: Path, run: str, number: int, steps: int, saved: Mapping[str, Tensor], target: TensorDataset) -> None:
-    """Leave what the report shows of a round.
+    """Record a round for the report.
 
     Args:
-        folder: of the report's files.
-        run: name of the method, with several seeds and of the seed.
-        number: of the round, counted from 1.
-        steps: of each round.
+        folder: the folder of the report's files.
+        run: the name of the run.
+        number: the round, counted from 1.
+        steps: the training steps of each round.
         saved: the round's checkpoint.
-        target: images, and the truth, which nothing else sees.
+        target: target images and their true labels, which the pictures compare with the pseudo-labels.
     """
-    told = {name: saved[name] for name in ("thresholds", "selected", "precision", "iou") if name in saved}
-    record_round(folder, number, classes=SyntheticStreets.classes, group=run, **told)
-    for place, loss in enumerate(saved["losses"].tolist()):
-        record_step(folder, (number - 1) * steps + LOSS_EVERY * place, {f"{run} loss": loss})
+    values = {name: saved[name] for name in ("thresholds", "selected", "precision", "iou") if name in saved}
+    record_round(folder, number, classes=SyntheticStreets.classes, group=run, **values)
+    for index, loss in enumerate(saved["losses"].tolist()):
+        record_step(folder, (number - 1) * steps + LOSS_EVERY * index, {f"{run} loss": loss})
     if "labels" in saved:
         images, truth = (tensor[: len(saved["labels"])].cpu() for tensor in target.tensors)
         labels = saved["labels"].cpu()
@@ -127,7 +127,7 @@ def record(folder: Path, run: str, number: int, steps: int, saved: Mapping[str, 
 
 
 def record_check(folder: Path, run: str, check: RoundCheck) -> None:
-    """Leave the deciding score of each round for the report; that of the network before training is round 0."""
+    """Record the score of the check after each round for the report; round 0 is the network before training."""
     for number, score in enumerate(check.scores):
         record_step(folder, number, {f"{run}, {check.score} by round": score})
 
@@ -140,9 +140,9 @@ def write_results(
     rare: Sequence[int],
     verdicts: Mapping[str, str],
 ) -> None:
-    """Write ``arguments.json`` and ``result.json``, for the report: the IoU of each run, mean over the seeds; verdicts.
+    """Write ``arguments.json`` and ``result.json`` for the report: IoU averaged over seeds, and verdicts.
 
-    ``verdicts`` says by name of a run which network to keep.
+    ``verdicts`` maps the name of a run to the verdict of its check.
     """
     found = {}
     for name, runs in results.items():
@@ -154,5 +154,5 @@ def write_results(
             "iou": dict(zip(classes, iou, strict=True)),
         }
     save_json(vars(args), folder / "arguments.json", default=str)
-    said = {f"verdict, {name}": verdict for name, verdict in verdicts.items()}
-    save_json({**said, **found}, folder / "result.json")
+    named = {f"verdict, {name}": verdict for name, verdict in verdicts.items()}
+    save_json({**named, **found}, folder / "result.json")

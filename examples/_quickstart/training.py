@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import TensorDataset
-from torchmetrics.classification import MulticlassJaccardIndex
 
 from _quickstart.benchmark import batches, draw
 from selftrain_seg import IGNORE_INDEX
+from selftrain_seg.restyle import ConfusionMatrix
 
 jitter = ColorJiggle(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=1.0)
 
@@ -22,7 +22,7 @@ jitter = ColorJiggle(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=1
 def train_source(
     dataset: TensorDataset, num_classes: int, *, steps: int, seed: int, batch: int = 8, lr: float = 4e-3
 ) -> nn.Module:
-    """Train a new network on labelled images: AdamW, one cycle, light colour jitter."""
+    """Train a new network on labelled images with AdamW, a one-cycle schedule and light colour jitter."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     net = SmallUNet(num_classes).to(dataset.tensors[0].device, memory_format=torch.channels_last)
@@ -43,23 +43,22 @@ def train_source(
 
 
 def reestimate_batchnorm(net: nn.Module, dataset: TensorDataset) -> None:
-    """Replace BatchNorm's running statistics by those of another domain's images. No labels are used."""
+    """Replace BatchNorm's running statistics by those of these images, without labels; sets evaluation mode."""
     update_bn((images for images, _ in batches(dataset)), net)
     net.eval()
 
 
 @torch.no_grad()
 def evaluate(net: nn.Module, dataset: TensorDataset, num_classes: int) -> Tensor:
-    """Return the IoU of each class (C,) in percent, from one confusion matrix over the whole set."""
+    """Return the IoU of each class (C,) in percent, over all images; NaN for a class that never occurs."""
     net.eval()
-    metric = MulticlassJaccardIndex(num_classes, average=None, ignore_index=IGNORE_INDEX)
-    metric = metric.to(dataset.tensors[0].device)
+    matrix = ConfusionMatrix(num_classes).to(dataset.tensors[0].device)
     for images, labels in batches(dataset):
-        metric.update(net(images).argmax(dim=1), labels)
-    return 100 * metric.compute().cpu()
+        matrix.update(net(images), labels)
+    return 100 * matrix.compute().iou.cpu()
 
 
 @torch.no_grad()
 def predict(net: nn.Module, images: Tensor) -> Tensor:
-    """Label uint8 images (N, 3, H, W); the labels are on CPU."""
+    """Return the labels (N, H, W) of uint8 images (N, 3, H, W), on the CPU."""
     return net.eval()(as_floats(images)).argmax(dim=1).cpu()
