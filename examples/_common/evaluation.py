@@ -1,4 +1,4 @@
-"""mIoU from one confusion matrix over the whole set, on any number of processes; BatchNorm statistics of a domain."""
+"""Prediction, BatchNorm statistics and mIoU on the target domain, on any number of processes."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
-from torchmetrics.classification import MulticlassConfusionMatrix
 
-from _common.check import SCORE, keep_if_better
 from _common.loading import in_blocks
 from _common.progress import progress
 from _common.run import Run
-from selftrain_seg import IGNORE_INDEX
+from _common.scores import SCORE, record_score
 from selftrain_seg.batchnorm import choose_alpha, estimate_statistics, mix_statistics, set_statistics
 from selftrain_seg.confidence import fuse_views
+from selftrain_seg.restyle import ConfusionMatrix
 from selftrain_seg.teachers import predict_in_parts
 
 
 class Score(NamedTuple):
-    """What is known of a network on the target domain.
+    """Result of an evaluation on the target domain.
 
     Attributes:
-        iou: (C,) in percent, NaN for classes that never occur or are in none of the data's subsets; None without masks.
-        seen: what can be told without masks.
+        iou: (C,) IoU in percent, NaN for classes that never occur or are in none of the data's subsets; None without
+            validation masks.
+        seen: without masks, statistics of the predictions by name; else empty.
     """
 
     iou: Tensor | None
@@ -40,7 +40,7 @@ class Score(NamedTuple):
 
 
 def predict(net: Callable[[Tensor], Tensor], images: Tensor, run: Run) -> Tensor:
-    """Logits of whole images, in parts that overlap where ``--tile`` asks for it."""
+    """Return the logits of whole images, or with ``--tile`` those of overlapping parts, merged."""
     tile = run.settings.tile
     with run.autocast():
         if tile is None:
@@ -50,12 +50,12 @@ def predict(net: Callable[[Tensor], Tensor], images: Tensor, run: Run) -> Tensor
 
 
 def predict_labels(net: Callable[[Tensor], Tensor], images: Tensor, run: Run) -> Tensor:
-    """Logits that pseudo-labels are made of, averaged over ``--label-scales`` and ``--label-flip``."""
+    """Return the logits that pseudo-labels are made from, averaged over ``--label-scales`` and ``--label-flip``."""
     return _mean_logits(net, images, run, run.settings.label_scales, run.settings.label_flip)
 
 
 def ready_to_predict(net: nn.Module, data: Data, run: Run) -> nn.Module:
-    """Evaluation mode, with BatchNorm's statistics by ``--reestimate-bn``, or their average over processes."""
+    """Switch to evaluation mode, and re-estimate BatchNorm (``--reestimate-bn``) or average it over processes."""
     if run.settings.reestimate_bn and has_batchnorm(net):
         reestimate_batchnorm(net, data, run, run.settings.reestimate_bn)
     else:
@@ -64,22 +64,22 @@ def ready_to_predict(net: nn.Module, data: Data, run: Run) -> nn.Module:
 
 
 def has_batchnorm(net: nn.Module) -> bool:
-    """Tell whether a network has BatchNorm that is not frozen."""
+    """Return whether a network has BatchNorm layers that are not frozen."""
     return any(isinstance(module, _BatchNorm) for module in net.modules())
 
 
 def reestimate_batchnorm(net: nn.Module, data: Data, run: Run, share: float | str) -> float:
-    """Give BatchNorm the statistics of all target images, or mix them with those of source images.
+    """Set BatchNorm's statistics to those of the target images, or to a mixture with those of source images.
 
-    Processes share the images. Both are estimated anew, since in training the running statistics become a mixture of
-    both domains; those of the source from at least ``--check-images`` of its images, evenly spread, if it has so many.
+    Both are estimated anew, because the running statistics of training mix both domains. Source statistics come from
+    ``--check-images`` images or more, evenly spread. Processes share the images.
 
     Args:
-        net: the network itself.
-        data: with source images unless the share is 1.
-        run: with the settings of prediction.
-        share: of the target's statistics, above 0; "auto" chooses what scores best on restyled source images, and the
-            smallest of those that are as good within ``--check-tolerance``.
+        net: the network itself, not what ``run.prepare`` returned.
+        data: has source images, unless the share is 1.
+        run: has the settings of prediction.
+        share: weight of the target statistics, above 0. "auto" takes the share with the best mIoU on restyled source
+            images, or the smallest one that is within ``--check-tolerance`` of it.
 
     Returns:
         The share.
@@ -100,25 +100,27 @@ def reestimate_batchnorm(net: nn.Module, data: Data, run: Run, share: float | st
 
 
 def _statistics(net: nn.Module, dataset: Dataset[Any], run: Run) -> dict[str, Tensor]:
-    blocks = progress(in_blocks(dataset, run), "BatchNorm's statistics", disable=not run.main)
+    blocks = progress(in_blocks(dataset, run), "BatchNorm statistics", disable=not run.main)
     images = (images for images, _ in blocks)
     return estimate_statistics(net, images, forward=lambda batch: predict(net, batch, run))
 
 
 def restyled_miou(net: nn.Module, data: Data, run: Run) -> float:
-    """MIoU on held-out source images in the colours of target images, in percent. BatchNorm stays as it is."""
+    """Return the mIoU, in percent, on held-out source images in the colours of target images."""
     restyled = Restyled(data.held_out, data.target)
     return mean_iou(_measure(net.eval(), data._replace(val=restyled), run, None), data)
 
 
 def score_before(net: nn.Module, data: Data, run: Run, *, group: str = "") -> Score:
-    """Score the network that training begins with, as it came and with BatchNorm re-estimated: rounds -1 and 0.
+    """Score the network before training, as it is and with BatchNorm re-estimated: rounds -1 and 0 of the report.
 
-    Afterwards the network is as it was. What comes after the last step has so been done once before the first, and
-    nothing ends a run of hours there. The score that is returned is that of ``--reestimate-bn``.
+    The network is unchanged afterwards. Evaluating first also finds errors that would else end a run after its last step.
+
+    Returns:
+        The score of the statistics that ``--reestimate-bn`` selects. It is empty if the run is resumed.
     """
     if run.evaluation is None:
-        run.evaluation = lambda where: _score_between(net, data, run, where)
+        run.evaluation = lambda name: _score_during(net, data, run, name)
     if run.stage:  # resumed
         return Score(None, {})
     with _unchanged(net):
@@ -131,94 +133,95 @@ def score_before(net: nn.Module, data: Data, run: Run, *, group: str = "") -> Sc
             text += f"; BatchNorm {what} the target images: {line(adapted, data)}"
             score = adapted if run.settings.reestimate_bn else score
     run.say(f"before training{f', {group}' if group else ''}: {text}")
+    if score.iou is not None:
+        run.track({f"mIoU {group}".strip(): mean_iou(score, data)})  # the first point of the curve
     return score
-
-
-def _score_between(net: nn.Module, data: Data, run: Run, where: str) -> None:
-    """What ``--eval-every`` does."""
-    if data.val is None and run.settings.check == "none":
-        return
-    with _unchanged(net):
-        ready_to_predict(net, data, run)
-        true_score = None
-        if data.val is not None:
-            score = _measure(net, data, run, None)
-            true_score = mean_iou(score, data)
-            run.say(f"{where}: {line(score, data)}")
-            run.keep_best(net, true_score, where)
-            run.accelerator.log({"mIoU": true_score}, step=run.steps_done)
-        if run.settings.check != "none":
-            keep_if_better(net, restyled_miou(net, data, run), true_score, where, run, before=False)
 
 
 def evaluate(
     net: nn.Module, data: Data, run: Run, number: int, *, group: str = "", ready: bool = False, **recorded: Any
 ) -> Score:
-    """Measure a network on the validation images; without any, tell what is seen on target images.
+    """Score a network for the report: mIoU on the validation images, or statistics of its predictions without any.
 
     Args:
-        net: the network itself, not what ``run.prepare`` returned; gets ready to predict.
-        data: with validation images or without.
-        run: with its settings of evaluation.
-        number: of the round: -1 source only, 0 BatchNorm re-estimated, then counted from 1.
-        group: of several networks in one run, which.
-        ready: leave BatchNorm's statistics as they are.
+        net: the network itself, not what ``run.prepare`` returned; it is made ready to predict.
+        data: with or without validation images.
+        run: has the settings of evaluation.
+        number: of the round: -1 source only, 0 BatchNorm re-estimated, training rounds from 1.
+        group: name of the network if a run has several.
+        ready: keep BatchNorm's statistics as they are.
         recorded: for the report: ``stored``, the labels of the round, or its ``thresholds``.
     """
     if not ready:
         net = ready_to_predict(net, data, run)
     name = {-1: "source only", 0: "BatchNorm re-estimated"}.get(number, f"round {number}")
     name = f"{name} {group}".strip()
-    if data.val is None:
+    score = _scored(net, data, run, name, before=number < 1, group=group, draw=True)
+    if score is None:
         score = Score(
             None, measure_without_masks(lambda images: _fused(net, images, run), data, run, number, group, name)
         )
-    else:
-        score = _measure(net, data, run, name)
-        if not group:
-            run.keep_best(net, mean_iou(score, data), name)
-    if run.settings.check != "none" and not group:
-        true_score = None if score.iou is None else mean_iou(score, data)
-        keep_if_better(net, restyled_miou(net, data, run), true_score, name, run, before=number < 1)
     record(run, data, number, iou=score.iou, group=group, **recorded)
+    return score
+
+
+def _score_during(net: nn.Module, data: Data, run: Run, name: str) -> None:
+    """Score a network during training, for ``--eval-every``."""
+    if data.val is None and run.settings.check == "none":
+        return
+    with _unchanged(net):
+        score = _scored(ready_to_predict(net, data, run), data, run, name)
+        if score is not None:
+            run.say(f"{name}: {line(score, data)}")
+
+
+def _scored(
+    net: nn.Module, data: Data, run: Run, name: str, *, before: bool = False, group: str = "", draw: bool = False
+) -> Score | None:
+    """Measure a network, log its mIoU and keep the best weights; returns None without validation images."""
+    score = None if data.val is None else _measure(net, data, run, name if draw else None)
+    miou = None if score is None else mean_iou(score, data)
+    if miou is not None:
+        run.track({f"mIoU {name}" if before else f"mIoU {group}".strip(): miou})
+    if not group:
+        restyled = None if run.settings.check == "none" else restyled_miou(net, data, run)
+        record_score(net, name, run, before=before, miou=miou, restyled=restyled)
     return score
 
 
 @torch.no_grad()
 def _measure(net: nn.Module, data: Data, run: Run, name: str | None) -> Score:
-    matrix = MulticlassConfusionMatrix(data.label_map.num_classes, ignore_index=IGNORE_INDEX).to(run.device)
-    nothing = torch.zeros(0, dtype=torch.int64, device=run.device)
-    matrix.update(nothing, nothing)  # a process may have no image, of which torchmetrics warns
+    """Compute the IoU from one confusion matrix over all images; with a name, draw the first predictions."""
+    matrix = ConfusionMatrix(data.label_map.num_classes).to(run.device)
     draw = run.main and name is not None
     for images, labels in progress(in_blocks(data.val, run), "evaluating", disable=not run.main):
         logits = _fused(net, images, run)
-        if logits.shape[-2:] != labels.shape[-2:]:  # --resize; the truth stays as it is
+        if logits.shape[-2:] != labels.shape[-2:]:  # --resize keeps the size of validation masks
             logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear")
-        matrix.update(logits.argmax(dim=1), labels)
+        matrix.update(logits, labels)
         if draw:
             draw_predictions(images, logits, labels, data, run, name)
             draw = False
-    counts = matrix.compute().double().cpu()  # added over processes
-    iou = 100 * counts.diag() / (counts.sum(0) + counts.sum(1) - counts.diag())
-    counted = torch.tensor(sorted(set().union(*data.subsets.values())))  # SYNTHIA has not all of Cityscapes' classes
+    iou = 100 * matrix.compute().iou.cpu()
+    counted = torch.tensor(sorted(set().union(*data.subsets.values())))  # SYNTHIA lacks classes of Cityscapes
     return Score(torch.full_like(iou, torch.nan).index_copy(0, counted, iou[counted]), {})
 
 
 def _fused(net: nn.Module, images: Tensor, run: Run) -> Tensor:
-    """Logits, or log-probabilities or logits averaged over ``--scales`` and ``--flip``."""
+    """Return the logits of evaluation, or the log-probabilities averaged over ``--scales`` and ``--flip``."""
     scales, flip = tuple(run.settings.scales), run.settings.flip
     if scales == (1.0,) and not flip:
         return predict(net, images, run)
     if run.settings.fusion == "logits":
         return _mean_logits(net, images, run, scales, flip)
     probs = fuse_views(lambda view: predict(net, view, run), images, scales=scales, flip=flip)
-    return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()  # resizing turns -inf into NaN
+    return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()  # resizing would turn -inf into NaN
 
 
 def _mean_logits(
     net: Callable[[Tensor], Tensor], images: Tensor, run: Run, scales: Sequence[float], flip: bool
 ) -> Tensor:
-    """Logits averaged over views, each brought back to the images' size and side."""
+    """Return the logits averaged over scaled and mirrored views, in the size of the images."""
     if tuple(scales) == (1.0,) and not flip:
         return predict(net, images, run)
     size, total = images.shape[-2:], []
@@ -233,30 +236,33 @@ def _mean_logits(
 
 
 def mean_iou(score: Score, data: Data) -> float:
-    """Mean IoU over the first of the data's subsets of classes."""
-    return float(score.iou[list(next(iter(data.subsets.values())))].nanmean())
+    """Return the mean IoU over the first of the data's subsets of classes."""
+    return next(iter(_means(score, data).values()))
+
+
+def _means(score: Score, data: Data) -> dict[str, float]:
+    return {heading: float(score.iou[list(classes)].nanmean()) for heading, classes in data.subsets.items()}
 
 
 def summary(score: Score, data: Data) -> dict[str, Any]:
-    """What goes into ``result.json``: mean IoU over each of the data's subsets of classes, and the IoU of each."""
+    """Return the entries of ``result.json``: the mean IoU of each subset of classes, and the IoU of each class."""
     if score.iou is None and not score.seen:
-        raise SystemExit("this run has gone beyond so many rounds: give more --rounds, or choose another --out")
+        raise SystemExit("the folder holds a run of more rounds: give more --rounds, or choose another --out")
     if score.iou is None:
         return {"not measured": "mIoU: there are no validation masks", **score.seen}
-    means = {heading: float(score.iou[list(classes)].nanmean()) for heading, classes in data.subsets.items()}
-    return {**means, "iou": dict(zip(data.label_map.classes, score.iou.tolist(), strict=True))}
+    return {**_means(score, data), "iou": dict(zip(data.label_map.classes, score.iou.tolist(), strict=True))}
 
 
 def line(score: Score, data: Data) -> str:
-    """One line for people."""
+    """Return a score as one line of text."""
     if score.iou is None:
         return ", ".join(f"{name} {value:.3g}" for name, value in score.seen.items()) or "not measured"
-    return ", ".join(f"{heading} {score.iou[list(classes)].nanmean():.1f}" for heading, classes in data.subsets.items())
+    return ", ".join(f"{heading} {value:.1f}" for heading, value in _means(score, data).items())
 
 
 @contextlib.contextmanager
 def _unchanged(net: nn.Module) -> Iterator[None]:
-    """Leave a network's buffers and mode, and torch's generator, as they were."""
+    """Restore a network's buffers and mode, and torch's generator, at the end."""
     kept = {name: buffer.clone() for name, buffer in net.named_buffers()}
     modes = {module: module.training for module in net.modules()}
     with torch.random.fork_rng():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from _common.files import digest_of
+from _common.resuming import check_data
 from _common.settings import in_options
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -153,7 +154,7 @@ def open_data(settings: Settings, run: Run, *, source_free: bool = False) -> Dat
     if data.val is None:
         run.say(f"no validation masks, so no mIoU{'' if data.has_truth else '; no target masks, so no precision'}")
     if settings.data != "streets":  # what is drawn is known by the arguments and the code
-        run.check_data(digests(parts, settings))
+        check_data(run, digests(parts, settings))
     ask_about_white(data, settings, run)
     if run.main:
         data.label_map.save(run.out / "classes.json")  # for predict.py

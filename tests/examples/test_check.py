@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import json
 import random
@@ -44,15 +43,12 @@ def images(count, seed, *, low=0.0, high=1.0, labels=True):
 
 def bare_run(tmp_path, **changes):
     """What the functions under test read of a run."""
-    from _common.run import Run
-
     settings = {"reestimate_bn": 0, "check": "restyled", "check_images": 64, "check_tolerance": 0.0, "init": None}
     settings |= {"tile": None, "overlap": 0.25, "workers": 0, "predict_batch": 2, "scales": (1.0,), "flip": False}
     settings |= {"data": "folders", "seed": 0, **changes}
     run = SimpleNamespace(settings=Namespace(**settings), out=tmp_path, rank=0, world=1, main=True, steps_done=0)
     run.device, run.autocast, run.told = torch.device("cpu"), contextlib.nullcontext, []
     run.say, run.average_buffers = run.told.append, lambda _: None
-    run.save_weights = functools.partial(Run.save_weights, run)
     return run
 
 
@@ -233,13 +229,13 @@ def notes(scores):
 
 
 def note(run, places, all_notes):
-    from _common.check import keep_if_better
+    from _common.scores import record_score
 
     for place in places:
         where, run.steps_done, score, before = all_notes[place]
         net = nn.Linear(1, 1)
         nn.init.constant_(net.weight, place)
-        keep_if_better(net, score, None, where, run, before=before)
+        record_score(net, where, run, before=before, miou=None, restyled=score)
 
 
 def kept(run):
@@ -266,11 +262,11 @@ def kept(run):
     ],
 )
 def test_verdicts(common, tmp_path, scores, place, text):
-    from _common.check import verdict
+    from _common.scores import best_scores
 
     run = bare_run(tmp_path, check_tolerance=1.0)
     note(run, range(len(scores)), notes(scores))
-    found = verdict(run)
+    found = best_scores(run)
     assert kept(run) == place
     assert found["kept"] == notes(scores)[place][0]
     assert re.search(text, run.told[-1])
@@ -287,18 +283,18 @@ def test_verdicts(common, tmp_path, scores, place, text):
     ],
 )
 def test_a_tolerance_below_0_lets_the_score_fall(common, tmp_path, scores, place, text):
-    from _common.check import verdict
+    from _common.scores import best_scores
 
     run = bare_run(tmp_path, check_tolerance=-1.0)
     note(run, range(len(scores)), notes(scores))
-    verdict(run)
+    best_scores(run)
     assert kept(run) == place
     assert re.search(text, run.told[-1]), run.told[-1]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_an_interrupted_run_comes_to_the_same_verdict(common, tmp_path, seed):
-    from _common.check import verdict
+    from _common.scores import best_scores
 
     drawn = random.Random(seed)  # noqa: S311
     scores = [drawn.uniform(40, 50) for _ in range(8)]
@@ -309,8 +305,8 @@ def test_an_interrupted_run_comes_to_the_same_verdict(common, tmp_path, seed):
     note(killed, range(last), notes(scores))
     note(killed, range(drawn.randrange(2, last), 8), notes(scores))  # from the last checkpoint
     assert kept(whole) == kept(killed)
-    assert (folders[0] / "check.json").read_text() == (folders[1] / "check.json").read_text()
-    assert {**verdict(whole), "verdict": ""} == {**verdict(killed), "verdict": ""}
+    assert (folders[0] / "scores.json").read_text() == (folders[1] / "scores.json").read_text()
+    assert {**best_scores(whole), "verdict": ""} == {**best_scores(killed), "verdict": ""}
     start, best = max(scores[:2]), max(scores[2:])
     assert kept(whole) == scores.index(best if best > start + 1 else start)
 
@@ -340,8 +336,7 @@ def killed_before(monkeypatch, operation):
 @pytest.mark.parametrize("seed", range(6))
 def test_weights_kept_are_those_that_were_scored_whenever_a_run_is_killed(common, tmp_path, monkeypatch, seed):
     """Training is not repeated bit by bit: at the same place, another attempt has other weights and another score."""
-    from _common.check import SCORE, keep_if_better, verdict
-    from _common.run import Run
+    from _common.scores import SCORE, best_scores, record_score
 
     drawn = random.Random(seed)  # noqa: S311
     before = [drawn.uniform(40, 44) for _ in range(2)]
@@ -353,24 +348,22 @@ def test_weights_kept_are_those_that_were_scored_whenever_a_run_is_killed(common
             where, run.steps_done, score, first = notes(scores[attempt])[place]
             nn.init.constant_(net.weight, place + 100 * attempt)
             reached.append(place)
-            Run.keep_best(run, net, score, where)
-            keep_if_better(net, score, None, where, run, before=first)
+            record_score(net, where, run, before=first, miou=100 - score, restyled=score)
 
     for operation in itertools.count():
         run, reached = bare_run(tmp_path / str(operation), check_tolerance=1.0), []
-        run._best = functools.partial(Run._best, run)
         with monkeypatch.context() as patched:
             done = killed_before(patched, operation)
             with contextlib.suppress(Killed):
                 go(run, 0, range(5))
         go(run, 1, range(drawn.randrange(len(reached)), 6))  # from a checkpoint before
 
-        found = verdict(run)
+        found = best_scores(run)
         noted = {entry["at"]: entry[SCORE] for entry in entries(run.out)}
-        best = json.loads((run.out / "best.json").read_text(encoding="utf-8"))
-        for name, score in (("kept.pt", noted[found["kept"]]), ("best.pt", best["mIoU"])):
+        assert found["best mIoU"] == 100 - min(noted.values())  # the other way round, so the two files differ
+        for name, at in (("kept.pt", found["kept"]), ("best.pt", found["best at"])):
             weight = int(torch.load(run.out / name, weights_only=True)["weight"])
-            assert score == scores[weight // 100][weight % 100], (name, operation)
+            assert noted[at] == scores[weight // 100][weight % 100], (name, operation)
         assert sorted(path.name for path in run.out.glob("*.pt")) == ["best.pt", "kept.pt"]
         assert not list(run.out.glob(".*"))
         if len(done) <= operation:
@@ -388,14 +381,14 @@ def test_a_round_of_the_same_name_after_more_steps_is_another(common, tmp_path):
 
 
 def test_no_labelled_pixel_is_said(common, tmp_path):
-    with pytest.raises(SystemExit, match="no pixel of the held-out source images has a class: more --check-images"):
+    with pytest.raises(SystemExit, match="the held-out source images have no labelled pixel: use more --check-images"):
         note(bare_run(tmp_path), [0], notes([float("nan"), 0.0]))
 
 
 def test_without_a_check_there_is_no_verdict(common, tmp_path):
-    from _common.check import verdict
+    from _common.scores import best_scores
 
-    assert verdict(bare_run(tmp_path)) == {}
+    assert best_scores(bare_run(tmp_path)) == {}
 
 
 # Runs
@@ -408,7 +401,7 @@ def begun(tmp_path_factory):
 
 
 def entries(out):
-    return json.loads((out / "check.json").read_text(encoding="utf-8"))
+    return json.loads((out / "scores.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
@@ -480,7 +473,7 @@ def test_parts_of_the_recipe_can_be_left_out(begun, tmp_path):
     options = [*begun, "--restyled-share", 0, "--paste-from", "none", "--jitter", 0, "--target-weight", 0]
     output = run("recommended.py", tmp_path, *options, "--check", "none")
     assert "held-out" not in output
-    assert not list(tmp_path.glob("kept.pt")) + list(tmp_path.glob("check.json"))
+    assert not list(tmp_path.glob("kept.pt")) + list(tmp_path.glob("scores.json"))
 
 
 @pytest.mark.slow

@@ -44,7 +44,6 @@ def bare_run(tmp_path, **changes):
         picture=lambda *_: None,
         say=lambda _: None,
         average_buffers=lambda _: None,
-        keep_best=lambda *_: None,
         autocast=contextlib.nullcontext,
         evaluation=None,
         stage="",

@@ -64,7 +64,7 @@ def test_the_best_of_all_evaluations_is_kept(trained):
     measured += [mean(rounds(out)[name]["iou"]) for name in rounds(out)]
     found = result(out)
     assert found["best mIoU"] == pytest.approx(max(measured), abs=0.051)
-    assert f"best: mIoU {found['best mIoU']:.1f} {found['best at']}, weights in {out / 'best.pt'}" in printed
+    assert f"best: {found['best at']}, mIoU {found['best mIoU']:.1f}; weights in {out / 'best.pt'}" in printed
     weights = torch.load(out / "best.pt", weights_only=True)
     last = torch.load(out / "model.pt", weights_only=True)
     assert weights.keys() == last.keys()
