@@ -38,6 +38,15 @@ def save_weights(net: nn.Module, path: Path) -> None:
     save_atomically({name: tensor.cpu() for name, tensor in net.state_dict().items()}, path)
 
 
+def save_picture(picture: Any, path: Path, **options: Any) -> None:
+    """Write a Pillow image or a Matplotlib figure to a file that is complete or absent.
+
+    ``options`` are passed to its ``save`` or ``savefig``.
+    """
+    save = picture.savefig if hasattr(picture, "savefig") else picture.save
+    _put(path, lambda file: save(file, format={".jpg": "jpeg"}.get(path.suffix, path.suffix[1:]), **options))
+
+
 def _put(path: Path, write: Callable[[Any], Any]) -> None:
     """Write under a temporary name, sync to the disk, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)

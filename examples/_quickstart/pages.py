@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
-from _common.files import save_json
+from _common.files import save_json, save_picture
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -95,9 +95,7 @@ def write_picture(
     for part in parts:
         whole.paste(part, (0, top))
         top += part.height
-    temporary = path.with_suffix(".tmp.png")
-    whole.save(temporary, optimize=True)
-    temporary.replace(path)
+    save_picture(whole, path, optimize=True)
 
 
 def record(folder: Path, run: str, number: int, steps: int, saved: Mapping[str, Tensor], target: TensorDataset) -> None:

@@ -115,7 +115,11 @@ def test_unimatch_finds_the_features_of_a_network(name, monkeypatch):
 @pytest.mark.parametrize(
     ("script", "options", "message"),
     [
-        ("unimatch.py", ["--batch", 1], "CutMix needs two images per process: expected a --batch of at least twice the processes"),
+        (
+            "unimatch.py",
+            ["--batch", 1],
+            "CutMix needs two images per process: expected a --batch of at least twice the processes",
+        ),
         ("sac.py", ["--views", 0], "--views 0: expected at least 1"),
         ("mic.py", ["--patch", 0], "--patch 0: expected at least 1"),
     ],
