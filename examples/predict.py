@@ -189,9 +189,9 @@ def begin(args: Namespace, classes: LabelMap, settings: dict[str, Any], earlier:
         if earlier.get(name) != now:
             for kind in ENDINGS:  # before the new stamp is stored, as the process may be killed at any moment
                 path_of(args.out, kind, name).unlink(missing_ok=True)
-    for kind in ENDINGS:
-        for temporary in (args.out / kind).rglob("*.tmp"):
-            temporary.unlink()
+    for pattern in ("predict.json.*.tmp", *(f"{kind}/**/*.tmp" for kind in ENDINGS)):
+        for incomplete in args.out.glob(pattern):
+            incomplete.unlink()
     numbers = {number: number for number in range(classes.num_classes)}
     (classes if args.ids else LabelMap(numbers, classes.classes, classes.palette)).save(args.out / "classes.json")
     save_json({**settings, "stamps": dict(sorted({**earlier, **stamps}.items()))}, args.out / "predict.json")

@@ -427,14 +427,14 @@ def test_one_number_for_all_colours_may_exceed_the_most_of_the_hue(common):
 
 
 def test_a_setting_of_the_prior_without_the_prior_is_refused(common, monkeypatch):
-    with pytest.raises(SystemExit, match="^--normalise-prior has no effect without --spatial-prior$"):
+    with pytest.raises(SystemExit, match=r"^--normalise-prior has no effect without --spatial-prior$"):
         parsed(monkeypatch, "cbst.py", "--normalise-prior")
     assert parsed(monkeypatch, "cbst.py", "--normalise-prior", "--spatial-prior").normalise_prior
 
 
 @pytest.mark.parametrize("words", [["--second-init", "model.pt"], ["--flip-labels"]])
 def test_a_setting_of_two_students_for_one_is_refused(common, monkeypatch, words):
-    with pytest.raises(SystemExit, match="^--second-init and --flip-labels need two students: add --mutual$"):
+    with pytest.raises(SystemExit, match=r"^--second-init and --flip-labels need two students: add --mutual$"):
         parsed(monkeypatch, "dst_cbc.py", *words)
     assert parsed(monkeypatch, "dst_cbc.py", "--mutual", *words).mutual
 

@@ -79,7 +79,7 @@ def pixels(path):
 def test_a_run_and_a_folder(world, trained, tmp_path):
     images = world / "aerial" / "target" / "images"
     said = run_as_people_do("predict.py", tmp_path / "out", trained, images, "--confidence", "--overlay")
-    assert "12 images: 12 predicted now, 0 were there" in said
+    assert "12 images: 12 predicted, 0 already complete" in said
     logits = direct(network(trained), SegmentationFolder(images, channels=4))
     classes = LabelMap.load(world / "aerial" / "classes.json")
     for name, z in logits.items():
@@ -152,7 +152,7 @@ def test_images_of_all_kinds(weights, tmp_path):
         for kind, ending in (("masks", "png"), ("confidence", "png"), ("overlays", "jpg")):
             with Image.open(tmp_path / "out" / kind / f"{name}.{ending}") as picture:
                 assert picture.size == size, name
-    assert "6 images: 0 predicted now, 6 were there" in run("predict.py", tmp_path / "out", weights, folder, *options)
+    assert "6 images: 0 predicted, 6 already complete" in run("predict.py", tmp_path / "out", weights, folder, *options)
 
 
 def files(out):
@@ -165,11 +165,11 @@ def test_killed_and_resumed(world, trained, tmp_path):
     run("predict.py", tmp_path / "whole", *options)
     out = tmp_path / "killed"
     run_and_kill("predict.py", out, *options, wait_for="masks/*.png", files=3, seed=1, within=0.05)
-    there = {path: path.stat().st_mtime_ns for path in (out / "masks").glob("[!.]*.png")}
+    there = {path: path.stat().st_mtime_ns for path in (out / "masks").glob("*.png")}
     assert 3 <= len(there) < 12, "killed too late to show anything"
     damaged = sorted(there)[0]
     damaged.write_bytes(damaged.read_bytes()[:-20])
-    (out / "masks" / ".tile_99.png.1.tmp").write_bytes(b"half")
+    (out / "masks" / "tile_99.png.1.tmp").write_bytes(b"half")
     said = run("predict.py", out, *options)
     assert "12 images: " in said
     assert not list(out.rglob("*.tmp"))
@@ -189,10 +189,12 @@ def test_a_folder_made_otherwise_is_refused(world, trained, tmp_path):
     other_state = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     torch.save(other_state, other / "model.pt")
     assert "was made with weights " in fails("predict.py", tmp_path / "out", other, images)
-    assert "holds masks of something else" in fails("predict.py", world / "aerial" / "target", trained, images)
+    assert "its masks were not written by predict.py" in fails(
+        "predict.py", world / "aerial" / "target", trained, images
+    )
     assert "lies in the folder of images" in fails("predict.py", images / "out", trained, images)
     said = run("predict.py", tmp_path / "out", trained, images, "--confidence")  # more may be asked for
-    assert "12 images: 12 predicted now" in said
+    assert "12 images: 12 predicted" in said
 
 
 def copied(world, folder, count=3):
@@ -210,10 +212,10 @@ def test_another_folder_of_images_is_refused(world, trained, tmp_path):
     run("predict.py", out, trained, one)
     before = files(out)
     said = fails("predict.py", out, trained, other)
-    assert said == f"{out} was made of the images in {one.resolve()}, not {other.resolve()}: choose another --out"
+    assert said == f"{out} holds masks of the images in {one.resolve()}, not {other.resolve()}: choose another --out"
     assert files(out) == before
     (tmp_path / "link").symlink_to(one)
-    assert "3 images: 0 predicted now, 3 were there" in run("predict.py", out, trained, tmp_path / "link")
+    assert "3 images: 0 predicted, 3 already complete" in run("predict.py", out, trained, tmp_path / "link")
     (out / "predict.json").write_text("{")
     assert f"{out / 'predict.json'}: damaged" in fails("predict.py", out, trained, one)
 
@@ -226,15 +228,15 @@ def test_an_image_that_was_written_anew_is_predicted_again(world, trained, tmp_p
     times = {number: (out / "masks" / f"tile_{number}.png").stat().st_mtime_ns for number in (0, 2)}
     # A part of the images, without the one that changed, forgets nothing of the others.
     said = run("predict.py", out, trained, folder, "--names", "tile_0*")
-    assert "1 image: 0 predicted now, 1 was there" in said
-    assert "3 images: 1 predicted now, 2 were there" in run("predict.py", out, trained, folder)
+    assert "1 image: 0 predicted, 1 already complete" in said
+    assert "3 images: 1 predicted, 2 already complete" in run("predict.py", out, trained, folder)
     (z,) = [
         z for name, z in direct(network(trained), SegmentationFolder(folder, channels=4)).items() if name[-1] == "1"
     ]
     assert torch.equal(pixels(out / "masks" / "tile_1.png"), z.argmax(0))
     assert not (out / "confidence" / "tile_1.png").exists()
     assert times == {number: (out / "masks" / f"tile_{number}.png").stat().st_mtime_ns for number in times}
-    assert "3 images: 0 predicted now, 3 were there" in run("predict.py", out, trained, folder)
+    assert "3 images: 0 predicted, 3 already complete" in run("predict.py", out, trained, folder)
 
 
 def test_masks_by_the_suffix_of_the_run_are_no_images(world, trained, tmp_path):
@@ -242,12 +244,12 @@ def test_masks_by_the_suffix_of_the_run_are_no_images(world, trained, tmp_path):
     shutil.copy(folder / "tile_0.tif", folder / "tile_0_mask.tif")
     arguments = json.loads((suffixed / "arguments.json").read_text())
     (suffixed / "arguments.json").write_text(json.dumps({**arguments, "mask_suffix": "_mask.tif"}))
-    assert "3 images: 3 predicted now" in run("predict.py", tmp_path / "out", suffixed, folder)
+    assert "3 images: 3 predicted" in run("predict.py", tmp_path / "out", suffixed, folder)
     assert not (tmp_path / "out" / "masks" / "tile_0_mask.png").exists()
     said = fails("predict.py", tmp_path / "none", suffixed, folder, "--names", "*_mask")
-    assert said == f"{folder}: has nothing but masks by --mask-suffix _mask.tif"
+    assert said == f"{folder}: by --mask-suffix _mask.tif, all files are masks"
     said = run("predict.py", tmp_path / "all", suffixed, folder, "--mask-suffix", "")
-    assert "4 images: 4 predicted now" in said
+    assert "4 images: 4 predicted" in said
 
 
 @pytest.mark.parametrize("script", ["predict.py", "evaluate.py"])
@@ -267,11 +269,11 @@ def test_an_out_that_cannot_be_written_to(script, world, trained, tmp_path):
 
 def test_what_is_not_said_and_nowhere_written(world, weights, trained, tmp_path):
     images, out = world / "fundus" / "target" / "images", tmp_path / "out"
-    assert "says which network it is: --network, one of small-unet" in fails("predict.py", out, weights, images)
+    assert "names the network: expected --network, one of small-unet" in fails("predict.py", out, weights, images)
     said = fails("predict.py", out, weights, images, "--network", "small-unet")
-    assert "says which classes it tells apart: --classes" in said
+    assert "names the classes: expected --classes" in said
     said = fails("predict.py", out, weights, images, "--network", "small-unet", "--classes", "vok")
-    assert "--classes vok: no such file, and none of cityscapes" in said
+    assert "--classes vok: expected a file, or one of cityscapes" in said
     said = fails("predict.py", out, weights, images, "--network", "small-unet", "--classes", "voc")
     assert "head.0.weight is (16, 24, 1, 1), expected (84, 24, 1, 1)" in said
     assert "no such run or file of weights" in fails("predict.py", out, tmp_path / "nothing", images)
@@ -292,7 +294,7 @@ def test_an_image_that_cannot_be_read(world, trained, tmp_path):
     assert "tile_3.tif" in said.splitlines()[-1]
     assert len(list((tmp_path / "out" / "masks").glob("*.png"))) == 11
     (folder / "tile_3.tif").write_bytes(whole)
-    assert "1 predicted now, 11 were there" in run("predict.py", tmp_path / "out", trained, folder)
+    assert "1 predicted, 11 already complete" in run("predict.py", tmp_path / "out", trained, folder)
 
 
 WITHOUT = """
@@ -312,7 +314,7 @@ def test_without_the_training_stack(world, trained, tmp_path):
     words += ["--out", tmp_path / "out", "--overlay", "--confidence"]
     done = subprocess.run(list(map(str, words)), env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "12 predicted now" in done.stdout
+    assert "12 predicted" in done.stdout
 
 
 # evaluate.py
@@ -386,8 +388,8 @@ def test_masks_that_do_not_go_together(pair):
     options = ["--masks", folder / "true", "--classes", folder / "classes.json"]
     (folder / "made" / "d.png").unlink()
     said = fails("evaluate.py", folder / "out", folder / "made", *options)
-    assert "1 mask without a prediction: " in said
-    assert "d.png; --partial leaves out what has none" in said
+    assert "1 true mask without a prediction: " in said
+    assert "d.png; --partial leaves them out" in said
     run("evaluate.py", folder / "out", folder / "made", *options, "--partial")
     assert evaluated(folder / "out")["images"] == 2
     Image.fromarray(np.zeros((6, 5), np.uint8)).save(folder / "made" / "d.png")
@@ -400,7 +402,7 @@ def test_masks_that_do_not_go_together(pair):
     (folder / "true" / "a.png").unlink()
     said = fails("evaluate.py", folder / "out", folder / "made", *options)
     assert "1 of 2 images have no mask: a;" in said
-    assert "--partial, which leaves out what has no mask" in said
+    assert "--partial, which leaves out images without a mask" in said
     assert "--classes" in fails("evaluate.py", folder / "out", folder / "made", "--masks", folder / "true")
     run("evaluate.py", folder / "out", folder / "true", *options)  # a mask is as good as itself
     assert evaluated(folder / "out")["mIoU"] == 100
@@ -417,7 +419,7 @@ def test_images_without_masks_for_a_model(world, trained, tmp_path):
     words = [trained, "--images", target / "images", "--masks", some]
     said = fails("evaluate.py", tmp_path / "out", *words)
     assert "--masks: 6 of 12 images have no mask: " in said
-    assert said.endswith("; here --mask-suffix, --names, and --partial, which leaves out what has no mask")
+    assert said.endswith("; see --mask-suffix, --names, and --partial, which leaves out images without a mask")
     assert "`" not in said
     assert "6 images, " in run("evaluate.py", tmp_path / "out", *words, "--partial")
     assert evaluated(tmp_path / "out")["images"] == 6
@@ -455,8 +457,8 @@ def test_help_says_what_options_do():
     words = [sys.executable, str(EXAMPLES / "evaluate.py"), "--help"]
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
     said = " ".join(done.stdout.split())
-    assert "--partial leave out predictions without a mask, masks without a prediction" in said
-    assert "what a mask's name has more than its image's, _mask say; files named so are not taken for images" in said
+    assert "--partial leave out predictions without a true mask, and true masks without a prediction" in said
+    assert "end of a mask's name after the name of its image, such as _mask; such files are not read as images" in said
 
 
 def test_a_model_has_the_numbers_of_its_masks(world, trained, tmp_path):
@@ -468,7 +470,7 @@ def test_a_model_has_the_numbers_of_its_masks(world, trained, tmp_path):
     assert evaluated(tmp_path / "one") == evaluated(tmp_path / "two")
     assert list(evaluated(tmp_path / "one")["classes"]) == list(IDS.values())
     masks, images = ["--masks", target / "masks"], ["--images", target / "images"]
-    assert "say where the images are with --images" in fails("evaluate.py", tmp_path, trained, *masks)
+    assert "is a model: expected --images" in fails("evaluate.py", tmp_path, trained, *masks)
     run("evaluate.py", tmp_path / "small", trained, *masks, *images, "--resize", 32, 32)
     assert evaluated(tmp_path / "small")["pixels"] == evaluated(tmp_path / "one")["pixels"]  # the truth stays as it is
 
@@ -478,7 +480,7 @@ def test_masks_beside_images(world, tmp_path, weights):
     night, classes = world / "streets" / "night" / "val", world / "streets" / "classes.json"
     model = [weights, "--network", "small-unet", "--classes", classes, "--mask-suffix", "_mask"]
     said = run("predict.py", tmp_path / "predicted", weights, night, *model[1:])
-    assert "4 images: 4 predicted now" in said
+    assert "4 images: 4 predicted" in said
     run("evaluate.py", tmp_path / "one", tmp_path / "predicted", "--masks", night, *model[3:])
     run("evaluate.py", tmp_path / "two", *model, "--masks", night, "--images", night)
     assert evaluated(tmp_path / "one") == evaluated(tmp_path / "two")
@@ -518,7 +520,7 @@ def test_a_network_of_transformers(world, tmp_path):
 
 
 def test_probabilities_of_0_can_be_resized():
-    from _prediction import logits_of
+    from _prediction.network import logits_of
 
     def sure(images):
         return torch.stack([images[:, 0] + 200, images[:, 0]], dim=1)
