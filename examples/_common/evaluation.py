@@ -114,7 +114,7 @@ def restyled_miou(net: nn.Module, data: Data, run: Run) -> float:
 def score_before(net: nn.Module, data: Data, run: Run, *, group: str = "") -> Score:
     """Score the network before training, as it is and with BatchNorm re-estimated: rounds -1 and 0 of the report.
 
-    The network is unchanged afterwards. Evaluating first also finds errors that would else end a run after its last step.
+    The network is unchanged afterwards. An error in evaluation ends the run here, not after its last step.
 
     Returns:
         The score of the statistics that ``--reestimate-bn`` selects. It is empty if the run is resumed.

@@ -43,6 +43,8 @@ def bare_run(tmp_path, **changes):
         main=True,
         picture=lambda *_: None,
         say=lambda _: None,
+        track=lambda _: None,
+        steps_done=0,
         average_buffers=lambda _: None,
         autocast=contextlib.nullcontext,
         evaluation=None,
@@ -160,6 +162,31 @@ def test_validation_images_of_several_sizes_give_the_iou_of_all(common, tmp_path
     for changes in ({"reestimate_bn": 0}, {"reestimate_bn": 0, "tile": [4, 4]}):
         iou = evaluate(net.eval(), data, bare_run(tmp_path, **changes), 1).iou
         assert iou.tolist() == pytest.approx(expected)
+
+
+def test_the_tracker_gets_the_miou_of_every_evaluation(common, tmp_path):
+    from _common.evaluation import evaluate, score_before
+
+    from selftrain_seg.datasets import LabelMap
+
+    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    target = Images([(image, "a"), (1 - image, "b")])
+    data = Namespace(
+        target=target, val=[(image, (image[0] > 0.5).long())], label_map=LabelMap.binary(), subsets={"mIoU": (0, 1)}
+    )
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+    run, tracked = bare_run(tmp_path), []
+    run.track = tracked.append
+    start = score_before(net, data, run)
+    run.steps_done = 3
+    run.evaluation("round 1, step 3")
+    run.steps_done = 6
+    score = evaluate(net, data, run, 1)
+    evaluate(net, data, run, 1, group="second")
+    names = ["mIoU source only", "mIoU BatchNorm re-estimated", "mIoU", "mIoU", "mIoU", "mIoU second"]
+    assert [name for values in tracked for name in values] == names
+    assert tracked[1]["mIoU BatchNorm re-estimated"] == tracked[2]["mIoU"] == pytest.approx(float(start.iou.mean()))
+    assert tracked[4]["mIoU"] == pytest.approx(float(score.iou.mean()))
 
 
 def test_a_process_without_a_validation_image_does_not_warn(common, tmp_path):
