@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
+from torchvision.ops import FrozenBatchNorm2d
 
 from _common.loading import in_blocks
 from _common.progress import progress
@@ -114,7 +115,7 @@ def restyled_miou(net: nn.Module, data: Data, run: Run) -> float:
 def score_before(net: nn.Module, data: Data, run: Run, *, group: str = "") -> Score:
     """Score the network before training, as it is and with BatchNorm re-estimated: rounds -1 and 0 of the report.
 
-    The network is unchanged afterwards. Evaluating first also finds errors that would else end a run after its last step.
+    The network is unchanged afterwards. An error in evaluation ends the run here, not after its last step.
 
     Returns:
         The score of the statistics that ``--reestimate-bn`` selects. It is empty if the run is resumed.
@@ -126,12 +127,17 @@ def score_before(net: nn.Module, data: Data, run: Run, *, group: str = "") -> Sc
     with _unchanged(net):
         score = evaluate(net.eval(), data, run, -1, group=group, ready=True)
         text = line(score, data)
+        is_frozen = any(isinstance(module, FrozenBatchNorm2d) for module in net.modules())
         if has_batchnorm(net):
             share = reestimate_batchnorm(net, data, run, run.settings.reestimate_bn or 1)
             adapted = evaluate(net.eval(), data, run, 0, group=group, ready=True)
+            where = " outside the frozen backbone" if is_frozen else ""
             what = "re-estimated on" if share == 1 else f"with a share of {share:g} of the statistics of"
-            text += f"; BatchNorm {what} the target images: {line(adapted, data)}"
+            text += f"; BatchNorm{where} {what} the target images: {line(adapted, data)}"
             score = adapted if run.settings.reestimate_bn else score
+        elif run.settings.reestimate_bn:
+            reason = "all BatchNorm layers are frozen" if is_frozen else "the network has no BatchNorm"
+            text += f"; --reestimate-bn has no effect: {reason}"
     run.say(f"before training{f', {group}' if group else ''}: {text}")
     if score.iou is not None:
         run.track({f"mIoU {group}".strip(): mean_iou(score, data)})  # the first point of the curve

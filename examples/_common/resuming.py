@@ -15,31 +15,14 @@ if TYPE_CHECKING:
     from _common.run import Run
 
 # Settings that may differ when a run is resumed: they do not change training.
-_MAY_CHANGE = {
-    "out",
-    "rounds",
-    "device",
-    "workers",
-    "threads",
-    "checkpoint_every",
-    "log_every",
-    "tracker",
-    "eval_every",
-}
+_MAY_CHANGE = {"out", "rounds", "device", "workers", "threads", "checkpoint_every", "eval_every", "log_every"}
+_MAY_CHANGE |= {"tracker"}
 _EVALUATION = {"scales", "flip", "fusion"}  # they change training if scores choose weights or BatchNorm's statistics
 _PATHS = FOLDERS | {"root", "source_root"}  # folders may move; ``check_data`` compares their content
 
-# What ``clear`` removes.
-_RECORDS = (
-    "*.jsonl",
-    "rounds/**/*.json",
-    "pictures/*.png",
-    "source-masks.json",
-    "data.json",
-    "about.json",
-    "seen/*.pt",
-)
-_RECORDS += ("scores.json", "best.*", ".best-*", "kept.*", ".kept-*")
+# What ``clear_records`` removes.
+_RECORDS = ("*.jsonl", "rounds/**/*.json", "pictures/*.png", "seen/*.pt", "source-masks.json", "data.json")
+_RECORDS += ("about.json", "scores.json", "best.*", ".best-*", "kept.*", ".kept-*")
 
 
 def is_resumed(run: Run) -> bool:

@@ -1,7 +1,7 @@
 """The scores of a run, in ``scores.json``, and the weights that scored best, in ``best.pt`` and ``kept.pt``.
 
-``best.pt`` has the highest mIoU on validation images. ``kept.pt`` is chosen by ``--check``, which needs no target labels.
-Both follow from the list of scores, so a run that is killed and resumed comes to the same weights.
+``best.pt`` has the highest mIoU on validation images; ``--check`` chooses ``kept.pt`` without target labels. Both
+follow from the list of scores, so a run that is killed and resumed comes to the same weights.
 """
 
 from __future__ import annotations

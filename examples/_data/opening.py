@@ -146,11 +146,7 @@ def open_data(settings: Settings, run: Run, *, source_free: bool = False) -> Dat
     )
     if any(crop > max(sides) for crop, sides in zip(settings.crop, zip(*sizes, strict=True), strict=True)):
         run.say("the crops are larger than the first images: labels beyond the edge of an image are ignored")
-    run.say(
-        f"{settings.network}: {settings.optimizer}, learning rate {settings.lr:g}, "
-        f"BatchNorm {'frozen' if settings.frozen_bn else 'learns'}"
-        f"{_statistics_line(settings.reestimate_bn)}"
-    )
+    run.say(f"{settings.network}: {settings.optimizer}, learning rate {settings.lr:g}, {batchnorm_line(settings)}")
     if data.val is None:
         run.say(f"no validation masks, so no mIoU{'' if data.has_truth else '; no target masks, so no precision'}")
     if settings.data != "streets":  # what is drawn is known by the arguments and the code
@@ -161,10 +157,14 @@ def open_data(settings: Settings, run: Run, *, source_free: bool = False) -> Dat
     return data
 
 
-def _statistics_line(share: float | str) -> str:
+def batchnorm_line(settings: Settings) -> str:
+    """Describe ``--frozen-bn`` and ``--reestimate-bn``."""
+    share = settings.reestimate_bn
+    if settings.frozen_bn:
+        return "BatchNorm frozen"
     if share in (0, 1):
-        return ", its statistics re-estimated" if share else ""
-    return f", its statistics mixed with the target's ({share if share == 'auto' else f'{share:.0%}'})"
+        return f"BatchNorm trained{', its statistics re-estimated on target images' if share else ''}"
+    return f"BatchNorm trained, a share ({share}) of target statistics mixed in"
 
 
 def _opened(settings: Settings, run: Run, source_free: bool) -> Data:

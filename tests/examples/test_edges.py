@@ -43,6 +43,8 @@ def bare_run(tmp_path, **changes):
         main=True,
         picture=lambda *_: None,
         say=lambda _: None,
+        track=lambda _: None,
+        steps_done=0,
         average_buffers=lambda _: None,
         autocast=contextlib.nullcontext,
         evaluation=None,
@@ -160,6 +162,80 @@ def test_validation_images_of_several_sizes_give_the_iou_of_all(common, tmp_path
     for changes in ({"reestimate_bn": 0}, {"reestimate_bn": 0, "tile": [4, 4]}):
         iou = evaluate(net.eval(), data, bare_run(tmp_path, **changes), 1).iou
         assert iou.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("layers", "said", "rounds"),
+    [
+        ("trained", "; BatchNorm re-estimated on the target images: ", ["round-0000", "round-source"]),
+        ("mixed", "; BatchNorm outside the frozen backbone re-estimated on", ["round-0000", "round-source"]),
+        ("frozen", "; --reestimate-bn has no effect: all BatchNorm layers are frozen", ["round-source"]),
+        ("none", "; --reestimate-bn has no effect: the network has no BatchNorm", ["round-source"]),
+    ],
+)
+def test_batchnorm_that_is_frozen_is_not_said_to_be_re_estimated(common, tmp_path, layers, said, rounds):
+    from _common.evaluation import score_before
+    from _networks.build import freeze_batchnorm
+
+    from selftrain_seg.datasets import LabelMap
+
+    frozen, trained = (nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)) for _ in range(2))
+    freeze_batchnorm(frozen)
+    parts = {"trained": [trained], "mixed": [frozen, trained], "frozen": [frozen], "none": []}
+    data = Namespace(target=target_of((8, 8)), val=None, label_map=LabelMap.binary(), subsets={}, has_truth=False)
+    run, printed = bare_run(tmp_path), []
+    run.say = printed.append
+    score_before(nn.Sequential(*parts[layers], nn.Conv2d(3, 2, 1)), data, run)
+    assert said in printed[-1]
+    assert ("re-estimated" in printed[-1]) == (len(rounds) == 2)
+    assert sorted(path.stem for path in (tmp_path / "rounds").iterdir()) == rounds
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"frozen_bn": True, "reestimate_bn": 1}, "BatchNorm frozen"),
+        ({"frozen_bn": False, "reestimate_bn": 1}, "BatchNorm trained, its statistics re-estimated on target images"),
+        (
+            {"frozen_bn": False, "reestimate_bn": "auto"},
+            "BatchNorm trained, a share (auto) of target statistics mixed in",
+        ),
+        (
+            {"frozen_bn": False, "reestimate_bn": 0.25},
+            "BatchNorm trained, a share (0.25) of target statistics mixed in",
+        ),
+        ({"frozen_bn": False, "reestimate_bn": 0}, "BatchNorm trained"),
+    ],
+)
+def test_what_happens_to_batchnorm_is_said_at_the_start(common, options, said):
+    from _data.opening import batchnorm_line
+
+    assert batchnorm_line(Namespace(**options)) == said
+
+
+def test_the_tracker_gets_the_miou_of_every_evaluation(common, tmp_path):
+    from _common.evaluation import evaluate, score_before
+
+    from selftrain_seg.datasets import LabelMap
+
+    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    target = Images([(image, "a"), (1 - image, "b")])
+    data = Namespace(
+        target=target, val=[(image, (image[0] > 0.5).long())], label_map=LabelMap.binary(), subsets={"mIoU": (0, 1)}
+    )
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+    run, tracked = bare_run(tmp_path), []
+    run.track = tracked.append
+    start = score_before(net, data, run)
+    run.steps_done = 3
+    run.evaluation("round 1, step 3")
+    run.steps_done = 6
+    score = evaluate(net, data, run, 1)
+    evaluate(net, data, run, 1, group="second")
+    names = ["mIoU source only", "mIoU BatchNorm re-estimated", "mIoU", "mIoU", "mIoU", "mIoU second"]
+    assert [name for values in tracked for name in values] == names
+    assert tracked[1]["mIoU BatchNorm re-estimated"] == tracked[2]["mIoU"] == pytest.approx(float(start.iou.mean()))
+    assert tracked[4]["mIoU"] == pytest.approx(float(score.iou.mean()))
 
 
 def test_a_process_without_a_validation_image_does_not_warn(common, tmp_path):

@@ -116,6 +116,15 @@ def test_how_images_are_measured_may_change_unless_that_decides(started, tmp_pat
     started(*begun)
 
 
+@pytest.mark.parametrize(("domain", "refused"), [("source", False), ("target", True)])
+def test_missing_classes_may_change_unless_training_sees_target_labels(started, tmp_path, domain, refused):
+    started("--domain", domain)
+    (tmp_path / "out" / "checkpoints" / "labelled-000001").mkdir(parents=True)
+    expected = pytest.raises(SystemExit, match="was begun with missing_classes counted, now ignored: choose")
+    with expected if refused else nullcontext():
+        started("--domain", domain, "--missing-classes", "ignored")
+
+
 # Images
 
 
