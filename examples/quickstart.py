@@ -19,9 +19,10 @@ import torch
 from _common.files import code_digest, save_atomically
 from _common.loading import as_floats
 from _common.progress import progress
+from _common.scores import SCORE
 from _networks.small_unet import SmallUNet
 from _quickstart.benchmark import Splits, batches, draw, open_splits, streets
-from _quickstart.online import SCORE, Recommended, verdict
+from _quickstart.online import Recommended, verdict
 from _quickstart.pages import LOSS_EVERY, print_round, print_table, record, record_check, write_picture, write_results
 from _quickstart.training import evaluate, jitter, predict, reestimate_batchnorm, train_source
 from torch import Tensor, nn

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,20 @@ def record_score(
     _settle(entries, run)
 
 
+def best_round(start: float, scores: Sequence[float], tolerance: float) -> int | None:
+    """Return the index of the best score, or None if it is not above ``start`` by more than the tolerance.
+
+    The tolerance is for training as a whole. Among the trained networks, the best is kept.
+    """
+    if not scores:
+        return None
+    check = RoundCheck(SCORE)
+    for number, score in enumerate(scores):
+        check.record(number, {SCORE: score})
+    best = check.verdict().best
+    return best if scores[best] > start + tolerance else None
+
+
 def best_scores(run: Run) -> dict[str, Any]:
     """Print which weights scored best and which ``--check`` keeps; returns the entries of ``result.json``."""
     entries = _read(run)
@@ -103,14 +118,8 @@ def _judge(entries: list[Entry], run: Run) -> tuple[Entry, Entry, list[Entry]]:
     """Return the best network before training, the network to keep, and all trained ones."""
     start = max((entry for entry in entries if entry["before"]), key=lambda entry: entry[SCORE])
     trained = [entry for entry in entries if not entry["before"]]
-    if not trained:
-        return start, start, trained
-    check = RoundCheck(SCORE)
-    for number, entry in enumerate(trained):
-        check.record(number, {SCORE: entry[SCORE]})
-    best = trained[check.verdict().best]
-    # The tolerance is for training as a whole. Among the trained networks, the best is kept.
-    return start, best if best[SCORE] > start[SCORE] + run.settings.check_tolerance else start, trained
+    best = best_round(start[SCORE], [entry[SCORE] for entry in trained], run.settings.check_tolerance)
+    return start, start if best is None else trained[best], trained
 
 
 def _chosen(entries: list[Entry], run: Run) -> dict[str, Entry]:

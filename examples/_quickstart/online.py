@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from _common.loading import as_floats
+from _common.scores import SCORE, best_round
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -20,7 +21,6 @@ from selftrain_seg.stopping import RoundCheck
 from selftrain_seg.teachers import MeanTeacher
 from selftrain_seg.views import StrongSettings, WeakStrongViews
 
-SCORE = "mIoU on restyled source"
 TOLERANCE = 1.0  # points of mIoU that adaptation must gain; less is noise
 
 _STRONG = StrongSettings(
@@ -82,11 +82,12 @@ class Recommended:
 
 def verdict(check: RoundCheck) -> str:
     """Say which network to keep: the best round, or the one before training if no round gains more than noise."""
-    scores, best = check.scores, check.verdict().best
-    gain = scores[best] - scores[0]
-    if gain > TOLERANCE:
-        return f"keep round {best} ({SCORE} {scores[best]:.1f}, {gain:+.1f} over the network before training)"
+    start, *scores = check.scores
+    best = best_round(start, scores, TOLERANCE)
+    if best is not None:
+        gain = scores[best] - start
+        return f"keep round {best + 1} ({SCORE} {scores[best]:.1f}, {gain:+.1f} over the network before training)"
     return (
-        f"adaptation is not helping here: keep the network before training ({SCORE} {scores[0]:.1f}, at best "
-        f"{max(scores[1:]):.1f} after a round; a gain of {TOLERANCE:g} point or less is noise)"
+        f"adaptation is not helping here: keep the network before training ({SCORE} {start:.1f}, at best "
+        f"{max(scores):.1f} after a round; a gain of {TOLERANCE:g} point or less is noise)"
     )
