@@ -1,9 +1,9 @@
 """Run the reference trainers and their controls, and write the tables of the documentation.
 
-``python examples/run_table.py`` runs all on the embedded benchmark, about two hours on two cores. With ``--data
-folders`` and the other options of the trainers it runs a few rows on images of your own: what it does not know goes to
-each trainer, such as ``--network`` and ``--classes``. ``--adaptation="--lr 5e-5"`` goes to all rows but the source
-models. A killed run resumes where it was. Every row is a command that can be run by hand: the tables name it.
+``python examples/run_table.py`` runs all rows on the embedded benchmark, in about two hours on two cores. With ``--data
+folders`` it runs a few rows on your own images. Options that it does not know, such as ``--network`` and ``--classes``,
+are passed to each trainer; those in ``--adaptation="--lr 5e-5"`` are passed to all rows except the source models. The
+same command resumes an interrupted one. Each row is a command, which the tables list.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from _common.files import code_digest, save_json, save_text
 from _study.tables import embedded, on_folders
 
 HERE = Path(__file__).parent
-CODE = code_digest(*sorted(HERE.glob("*.py")))  # numbers of other code do not belong into one table
+CODE = code_digest(*sorted(HERE.glob("*.py")))  # results of different code are not mixed in one table
 
-# name -> (script, its options); {source} is the model trained on the source domain.
+# Name of a row -> script and options; {source} is the model trained on the source domain.
 SOURCE = "source only"
 BASELINE = "BatchNorm re-estimated"
 CONTROLS = {
@@ -58,8 +58,8 @@ BOUND = {
     "target labels (bound)": "source_only.py --domain target --init {source} --steps 360 --lr 2e-3 --reestimate-bn 1"
 }
 STREETS = {**CONTROLS, **TRAINERS, **BOUND}
-# With images of your own, all rows take as many steps, of which rounds share those of methods that have rounds. The
-# control sees as many images a step as the others, all of the source.
+# On your own images, all rows take the same number of steps; methods with rounds divide them among the rounds. In each
+# step, the control sees as many images as the others, all from the source.
 CONTROL = "more source steps"
 FOLDERS = {
     SOURCE: "source_only.py --steps {source_steps}",
@@ -75,7 +75,7 @@ FOLDERS = {
 
 
 def rows_of(args: argparse.Namespace) -> dict[str, str]:
-    """Name -> script and options, with {source} for the source model."""
+    """Map the name of each row to its script and options; {source} stands for the source model."""
     if "--data" not in args.shared:
         return STREETS
     sizes = {"steps": args.steps, "of_round": args.steps // args.rounds, "rounds": args.rounds}
@@ -85,14 +85,14 @@ def rows_of(args: argparse.Namespace) -> dict[str, str]:
 
 
 def run(name: str, seed: int, row: str, out: Path, *options: str) -> dict[str, Any]:
-    """Run one row with one seed, unless its result is there; returns ``result.json``, and the folder in "folder"."""
+    """Run a row with one seed unless its result exists; return ``result.json`` with the folder as "folder"."""
     folder = out / f"seed{seed}" / _slug(name)
     result, made_by = folder / "result.json", folder / "made-by.json"
     made = {"row": row, "options": list(options), "code": CODE}
     if made_by.exists() and json.loads(made_by.read_text(encoding="utf-8")) != made:
         raise SystemExit(f"{folder}: made by another command or by other code; remove it, or choose another --out")
-    there = result.exists()
-    if not there:
+    exists = result.exists()
+    if not exists:
         source = out / f"seed{seed}" / _slug(SOURCE) / "model.pt"
         words = shlex.split(row.format(source=shlex.quote(str(source))))
         words = [sys.executable, str(HERE / words[0]), *words[1:], "--seed", str(seed), "--out", str(folder)]
@@ -107,8 +107,8 @@ def run(name: str, seed: int, row: str, out: Path, *options: str) -> dict[str, A
             raise SystemExit(f"{name}, seed {seed}: exit status {done.returncode}, see {folder / 'log.txt'}")
     found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     if "mIoU" not in found:
-        raise SystemExit(f"{result}: expected a mIoU over all classes, and validation masks, got {', '.join(found)}")
-    if not there:
+        raise SystemExit(f"{result}: expected mIoU, which needs validation masks, got {', '.join(found)}")
+    if not exists:
         print(f"{name}, seed {seed}: mIoU {found['mIoU']:.1f}", flush=True)
     return {**found, "folder": folder}
 
@@ -119,18 +119,21 @@ def _slug(name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5], help="settings were chosen on 0 and 1")
-    parser.add_argument("--rows", nargs="+", help="by default all; --rows ? names them")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, each on one core")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[3, 4, 5], help="settings were chosen with seeds 0 and 1"
+    )
+    parser.add_argument("--rows", nargs="+", help="rows to run, by default all; --rows ? lists them")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel runs, each on one core")
     parser.add_argument("--smoke", action="store_true", help="a few steps only, to see that everything runs")
-    parser.add_argument("--out", type=Path, default=Path("runs/table"))
-    parser.add_argument("--write", type=Path, default=HERE.parent / "docs" / "_generated" / "results.md")
+    parser.add_argument("--out", type=Path, default=Path("runs/table"), help="folder of the runs")
+    page = HERE.parent / "docs" / "_generated" / "results.md"
+    parser.add_argument("--write", type=Path, default=page, help="markdown file of the tables")
     own = parser.add_argument_group("with --data")
-    own.add_argument("--source-steps", type=int, default=1500, help="of the source models")
-    own.add_argument("--steps", type=int, default=120, help="of adaptation, and of its controls")
-    own.add_argument("--rounds", type=int, default=2, help="that methods with rounds share these steps among")
-    own.add_argument("--batch", type=int, default=2, help="images of each domain in a step")
-    own.add_argument("--adaptation", default="", help="further options of all rows but the source models")
+    own.add_argument("--source-steps", type=int, default=1500, help="steps of the source models")
+    own.add_argument("--steps", type=int, default=120, help="steps of adaptation and of its controls")
+    own.add_argument("--rounds", type=int, default=2, help="rounds that divide these steps")
+    own.add_argument("--batch", type=int, default=2, help="images of each domain per step")
+    own.add_argument("--adaptation", default="", help="options of all rows except the source models")
     args, shared = parser.parse_known_args()
     args.shared = [part for word in shared for part in (word.split("=", 1) if word.startswith("--data=") else [word])]
     if args.rounds < 1 or args.steps % args.rounds:

@@ -1,9 +1,9 @@
-"""Why self-training helps or hurts on real images: one round, one thing changed at a time, and full recipes.
+"""Study why self-training helps or hurts on real images: variants that change one thing each, and full recipes.
 
-A network learns from labelled source images. Each variant then adapts it to unlabelled target images for a few steps
-and is measured on other target images. Target masks are used to measure; only variants called "oracle" or "bound" train
-on them. All variants of a seed see the same source batches. Results are in a JSON file that is written after each
-variant, so a killed study goes on where it was.
+A network is trained on labelled source images. Each variant adapts it to unlabelled target images for a few steps, and
+is evaluated on other target images. Target masks are only used for evaluation, except by variants named "oracle" or
+"bound", which train on them. All variants of a seed see the same source batches. Results are written to a JSON file
+after each variant; the same command resumes an interrupted study.
 
 ``python examples/study_real.py --source IMAGES MASKS NAMES --target IMAGES MASKS NAMES --val IMAGES MASKS NAMES
 --classes classes.json --resize 120 160``; NAMES is a pattern, ``*`` for all images. ``--list`` shows the variants.
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from _common.files import save_atomically
-from _study.labels import Known
+from _study.labels import Predictions
 from _study.measuring import measure
 from _study.network import build
 from _study.probe import probe, probe_table
@@ -34,7 +34,7 @@ from selftrain_seg.datasets import LabelMap
 
 
 def source_model(name: str, seed: int, world: World, results: Results, args: argparse.Namespace) -> nn.Module:
-    """Load the network trained on the source, or train it now."""
+    """Load the network trained on the source, or train it."""
     path = args.out / f"{name}-seed{seed}.pt"
     if path.exists() and results.get(name, seed, "source only") is not None:
         net = build(name, len(world.classes))
@@ -47,7 +47,7 @@ def source_model(name: str, seed: int, world: World, results: Results, args: arg
 
 
 def study(seed: int, world: World, results: Results, args: argparse.Namespace) -> None:
-    """Do what is asked for and not there yet, with one source model."""
+    """Run the probe, or all variants without a result, from one source model."""
     net = source_model(args.network, seed, world, results, args)
     start = results.get(args.network, seed, "source only")["mIoU"]
     print(f"seed {seed}, source only: mIoU {start:.1f}", flush=True)
@@ -56,7 +56,7 @@ def study(seed: int, world: World, results: Results, args: argparse.Namespace) -
             results.put(args.network, seed, "probe", probe(net, world))
         print(probe_table(results.get(args.network, seed, "probe")))
         return
-    first: dict[float, Known] = {}
+    first: dict[float, Predictions] = {}
     for name in args.variants:
         if results.get(args.network, seed, name) is not None:
             continue
@@ -71,25 +71,25 @@ def study(seed: int, world: World, results: Results, args: argparse.Namespace) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     folders: Any = {"nargs": 3, "action": "append", "metavar": ("IMAGES", "MASKS", "NAMES")}
-    parser.add_argument("--source", **folders, help="what to learn from; may be given several times, as may all three")
-    parser.add_argument("--target", **folders, help="what to adapt to")
-    parser.add_argument("--val", **folders, help="what to measure on")
-    parser.add_argument("--classes", type=Path, help="what the masks hold, see LabelMap.load")
+    parser.add_argument("--source", **folders, help="labelled source images; may be repeated, like --target and --val")
+    parser.add_argument("--target", **folders, help="target images to adapt to")
+    parser.add_argument("--val", **folders, help="target images to evaluate on")
+    parser.add_argument("--classes", type=Path, help="classes of the masks, a file for LabelMap.load")
     parser.add_argument("--resize", type=int, nargs=2, default=(120, 160), help="height and width of all images")
     parser.add_argument("--network", choices=("pretrained", "small-unet"), default="pretrained")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), help="by default all")
-    parser.add_argument("--steps", type=int, help="of each round, in place of the variant's")
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), help="variants, by default all")
+    parser.add_argument("--steps", type=int, help="steps of each round, instead of those of the variant")
     parser.add_argument("--source-steps", type=int, default=600)
     parser.add_argument("--source-lr", type=float, default=2e-3)
-    parser.add_argument("--lr", type=float, default=5e-4, help="of adaptation")
+    parser.add_argument("--lr", type=float, default=5e-4, help="learning rate of adaptation")
     parser.add_argument("--show", nargs="*", help="classes in the table")
-    parser.add_argument("--compare", nargs=2, metavar=("CONTROL", "BOUND"), help="show gains over this variant, too")
-    parser.add_argument("--tolerance", type=float, default=0.5, help="of the check without target labels")
-    parser.add_argument("--out", type=Path, default=Path("runs/study"))
-    parser.add_argument("--probe", action="store_true", help="train nothing: compare gradients with the truth's")
-    parser.add_argument("--list", action="store_true", help="show the variants")
-    parser.add_argument("--table", action="store_true", help="show the table of what is there")
+    parser.add_argument("--compare", nargs=2, metavar=("CONTROL", "BOUND"), help="also show gains over the control")
+    parser.add_argument("--tolerance", type=float, default=0.5, help="tolerance of the check without target labels")
+    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder of the results")
+    parser.add_argument("--probe", action="store_true", help="only compare gradients of pseudo-labels and true labels")
+    parser.add_argument("--list", action="store_true", help="list the variants")
+    parser.add_argument("--table", action="store_true", help="only show the table of existing results")
     args = parser.parse_args()
     if args.list:
         print("\n".join(f"{name}: {variant}" for name, variant in VARIANTS.items()))

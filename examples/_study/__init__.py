@@ -1,1 +1,1 @@
-"""Parts of study_real.py."""
+"""The parts of study_real.py: data in memory, variants, training, evaluation, and tables."""

@@ -1,4 +1,4 @@
-"""Ways to label target images, and what the labels are like."""
+"""Ways to label target images, and statistics of the labels."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from selftrain_seg.selectors import select_hard, select_reweighted, select_soft
 from selftrain_seg.thresholds import ClassBalancedThreshold, GlobalThreshold
 
 _BORDER = 2  # pixels on each side of a border between predicted classes
-_FLOOR = 0.9  # least threshold of a class, where there is one
-_RELIABLE, _USABLE = 0.9, 0.6  # precision of a class on restyled source images
+_FLOOR = 0.9  # lowest threshold of a class with "floor"
+_RELIABLE, _USABLE = 0.9, 0.6  # precision of a class on restyled source images; see "trusted"
 
 
 def describe(labels: Tensor, logits: Tensor, truth: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
-    """What labels are like: their share and precision, and how much of the gradient comes from wrong ones.
+    """Return the share and precision of labels, and the share of the gradient that comes from wrong labels.
 
-    A pixel's gradient is counted as 1 - p of its label: what is taught with certainty already teaches nothing.
+    The gradient of a pixel is measured as 1 - p of its label, which is 0 if the network is already certain.
     """
     soft = labels.ndim == 4
     hard = torch.where(labels.sum(dim=1) > 0, labels.argmax(dim=1), IGNORE_INDEX) if soft else labels
@@ -32,7 +32,7 @@ def describe(labels: Tensor, logits: Tensor, truth: Tensor, classes: tuple[str, 
     pull = (1 - probability) * chosen
     known = chosen & (truth != IGNORE_INDEX)
     wrong = known & (hard != truth)
-    made: dict[str, Any] = {
+    about: dict[str, Any] = {
         "share": float(chosen.float().mean()),
         "precision": float(1 - wrong.sum() / known.sum().clamp(min=1)),
         "gradient from wrong labels": float((pull * wrong).sum() / (pull * known).sum().clamp(min=1e-9)),
@@ -44,32 +44,32 @@ def describe(labels: Tensor, logits: Tensor, truth: Tensor, classes: tuple[str, 
     }
     for number, name in enumerate(classes):
         mine = hard == number
-        made["by class"][name] = {
+        about["by class"][name] = {
             "share of labels": float(mine.sum() / chosen.sum().clamp(min=1)),
             "share of gradient": float((pull * mine).sum() / pull.sum().clamp(min=1e-9)),
             "precision": float((mine & (truth == number)).sum() / (mine & known).sum().clamp(min=1)),
         }
-    return made
+    return about
 
 
 def near_border(labels: Tensor, width: int = _BORDER) -> Tensor:
-    """(N, H, W) bool: whether another class is less than ``width`` pixels away."""
+    """Return (N, H, W) bool: whether a pixel of another class is at most ``width`` pixels away."""
     floats, side = labels[:, None].float(), 2 * width + 1
     return (F.max_pool2d(floats, side, 1, width) + F.max_pool2d(-floats, side, 1, width))[:, 0] > 0
 
 
-Known = tuple[Tensor, Tensor]
+Predictions = tuple[Tensor, Tensor]  # logits (N, C, H, W), precision of each class (C,)
 
 
-def know(net: nn.Module, world: World) -> Known:
-    """What labels are made from: logits of the target images, and how far each class can be trusted."""
+def predict(net: nn.Module, world: World) -> Predictions:
+    """Return the logits of the target images, and the precision of each class on restyled source images."""
     trust = score(net, world.trust, len(world.classes)).precision.nan_to_num(0.0)
     return logits_of(net, world.target.images), trust
 
 
-def make_labels(how: str, portion: float, known: Known, world: World) -> tuple[Tensor, dict[str, Any]]:
-    """Label the target images, and describe the labels."""
-    (logits, trust), truth, count = known, world.target.labels, len(world.classes)
+def make_labels(method: str, portion: float, predictions: Predictions, world: World) -> tuple[Tensor, dict[str, Any]]:
+    """Label the target images; return the labels and their statistics."""
+    (logits, trust), truth, count = predictions, world.target.labels, len(world.classes)
     balanced = ClassBalancedThreshold(count, portion)
     balanced.update(logits)
     thresholds = balanced.compute()
@@ -86,11 +86,11 @@ def make_labels(how: str, portion: float, known: Known, world: World) -> tuple[T
         return select_hard(logits, balanced.compute(portions)).labels
 
     def as_trusted() -> Tensor:
-        """Like ``trusted``, in proportion: a class is labelled as far as it was right on restyled source images."""
+        """Use the precision of each class on restyled source images as its portion."""
         return select_hard(logits, balanced.compute(trust.clamp(0.05, 1.0))).labels
 
     ignored = torch.full_like(argmax, IGNORE_INDEX)
-    ways: dict[str, Callable[[], Tensor]] = {
+    methods: dict[str, Callable[[], Tensor]] = {
         "none": lambda: ignored,
         "re-weighted": lambda: reweighted,
         "hard": lambda: select_hard(logits, thresholds).labels,
@@ -111,7 +111,7 @@ def make_labels(how: str, portion: float, known: Known, world: World) -> tuple[T
         "right ones of all": lambda: argmax.where(argmax == truth, IGNORE_INDEX),
         "truth": lambda: truth,
     }
-    labels = ways[how]()
+    labels = methods[method]()
     about = describe(labels, logits, truth, world.classes)
     about["thresholds"] = dict(zip(world.classes, thresholds.tolist(), strict=True))
     about["trust"] = dict(zip(world.classes, trust.tolist(), strict=True))

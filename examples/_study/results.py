@@ -1,4 +1,4 @@
-"""Results in a file, and as tables."""
+"""Results in a file, and their tables."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from selftrain_seg.stopping import RoundCheck
 
 
 class Results:
-    """``{network: {seed: {variant: result}}}`` in a file that is whole at any time."""
+    """``{network: {seed: {variant: result}}}`` in a JSON file that is complete at any time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def get(self, network: str, seed: int, variant: str) -> Any:
-        """Return what was measured, or None."""
+        """Return a result, or None."""
         return self.found.get(network, {}).get(str(seed), {}).get(variant)
 
     def made_with(self, network: str, settings: dict[str, Any]) -> None:
-        """Refuse to mix results of other settings with these."""
-        before = self.found.setdefault(network, {}).setdefault("settings", settings)
-        other = {name: before.get(name) for name, value in settings.items() if before.get(name) != value}
+        """Refuse settings that differ from those of the existing results."""
+        earlier = self.found.setdefault(network, {}).setdefault("settings", settings)
+        other = {name: earlier.get(name) for name, value in settings.items() if earlier.get(name) != value}
         changed = [f"{name} {value}, now {settings[name]}" for name, value in other.items()]
         if changed:
             raise SystemExit(f"{self.path}: made with {'; '.join(changed)}; remove it, or choose another --out")
@@ -40,34 +40,34 @@ class Results:
 
 
 def gains(results: Results, network: str, seeds: Iterable[int], control: str, bound: str) -> str:
-    """A markdown table: mIoU of each seed, and the gain over the control of the same seed."""
+    """Return a markdown table of the mIoU of each seed, and its gain over the control of the same seed."""
     seeds = [seed for seed in seeds if results.get(network, seed, control) is not None]
     names = dict.fromkeys(name for seed in seeds for name in results.found[network][str(seed)] if name != "probe")
     heads = ["", *(f"seed {seed}" for seed in seeds), "mean", "gain", "worst gain", "share of the bound's gain"]
     lines = heading(heads)
-    there = {
+    miou = {
         name: {seed: one["mIoU"] for seed in seeds if (one := results.get(network, seed, name)) is not None}
         for name in names
     }
 
     def gain(name: str) -> list[float]:
-        return [value - there[control][seed] for seed, value in there[name].items()]
+        return [value - miou[control][seed] for seed, value in miou[name].items()]
 
-    for name, found in there.items():
+    for name, found in miou.items():
         cells = [name, *(f"{found[seed]:.1f}" if seed in found else "–" for seed in seeds)]
         cells += [
             f"{statistics.mean(found.values()):.1f}",
             f"{statistics.mean(gain(name)):+.1f}",
             f"{min(gain(name)):+.1f}",
         ]
-        most = [value - there[control][seed] for seed, value in there.get(bound, {}).items() if seed in found]
+        most = [value - miou[control][seed] for seed, value in miou.get(bound, {}).items() if seed in found]
         cells.append(f"{sum(gain(name)) / sum(most):.2f}" if len(most) == len(found) and sum(most) > 0 else "–")
         lines.append(row(cells))
     return "\n".join(lines)
 
 
 def checks(results: Results, network: str, seeds: Iterable[int], score: str, tolerance: float) -> str:
-    """A markdown table: what RoundCheck says of each run, and the mIoU of what it keeps."""
+    """Return a markdown table of the verdict of RoundCheck on each run, and the mIoU of the round that it keeps."""
     lines = ["| | seed | score by round | mIoU by round | keeps | mIoU kept |", "|---" * 6 + "|"]
     for seed in seeds:
         start = results.get(network, seed, "source only")
@@ -86,7 +86,7 @@ def checks(results: Results, network: str, seeds: Iterable[int], score: str, tol
 
 
 def table(results: Results, network: str, seeds: Iterable[int], classes: Iterable[str]) -> str:
-    """A markdown table, mean over the seeds that are there; mIoU and check of each round, the rest after the last."""
+    """Return a markdown table of means over seeds: mIoU and check after each round, the rest after the last round."""
     seeds = [seed for seed in seeds if results.found.get(network, {}).get(str(seed))]
     names = dict.fromkeys(name for seed in seeds for name in results.found[network][str(seed)] if name != "probe")
     classes = list(classes)
@@ -97,8 +97,8 @@ def table(results: Results, network: str, seeds: Iterable[int], classes: Iterabl
         found = [one for seed in seeds if (one := results.get(network, seed, name)) is not None]
 
         def mean(pick: Callable[[Any], Any], digits: int, found: list[Any] = found) -> str:
-            there = [value for one in found if (value := pick(one)) is not None and value == value]
-            return f"{statistics.mean(there):.{digits}f}" if there else "–"
+            values = [value for one in found if (value := pick(one)) is not None and value == value]  # not NaN
+            return f"{statistics.mean(values):.{digits}f}" if values else "–"
 
         def by_round(key: str, mean: Callable[..., str] = mean, found: list[Any] = found) -> str:
             count = min(len(one.get("rounds", [one])) for one in found)

@@ -1,4 +1,4 @@
-"""The tables that ``run_table.py`` writes: results by row, by class, and what the pseudo-labels were like."""
+"""The tables of ``run_table.py``: results by row and by class, and the precision of pseudo-labels."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 from selftrain_seg.store import PseudoLabelStore
 
-Results = dict[str, list[dict[str, Any]]]  # row -> ``result.json`` of each seed, and its folder
+Results = dict[str, list[dict[str, Any]]]  # name of a row -> ``result.json`` of each seed, with its folder
 
 
 def embedded(results: Results, seeds: list[int], base: str, trainers: set[str]) -> str:
-    """Tables of the embedded benchmark: gains over ``base``, and the IoU of each class."""
+    """Return the tables of the embedded benchmark: gains over ``base``, and the IoU of each class."""
     columns = ["", "mIoU", "rare classes", f"over {base}", "beats it with every seed", "minutes", "memory, MB"]
     lines = [f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation, IoU in %.", "", *heading(columns)]
     for name, found in results.items():
@@ -33,7 +33,7 @@ def embedded(results: Results, seeds: list[int], base: str, trainers: set[str]) 
 
 
 def on_folders(results: Results, seeds: list[int], control: str) -> str:
-    """Tables of any images: gains over ``control`` by seed, what the check kept, each class, and pseudo-labels."""
+    """Return the tables of other images: gains over ``control``, weights kept by the check, classes, pseudo-labels."""
     numbers = ", ".join(map(str, seeds))
     columns = ["", "mIoU", f"seeds {numbers}", f"over {control}", "by seed", "of what the check keeps"]
     columns += ["minutes", "memory, MB"]
@@ -55,7 +55,7 @@ def on_folders(results: Results, seeds: list[int], control: str) -> str:
 
 
 def by_class(results: Results) -> list[str]:
-    """Lines of the table of the IoU of each class."""
+    """Return the lines of the table of the IoU of each class."""
     classes = list(next(iter(results.values()))[0]["iou"])
     lines = ["IoU of each class, mean over the seeds:", "", *heading(["", *classes])]
     for name, found in results.items():
@@ -64,14 +64,14 @@ def by_class(results: Results) -> list[str]:
 
 
 def labels_by_round(results: Results) -> list[str]:
-    """Lines of the table of pseudo-labels: how many there are, and how many are right. Empty if no row keeps any."""
+    """Return the lines of the table of the share and precision of pseudo-labels; empty if no row has any."""
     lines: list[str] = []
     for name, found in results.items():
-        told = [_labels(one["folder"], len(one["iou"])) for one in found]
-        for number in range(min(map(len, told))):
-            of_round = [rounds[number] for rounds in told]
+        runs = [_labels(one["folder"], len(one["iou"])) for one in found]
+        for number in range(min(map(len, runs))):
+            of_round = [rounds[number] for rounds in runs]
             cells = [_mean(one["share"] for one in of_round), _mean(one["right"] for one in of_round)]
-            cells += [_mean(one["classes"][place] for one in of_round) for place in range(len(of_round[0]["classes"]))]
+            cells += [_mean(one["classes"][label] for one in of_round) for label in range(len(of_round[0]["classes"]))]
             lines.append(row([f"{name}, round {number + 1}", *cells]))
     if not lines:
         return []
@@ -86,18 +86,18 @@ def labels_by_round(results: Results) -> list[str]:
 
 
 def _labels(folder: Path, num_classes: int) -> list[dict[str, Any]]:
-    """For each round of a run: share of labelled pixels, share of right ones, and the latter of each class, in %.
+    """Return the share of labelled pixels of each round, their precision, and the precision of each class, in percent.
 
-    Shares of right pixels are None where no truth is known.
+    Precisions are None without true labels.
     """
     if not (folder / "pseudo-labels").is_dir():
         return []
     store, rounds = PseudoLabelStore(folder / "pseudo-labels", num_classes), []
     for number in store.rounds():
-        told = json.loads((folder / "rounds" / f"round-{number + 1:04d}.json").read_text(encoding="utf-8"))
+        recorded = json.loads((folder / "rounds" / f"round-{number + 1:04d}.json").read_text(encoding="utf-8"))
         stored = store.round(number)
         counts = [int(count) for count in stored.counts.sum(0)]
-        precision = told.get("precision", [None] * num_classes)  # without --target-masks, nothing is known
+        precision = recorded.get("precision", [None] * num_classes)  # unknown without --target-masks
         right = [None if share is None else 100 * share for share in precision]
         known = [(count, share) for count, share in zip(counts, right, strict=True) if share is not None]
         total, weighed = sum(count for count, _ in known), sum(count * share for count, share in known)
@@ -107,7 +107,7 @@ def _labels(folder: Path, num_classes: int) -> list[dict[str, Any]]:
 
 
 def spread(values: list[float]) -> str:
-    """Write mean ± sample standard deviation."""
+    """Return mean ± sample standard deviation as text."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
 
@@ -122,9 +122,9 @@ def _costs(found: list[dict[str, Any]]) -> list[str]:
 
 
 def _mean(values: Iterable[float | None]) -> str:
-    """Average the values that are there: a class that never occurs has no IoU."""
-    there = [value for value in values if value is not None]
-    return f"{statistics.mean(there):.0f}" if there else "–"
+    """Return the mean of the values that are not None; a class that never occurs has no IoU."""
+    known = [value for value in values if value is not None]
+    return f"{statistics.mean(known):.0f}" if known else "–"
 
 
 def heading(columns: Sequence[str]) -> list[str]:

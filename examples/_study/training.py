@@ -1,4 +1,4 @@
-"""Training on the source, and adapting."""
+"""Training on the source, and adaptation to the target."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from _common.progress import peak_resident
 from torch import Tensor, nn
 from tqdm import trange
 
-from _study.labels import Known, know, make_labels
+from _study.labels import Predictions, make_labels, predict
 from _study.measuring import measure, score
 from _study.network import build, mix_statistics, optimizer_of, set_mode
 from _study.restyling import restyle
@@ -25,24 +25,24 @@ from selftrain_seg.mining import class_mix, classes_below
 from selftrain_seg.teachers import MeanTeacher
 from selftrain_seg.views import mask_patches
 
-_PATCH = 16  # pixels of a side of what is hidden
-_SMALL = 0.03  # share of the source's pixels
-_SMALL_CHANCE = 0.05  # of a pixel to be of a small class, at which it is not taught
+_PATCH = 16  # side of a hidden patch, in pixels
+_SMALL = 0.03  # share of the source pixels below which a class is small
+_SMALL_PROBABILITY = 0.05  # of small classes, above which a pixel is ignored
 
 
 def source_batches(world: World, seed: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of source images without end, the same for all variants of a seed."""
+    """Yield batches of source images without end, the same for all variants of a seed."""
     generator = torch.Generator().manual_seed(seed)
-    places = torch.empty(0, dtype=torch.long)
+    order = torch.empty(0, dtype=torch.long)
     while True:
-        while len(places) < size:
-            places = torch.cat([places, torch.randperm(len(world.source.images), generator=generator)])
-        now, places = places[:size], places[size:]
-        yield world.source.take(now)
+        while len(order) < size:
+            order = torch.cat([order, torch.randperm(len(world.source.images), generator=generator)])
+        batch, order = order[:size], order[size:]
+        yield world.source.take(batch)
 
 
 def train_source(name: str, seed: int, world: World, args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
-    """Train on labelled source images; the held-out part says whether it has converged."""
+    """Train on labelled source images; the mIoU on held-out ones shows whether training has converged."""
     torch.manual_seed(seed)
     net = build(name, len(world.classes))
     set_mode(net, "backbone")
@@ -66,13 +66,13 @@ def train_source(name: str, seed: int, world: World, args: argparse.Namespace) -
 
 
 class Clock:
-    """Minutes and memory of a run."""
+    """Measure the time and memory of a run."""
 
     def __init__(self) -> None:
         self.wall, self.cpu = time.monotonic(), time.process_time()
 
     def read(self) -> dict[str, float]:
-        """Return what has passed, and the most memory that was in use so far."""
+        """Return the minutes that have passed and the peak memory."""
         return {
             "minutes": (time.monotonic() - self.wall) / 60,
             "CPU minutes": (time.process_time() - self.cpu) / 60,
@@ -86,7 +86,7 @@ def hide(images: Tensor, share: float, variant: Variant) -> Tensor:
 
 
 def source_views(batch: tuple[Tensor, Tensor], world: World, variant: Variant) -> tuple[Tensor, Tensor]:
-    """Augment source images, in the colours of target images where the variant says so."""
+    """Augment source images by the settings of the variant."""
     images, labels = batch
     if variant.restyled:
         images = restyle(images, world.target.images, variant.restyled)
@@ -100,7 +100,7 @@ def source_views(batch: tuple[Tensor, Tensor], world: World, variant: Variant) -
 
 
 def small_classes(world: World) -> Tensor:
-    """Return the classes that cover little of the source."""
+    """Return the classes that cover a small share of the source pixels."""
     labels = world.source.labels
     counts = torch.bincount(labels[labels != IGNORE_INDEX], minlength=len(world.classes))
     return classes_below(counts, share=_SMALL)
@@ -109,13 +109,13 @@ def small_classes(world: World) -> Tensor:
 def target_loss(
     net: nn.Module,
     average: nn.Module,
-    seen: tuple[Tensor, Tensor],
+    target: tuple[Tensor, Tensor],
     source: tuple[Tensor, Tensor],
     variant: Variant,
     small: Tensor,
 ) -> Tensor:
-    """Loss of a batch of target images and their labels, which the teacher makes where the variant says so."""
-    views, labels = seen
+    """Return the loss on target images, with the given labels or, by the variant, with those of the teacher."""
+    views, labels = target
     weight = None
     if variant.labels == "teacher":
         probs = average(views).softmax(dim=1)
@@ -124,16 +124,16 @@ def target_loss(
         confidence, labels = probs.max(dim=1)
         sure = (confidence >= variant.confidence).float().mean(dim=(1, 2), keepdim=True)
         weight = sure.expand_as(confidence).contiguous()
-        if variant.taught == "sure":
+        if variant.teach == "sure":
             labels, weight = labels.where(confidence >= variant.confidence, IGNORE_INDEX), None
-        elif variant.taught == "probabilities":
+        elif variant.teach == "probabilities":
             labels = probs
-        elif variant.taught == "large":
-            doubtful = probs[:, small].sum(dim=1) > _SMALL_CHANCE
+        elif variant.teach == "large":
+            doubtful = probs[:, small].sum(dim=1) > _SMALL_PROBABILITY
             labels = labels.where(~doubtful, IGNORE_INDEX)
     if variant.paste is not None:
-        other = source if variant.paste == "source" else None
-        mixed = class_mix(views, labels, pixel_weight=weight, source=other, rounding="ceil")
+        paste_from = source if variant.paste == "source" else None
+        mixed = class_mix(views, labels, pixel_weight=weight, source=paste_from, rounding="ceil")
         views, labels, weight = mixed.images, mixed.labels, mixed.pixel_weight
     if variant.strong:
         recolour = strong_view()
@@ -145,9 +145,9 @@ def target_loss(
 
 
 def adapt(
-    name: str, start: nn.Module, variant: Variant, seed: int, world: World, lr: float, first: dict[float, Known]
+    name: str, start: nn.Module, variant: Variant, seed: int, world: World, lr: float, first: dict[float, Predictions]
 ) -> dict[str, Any]:
-    """Adapt a copy of a network, and measure it after each round; ``first`` keeps what the first labels are made of."""
+    """Adapt a copy of a network and score it after each round; ``first`` caches the predictions of the first round."""
     clock, net = Clock(), copy.deepcopy(start)
     pretrained = name == "pretrained"
     batchnorm = variant.batchnorm or ("frozen" if pretrained else "batch")
@@ -161,14 +161,15 @@ def adapt(
     rounds: list[dict[str, Any]] = []
     for number in range(variant.rounds):
         about: dict[str, Any] = {}
-        labels = world.target.labels  # not looked at where the variant has no labels
+        labels = world.target.labels  # unused if the variant has no labels
         if variant.labels != "none":
-            how = "all" if variant.labels == "teacher" else variant.labels  # what the teacher's are like
-            known = first.get(alpha) if number == 0 else None
-            known = known if known is not None else know(net, world)
+            method = "all" if variant.labels == "teacher" else variant.labels  # for statistics of the teacher's labels
+            predictions = first.get(alpha) if number == 0 else None
+            predictions = predictions if predictions is not None else predict(net, world)
             if number == 0:
-                first[alpha] = known
-            labels, about = make_labels(how, min(variant.portion + number * variant.growth, 1.0), known, world)
+                first[alpha] = predictions
+            portion = min(variant.portion + number * variant.growth, 1.0)
+            labels, about = make_labels(method, portion, predictions, world)
         set_mode(net, batchnorm)
         optimizer = optimizer_of(name, net, lr * variant.lr)
         power = 0.9 if variant.schedule == "poly" else 0.0
@@ -181,9 +182,9 @@ def adapt(
                 images, truth = source_views(next(more), world, variant)
                 loss = loss + cross_entropy(net(images), truth)
             else:
-                places = torch.randint(len(labels), (variant.batch[1],), generator=order)
-                seen = augment(world.target.images[places], labels[places])
-                loss = loss + variant.target_weight * target_loss(net, average, seen, (images, truth), variant, small)
+                drawn = torch.randint(len(labels), (variant.batch[1],), generator=order)
+                target = augment(world.target.images[drawn], labels[drawn])
+                loss = loss + variant.target_weight * target_loss(net, average, target, (images, truth), variant, small)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -192,7 +193,7 @@ def adapt(
         if batchnorm == "batch":
             mix_statistics(net, world.target.images, 1.0)
         rounds.append({"labels": about, **measure(net, world)})
-    if not rounds:  # nothing but BatchNorm's statistics has changed
+    if not rounds:  # only BatchNorm's statistics have changed
         return {**measure(net, world), **clock.read()}
     teacher = copy.deepcopy(average.model)
     if batchnorm == "batch":

@@ -1,4 +1,4 @@
-"""What is tried: each variant changes one thing."""
+"""The variants of the study; each changes one thing."""
 
 from __future__ import annotations
 
@@ -7,34 +7,33 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Variant:
-    """How a network is adapted.
+    """Settings of adaptation.
 
     Attributes:
-        labels: how target images are labelled, see ``make_labels``; "teacher" labels each batch anew.
-        portion: of each class that gets labels in the first round.
-        growth: of the portion from round to round.
-        rounds: how often target images are labelled anew; 0 trains nothing.
-        steps: of each round.
-        lr: times ``--lr``.
-        schedule: "poly" falls to 0 within the round, "constant" stays.
-        normalize: what the target's loss is divided by: "labelled" pixels or "all".
-        batch: source and target images of a step.
-        source_weight, target_weight: of the two losses.
-        batchnorm: "frozen", or "batch": statistics of the batch in training, of the target images in use.
-        alpha: share of the target's statistics that the network starts with.
-        momentum: of the average of weights, which is measured too, and teaches where ``labels`` is "teacher".
-        confidence: the share of pixels that the teacher is surer of weighs the loss (DACS).
-        taught: what the teacher's labels are: "all" pixels' most probable classes, those of "sure" pixels only, or the
-            "probabilities" of all pixels, or those of pixels that are hardly of a class that is small in the source
-            ("large").
-        paste: classes of "source" or "target" images onto target images (ClassMix), or None.
-        strong: whether target images are recoloured strongly.
-        masked: share of patches of target images that are hidden (MIC).
-        grey: whether hidden patches are grey; else they have the mean colour of the batch.
-        mirrored: whether the teacher's labels are those of the image and its mirror image together.
-        restyled: how source images get the colours of target images, see ``restyle``; "" for not.
-        source_strong: whether source images are recoloured strongly.
-        source_masked: share of patches of source images that are hidden.
+        labels: method of labelling target images, see ``make_labels``; with "teacher" the teacher labels each batch.
+        portion: portion of each class that is labelled in the first round.
+        growth: increase of the portion from round to round.
+        rounds: rounds of labelling and training; 0 trains nothing.
+        steps: steps of each round.
+        lr: factor of ``--lr``.
+        schedule: learning rate schedule of a round: "poly", which ends at 0, or "constant".
+        normalize: pixels that the target loss is divided by: "labelled" or "all".
+        batch: numbers of source and target images of a step.
+        source_weight, target_weight: weights of the two losses.
+        batchnorm: "frozen", or "batch": training uses the statistics of the batch, evaluation those of target images.
+        alpha: share of target statistics that training starts from.
+        momentum: momentum of the averaged weights. They are evaluated, too, and are the teacher if there is one.
+        confidence: confidence of a sure pixel; the share of sure pixels is the weight of the target loss (DACS).
+        teach: labels of the teacher: the most probable class of "all" pixels, of "sure" pixels, or of pixels that
+            hardly belong to a small class of the source ("large"); or the "probabilities" of all pixels.
+        paste: images whose classes are pasted onto target images (ClassMix): "source", "target" or None.
+        strong: whether target images are strongly recoloured.
+        masked: share of the patches of target images that are hidden (MIC).
+        grey: whether hidden patches are grey, or have the mean colour of the batch.
+        mirrored: whether the teacher averages its probabilities over the image and its mirror image.
+        restyled: method of giving source images the colours of target images, see ``restyle``; "" for none.
+        source_strong: whether source images are strongly recoloured.
+        source_masked: share of the patches of source images that are hidden.
     """
 
     labels: str = "re-weighted"
@@ -52,7 +51,7 @@ class Variant:
     alpha: float = -1.0
     momentum: float = 0.99
     confidence: float = 0.9
-    taught: str = "all"
+    teach: str = "all"
     paste: str | None = None
     strong: bool = False
     masked: float = 0.0
@@ -63,10 +62,10 @@ class Variant:
     source_masked: float = 0.0
 
 
-def _in_rounds(word: str, rounds: int, variants: dict[str, Variant]) -> dict[str, Variant]:
-    """The same variants in several rounds of small batches."""
+def _in_rounds(prefix: str, rounds: int, variants: dict[str, Variant]) -> dict[str, Variant]:
+    """Return the variants with several rounds and small batches."""
     return {
-        f"{word} rounds, {name}": replace(variant, rounds=rounds, batch=(2, 2)) for name, variant in variants.items()
+        f"{prefix} rounds, {name}": replace(variant, rounds=rounds, batch=(2, 2)) for name, variant in variants.items()
     }
 
 
@@ -147,16 +146,16 @@ VARIANTS |= _in_rounds(
         "teacher, ClassMix": TEACHER,
         "teacher, ClassMix, mixed styles": replace(TEACHER, restyled="mixed"),
         "masked, mixed styles, lr / 5": replace(MASKED, lr=0.2),
-        "masked, probabilities, lr / 5": replace(MASKED, taught="probabilities", lr=0.2),
-        "masked, sure pixels, lr / 5": replace(MASKED, taught="sure", lr=0.2),
-        "masked, probabilities": replace(MASKED, taught="probabilities"),
+        "masked, probabilities, lr / 5": replace(MASKED, teach="probabilities", lr=0.2),
+        "masked, sure pixels, lr / 5": replace(MASKED, teach="sure", lr=0.2),
+        "masked, probabilities": replace(MASKED, teach="probabilities"),
         "strong, mixed styles, lr / 5": replace(TEACHER, paste=None, mirrored=True, restyled="mixed", lr=0.2),
         "ClassMix, mixed styles, lr / 5": replace(TEACHER, mirrored=True, restyled="mixed", lr=0.2),
         "mixed styles, lr / 5": replace(CONTROL, restyled="mixed", lr=0.2),
         "control, lr / 5": replace(CONTROL, lr=0.2),
         "strong, mixed styles": replace(MASKED, masked=0.0),
-        "strong, mixed styles, large classes": replace(MASKED, masked=0.0, taught="large"),
-        "strong, mixed styles, sure pixels": replace(MASKED, masked=0.0, taught="sure"),
+        "strong, mixed styles, large classes": replace(MASKED, masked=0.0, teach="large"),
+        "strong, mixed styles, sure pixels": replace(MASKED, masked=0.0, teach="sure"),
         "both masked, mixed styles": replace(MASKED, source_masked=0.3, grey=False),
         "teacher, masked, mixed styles": MASKED,
     },

@@ -1,4 +1,4 @@
-"""Images in memory: source, held-out source in the colours of the target, target, validation."""
+"""The images of a study, in memory: source, held-out source in the colours of the target, target, validation."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tqdm import tqdm
 from _study.restyling import restyle
 from selftrain_seg.datasets import LabelMap, SegmentationFolder
 
-_LEAST = 16  # source images, of which two are held out
+_MINIMUM = 16  # source images; two of them are held out
 
-Folders = list[list[str]]  # of images, of their masks, and which of them
+Folders = list[list[str]]  # [images, masks, names] of each data set
 
 
 class Images(NamedTuple):
@@ -25,16 +25,16 @@ class Images(NamedTuple):
     images: Tensor
     labels: Tensor
 
-    def take(self, places: Any) -> Images:
-        """Return some of them."""
-        return Images(self.images[places], self.labels[places])
+    def take(self, index: Any) -> Images:
+        """Return the images and labels at an index."""
+        return Images(self.images[index], self.labels[index])
 
 
 class World(NamedTuple):
-    """All that a study reads.
+    """All images of a study.
 
-    ``source`` is trained on. ``check``, ``check_histograms`` and ``trust`` are source images that are not, in the
-    colours of target images: the first two tell how good a network is, the third how far its classes can be trusted.
+    ``source`` is for training. ``check``, ``check_histograms`` and ``trust`` are held-out source images in the colours
+    of target images. The first two score a network, the third measures the precision of each class.
     """
 
     classes: tuple[str, ...]
@@ -48,7 +48,7 @@ class World(NamedTuple):
 
 
 def read(folders: Folders, label_map: LabelMap, size: tuple[int, int]) -> Images:
-    """Read folders into memory, all images resized."""
+    """Read folders into memory and resize all images."""
     images, labels = [], []
     for folder, masks, names in folders:
         dataset = SegmentationFolder(folder, masks, label_map=label_map, names=None if names == "*" else names)
@@ -62,18 +62,18 @@ def read(folders: Folders, label_map: LabelMap, size: tuple[int, int]) -> Images
 
 
 def open_world(source: Folders, target: Folders, val: Folders, classes: Path, size: tuple[int, int]) -> World:
-    """Read all folders; an eighth of the source is held out, in runs of neighbouring images."""
+    """Read all folders and hold out an eighth of the source images, in runs of neighbours."""
     label_map = LabelMap.load(classes)
     labelled, unlabelled, evaluated = (read(part, label_map, size) for part in (source, target, val))
     count = len(labelled.images)
-    if count < _LEAST:
-        raise SystemExit(f"--source: expected at least {_LEAST} images, since an eighth is held out, got {count}")
-    place = torch.arange(count) * min(8, count // 8) % count * 8 // count  # up to eight runs, each in eight parts
-    held_out, rest = labelled.take(place == 7), labelled.take(place != 7)
+    if count < _MINIMUM:
+        raise SystemExit(f"--source: expected at least {_MINIMUM} images, since an eighth is held out, got {count}")
+    eighth = torch.arange(count) * min(8, count // 8) % count * 8 // count  # up to eight runs, each in eight parts
+    held_out, rest = labelled.take(eighth == 7), labelled.take(eighth != 7)
     even = torch.arange(len(held_out.images)) % 2 == 0
     moments, histograms = (
-        Images(restyle(held_out.images, unlabelled.images, how, torch.Generator().manual_seed(0)), held_out.labels)
-        for how in ("moments", "histograms")
+        Images(restyle(held_out.images, unlabelled.images, method, torch.Generator().manual_seed(0)), held_out.labels)
+        for method in ("moments", "histograms")
     )
     check, trust, other = moments.take(even), moments.take(~even), histograms.take(even)
     return World(tuple(label_map.classes), rest, held_out, check, other, trust, unlabelled, evaluated)
@@ -85,7 +85,7 @@ def as_floats(images: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mirror and recolour each image by itself; labels are hard (B, H, W) or soft (B, C, H, W)."""
+    """Mirror and recolour each image separately; labels are hard (B, H, W) or soft (B, C, H, W)."""
     jitter = v2.ColorJitter(0.2, 0.2, 0.2, 0.03)
     mirrored = torch.rand(len(images)) < 0.5
     images = torch.stack([jitter(image) for image in images])
@@ -95,5 +95,5 @@ def augment(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def strong_view() -> Callable[[Tensor], Tensor]:
-    """Recolour and blur."""
+    """Return a transform that strongly recolours and blurs."""
     return v2.Compose([v2.ColorJitter(0.4, 0.4, 0.4, 0.1), v2.RandomApply([v2.GaussianBlur(5, (0.2, 1.5))], 0.5)])
