@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from _data.held_out import Restyled
 from _data.opening import Data
-from _reporting import draw_predictions, record
+from _reporting import draw_predictions, record, subset_means
 from _reporting.without_masks import measure_without_masks
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -243,11 +243,7 @@ def _mean_logits(
 
 def mean_iou(score: Score, data: Data) -> float:
     """Return the mean IoU over the first of the data's subsets of classes."""
-    return next(iter(_means(score, data).values()))
-
-
-def _means(score: Score, data: Data) -> dict[str, float]:
-    return {heading: float(score.iou[list(classes)].nanmean()) for heading, classes in data.subsets.items()}
+    return next(iter(subset_means(score.iou, data).values()))
 
 
 def summary(score: Score, data: Data) -> dict[str, Any]:
@@ -256,14 +252,14 @@ def summary(score: Score, data: Data) -> dict[str, Any]:
         raise SystemExit("the folder holds a run of more rounds: give more --rounds, or choose another --out")
     if score.iou is None:
         return {"not measured": "mIoU: there are no validation masks", **score.seen}
-    return {**_means(score, data), "iou": dict(zip(data.label_map.classes, score.iou.tolist(), strict=True))}
+    return {**subset_means(score.iou, data), "iou": dict(zip(data.label_map.classes, score.iou.tolist(), strict=True))}
 
 
 def line(score: Score, data: Data) -> str:
     """Return a score as one line of text."""
     if score.iou is None:
         return ", ".join(f"{name} {value:.3g}" for name, value in score.seen.items()) or "not measured"
-    return ", ".join(f"{heading} {value:.1f}" for heading, value in _means(score, data).items())
+    return ", ".join(f"{heading} {value:.1f}" for heading, value in subset_means(score.iou, data).items())
 
 
 @contextlib.contextmanager

@@ -46,8 +46,14 @@ def record(
     """
     if run.main:
         precision = None if stored is None else _precision(run, data, number, stored, group)
-        values = {"thresholds": thresholds, "precision": precision, "iou": iou}
+        others = list(subset_means(iou, data).items())[1:] if iou is not None else ()
+        values = {"thresholds": thresholds, "precision": precision, "iou": iou, "means": dict(others)}
         record_round(run.out, number, classes=data.label_map.classes, group=group, **values)
+
+
+def subset_means(iou: Tensor, data: Data) -> dict[str, float]:
+    """Return the mean IoU of each of the data's subsets of classes."""
+    return {heading: float(iou[list(classes)].nanmean()) for heading, classes in data.subsets.items()}
 
 
 def _precision(run: Run, data: Data, number: int, stored: StoredRound, group: str) -> Tensor | None:
