@@ -14,6 +14,8 @@ from _common.settings import in_options
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from selftrain_seg.mining import ClassIndex, classes_below
+
 if TYPE_CHECKING:
     from _common.run import Run
     from _common.settings import Settings
@@ -125,10 +127,17 @@ def look_at_masks(data: Data, run: Run) -> None:
         torch.distributed.barrier()
 
 
-def source_counts(run: Run) -> Tensor:
-    """(C,) pixels of each class in the source masks that :func:`look_at_masks` has read."""
-    found = json.loads((run.out / "source-masks.json").read_text(encoding="utf-8"))
-    return torch.tensor(list(found["pixels"].values()))
+def rare_source_classes(data: Data, run: Run, share: float) -> Tensor:
+    """Return the classes below a share of the labelled pixels in all source masks; none for a share of 0."""
+    if share == 0:
+        return torch.tensor([], dtype=torch.long)
+    if run.settings.data == "folders":  # :func:`look_at_masks` has read them
+        found = json.loads((run.out / "source-masks.json").read_text(encoding="utf-8"))
+        counts = torch.tensor(list(found["pixels"].values()))
+    else:
+        masks = progress(data.source.masks(), "classes of the source masks", disable=not run.main)
+        counts = ClassIndex.from_masks(masks, data.label_map.num_classes).counts.sum(0)
+    return classes_below(counts, share=share)
 
 
 def check_one_size(data: Data) -> None:

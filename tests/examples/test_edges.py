@@ -614,6 +614,20 @@ def test_a_mask_of_another_size_is_found_at_the_start(common, monkeypatch, tmp_p
     assert "\n" not in str(caught.value)
 
 
+def test_rare_classes_are_counted_in_all_source_masks(common, tmp_path):
+    """Class 1 covers 4 % of each of the first 50 masks, and is all that the others have."""
+    from _data.checks import rare_source_classes
+
+    from selftrain_seg.datasets import LabelMap
+
+    first, others = torch.zeros(50, 5, 5, dtype=torch.long), torch.ones(70, 5, 5, dtype=torch.long)
+    first[:, 0, 0] = 1
+    source = Namespace(masks=lambda: list(torch.cat([first, others])))
+    data, run = Namespace(source=source, label_map=LabelMap.binary()), bare_run(tmp_path, data="voc")
+    assert rare_source_classes(data, run, 0.5).tolist() == [0]
+    assert rare_source_classes(Namespace(), run, 0.0).tolist() == []  # nothing is read
+
+
 def test_a_mask_of_an_image_that_is_turned_is_as_it_is_shown(common, tmp_path):
     from _data.checks import _header_size
 
