@@ -659,7 +659,8 @@ def test_dark_images_of_16_bits_are_asked_about(common, monkeypatch, tmp_path):
     words = own_folders(tmp_path / "data", bits=16)
     _, _, told = opened(monkeypatch, tmp_path / "out", words)
     assert any(
-        re.search(r"target images of 16 bits: brightest value 40\d\d of 65535: --white 40\d\d\?", text) for text in told
+        re.search(r"target images: 16 bits, but the brightest value is 40\d\d of 65535: --white 40\d\d\?", text)
+        for text in told
     )
     _, _, told = opened(monkeypatch, tmp_path / "other", [*words, "--white", 4095])
     assert not any("brightest" in text for text in told)
