@@ -33,11 +33,11 @@ class Score(NamedTuple):
     Attributes:
         iou: (C,) IoU in percent, NaN for classes that never occur or are in none of the data's subsets; None without
             validation masks.
-        seen: without masks, statistics of the predictions by name; else empty.
+        statistics: of the predictions, by name, if there are no validation masks; else empty.
     """
 
     iou: Tensor | None
-    seen: dict[str, float]
+    statistics: dict[str, float]
 
 
 def predict(net: Callable[[Tensor], Tensor], images: Tensor, run: Run) -> Tensor:
@@ -248,17 +248,17 @@ def mean_iou(score: Score, data: Data) -> float:
 
 def summary(score: Score, data: Data) -> dict[str, Any]:
     """Return the entries of ``result.json``: the mean IoU of each subset of classes, and the IoU of each class."""
-    if score.iou is None and not score.seen:
+    if score.iou is None and not score.statistics:
         raise SystemExit("the folder holds a run of more rounds: give more --rounds, or choose another --out")
     if score.iou is None:
-        return {"not measured": "mIoU: there are no validation masks", **score.seen}
+        return {"not measured": "mIoU: there are no validation masks", **score.statistics}
     return {**subset_means(score.iou, data), "iou": dict(zip(data.label_map.classes, score.iou.tolist(), strict=True))}
 
 
 def line(score: Score, data: Data) -> str:
     """Return a score as one line of text."""
     if score.iou is None:
-        return ", ".join(f"{name} {value:.3g}" for name, value in score.seen.items()) or "not measured"
+        return ", ".join(f"{name} {value:.3g}" for name, value in score.statistics.items()) or "not measured"
     return ", ".join(f"{heading} {value:.1f}" for heading, value in subset_means(score.iou, data).items())
 
 

@@ -43,7 +43,7 @@ def record(
     """Record a round for the report: its IoU, and the precision of its labels.
 
     The report reads thresholds and selected shares from the store. ``thresholds`` is for those that are not stored.
-    Only this function reads the true labels of target images.
+    True labels of target images, if there are any, are used for the precision alone.
     """
     if run.main:
         precision = None if stored is None else _precision(run, data, number, stored, group)

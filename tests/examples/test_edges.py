@@ -107,7 +107,7 @@ def test_batchnorm_of_pooled_features_is_scored_before_training(common, tmp_path
     data = Namespace(
         target=target_of((8, 8), (9, 7)), val=None, label_map=LabelMap.binary(), subsets={}, has_truth=False
     )
-    assert score_before(pooled(2), data, bare_run(tmp_path)).seen
+    assert score_before(pooled(2), data, bare_run(tmp_path)).statistics
 
 
 def test_one_value_a_channel_is_said_in_options(common, tmp_path):
@@ -128,7 +128,7 @@ def test_first_score_leaves_the_network_and_the_generator_as_they_are(common, tm
     data = Namespace(target=target_of((8, 8), (9, 7)), val=None, label_map=LabelMap.binary(), subsets={})
     score = score_before(net, data, bare_run(tmp_path))
     assert score.iou is None
-    assert 0 < score.seen["entropy"] < 1
+    assert 0 < score.statistics["entropy"] < 1
     assert net.training
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
