@@ -32,7 +32,7 @@ from _common.losses import supervised_loss
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
 from _data.augmentation import mark_padding, relit, training_transform
-from _data.checks import check_pasting, look_at_masks, source_counts
+from _data.checks import check_pasting, look_at_masks, rare_source_classes
 from _data.opening import open_data
 from _labelling.drawing import rare_class_order
 from _networks.build import build
@@ -40,7 +40,7 @@ from torch import Tensor
 
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.losses import cross_entropy
-from selftrain_seg.mining import class_mix, classes_below
+from selftrain_seg.mining import class_mix
 from selftrain_seg.restyle import match_moments
 from selftrain_seg.selectors import select_fixed
 from selftrain_seg.teachers import MeanTeacher
@@ -107,7 +107,7 @@ def main() -> None:
         colours, jitter_chance=1.0, grey_chance=0.0, blur_sigma_px=(0.1, 1.0), blur_chance=0.3, cut_out_chance=0.0
     )
     views = WeakStrongViews(settings.crop, scale=(1.0, 1.0), flip_chance=0.0, strong=strong)
-    rare = classes_below(source_counts(run), share=settings.rare_from_source).to(run.device)
+    rare = rare_source_classes(data, run, settings.rare_from_source).to(run.device)
     student.train()
     steps = run.steps("adaptation", settings.steps, source, target)
     for _, (source_images, source_labels), (target_images, padding) in steps:

@@ -1,21 +1,21 @@
 """The training stack that all trainers share.
 
-How a trainer is written:
+How to write a trainer:
 
-1. A dataclass of its settings, a child of ``settings.Settings``; the comment after a field is its help text. Defaults
-   come from ``examples/settings.json``, by trainer and data.
-2. A ``main()`` under ``@command_line``::
+1. Write a dataclass of its settings that inherits from ``settings.Settings``. The comment after a field is its help
+   text. ``examples/settings.json`` has the defaults for each trainer and data set.
+2. Write a ``main()`` with the decorator ``@command_line``::
 
-    settings = parse(CBSTSettings, __doc__)     # the command line, typed
-    run = Run(settings)                         # processes, precision, checkpoints, trackers: an Accelerator inside
+    settings = parse(CBSTSettings, __doc__)     # from the command line
+    run = Run(settings)                         # processes, precision, checkpoints, trackers (Accelerate)
     data = open_data(settings, run)             # source, target, val
     net = build(settings, data.label_map.num_classes)
     student, optimizer = run.prepare(net), run.optimizer(net)
-    run.register(teacher=teacher)               # whatever else has a state_dict and belongs into checkpoints
-    run.restore()                               # the last checkpoint of a run that was interrupted
+    run.register(teacher=teacher)               # other objects whose state_dict goes into checkpoints
+    run.restore()                               # from the last checkpoint, if there is one
     score_before(net, data, run)                # rounds -1 and 0: source only, BatchNorm re-estimated
 
-3. Stages. A stage has a name and a number of steps; a run consists of one stage after the other::
+3. Train in stages, one after the other. A stage has a name and a number of steps::
 
     for number in range(1, settings.rounds + 1):
         stage = f"round{number}"
@@ -32,10 +32,10 @@ How a trainer is written:
             run.log(loss=loss)
         score = evaluate(net, data, run, number)
 
-   ``run.steps`` sets the learning rates, seeds all random numbers from (seed, stage, step), saves a checkpoint every
-   so often, and yields only the steps that are left. So a killed run does what it would have done.
-4. ``run.finish(net, summary(score, data))``.
+   ``run.steps`` sets the learning rates, seeds all random numbers from (seed, stage, step), saves checkpoints, and
+   yields only the remaining steps. A run that is killed and resumed therefore gives the same result.
+4. End with ``run.finish(net, summary(score, data))``.
 
-With ``--accumulate N`` ``run.steps`` yields each step N times, with other batches; ``run.is_last_pass`` says when the
-optimizer has stepped. ``run.mean(total, count)`` divides a sum by the count of all processes.
+With ``--accumulate N``, ``run.steps`` yields each step N times with different batches; ``run.is_last_pass`` is True
+when the optimizer steps. ``run.mean(total, count)`` divides a sum by the count over all processes.
 """

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from _data.held_out import Restyled
 from _data.opening import Data
-from _reporting import draw_predictions, record
+from _reporting import draw_predictions, record, subset_means
 from _reporting.without_masks import measure_without_masks
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,11 +33,11 @@ class Score(NamedTuple):
     Attributes:
         iou: (C,) IoU in percent, NaN for classes that never occur or are in none of the data's subsets; None without
             validation masks.
-        seen: without masks, statistics of the predictions by name; else empty.
+        statistics: of the predictions, by name, if there are no validation masks; else empty.
     """
 
     iou: Tensor | None
-    seen: dict[str, float]
+    statistics: dict[str, float]
 
 
 def predict(net: Callable[[Tensor], Tensor], images: Tensor, run: Run) -> Tensor:
@@ -243,27 +243,23 @@ def _mean_logits(
 
 def mean_iou(score: Score, data: Data) -> float:
     """Return the mean IoU over the first of the data's subsets of classes."""
-    return next(iter(_means(score, data).values()))
-
-
-def _means(score: Score, data: Data) -> dict[str, float]:
-    return {heading: float(score.iou[list(classes)].nanmean()) for heading, classes in data.subsets.items()}
+    return next(iter(subset_means(score.iou, data).values()))
 
 
 def summary(score: Score, data: Data) -> dict[str, Any]:
     """Return the entries of ``result.json``: the mean IoU of each subset of classes, and the IoU of each class."""
-    if score.iou is None and not score.seen:
+    if score.iou is None and not score.statistics:
         raise SystemExit("the folder holds a run of more rounds: give more --rounds, or choose another --out")
     if score.iou is None:
-        return {"not measured": "mIoU: there are no validation masks", **score.seen}
-    return {**_means(score, data), "iou": dict(zip(data.label_map.classes, score.iou.tolist(), strict=True))}
+        return {"not measured": "mIoU: there are no validation masks", **score.statistics}
+    return {**subset_means(score.iou, data), "iou": dict(zip(data.label_map.classes, score.iou.tolist(), strict=True))}
 
 
 def line(score: Score, data: Data) -> str:
     """Return a score as one line of text."""
     if score.iou is None:
-        return ", ".join(f"{name} {value:.3g}" for name, value in score.seen.items()) or "not measured"
-    return ", ".join(f"{heading} {value:.1f}" for heading, value in _means(score, data).items())
+        return ", ".join(f"{name} {value:.3g}" for name, value in score.statistics.items()) or "not measured"
+    return ", ".join(f"{heading} {value:.1f}" for heading, value in subset_means(score.iou, data).items())
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Random batches that can be resumed, and all images in order, for torch's DataLoader."""
+"""Load images with torch's DataLoader: random batches that can be resumed, or all images in order."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 if TYPE_CHECKING:
     from _common.run import Run
 
-_PIXELS_AT_ONCE = 25 * 64 * 128  # small images are predicted together, large ones one by one
+_PIXELS_AT_ONCE = 25 * 64 * 128  # in a batch of prediction, if it has several images
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Batch sampler by number: a batch holds the same images and seeds whenever and wherever it is asked for.
+    """Batch sampler whose batches depend only on their number: a resumed run draws the same images and seeds.
 
     Args:
-        run: says how large a batch is, and which part is this process's.
-        name: of the stage; other names draw others.
-        length: images in the data set.
-        order: numbers of the images to take, in order; None for one random permutation after the other.
-        batch: images in a batch of all processes; None for ``--batch``.
+        run: gives the batch size and the share of this process.
+        name: of the stage; each name has its own permutations and seeds.
+        length: number of images in the data set.
+        order: indices of the images to draw, in order; None for random permutations, one after the other.
+        batch: images in a batch over all processes; None for ``--batch``.
     """
 
     def __init__(
@@ -32,11 +32,11 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     ) -> None:
         self.run, self.name, self.length, self.order = run, name, length, order
         self.size = batch or run.settings.batch
-        self.first = 0  # batch to begin with
+        self.first = 0  # number of the first batch
         self._epoch = -1
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield (number of the image, seed) for each image of this process's part of a batch, without end."""
+        """Yield lists of (index of an image, seed), the share of this process in each batch, without end."""
         share = self.size // self.run.world
         for part in itertools.count(self.first * self.run.world + self.run.rank, self.run.world):
             places = range(part * share, (part + 1) * share)
@@ -53,30 +53,30 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
 
 def in_blocks(dataset: Dataset[Any], run: Run, size: int = 0) -> Iterator[tuple[Tensor, Any]]:
-    """Yield (images, labels or names) in order: neighbours of one size together, images as floats in [0, 1].
+    """Yield batches of (images, labels or names) in order, the images as floats in [0, 1].
 
-    A convolution may round otherwise in another batch. So images are put together by their place in the data set, and
-    processes share whole blocks: a prediction is the same on any number of processes, and after a restart.
+    A batch holds images of one size from one block of neighbours. Processes share whole blocks. A convolution may round
+    differently in another batch, so this gives the same predictions on any number of processes and after a restart.
 
     Args:
         dataset: its items are (image, labels or name).
-        run: says which blocks are this process's.
-        size: of a block; by default ``--predict-batch``, or as many images as are small.
+        run: gives the blocks of this process.
+        size: of a block; by default ``--predict-batch``, or the number of images that have 204,800 pixels.
     """
 
-    def most(image: Tensor) -> int:
+    def batch_size(image: Tensor) -> int:
         return size or run.settings.predict_batch or max(1, _PIXELS_AT_ONCE // image[0].numel())
 
-    step = most(Plain(dataset)[0][0])
+    step = batch_size(Readable(dataset)[0][0])
     blocks = [range(first, min(first + step, len(dataset))) for first in range(0, len(dataset), step)]
-    # A generator, or else the start of workers would move torch's own, after a resume only.
+    # Without a generator, starting workers would advance torch's global one, but only in a resumed run.
     workers = {"num_workers": run.settings.workers, "generator": torch.Generator()}
-    for items in DataLoader(Plain(dataset), batch_sampler=blocks[run.rank :: run.world], collate_fn=list, **workers):
+    for items in DataLoader(Readable(dataset), batch_sampler=blocks[run.rank :: run.world], collate_fn=list, **workers):
         groups: dict[tuple[Any, ...], list[Any]] = {}
         for image, other in items:
             groups.setdefault((image.shape, getattr(other, "shape", None)), []).append((image, other))
         for group in groups.values():
-            count = most(group[0][0])
+            count = batch_size(group[0][0])
             for first in range(0, len(group), count):
                 images, others = default_collate(group[first : first + count])
                 others = others.to(run.device) if isinstance(others, Tensor) else list(others)
@@ -84,17 +84,17 @@ def in_blocks(dataset: Dataset[Any], run: Run, size: int = 0) -> Iterator[tuple[
 
 
 def as_floats(images: Tensor) -> Tensor:
-    """Convert uint8 images to float32 in [0, 1], channels last."""
+    """Convert uint8 images to float32 in [0, 1], in channels-last memory format."""
     images = images.float() / 255 if images.dtype == torch.uint8 else images
     return images.contiguous(memory_format=torch.channels_last)
 
 
 class Unreadable(Exception):
-    """An image or mask that cannot be read; its text says which, and why."""
+    """An image or mask cannot be read; the text names the file and the reason."""
 
 
-class Plain(Dataset[Any]):
-    """The items as they are; what cannot be read says so."""
+class Readable(Dataset[Any]):
+    """A data set that raises ``Unreadable`` if an item cannot be read."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
@@ -109,8 +109,8 @@ class Plain(Dataset[Any]):
             raise Unreadable(str(error).replace("\n", " ")) from error
 
 
-class Seeded(Plain):
-    """The items after a transform that draws from torch's generator, seeded for each item."""
+class Seeded(Readable):
+    """A data set with a random transform, with a seed for each item."""
 
     def __init__(self, dataset: Dataset[Any], transform: Callable[..., tuple[Any, ...]]) -> None:
         super().__init__(dataset)
@@ -120,5 +120,5 @@ class Seeded(Plain):
         index, seed = key
         parts = super().__getitem__(index)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds the GPUs, too
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
             return self.transform(*parts)

@@ -1,4 +1,4 @@
-"""What the numbers of a command line must be, for trainers, ``predict.py`` and ``evaluate.py``."""
+"""Check the numbers of a command line, for trainers, ``predict.py`` and ``evaluate.py``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _AMOUNTS = "steps|warmup_steps|rounds|workers|eval_every|predict_batch|target_we
 _COUNTS = "batch|accumulate|threads|checkpoint_every|log_every|channels|refresh|turn|stride|views|teacher_every|patch"
 _COUNTS += "|labelled_batch|check_images"
 _FACTORS = "scales|scale_range|label_scales|lr_factors|dynamic_update"
-# Names of settings, what their numbers must be, and how that is said.
+# Pattern of setting names, condition on the numbers, and its description.
 _RULES: tuple[tuple[str, Callable[..., bool], str], ...] = (
     (_AMOUNTS, lambda value: value >= 0, "at least 0"),
     ("check_tolerance", math.isfinite, "a finite number"),
@@ -28,9 +28,9 @@ _RULES: tuple[tuple[str, Callable[..., bool], str], ...] = (
     ("lr_warmup", lambda value: 0 <= value <= 1, "a share of --steps from 0 to 1"),
     (
         "colour_jitter|jitter",
-        # One number is for all; the hue's part of it ends at 0.5, where all hues are reached.
+        # A single number is for all four; trainers limit the hue to 0.5, which reaches all hues.
         lambda *values: all(0 <= value < math.inf for value in values) and (len(values) == 1 or values[-1] <= 0.5),
-        "numbers of at least 0, the last of four, of the hue, at most 0.5",
+        "numbers of at least 0; the last of four, for the hue, at most 0.5",
     ),
     ("overlap", lambda value: 0 <= value < 1, "a share from 0 to less than 1"),
     (
@@ -42,7 +42,7 @@ _RULES: tuple[tuple[str, Callable[..., bool], str], ...] = (
 
 
 def check(settings: Any) -> None:
-    """One error for each number that no run can have, before anything is read."""
+    """Exit with an error if a number is out of range, before any file is read."""
     for name, value in vars(settings).items():
         if value is None:
             continue

@@ -1,4 +1,4 @@
-"""How far something is: a bar in a terminal, a line every half minute elsewhere."""
+"""Progress: a bar in a terminal, a line every half minute elsewhere; and the memory of the process."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class _Lines(tqdm):  # type: ignore[type-arg]
     """Prints lines in place of a bar, for log files."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Print where it is; ``msg`` is what erases a bar."""
+        """Print a line. tqdm passes ``msg`` only to erase a bar."""
         if msg is None:
             print(str(self), flush=True)
         return True
 
 
 def progress(iterable: Any = None, what: str = "", total: int | None = None, **settings: Any) -> Any:
-    """Show how far a loop is; the arguments are those of tqdm. ``disable=True`` on all processes but the first."""
+    """Show the progress of a loop; arguments as for tqdm. Pass ``disable=True`` on all processes but the first."""
     if sys.stderr.isatty():
         return tqdm(iterable, what, total, leave=False, **settings)
     lines = {"delay": SECONDS, "mininterval": SECONDS, "maxinterval": SECONDS, "miniters": 1, "file": io.StringIO()}
@@ -30,7 +30,7 @@ def progress(iterable: Any = None, what: str = "", total: int | None = None, **s
 
 
 def peak_resident() -> float:
-    """Return the most memory that this process has used, in bytes; NaN where it is unknown."""
+    """Return the peak memory of this process in bytes; NaN on Windows."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""Trackers by name: a run that resumes continues its run at Weights & Biases or MLflow, too."""
+"""Start experiment trackers. A resumed run continues its run at Weights & Biases or MLflow."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _STORE = "MLFLOW_TRACKING_URI"
 
 
 def start_tracker(accelerator: Accelerator, settings: Settings, resumed: bool) -> None:
-    """Start the tracker of ``--tracker``. The id that it gives to the run is kept in ``tracker.json``.
+    """Start the tracker of ``--tracker``, and save the id of its run in ``tracker.json``.
 
-    Weights & Biases and MLflow get the settings as the run's parameters; TensorBoard has no place for them. MLflow's
-    default store lies in the working folder, so its address is kept, too: a run may be resumed from another folder.
+    Weights & Biases and MLflow also get the settings. MLflow's default store is in the working folder, so its address
+    is saved too: a run may be resumed from another folder.
     """
     name, path = settings.tracker, settings.out / "tracker.json"
     if accelerator.is_main_process and not resumed:
-        path.unlink(missing_ok=True)  # of a run that was here before
+        path.unlink(missing_ok=True)  # of an earlier run in this folder
     if name not in ("wandb", "mlflow"):
         accelerator.init_trackers("tensorboard")
         return
@@ -40,7 +40,7 @@ def start_tracker(accelerator: Accelerator, settings: Settings, resumed: bool) -
     config = None if known else {field: str(value) for field, value in dataclasses.asdict(settings).items()}
     try:
         accelerator.init_trackers("selftrain-seg", config, {name: options})
-    except Exception as error:  # each package has its own
+    except Exception as error:  # each package has its own types
         advice = f"; delete {path} to start a new run there" if known else ""
         raise SystemExit(f"--tracker {name}: {error}{advice}") from error
     if accelerator.is_main_process and known is None:

@@ -1,1 +1,1 @@
-"""The pairs of data sets to adapt between: opened, looked at before training, augmented."""
+"""Open, check and augment a source and a target data set."""

@@ -1,4 +1,4 @@
-"""Random crops, mirroring and colours of training images and everything that belongs to their pixels."""
+"""Random scales, crops, mirroring and colours of training images, with their labels and maps."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def training_transform(
     scale: Sequence[float] = (1.0, 1.0),
     jitter: Sequence[float] = (0.2, 0.2, 0.2, 0.03),
 ) -> Callable[..., Any]:
-    """Augment (image, labels, further maps) or (image, name): size, crop, mirroring, colours. Values keep their range.
+    """Return a transform of (image, labels, further maps) or (image, name): scale, crop, mirroring and colours.
 
-    Where a crop goes beyond the image, labels are ignored and further maps 0.
+    Values keep their range. In the padding of a crop, labels are ``IGNORE_INDEX`` and further maps 0.
 
     Args:
         size: height and width of the crop.
-        crop: in place of a crop anywhere: ``selftrain_seg.mining.SmallClassCrop``, say.
+        crop: replaces the random crop, for example by ``selftrain_seg.mining.SmallClassCrop``.
         scale: smallest and largest factor by which the image is resized before the crop.
-        jitter: by how much brightness, contrast, saturation and hue change at most. Of images whose channels are no
-            colours, brightness and contrast change by the first.
+        jitter: largest change of brightness, contrast, saturation and hue. In images whose channels are not colours,
+            brightness and contrast change by the first number.
     """
     if crop is None:
         fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE_INDEX}
@@ -58,7 +58,7 @@ def _augment(
         image = TF.resize(image, size, antialias=True)
         labels = TF.resize(labels, size) if isinstance(labels, Tensor) else labels
         maps = tuple(TF.resize(tv_tensors.Mask(part), size).as_subclass(Tensor) for part in maps)
-    # Maps move as images do: a crop finds its place in the only mask, and fills the others with 0.
+    # Maps are moved as images: the crop is placed by the only mask, and pads all others with 0.
     image, labels, *moved = move(image, labels, *(tv_tensors.Image(part) for part in maps))
     moved = [new.reshape(*old.shape[:-2], *new.shape[-2:]) for new, old in zip(moved, maps, strict=True)]
     parts = (recolour(image) if image.shape[0] in (1, 3) else relit(image, strength), labels, *moved)
@@ -66,10 +66,10 @@ def _augment(
 
 
 def mark_padding(transform: Callable[..., Any]) -> Callable[[Any, Any], tuple[Any, ...]]:
-    """Give unlabelled images (image, name) a map in place of the name: 0, and 255 where a crop goes beyond the image.
+    """Return a transform of (image, name) into (image, map), whose map is 0, and 255 in the padding of the crop.
 
     Args:
-        transform: of :func:`training_transform`.
+        transform: made by :func:`training_transform`.
     """
     return functools.partial(_marked, transform)
 
@@ -79,7 +79,7 @@ def _marked(transform: Callable[..., Any], image: Tensor, _: Any) -> tuple[Any, 
 
 
 def relit(image: Tensor, strength: float = 0.2) -> Tensor:
-    """Change brightness and contrast of images (..., C, H, W) whose channels are no colours, of each by its own."""
+    """Randomly change brightness and contrast of each image (..., C, H, W), for channels that are not colours."""
     top = 1.0 if image.is_floating_point() else 255.0
     factors = 1 + strength * (2 * torch.rand(2, *image.shape[:-3], 1, 1, 1) - 1)
     brightness, contrast = factors.to(image.device)
@@ -90,21 +90,21 @@ def relit(image: Tensor, strength: float = 0.2) -> Tensor:
 
 
 def cut_squares(images: Tensor, chance: float, side: int = 32, share: float = 0.25) -> Tensor:
-    """Make a share of the squares of some images (B, C, H, W) black."""
+    """Make a share of the squares black, in each image (B, C, H, W) with the given chance."""
     cut = torch.rand(len(images), 1, 1, 1, device=images.device) < chance
     return torch.where(cut, mask_patches(images, side, share)[0], images)
 
 
 def whole_image(size: Sequence[int], resize: Sequence[int] | None = None) -> Callable[[Any, Any], tuple[Tensor, Any]]:
-    """Transform (image, labels) or (image, name) into tensors of one size.
+    """Return a transform of (image, labels) or (image, name) into images of one size.
 
     Args:
-        size: images of other sizes are cut or padded to it.
-        resize: in place of that, all are resized to this.
+        size: height and width to which images are cropped or padded.
+        resize: height and width to which they are resized instead.
     """
     fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE_INDEX}
-    cut = v2.RandomCrop(tuple(size), pad_if_needed=True, fill=fill)
-    return functools.partial(_moved, cut if resize is None else v2.Resize(tuple(resize), antialias=True))
+    crop = v2.RandomCrop(tuple(size), pad_if_needed=True, fill=fill)
+    return functools.partial(_moved, crop if resize is None else v2.Resize(tuple(resize), antialias=True))
 
 
 def _moved(move: Callable[..., Any], image: Tensor, labels: Any) -> tuple[Tensor, Any]:

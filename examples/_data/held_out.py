@@ -1,4 +1,4 @@
-"""Source images that are not trained on, and how they look in the colours of target images."""
+"""Held-out source images, and the same images in the colours of target images."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
     from _data.opening import Data
 
-_RUN = 8  # neighbours that are held out together: those of a film are alike
+_RUN = 8  # neighbours that are held out together, because frames of a video are alike
 
 
 def holds_out(settings: Settings) -> bool:
-    """Whether a run needs held-out source images."""
+    """Return whether a run needs held-out source images."""
     return settings.check != "none" or settings.reestimate_bn == "auto"
 
 
 def held_out_places(length: int, most: int) -> list[int]:
-    """Which source images to hold out: an eighth, at most ``most``, in runs of neighbours spread over all images."""
+    """Return the indices to hold out: an eighth, at most ``most``, in groups of neighbours spread evenly."""
     count = max(1, min(most, length // 8))
     runs = -(-count // _RUN)
     firsts = [(2 * run + 1) * length // (2 * runs) for run in range(runs)]  # the middle of each of ``runs`` parts
@@ -40,24 +40,24 @@ def held_out_places(length: int, most: int) -> list[int]:
 
 
 def hold_out(data: Data, run: Run) -> Data:
-    """Take the held-out images out of the source; the same ones in every run on this data."""
+    """Move some source images to ``held_out``, the same ones in every run on this data."""
     settings = run.settings
     if data.source is None and settings.reestimate_bn not in (0, 1):
         raise SystemExit(f"--reestimate-bn {settings.reestimate_bn}: this trainer has no source images: 0 or 1")
     if not holds_out(settings) or data.held_out is not None:
         return data
     if data.source is None:
-        raise SystemExit(f"--check {settings.check}: this trainer has no source images to hold out: --check none")
+        raise SystemExit(f"--check {settings.check}: this trainer has no source images to hold out: use --check none")
     if len(data.source) < 2:
-        raise SystemExit("--check and --reestimate-bn auto hold source images out: expected at least 2, got 1")
+        raise SystemExit("--check and --reestimate-bn auto hold out source images: expected at least 2, got 1")
     places = held_out_places(len(data.source), settings.check_images)
     rest = sorted(set(range(len(data.source))) - set(places))
-    _tell_if_trained_on(run)
+    _warn_if_trained_on(run)
     return data._replace(source=data.source.only(rest), held_out=data.source.only(places))
 
 
-def _tell_if_trained_on(run: Run) -> None:
-    """Say that the network before training has an advantage, if ``--init`` was trained on the held-out images."""
+def _warn_if_trained_on(run: Run) -> None:
+    """Warn if ``--init`` was trained on the held-out images, which favours the network before training."""
     settings = run.settings
     if settings.init is None:
         return
@@ -68,31 +68,31 @@ def _tell_if_trained_on(run: Run) -> None:
     held_out = found.get("check", "none") != "none" or found.get("reestimate_bn") == "auto"
     if found.get("data") == settings.data and not (held_out and found.get("check_images") == settings.check_images):
         run.say(
-            f"{settings.init} was trained on the held-out images, too, so the check favours it: train it with the same "
-            "--check and --check-images"
+            f"warning: {settings.init} was trained on the held-out images, so the check favours it: train it with the "
+            "same --check and --check-images"
         )
 
 
 def draw_held_out(root: Path, settings: Settings, run: Run) -> Path:
-    """Draw source images of the embedded benchmark that are in no other part of it; returns their folder."""
+    """Draw new source images of the embedded benchmark to hold out; returns their folder."""
     folder = root / f"held-out-{settings.check_images}"
     if run.main and not folder.exists():
-        half = root / f".held-out-{os.getpid()}"
-        SyntheticStreets("source", "val", length=settings.check_images, seed=settings.seed).export(half, "gta5")
+        temporary = root / f".held-out-{os.getpid()}"
+        SyntheticStreets("source", "val", length=settings.check_images, seed=settings.seed).export(temporary, "gta5")
         try:
-            half.rename(folder)
+            temporary.rename(folder)
         except OSError:  # another run has drawn the same
-            shutil.rmtree(half)
+            shutil.rmtree(temporary)
     if run.world > 1:
         torch.distributed.barrier()
     return folder
 
 
 class Restyled(Dataset[tuple[Tensor, Any]]):
-    """Labelled images with the colours of target images, the same pairs whenever it is made.
+    """Labelled source images in the colours of target images, always the same pairs.
 
-    Three channels get the moments of CIE Lab, which judge networks of the embedded benchmark better than those of RGB
-    do; other channels get their own moments.
+    RGB images take on the moments of the target image in CIE Lab, which ranks networks on the embedded benchmark better
+    than RGB. Other images take on the moments of each channel.
 
     Args:
         source: items are (image, labels).

@@ -1,4 +1,4 @@
-"""The pairs of data sets to adapt between, read from their folders."""
+"""Open the data sets of ``--data``: source, target and validation images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as TF
 
 import selftrain_seg
-from _data.checks import ask_about_white, check_values, digests
+from _data.checks import check_values, digests, suggest_white
 from _data.held_out import draw_held_out, hold_out, holds_out
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.datasets import (
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
 
 class Data(NamedTuple):
-    """Two domains: labelled images of one, and of the other images only.
+    """The data sets of a run.
 
     Attributes:
-        source: labelled images; None for a trainer that does without.
-        target: names and images without labels; ``target_with(labels)`` gives them labels, by a function of the name,
-            or True for those of files.
-        val: labelled images of the target domain, the labels in the size of the files; None if there are none.
-        label_map: classes, names and colours.
-        subsets: heading -> classes that a mean IoU is taken over.
-        has_truth: whether the target images have labels in files, too. They serve to measure precision only.
+        source: labelled source images; None for a trainer that does not use them.
+        target: target images with names, without labels.
+        target_with: makes target images with labels: those of a function of the name, or for True those in files.
+        val: labelled target images for evaluation, with labels in the size of the files; None if there are none.
+        label_map: names and colours of the classes.
+        subsets: heading -> classes whose mean IoU is reported; the first is the mIoU.
+        has_truth: whether files have labels of the target images. They are used to measure precision.
         held_out: labelled source images that are not trained on, for ``--check`` and ``--reestimate-bn auto``.
     """
 
@@ -62,14 +62,14 @@ class Data(NamedTuple):
 
 
 class Part(Dataset[Any]):
-    """Some images of a data set, all of one size if asked for.
+    """A subset of a data set, resized if ``resize`` is given.
 
     Args:
         dataset: its items are (image, labels) or (image, name).
-        places: numbers of the images; None for all.
-        resize: height and width that images get, and labels unless ``whole_labels``.
-        whole_labels: labels stay as they are.
-        labels: in place of names, labels in the size of the resized image, by a function of the name.
+        places: indices of the images; None for all.
+        resize: height and width of images, and of labels unless ``whole_labels``.
+        whole_labels: whether labels keep their size.
+        labels: replaces names by labels in the size of the resized image; called with the name.
     """
 
     def __init__(
@@ -97,12 +97,12 @@ class Part(Dataset[Any]):
         return image, other if self.labels is None else self.labels(other)
 
     def only(self, indices: Sequence[int]) -> Part:
-        """Some of the images."""
+        """Return the subset of these indices."""
         places = [self.places[index] for index in indices]
         return Part(self.dataset, places, resize=self.resize, whole_labels=self.whole_labels, labels=self.labels)
 
     def masks(self) -> Dataset[Tensor]:
-        """The labels alone; nothing decodes the images."""
+        """Return the labels alone, without decoding images."""
         return _Masks(self)
 
 
@@ -121,9 +121,14 @@ class _Masks(Dataset[Tensor]):
 
 
 def open_data(settings: Settings, run: Run, *, source_free: bool = False) -> Data:
-    """Open the data sets that ``--data`` names, the source only if it is needed, and say what is in them.
+    """Open the data sets of ``--data``, check them and print what they hold.
 
-    Sets ``--crop`` where it was not given: all trainers cut images so that any sizes go together.
+    Sets ``settings.crop`` if it is None. Every trainer crops images, so they may differ in size.
+
+    Args:
+        settings: of the trainer.
+        run: its folder stores the classes and digests of the data.
+        source_free: whether the trainer uses no source images.
     """
     try:
         data = hold_out(_opened(settings, run, source_free), run)
@@ -135,23 +140,23 @@ def open_data(settings: Settings, run: Run, *, source_free: bool = False) -> Dat
     if settings.crop is None:
         most = [settings.largest_crop, settings.tile or settings.largest_crop]
         settings.crop = [min(sides) for sides in zip(*sizes, *most, strict=True)]
-        if getattr(settings, "mine", False):  # in a crop of the whole image there is nothing to look for
+        if getattr(settings, "mine", False):  # a crop of the whole image could not be placed
             settings.crop = [min(crop, 3 * side // 4) for crop, side in zip(settings.crop, sizes[0], strict=True)]
     parts = {"source": data.source, "held-out source": data.held_out, "target": data.target, "val": data.val}
     counts = ", ".join(f"{len(part)} {name}" for name, part in parts.items() if part is not None)
     channels, height, width = first.shape
     run.say(
-        f"{settings.data}: {counts} images; the first of the target is {height} x {width}, {channels} channels; "
-        f"crops of {settings.crop[0]} x {settings.crop[1]}"
+        f"{settings.data}: {counts} images; first target image {height} x {width}, {channels} channels; "
+        f"crops {settings.crop[0]} x {settings.crop[1]}"
     )
     if any(crop > max(sides) for crop, sides in zip(settings.crop, zip(*sizes, strict=True), strict=True)):
-        run.say("the crops are larger than the first images: labels beyond the edge of an image are ignored")
+        run.say("the crops are larger than the first images: they are padded, and the padding is ignored")
     run.say(f"{settings.network}: {settings.optimizer}, learning rate {settings.lr:g}, {batchnorm_line(settings)}")
     if data.val is None:
         run.say(f"no validation masks, so no mIoU{'' if data.has_truth else '; no target masks, so no precision'}")
-    if settings.data != "streets":  # what is drawn is known by the arguments and the code
+    if settings.data != "streets":  # the settings and the code determine the embedded benchmark
         check_data(run, digests(parts, settings))
-    ask_about_white(data, settings, run)
+    suggest_white(data, settings, run)
     if run.main:
         data.label_map.save(run.out / "classes.json")  # for predict.py
     return data
@@ -173,11 +178,11 @@ def _opened(settings: Settings, run: Run, source_free: bool) -> Data:
     if settings.data == "folders":
         return _folders(settings, source_free)
     if settings.root is None:
-        raise SystemExit(f"--data {settings.data}: say where the data is with --root")
+        raise SystemExit(f"--data {settings.data}: give the folder of the data with --root")
     if settings.data == "voc":
         return _voc(settings)
     if settings.source_root is None and not source_free:
-        raise SystemExit(f"--data {settings.data}: say where the source images are with --source-root")
+        raise SystemExit(f"--data {settings.data}: give the folder of the source images with --source-root")
     outputs = settings.outputs if settings.data == "synthia" else 19
     label_map = LabelMap.cityscapes(outputs)
     everything = {"mIoU": tuple(range(19))}
@@ -211,17 +216,19 @@ def _adaptation(
 
 
 def _streets(settings: Settings, run: Run) -> Data:
-    """The embedded benchmark, drawn at first use and written as GTA5 and Cityscapes folders."""
+    """Open the embedded benchmark; draw it at first use, in the layouts of GTA5 and Cityscapes."""
     source, target, val = settings.images
     code = digest_of(sorted((Path(selftrain_seg.__file__).parent / "datasets").glob("*streets*.py")))
     root = settings.root or Path("runs") / "streets" / f"seed{settings.seed}-{source}-{target}-{val}-{code}"
     drawn = (root / "complete").read_text(encoding="utf-8") if (root / "complete").exists() else None
     if drawn not in (None, code):
-        raise SystemExit(f"--root {root}: drawn by other code than this version's; remove it, or choose another")
+        raise SystemExit(f"--root {root}: drawn by another version of the code; remove it, or choose another folder")
     if run.main and drawn is None:
-        incomplete = root / "incomplete"  # only what was drawn here is ever removed
+        incomplete = root / "incomplete"  # marks a folder whose content may be removed
         if root.exists() and not incomplete.exists() and any(root.iterdir()):
-            raise SystemExit(f"--root {root}: holds other files than the embedded benchmark's; real data needs --data")
+            raise SystemExit(
+                f"--root {root}: has files that are not of the embedded benchmark; for real data set --data"
+            )
         root.mkdir(parents=True, exist_ok=True)
         incomplete.write_text(code, encoding="utf-8")
         for part in ("source", "target"):
@@ -245,7 +252,7 @@ def _streets(settings: Settings, run: Run) -> Data:
 
 
 def _voc(settings: Settings) -> Data:
-    """Semi-supervised: a part of VOC's training images is labelled, all others are the target."""
+    """Open VOC for semi-supervised training: the source is the labelled part of the training images."""
     everything = VOCSegmentation(settings.root, "train_aug")
     labelled, others = everything.draw_labelled(settings.labelled, seed=settings.seed)
 
@@ -260,7 +267,7 @@ def _voc(settings: Settings) -> Data:
 
 
 def _folders(settings: Settings, source_free: bool) -> Data:
-    """A user's own images and masks."""
+    """Open the user's own images and masks."""
     needed = ["target_images", "classes", *(() if source_free else ("source_images", "source_masks"))]
     missing = [f"--{name.replace('_', '-')}" for name in needed if getattr(settings, name) is None]
     if missing:
@@ -270,8 +277,8 @@ def _folders(settings: Settings, source_free: bool) -> Data:
     label_map = LabelMap.load(settings.classes)
     if label_map.ignore_index != IGNORE_INDEX or label_map.num_classes > IGNORE_INDEX:
         raise ValueError(
-            f"{settings.classes}: expected at most {IGNORE_INDEX} classes, with {IGNORE_INDEX} for what is ignored, "
-            f"got {label_map.num_classes} with {label_map.ignore_index}"
+            f"{settings.classes}: expected at most {IGNORE_INDEX} classes and ignore index {IGNORE_INDEX}, "
+            f"got {label_map.num_classes} and {label_map.ignore_index}"
         )
     if label_map.num_classes == 1:
         raise ValueError(
@@ -288,7 +295,7 @@ def _folders(settings: Settings, source_free: bool) -> Data:
 
     def target(labels: Any) -> Part:
         if labels is True and settings.target_masks is None:
-            raise ValueError("labels of the target images are needed: say where they are with --target-masks")
+            raise ValueError("labels of the target images are needed: give their folder with --target-masks")
         masks = {"masks": settings.target_masks, **masked} if labels is True else {}
         dataset = SegmentationFolder(settings.target_images, names=settings.target_names, **masks, **reading)
         return part(dataset, 12, labels=labels if callable(labels) else None)
@@ -301,6 +308,6 @@ def _folders(settings: Settings, source_free: bool) -> Data:
         masks = {"masks": settings.val_masks, "names": settings.val_names, **masked}
         val = part(SegmentationFolder(settings.val_images, **masks, **reading), 8, whole_labels=True)
     if settings.target_masks is not None:
-        target(True)  # or its error now, not after the first round
+        target(True)  # fails now, not after the first round
     subsets = {"mIoU": tuple(range(label_map.num_classes))}
     return Data(source, target(False), target, val, label_map, subsets, settings.target_masks is not None)

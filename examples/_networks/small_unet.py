@@ -1,4 +1,4 @@
-"""A U-Net small enough to train in two minutes on two CPU cores."""
+"""A U-Net that trains in two minutes on two CPU cores."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class SmallUNet(nn.Module):
-    """U-Net of 0.23 M parameters: it works at half resolution between a pixel-unshuffle and a pixel-shuffle.
+    """U-Net with 0.23 M parameters, at half resolution between a pixel-unshuffle and a pixel-shuffle.
 
     Args:
         num_classes: number of output channels.
         widths: channels at 1/2, 1/4, 1/8 and 1/16 of the input's resolution.
-        channels: of the images.
+        channels: number of channels of the images.
     """
 
     def __init__(
@@ -37,7 +37,9 @@ class SmallUNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, channels, H, W) in [0, 1] to logits (B, C, H, W)."""
         height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % 16, 0, -height % 16), mode="replicate")  # it halves four times
+        images = F.pad(
+            images, (0, -width % 16, 0, -height % 16), mode="replicate"
+        )  # the network halves the size four times
         x = self.stem((images - 0.5) / 0.25)
         skips = []
         for down in self.down:

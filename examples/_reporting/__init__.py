@@ -1,4 +1,4 @@
-"""What a run leaves for its report: pictures of predictions and labels, and how much of the labels is right."""
+"""Record the rounds of a run for its report: IoU, precision of labels, and pictures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from selftrain_seg.store import StoredRound
 
-_FEW = 0.001  # share of selected pixels, below which a round is most likely a mistake
+_FEW = 0.001  # share of selected pixels below which a round has too few labels
+_SAMPLE = 50  # images to measure the precision of labels on
 
 
 def record(
@@ -39,32 +40,38 @@ def record(
     thresholds: Tensor | None = None,
     group: str = "",
 ) -> None:
-    """Leave what the report shows of a round: its IoU; how much of its labels is right, and where.
+    """Record a round for the report: its IoU, and the precision of its labels.
 
-    Thresholds and shares it finds in the store, but for thresholds that are not kept there. The truth of the target
-    images, where it lies beside them, is seen by nothing but this.
+    The report reads thresholds and selected shares from the store. ``thresholds`` is for those that are not stored.
+    True labels of target images, if there are any, are used for the precision alone.
     """
     if run.main:
         precision = None if stored is None else _precision(run, data, number, stored, group)
-        values = {"thresholds": thresholds, "precision": precision, "iou": iou}
+        others = list(subset_means(iou, data).items())[1:] if iou is not None else ()
+        values = {"thresholds": thresholds, "precision": precision, "iou": iou, "means": dict(others)}
         record_round(run.out, number, classes=data.label_map.classes, group=group, **values)
 
 
+def subset_means(iou: Tensor, data: Data) -> dict[str, float]:
+    """Return the mean IoU of each of the data's subsets of classes."""
+    return {heading: float(iou[list(classes)].nanmean()) for heading, classes in data.subsets.items()}
+
+
 def _precision(run: Run, data: Data, number: int, stored: StoredRound, group: str) -> Tensor | None:
-    """Right pixels of those labelled, of each class, on up to 50 images; a picture of the first three."""
+    """Return the share of correct labels of each class, on up to 50 images, and draw the first three images."""
     if not data.has_truth:
         return None
     try:
         target = data.target_with(True)
-    except (OSError, ValueError):  # there is no truth
+    except (OSError, ValueError):  # there are no true labels
         return None
     counts = torch.zeros(2, data.label_map.num_classes, dtype=torch.int64)
     samples: list[tuple[Tensor, Tensor, Tensor]] = []
-    for place in range(0, len(stored), -(-len(stored) // 50)):
+    for place in range(0, len(stored), -(-len(stored) // _SAMPLE)):
         try:
             (image, truth), labels = target[place], stored.labels(place)
         except (OSError, ValueError) as error:  # training does not need it
-            run.say(f"no precision of round {number}: {error}")
+            run.say(f"round {number}: precision not measured: {error}")
             return None
         known = (labels != IGNORE_INDEX) & (truth != IGNORE_INDEX)
         for row, pixels in enumerate((known, known & (labels == truth))):
@@ -78,26 +85,26 @@ def _precision(run: Run, data: Data, number: int, stored: StoredRound, group: st
 
 
 def warn_of_few_labels(run: Run, number: int, stored: StoredRound) -> None:
-    """Warn of a round with next to no labels: there is nothing to learn from it."""
+    """Warn if a round has too few labels to learn from."""
     if stored.selected_share < _FEW:
         run.say(
             f"warning: round {number} selected only {100 * stored.selected_share:.3g} % of the target's pixels: "
-            "start from a network that knows the classes (--init), or select more"
+            "start from a network that is trained on these classes (--init), or select more"
         )
 
 
 def draw_predictions(images: Tensor, logits: Tensor, labels: Tensor | None, data: Data, run: Run, name: str) -> None:
-    """Leave pictures of a few images: labels over them for the tracker; these and the confidence for the report."""
+    """Draw predictions on a few images for the tracker and the report, and their confidence for the report."""
     images, logits = three_channels(images[:6]), logits[:6]
     if logits.shape[-2:] != images.shape[-2:]:
         logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear")
         labels = None if labels is None else F.interpolate(labels[:, None].float(), size=images.shape[-2:])[:, 0].long()
     palette, top = data.label_map.palette, top_confidence(logits)
     maps = {"prediction": top.labels} | ({} if labels is None else {"truth": labels[:6]})
-    painted = {column: overlay(images, seen, palette, opacity=0.6) for column, seen in maps.items()}
+    painted = {column: overlay(images, shown, palette, opacity=0.6) for column, shown in maps.items()}
     rows = ((255 * images).round().byte(), *painted.values())
     run.picture(f"images, predictions{'' if labels is None else ', truth'}", make_grid(torch.cat(rows), len(images)))
-    columns = {"image": images[:4], **{column: seen[:4] for column, seen in painted.items()}}
+    columns = {"image": images[:4], **{column: shown[:4] for column, shown in painted.items()}}
     sheet = image_sheet(columns, palette=palette, classes=data.label_map.classes)
     record_picture(run.out, f"{name} predictions", sheet)
     confidence = confidence_map(top.log_confidence[:4].exp(), images=images[:4])
@@ -105,5 +112,5 @@ def draw_predictions(images: Tensor, logits: Tensor, labels: Tensor | None, data
 
 
 def three_channels(images: Tensor) -> Tensor:
-    """Three channels that can be looked at: the first three, or the first as grey."""
+    """Return the first three channels, or the first one as grey."""
     return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)

@@ -1,4 +1,4 @@
-"""What can be told of a network where there are no validation masks."""
+"""Statistics of predictions, for data without validation masks."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from _common.run import Run
     from _data.opening import Data
 
-_IMAGES = 50  # target images that are looked at
+_SAMPLE = 50  # target images to predict
 
 
 @torch.no_grad()
 def measure_without_masks(
     predict: Callable[[Tensor], Tensor], data: Data, run: Run, number: int, group: str, name: str
 ) -> dict[str, float]:
-    """How sure the network is on some target images, how its outputs cluster, and how its labels have changed."""
-    places = range(0, len(data.target), -(-len(data.target) // _IMAGES))
+    """Return entropy, soft neighbourhood density and the share of unchanged labels, on up to 50 target images."""
+    places = range(0, len(data.target), -(-len(data.target) // _SAMPLE))
     folder, ending = run.out / "seen", f"{group}-rank{run.rank}of{run.world}.pt"
     before = [folder / f"{earlier}{ending}" for earlier in range(-1, number)]
     earlier = next((torch.load(path, weights_only=True) for path in reversed(before) if path.exists()), None)

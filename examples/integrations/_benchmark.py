@@ -1,7 +1,4 @@
-"""What you have already and the scripts of this folder share: data, a network trained on the source domain, a score.
-
-Made of the pieces of the other examples, one folder up.
-"""
+"""Data, a source network and a score for the scripts in this folder. In your project, you have these already."""
 
 from __future__ import annotations
 
@@ -23,15 +20,15 @@ from _quickstart.training import train_source
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.datasets import SyntheticStreets
 
-CODE = code_digest(Path(__file__))  # what is kept for later runs was made by this very code
+CODE = code_digest(Path(__file__))  # later runs reuse files of the same code only
 CLASSES = SyntheticStreets.num_classes
-torch.set_num_threads(1)  # more are slower where cores are busy
+torch.set_num_threads(1)  # more are slower on busy cores
 
 
 def load(smoke: bool, cache: Path) -> tuple[TensorDataset, TensorDataset, TensorDataset]:
-    """Source images with labels; target images, whose labels are only to be looked at for scores; validation images.
+    """Return source, target and validation images with labels; those of target images are for scores only.
 
-    Images are float32 in [0, 1], labels int64. Drawn once, then kept in ``cache``, until the code changes.
+    Images are float32 in [0, 1], labels int64. They are drawn once and stored in ``cache`` until the code changes.
     """
     lengths = (16, 16, 8) if smoke else (500, 400, 150)
     splits = (("source", "train"), ("target", "train"), ("target", "val"))
@@ -44,7 +41,7 @@ def load(smoke: bool, cache: Path) -> tuple[TensorDataset, TensorDataset, Tensor
 
 
 def source_network(source: TensorDataset, smoke: bool, cache: Path) -> nn.Module:
-    """Train a small U-Net on the source domain, once; then take it from ``cache``, until the code changes."""
+    """Train a small U-Net on the source domain once, and store it in ``cache`` until the code changes."""
     path, network = cache / CODE / f"source-{len(source)}.pt", SmallUNet(CLASSES)
     if not path.exists():
         images, labels = source.tensors

@@ -1,4 +1,4 @@
-"""Instance-adaptive self-training (IAST) with Hugging Face Accelerate, the labels made online by a mean teacher.
+"""Instance-adaptive self-training (IAST) with Hugging Face Accelerate; a mean teacher labels each batch.
 
 ``python examples/integrations/accelerate_loop.py``, or on two GPUs
 ``accelerate launch --multi_gpu --num_processes 2 examples/integrations/accelerate_loop.py --mixed-precision bf16``
@@ -25,13 +25,13 @@ from selftrain_seg.teachers import MeanTeacher
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--accumulate", type=int, default=1, help="backward passes a step")
+    parser.add_argument("--accumulate", type=int, default=1, help="backward passes in a step")
     parser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default="no")
-    parser.add_argument("--compile", help="a backend of torch.compile, such as inductor")
-    parser.add_argument("--device", default="auto", help="cpu, or what Accelerate finds")
-    parser.add_argument("--resume", action="store_true", help="go on from the saved state, for as many epochs again")
+    parser.add_argument("--compile", help="compile the network with this backend of torch.compile, such as inductor")
+    parser.add_argument("--device", default="auto", help="auto or cpu; auto leaves the choice to Accelerate")
+    parser.add_argument("--resume", action="store_true", help="continue from the saved state, for --epochs more epochs")
     parser.add_argument("--out", type=Path, default=Path("runs/integrations"))
-    parser.add_argument("--smoke", action="store_true", help="a few steps only, to see that everything runs")
+    parser.add_argument("--smoke", action="store_true", help="train a few steps only, as a test")
     args = parser.parse_args()
     epochs = args.epochs or (2 if args.smoke else 3)
 
@@ -64,13 +64,13 @@ def main() -> None:
             with accelerator.accumulate(student):
                 pseudo = selector(teacher(target_images))
                 loss = F.cross_entropy(student(source_images), source_labels, ignore_index=255)
-                # IAST's 3.0 is for labels that stay for a round. These change with the student.
+                # IAST has 3.0, for labels that stay fixed for a round. These labels change with the teacher.
                 loss = loss + region_guided_loss(student(target_images), pseudo.labels, ignored_weight=1.0)
                 accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()
             if accelerator.sync_gradients:
-                teacher.update(student)  # wrapped and compiled as it is
+                teacher.update(student)  # the student may be wrapped and compiled
         theta = selector.thresholds
         accelerator.print(f"epoch {epoch + 1}: θ {theta.min():.3f} to {theta.max():.3f}")
 

@@ -1,7 +1,7 @@
 """A mean teacher with class-balanced thresholds and ClassMix as a Lightning module.
 
-Teacher, thresholds and the counts behind them are parts of the module: they move with it and are in its checkpoints.
-``--devices 2`` trains on two processes, ``--resume`` goes on after the last finished epoch.
+The module contains the teacher, the thresholds and their counts, so they move with it and are in its checkpoints.
+``--devices 2`` trains on two processes, and ``--resume`` continues after the last finished epoch.
 
 ``python examples/integrations/lightning_module.py``
 """
@@ -32,12 +32,12 @@ from selftrain_seg.thresholds import ClassBalancedThreshold
 
 
 class SelfTraining(L.LightningModule):
-    """Adapt a network; an epoch's thresholds are those of the teacher's predictions in the epoch before."""
+    """Adapt a network. The thresholds of an epoch come from the teacher's predictions in the epoch before."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.student = network.train()  # Lightning leaves modes as they are
-        # It sees target images only, in train mode, so its running statistics are the target's.
+        self.student = network.train()  # Lightning does not change the mode
+        # In train mode on target images alone, its running statistics become those of the target.
         self.teacher = MeanTeacher(network, momentum=0.99, train_mode=True, dropout=True, buffers="keep")
         self.kc = ClassBalancedThreshold(CLASSES, portion=0.5)
         self.register_buffer("thresholds", torch.ones(CLASSES, dtype=torch.float64))  # 1 selects nothing
@@ -49,24 +49,24 @@ class SelfTraining(L.LightningModule):
         self.kc.update(logits)
         pseudo = select_reweighted(logits, self.thresholds)
         mixed = class_mix(target_images, pseudo.labels, source=(source_images, source_labels))
-        # The domains go through the network apart: one batch would mix their statistics.
+        # One batch for each domain, because a joint batch would mix their statistics.
         loss = F.cross_entropy(self.student(source_images), source_labels, ignore_index=255)
         return loss + cross_entropy(self.student(mixed.images), mixed.labels, normalize="all")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        self.teacher.update(self.student)  # once a step, however many batches are accumulated
+        self.teacher.update(self.student)  # once a step, also if batches are accumulated
 
     def on_train_epoch_end(self) -> None:
-        self.thresholds.copy_(self.kc.compute())  # a sum over ranks: all of them come here
+        self.thresholds.copy_(self.kc.compute())  # sums over ranks, so every rank must call it
         self.kc.reset()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # A checkpoint has the counts of rank 0 only. At the end of an epoch there are none.
+        # The checkpoint has only the counts of rank 0. At the end of an epoch all counts are 0.
         checkpoint["state_dict"] |= self.kc.state_dict(prefix="kc.")
 
     def on_train_epoch_start(self) -> None:
-        # What is random in an epoch comes from its number, so a resumed run draws what it would have drawn.
+        # The seed depends only on the epoch and the rank, so a resumed run draws the same random numbers.
         torch.manual_seed(1000 * self.current_epoch + self.global_rank)
 
     def on_validation_epoch_start(self) -> None:
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/integrations"))
-    parser.add_argument("--smoke", action="store_true", help="a few steps only")
+    parser.add_argument("--smoke", action="store_true", help="train a few steps only, as a test")
     args = parser.parse_args()
 
     source, target, val = load(args.smoke, args.out)
@@ -108,7 +108,7 @@ def main() -> None:
     trainer.print(f"source only: mIoU {scores[0]:.1f}; BatchNorm re-estimated: mIoU {scores[1]:.1f}")
     loaders = {}
     for name, dataset in (("source", source), ("target", target)):
-        # The order comes from the epoch's number, too, not from torch's own generator.
+        # The sampler's order depends only on the epoch, not on torch's global generator.
         sampler = DistributedSampler(dataset, trainer.world_size, trainer.global_rank)
         loaders[name] = DataLoader(dataset, 4, sampler=sampler, drop_last=True, generator=torch.Generator())
     last = args.out / "lightning" / "last.ckpt"

@@ -20,7 +20,7 @@ from selftrain_seg.thresholds import ClassBalancedThreshold, linear_portion
 
 
 def batches(dataset: TensorDataset, steps: int, seed: int) -> DataLoader:
-    """Random batches of four, as many as there are steps, the same ones for the same seed."""
+    """Return a loader of random batches of four images, one for each step."""
     generator = torch.Generator().manual_seed(seed)
     sampler = RandomSampler(dataset, replacement=True, num_samples=4 * steps, generator=generator)
     return DataLoader(dataset, batch_size=4, sampler=sampler)
@@ -29,9 +29,9 @@ def batches(dataset: TensorDataset, steps: int, seed: int) -> DataLoader:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=100, help="training steps a round")
+    parser.add_argument("--steps", type=int, default=100, help="training steps in a round")
     parser.add_argument("--out", type=Path, default=Path("runs/integrations"))
-    parser.add_argument("--smoke", action="store_true", help="a few steps only, to see that everything runs")
+    parser.add_argument("--smoke", action="store_true", help="train a few steps only, as a test")
     args = parser.parse_args()
     rounds, steps = (2, 2) if args.smoke else (args.rounds, args.steps)
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def main() -> None:
             for images, truth in in_order:
                 pseudo = select_reweighted(network(images), thresholds)
                 labels.append(pseudo.labels)
-                statistics.update(pseudo, truth)  # the truth is used for precision only
+                statistics.update(pseudo, truth)  # the true labels are for precision only
         found = statistics.compute()
         print(f"round {number + 1}: thresholds {thresholds.min():.3f} to {thresholds.max():.3f}")
         print(f"round {number + 1}: selected {found.share.nanmean():.2f}, precision {found.precision.nanmean():.2f}")
@@ -67,14 +67,14 @@ def main() -> None:
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
         pairs = zip(batches(source, steps, 2 * number), batches(labelled, steps, 2 * number + 1), strict=True)
         for (source_images, source_labels), (target_images, target_labels) in pairs:
-            # The domains go through the network apart: one batch would mix their statistics.
+            # One batch for each domain, because a joint batch would mix their statistics.
             loss = F.cross_entropy(network(source_images), source_labels, ignore_index=255)
             loss = loss + mrkld_loss(network(target_images), target_labels, reg_weight=0.1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-        update_bn(in_order, network)  # the running statistics were those of both domains
+        update_bn(in_order, network)  # training has mixed the statistics of both domains
         print(f"round {number + 1}: mIoU {score(network, val):.1f}")
 
     torch.save(network.state_dict(), args.out / "plain.pt")

@@ -1,6 +1,6 @@
 """Soft pseudo-labels (CRST-LRENT) for a network of segmentation_models_pytorch.
 
-A teacher labels every batch anew: soft labels, C numbers a pixel, are never stored.
+A teacher labels each batch, because soft labels, with C numbers for each pixel, are too large to store.
 
 ``python examples/integrations/smp_network.py``
 """
@@ -26,14 +26,14 @@ from selftrain_seg.thresholds import ClassBalancedThreshold, linear_portion
 
 
 def forever(loader: DataLoader) -> Iterator[list[torch.Tensor]]:
-    """Batches of one epoch after the other, each in an order of its own."""
+    """Yield batches without end, in a new order in each epoch."""
     while True:
         yield from loader
 
 
 @torch.no_grad()
 def score(network: nn.Module, val: TensorDataset) -> float:
-    """Return the mIoU in percent: counts of the whole set first, ratios then."""
+    """Return the mIoU in percent, from the counts of the whole set."""
     network.eval()
     totals = torch.zeros(3, CLASSES)
     for images, labels in DataLoader(val, batch_size=50):
@@ -48,9 +48,9 @@ def score(network: nn.Module, val: TensorDataset) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=60, help="training steps a round")
+    parser.add_argument("--steps", type=int, default=60, help="training steps in a round")
     parser.add_argument("--out", type=Path, default=Path("runs/integrations"))
-    parser.add_argument("--smoke", action="store_true", help="a few steps only, to see that everything runs")
+    parser.add_argument("--smoke", action="store_true", help="train a few steps only, as a test")
     args = parser.parse_args()
     steps, source_steps = (2, 2) if args.smoke else (args.steps, 250)
     torch.manual_seed(0)

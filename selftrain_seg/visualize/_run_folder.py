@@ -28,6 +28,7 @@ class Round:
 
     classes: list[str]
     values: dict[str, Array] = field(default_factory=dict)
+    means: dict[str, float] = field(default_factory=dict)  # mean IoU of subsets of the classes
     facts: dict[str, str] = field(default_factory=dict)
     share: float = math.nan  # share of all pixels that have a pseudo-label
     name: str = ""
@@ -107,6 +108,9 @@ def _recorded_round(path: Path) -> tuple[int, Round]:
             made.values[name] = _numbers(content[name], len(classes))
             if (made.values[name] < 0).any() or (name == "precision" and (made.values[name] > 1).any()):
                 raise ValueError(f"{name} out of range")
+    made.means = {
+        str(name): math.nan if mean is None else float(mean) for name, mean in content.get("means", {}).items()
+    }
     return int(content["round"]), made
 
 

@@ -16,12 +16,10 @@ from selftrain_seg.visualize._tracks import (
     ADAPTED,
     BEFORE,
     SOURCE,
-    Column,
     Track,
-    as_float,
     has_iou,
-    is_number,
     mean,
+    of_network,
     round_name,
     words,
 )
@@ -63,12 +61,11 @@ def result(run: RunFolder, tracks: Sequence[Track], networks: Track | None) -> E
     parts: list[Element | None] = []
     charts = [_mean_chart(tracks)]
     if networks is not None:
-        parts.append(_iou_table(networks, run.result))
+        parts.append(_iou_table(networks))
     elif tracks:
-        parts += [_iou_table(track, {}, alone=len(tracks) == 1) for track in tracks]
+        parts += [_iou_table(track, alone=len(tracks) == 1) for track in tracks]
     elif has_iou(run.result):
-        only = Column("result", None, {str(name): as_float(one) for name, one in run.result["iou"].items()})
-        parts.append(_iou_table(Track("", [only], 0), run.result))
+        parts.append(_iou_table(Track("", [of_network("result", run.result)], 0)))
     if len(tracks) == 1 and len(tracks[0].columns) > 1:
         charts.append(_class_chart(tracks[0]))
     charts = [chart for chart in charts if chart is not None]
@@ -116,7 +113,7 @@ def _class_chart(track: Track) -> Element | None:
     return _chart(text, True, lambda ink: bars_figure(classes, {"IoU": table}, names, ink, panel=3.3))
 
 
-def _iou_table(track: Track, found: Mapping[str, Any], alone: bool = True) -> Element:
+def _iou_table(track: Track, alone: bool = True) -> Element:
     """Create the table of IoUs: means with their gains first, then classes."""
     shown = [0, track.reference, *range(track.reference + 1, len(track.columns))]
     shown = list(dict.fromkeys(shown))
@@ -133,24 +130,20 @@ def _iou_table(track: Track, found: Mapping[str, Any], alone: bool = True) -> El
     ]
     headings = headings if alone else [f"{track.group}, {one}" if track.group else one for one in headings]
     change = track.by_round and len(track.columns) > track.reference + 1
-    others = {words(name): value for name, value in {"result": found, **found}.items() if has_iou(value)}
-    means = list(dict.fromkeys(name for value in others.values() for name in value if is_number(value[name])))
-    rows: list[list[str | Element]] = [
-        [name, *(_percent(as_float(others.get(column.name, {}).get(name))) for column in columns)]
-        for name in means
-        if name not in ("mIoU", "seed", "seconds", "peak_memory_mb")
-    ]
     gains = [track.gain(place) for place in shown]
-    rows.insert(0, ["mIoU", *(_percent(column.mean, gain) for column, gain in zip(columns, gains, strict=True))])
-    above = len(rows)
-    for name in dict.fromkeys(name for column in columns for name in column.iou):
-        rows.append([name, *(_percent(column.iou.get(name, np.nan)) for column in columns)])
     start, last = track.columns[track.reference], track.columns[-1]
+    rows: list[list[str | Element]] = [
+        ["mIoU", *(_percent(column.mean, gain) for column, gain in zip(columns, gains, strict=True))]
+    ]
+    changes = [last.mean - start.mean]
+    above = 1 + len({name for column in columns for name in column.means})
+    for values in ([column.means for column in track.columns], [column.iou for column in track.columns]):
+        for name in dict.fromkeys(name for place in shown for name in values[place]):
+            rows.append([name, *(_percent(values[place].get(name, np.nan)) for place in shown)])
+            changes.append(values[-1].get(name, np.nan) - values[track.reference].get(name, np.nan))
     if change:
-        ends = [(start.mean, last.mean)]
-        ends += [(start.iou.get(str(row[0]), np.nan), last.iou.get(str(row[0]), np.nan)) for row in rows[above:]]
-        for cells, (before, after) in zip(rows, ends, strict=True):
-            cells.append(_change(after - before))
+        for cells, value in zip(rows, changes, strict=True):
+            cells.append(_change(value))
         headings.append("change")
     made = _html.table(["IoU, %", *headings], rows, "IoU of every class")
     for row in made[0][1][:above]:

@@ -12,14 +12,16 @@ from selftrain_seg.visualize._host import Array
 from selftrain_seg.visualize._run_folder import Round, RunFolder
 
 SOURCE, ADAPTED, BEFORE = "source only", "BatchNorm re-estimated", "before"
+_NO_MEANS = ("mIoU", "seed", "seconds", "peak_memory_mb")  # numbers of a network that are no means of subsets
 
 
 class Column(NamedTuple):
-    """One measured network: its name, its round if it has one, and class -> IoU in percent."""
+    """A measured network: name, round if it has one, IoU of each class and mean of subsets of classes, in percent."""
 
     name: str
     number: int | None
     iou: Mapping[str, float]
+    means: Mapping[str, float]
 
     @property
     def mean(self) -> float:
@@ -73,6 +75,7 @@ def of_rounds(run: RunFolder) -> list[Track]:
                     round_name(number, made, list(measured)),
                     number,
                     dict(zip(made.classes, map(float, made.values["iou"]), strict=True)),
+                    made.means,
                 )
                 for number, made in measured.items()
             ]
@@ -84,7 +87,7 @@ def of_rounds(run: RunFolder) -> list[Track]:
 def of_result(result: Mapping[str, Any]) -> Track | None:
     """Create a track of the networks in ``result.json``, if there are several."""
     named = {"result": result, **result}
-    columns = [Column(words(name), None, _ious(value)) for name, value in named.items() if has_iou(value)]
+    columns = [of_network(name, value) for name, value in named.items() if has_iou(value)]
     if len(columns) < 2:
         return None
     starts = [place for place, one in enumerate(columns) if one.name in (SOURCE, ADAPTED, BEFORE)]
@@ -96,8 +99,10 @@ def has_iou(value: Any) -> bool:
     return isinstance(value, Mapping) and isinstance(value.get("iou"), Mapping)
 
 
-def _ious(value: Mapping[str, Any]) -> dict[str, float]:
-    return {str(name): as_float(one) for name, one in value["iou"].items()}
+def of_network(name: str, value: Mapping[str, Any]) -> Column:
+    """Create a column of a network in ``result.json``: its IoUs, and its other numbers as means."""
+    means = {str(key): float(one) for key, one in value.items() if is_number(one) and key not in _NO_MEANS}
+    return Column(words(name), None, {str(key): as_float(one) for key, one in value["iou"].items()}, means)
 
 
 def mean(values: Array) -> float:

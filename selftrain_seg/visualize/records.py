@@ -40,6 +40,7 @@ def record_round(
     selected: Tensor | None = None,
     precision: Tensor | None = None,
     iou: Tensor | None = None,
+    means: Mapping[str, float] | None = None,
     group: str = "",
     name: str = "",
 ) -> Path:
@@ -56,6 +57,8 @@ def record_round(
         selected: (C,) selected pixels of each class / its predicted pixels, ``SelectionSummary.share``.
         precision: (C,) correct pixels / selected pixels, ``SelectionSummary.precision``.
         iou: (C,) IoU after the round, in percent.
+        means: mean IoU of subsets of the classes, by name, in percent; NaN where unknown. The report shows them below
+            the mean over all classes.
         group: name of a network or method, if a run has several; each has its own rounds.
         name: name of the round in the report. The default is "source only" for -1; for 0 "BatchNorm re-estimated" if
             there is a round -1, else "before"; and "round" with the number for others.
@@ -66,8 +69,8 @@ def record_round(
 
     Raises:
         TypeError: ``round`` is not an int.
-        ValueError: ``round`` is below -1; there are no classes; a tensor is not (C,) or out of range; ``group`` is not
-            a valid file name.
+        ValueError: ``round`` is below -1; there are no classes; a tensor is not (C,) or out of range; a mean is not in
+            [0, 100]; ``group`` is not a valid file name.
         OSError: the file cannot be written.
 
     Example:
@@ -94,6 +97,11 @@ def record_round(
                 found = f"{np.nanmin(array):.3g} to {np.nanmax(array):.3g}"
                 raise ValueError(f"`{value_name}`: expected values in [0, {_AT_MOST[value_name]:g}], got {found}")
             content[value_name] = [_plain(number) for number in array]
+    if means:
+        for mean_name, mean in means.items():
+            if mean < 0 or mean > _AT_MOST["iou"]:
+                raise ValueError(f"`means`: expected values in [0, 100], got {mean:.3g} for {mean_name!r}")
+        content["means"] = {str(mean_name): _plain(mean) for mean_name, mean in means.items()}
     folder = Path(run_dir) / ROUNDS
     file = "round-source.json" if round < 0 else f"round-{round:04d}.json"
     path = (folder / _file_name(group, "group") if group else folder) / file

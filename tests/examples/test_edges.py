@@ -107,7 +107,7 @@ def test_batchnorm_of_pooled_features_is_scored_before_training(common, tmp_path
     data = Namespace(
         target=target_of((8, 8), (9, 7)), val=None, label_map=LabelMap.binary(), subsets={}, has_truth=False
     )
-    assert score_before(pooled(2), data, bare_run(tmp_path)).seen
+    assert score_before(pooled(2), data, bare_run(tmp_path)).statistics
 
 
 def test_one_value_a_channel_is_said_in_options(common, tmp_path):
@@ -128,7 +128,7 @@ def test_first_score_leaves_the_network_and_the_generator_as_they_are(common, tm
     data = Namespace(target=target_of((8, 8), (9, 7)), val=None, label_map=LabelMap.binary(), subsets={})
     score = score_before(net, data, bare_run(tmp_path))
     assert score.iou is None
-    assert 0 < score.seen["entropy"] < 1
+    assert 0 < score.statistics["entropy"] < 1
     assert net.training
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
@@ -614,6 +614,20 @@ def test_a_mask_of_another_size_is_found_at_the_start(common, monkeypatch, tmp_p
     assert "\n" not in str(caught.value)
 
 
+def test_rare_classes_are_counted_in_all_source_masks(common, tmp_path):
+    """Class 1 covers 4 % of each of the first 50 masks, and is all that the others have."""
+    from _data.checks import rare_source_classes
+
+    from selftrain_seg.datasets import LabelMap
+
+    first, others = torch.zeros(50, 5, 5, dtype=torch.long), torch.ones(70, 5, 5, dtype=torch.long)
+    first[:, 0, 0] = 1
+    source = Namespace(masks=lambda: list(torch.cat([first, others])))
+    data, run = Namespace(source=source, label_map=LabelMap.binary()), bare_run(tmp_path, data="voc")
+    assert rare_source_classes(data, run, 0.5).tolist() == [0]
+    assert rare_source_classes(Namespace(), run, 0.0).tolist() == []  # nothing is read
+
+
 def test_a_mask_of_an_image_that_is_turned_is_as_it_is_shown(common, tmp_path):
     from _data.checks import _header_size
 
@@ -645,7 +659,8 @@ def test_dark_images_of_16_bits_are_asked_about(common, monkeypatch, tmp_path):
     words = own_folders(tmp_path / "data", bits=16)
     _, _, told = opened(monkeypatch, tmp_path / "out", words)
     assert any(
-        re.search(r"target images of 16 bits: brightest value 40\d\d of 65535: --white 40\d\d\?", text) for text in told
+        re.search(r"target images: 16 bits, but the brightest value is 40\d\d of 65535: --white 40\d\d\?", text)
+        for text in told
     )
     _, _, told = opened(monkeypatch, tmp_path / "other", [*words, "--white", 4095])
     assert not any("brightest" in text for text in told)

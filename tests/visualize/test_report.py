@@ -413,6 +413,18 @@ def test_says_what_was_gained_over_what(tmp_path):
     assert [text for text in page.texts if re.fullmatch(r"[+−][\d.]+", text)] == ["+6.5", "+5.0", *["+5.0"] * 3]
 
 
+def test_means_of_subsets_are_rows_below_the_mean(tmp_path):
+    for number, means in ((-1, {}), (0, {"rare": 30.0}), (1, {"rare": 45.5, "mIoU-13": float("nan")})):
+        record_round(tmp_path, number, classes=["a", "b"], iou=torch.tensor([60.0, 62.0 + number]), means=means)
+    table = read(report(tmp_path)).table("IoU, %")
+    assert table[1] == ["mIoU", "60.5", "61.0", "61.5", "+0.5"]
+    assert table[2:4] == [["rare", "–", "30.0", "45.5", "+15.5"], ["mIoU-13", "–", "–", "–", "–"]]
+    assert table[4][0] == "a"
+    for wrong in (-0.1, 100.1):
+        with pytest.raises(ValueError, match=r"`means`: expected values in \[0, 100\], got .* for 'rare'"):
+            record_round(tmp_path, 1, classes=["a"], means={"rare": wrong})
+
+
 def test_the_start_comes_first_among_pictures(tmp_path):
     first = ["source only predictions", "BatchNorm re-estimated predictions", "before predictions"]
     later = ["mixing", "round 2 predictions", "round 10 predictions"]
