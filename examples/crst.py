@@ -44,7 +44,7 @@ class CRSTSettings(Settings):
     """Settings of CRST."""
 
     regularizer: Literal["mrkld", "mrent", "mrl2", "lrent"] = "mrkld"  # regularises the network or (lrent) the labels
-    alpha: float | None = None  # its strength; by default 0.01 for mrkld, 0.1 for mrent and mrl2, 0.25 for lrent
+    alpha: float | None = None  # its strength; default: 0.01 for mrkld, 0.1 for mrent and mrl2, 0.25 for lrent
     source_alpha: float = 0.0  # strength of mrkld, mrent or mrl2 on source images
     rounds: int = 6  # rounds of labelling and training
     portion: tuple[float, float, float] = (0.2, 0.05, 0.5)  # portion of pixels to label: start, step, stop

@@ -41,12 +41,12 @@ class DSTCBCSettings(Settings):
     """Settings of DST-CBC and DMT."""
 
     mutual: bool = False  # DMT: two students label images for each other
-    second_init: Path | None = None  # with --mutual, initial weights of the second student; by default those of --init
+    second_init: Path | None = None  # with --mutual, initial weights of the second student; default: those of --init
     gamma: float = 9.0  # the larger, the less unsure labels count
     gamma_agree: float = 5.0  # with --mutual, gamma of pixels on which the students agree
     gamma_disagree: float = 5.0  # with --mutual, gamma of pixels on which they disagree
     flip_labels: bool = False  # with --mutual, a student that is surer than the other keeps its own label
-    labelled_batch: int | None = None  # labelled images of a step; by default --batch, which counts unlabelled images
+    labelled_batch: int | None = None  # labelled images in a batch; default: --batch, the number of unlabelled images
     rounds: int = 5  # rounds of labelling and training
     portion: tuple[float, float, float] = tuple(DST_CBC_PORTIONS)  # portion of pixels to label: start, step, stop
     stride: int = 4  # thresholds are estimated from every stride-th row and column; 4 uses one pixel in 16

@@ -42,7 +42,7 @@ from selftrain_seg.views import StrongSettings, WeakStrongViews, replay
 class DTSTSettings(Settings):
     """Settings of DT-ST."""
 
-    train_resize: tuple[int, int] | None = None  # height and width of training images; by default their own
+    train_resize: tuple[int, int] | None = None  # height and width of training images; default: their own size
     refresh: int = 3000  # steps between snapshots (TCR)
     view_scale: tuple[float, float] = (0.75, 1.75)  # range of the random scale of the student's view
     jitter: tuple[float, float, float, float] = (0.5, 0.5, 0.5, 0.2)  # colour jitter of the student's view
@@ -55,7 +55,7 @@ class DTSTSettings(Settings):
     score: Literal["snd", "entropy"] = "snd"  # score by which the student must improve (DTU)
     dynamic_update: tuple[int, int, int] = (9, 3, 30)  # DTU: batches before the first decision, between two, at most
     upper: float = 0.8  # share of its class's peak confidence that a pixel must exceed to be labelled
-    negative: float = 0.5  # weight of negative learning; 0 turns it off
+    negative: float = 0.5  # weight of negative learning; 0 disables it
     tail_share: float = 0.03  # classes that cover less than this share of the labelled pixels are pasted
     pastes: int = 1  # classes pasted into each image
     paste_pixels: int = 20  # smallest number of pixels of a pasted region

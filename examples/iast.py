@@ -45,7 +45,7 @@ class IASTSettings(Settings):
 
     rounds: int = 3  # rounds of labelling and training
     lr_factors: tuple[float, ...] = (1.0,)  # factor of --lr in each round; the last one also holds for later rounds
-    warmup_steps: int = 6000  # steps of the adversarial warm-up; 0 skips it
+    warmup_steps: int = 6000  # steps of the adversarial warm-up; 0 disables it
     warmup_lr: float = 2e-5  # learning rate of the warm-up
     adversarial_weight: float = 0.001  # weight of the loss that fools the discriminator
     judge_lr: float = 2e-5  # learning rate of the discriminator

@@ -44,7 +44,7 @@ class MICSettings(Settings):
     threshold: float = 0.968  # confidence of a sure pixel; the share of sure pixels is the weight of the target losses
     temperature: float = 0.01  # temperature of rare-class sampling; the lower, the more often the rarest class is drawn
     ignored_rows: tuple[int, int] = (0, 0)  # rows at the top and bottom of target crops whose labels are ignored
-    mask_weight: float = 1.0  # weight of the loss on masked images; 0 leaves them out
+    mask_weight: float = 1.0  # weight of the loss on masked images; 0 disables it
     mask_ratio: float = 0.7  # share of patches that are hidden
     patch: int = 32  # side of a patch, in pixels
     jitter: float = 0.2  # strength of the jitter of brightness, contrast, saturation and hue (at most 0.5 for the hue)

@@ -56,11 +56,11 @@ class RecommendedSettings(Settings):
     threshold: float = 0.9  # confidence of a sure pixel; the share of sure pixels is the weight of the target loss
     target_weight: float = 1.0  # further weight of the target loss
     paste_from: Literal["source", "target", "none"] = "source"  # images whose classes are pasted onto target images
-    jitter: float = 0.3  # strength of the colour jitter of the student's target images; 0 turns it off
+    jitter: float = 0.3  # strength of the colour jitter of the student's target images; 0 disables it
     rare_temperature: float = 0.0  # temperature of rare-class sampling of source images; 0 samples uniformly
     rare_from_source: float = 0.0
     """classes below this share of the source pixels are learnt from source pixels, which are pasted onto target images;
-    target pixels that belong to such a class with a probability above 0.05 are ignored; 0 turns this off"""
+    target pixels that belong to such a class with a probability above 0.05 are ignored; 0 disables this"""
     evaluated: Literal["student", "teacher"] = "student"  # network that is evaluated and saved
 
 

@@ -43,7 +43,7 @@ class UniMatchSettings(Settings):
 
     threshold: float = 0.95  # confidence that a pixel must reach to get a pseudo-label
     strong_weight: float = 0.5  # weight of the loss on the two strong views
-    feature_weight: float = 0.5  # weight of the loss with dropped features; 0 leaves it out
+    feature_weight: float = 0.5  # weight of the loss with dropped features; 0 disables it
     drop: float = 0.5  # probability that a channel is dropped
     box_chance: float = 0.5  # probability that a strong view gets a box from another image
     box_area: tuple[float, float] = (0.02, 0.4)  # range of the box's share of the view
