@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from _common.evaluation import evaluate, line, score_before, summary
-from _common.files import save_atomically
+from _common.files import save_weights
 from _common.loading import as_floats
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
@@ -134,7 +134,7 @@ def main() -> None:
     if settings.mutual:
         results["second"] = summary(scores[1], data)
         if run.main:
-            save_atomically(nets[1].cpu().state_dict(), run.out / "second.pt")
+            save_weights(nets[1], run.out / "second.pt")
     run.finish(nets[0], results)
 
 
