@@ -37,5 +37,6 @@ How to write a trainer:
 4. End with ``run.finish(net, summary(score, data))``.
 
 With ``--accumulate N``, ``run.steps`` yields each step N times with different batches; ``run.is_last_pass`` is True
-when the optimizer steps. ``run.mean(total, count)`` divides a sum by the count over all processes.
+when the optimizer steps. ``run.mean(total, count)`` divides a sum by the count over all processes, as
+``losses.supervised_loss`` does. ``_labelling/`` has the rounds of pseudo-labels.
 """
