@@ -12,9 +12,8 @@ ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "examples" / "settings.json"
 PAGE = ROOT / "docs" / "_generated" / "settings.md"
 
-NAMES = {"gta5": "GTA5", "synthia": "SYNTHIA", "voc": "VOC", "cityscapes": "Cityscapes", "streets": "streets"}
-NAMES["folders"] = "`folders`"
-NAMES |= {"efficientnet-lite0-unet": "`efficientnet-lite0-unet`"}
+NAMES = {"streets": "streets", "folders": "your own images", "gta5": "GTA5", "synthia": "SYNTHIA", "voc": "VOC"}
+NAMES |= {"cityscapes": "Cityscapes", "efficientnet-lite0-unet": "`efficientnet-lite0-unet`"}
 INTRODUCTIONS = {
     "source_only": "GTA5: CRST's source model. SYNTHIA: DT-ST's. VOC and Cityscapes: the labelled images alone, "
     "from which DST-CBC starts.",
@@ -26,8 +25,7 @@ INTRODUCTIONS = {
     "mean_teacher": "GTA5: DACS, for `--teacher mean`. VOC: Dual Teacher, whose code is published for ADE20K only.",
     "sac": "With DeepLabV2 on ResNet-101, from the baseline that SAC calls ABN.",
     "unimatch": "VOC: 92 images with labels. Cityscapes: 1 label in 16.",
-    "recommended": "Not of a paper, so nothing is published. GTA5 stands for all data but the embedded "
-    "benchmark. `folders`, images of your own, has some settings that CamVid was better with.",
+    "recommended": "This recipe is not from a paper.",
     "mic": "MIC on DAFormer, not on HRDA. `--mask-weight 0` is DAFormer.",
 }
 
