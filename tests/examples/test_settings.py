@@ -133,7 +133,7 @@ def test_images_of_your_own_have_the_same_settings_with_any_pretrained_network(t
     for network in NETWORKS:
         assert defaults(trainer, "folders", network) == chosen
     assert chosen["optimizer"] == "adamw"
-    assert chosen["frozen_bn"] is True
+    assert chosen["frozen_bn"] == defaults(trainer, "gta5", "x")["frozen_bn"]
     # Runs of minutes or hours, not the papers' days.
     assert chosen["steps"] * chosen.get("rounds", 1) + chosen.get("warmup_steps", 0) <= 2000 - 800 * (trainer != "source_only")
     assert chosen["batch"] <= 4
