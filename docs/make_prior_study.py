@@ -189,7 +189,7 @@ def train(model: Path, streets: Streets, way: str, seed: int) -> list[dict[str, 
 
 def page(labels: dict[str, Any], trained: dict[str, Any], command: str) -> str:
     """The tables in Markdown."""
-    head = ("", "mIoU of all labels", "precision of the 30 %", "of rare classes", "overlap of places")
+    head = ("", "mIoU of all labels", "precision of selected labels", "of rare classes", "overlap of places")
     rows: list[Sequence[str]] = [(*head, "ρ with p", "ρ with q")]
     for way, row in labels.items():
         cells = [row["all pixels"], row["precision"]["all"], row["precision"]["rare"], row["overlap"]]
