@@ -92,12 +92,16 @@ def problems(root: Path) -> list[str]:
 
 def main() -> int:
     if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "index.html").is_file():
-        print("usage: python docs/check_site.py FOLDER, the folder that contains index.html of the built pages", file=sys.stderr)
+        print(
+            "usage: python docs/check_site.py FOLDER, the folder that contains index.html of the built pages",
+            file=sys.stderr,
+        )
         return 2
     root = Path(sys.argv[1]).resolve()
     found = problems(root)
     print(
-        "\n".join(found) or f"{len(list(root.rglob('*.html')))} pages: all links are valid, nothing is loaded from other sites"
+        "\n".join(found)
+        or f"{len(list(root.rglob('*.html')))} pages: all links are valid, nothing is loaded from other sites"
     )
     return int(bool(found))
 
