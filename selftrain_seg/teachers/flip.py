@@ -18,8 +18,8 @@ __all__ = ["flip_agreement"]
 def flip_agreement(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     """Measure the share of pixels that a network gives the same class in an image and in its mirror image.
 
-    A score without labels: higher is better. It does not see mistakes that the network also makes in the mirror image.
-    For the agreement per class, pass the two outputs to ``AgreementStatistics``.
+    A score without labels: higher is better. It does not detect mistakes that the network also makes in the mirror
+    image. For the agreement per class, pass the two outputs to ``AgreementStatistics``.
 
     Args:
         model: maps images to logits of any resolution, or to an output in which ``selftrain_seg.as_logits`` finds them.
