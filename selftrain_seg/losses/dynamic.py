@@ -135,7 +135,7 @@ def dynamic_mutual_loss(
 
     Example:
         >>> import torch
-        >>> logits = torch.tensor([3.0, 1.0]).log().reshape(1, 2, 1, 1)  # p = (3/4, 1/4), so it says class 0
+        >>> logits = torch.tensor([3.0, 1.0]).log().reshape(1, 2, 1, 1)  # p = (3/4, 1/4), so it predicts class 0
         >>> def loss(label, confidence, **options):
         ...     confidence = torch.full((1, 1, 1), confidence)
         ...     labels = torch.full((1, 1, 1), label)

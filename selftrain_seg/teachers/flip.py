@@ -37,7 +37,7 @@ def flip_agreement(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     Example:
         >>> import torch
         >>> images = torch.tensor([[1.0, 2.0, 3.0, 4.0]]).reshape(1, 1, 1, 4)
-        >>> position = torch.arange(4.0).reshape(1, 1, 1, 4)  # of which the mirror image knows nothing
+        >>> position = torch.arange(4.0).reshape(1, 1, 1, 4)  # does not change in the mirror image
         >>> def model(x):
         ...     return torch.cat([x, 2 + 0 * position], dim=1)  # depends on the content of a pixel
         >>> flip_agreement(model, images)
