@@ -26,8 +26,8 @@ INTRODUCTIONS = {
     "mean_teacher": "GTA5: DACS, for `--teacher mean`. VOC: Dual Teacher, whose code is published for ADE20K only.",
     "sac": "For DeepLabV2 on ResNet-101, starting from the baseline that SAC calls ABN.",
     "unimatch": "VOC: 92 images with labels. Cityscapes: 1 label in 16.",
-    "recommended": "Not from a paper, so nothing is published. GTA5 stands for all data except the embedded "
-    "benchmark. `folders`, your own images, has some settings that were better on CamVid.",
+    "recommended": "Not of a paper, so nothing is published. GTA5 stands for all data but the embedded "
+    "benchmark. `folders`, images of your own, has some settings that CamVid was better with.",
     "mic": "MIC on DAFormer, not on HRDA. `--mask-weight 0` is DAFormer.",
 }
 
