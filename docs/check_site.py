@@ -1,7 +1,7 @@
 """Check the built pages: ``python docs/check_site.py docs/_build/html``.
 
-Every link to a file of the site leads to one, every ``#anchor`` to an element, and nothing that a page needs is loaded
-from elsewhere: no script, style, font, picture or frame.
+Every link to a file of the site must lead to a file, and every ``#anchor`` to an element. Pages must not load scripts,
+styles, fonts, pictures or frames from other sites.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STYLE = re.compile(r"""url\(\s*["']?([^"')]+)|@import\s+["']([^"']+)""")
 
 
 class Page(HTMLParser):
-    """What a page links to and loads, and where in it links can lead."""
+    """The links of a page, the files that it loads, and its anchors."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -58,13 +58,13 @@ def in_style(text: str) -> list[str]:
 
 
 def outside(target: str) -> bool:
-    """Whether a link leaves the site; what a page carries inside itself does not."""
+    """Return whether a link leaves the site; embedded data does not."""
     parts = urlsplit(target)
     return bool(parts.netloc or parts.scheme not in ("", "data", "javascript"))
 
 
 def problems(root: Path) -> list[str]:
-    """One line for each thing that is wrong with the site in a folder."""
+    """Return one line for each problem of the site in a folder."""
     pages = {path: Page(path.read_text(encoding="utf-8")) for path in sorted(root.rglob("*.html"))}
     out = []
     for file, page in pages.items():
@@ -92,12 +92,16 @@ def problems(root: Path) -> list[str]:
 
 def main() -> int:
     if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "index.html").is_file():
-        print("usage: python docs/check_site.py FOLDER, with the index.html of the built pages in it", file=sys.stderr)
+        print(
+            "usage: python docs/check_site.py FOLDER, the folder that contains index.html of the built pages",
+            file=sys.stderr,
+        )
         return 2
     root = Path(sys.argv[1]).resolve()
     found = problems(root)
     print(
-        "\n".join(found) or f"{len(list(root.rglob('*.html')))} pages: all links lead somewhere, nothing from elsewhere"
+        "\n".join(found)
+        or f"{len(list(root.rglob('*.html')))} pages: all links are valid, nothing is loaded from other sites"
     )
     return int(bool(found))
 

@@ -175,7 +175,8 @@ def _mark_table(table):
         for row in rows:
             for name, entry in list(zip(heading, row, strict=False))[1:]:
                 if entry.astext() and name.astext():
-                    entry[0].insert(0, nodes.inline("", f"{name.astext()}: ", classes=["heading"]))
+                    words = [part.deepcopy() for part in name[0]]  # code stays code: of "--root" text makes a dash
+                    entry[0].insert(0, nodes.inline("", "", *words, nodes.Text(": "), classes=["heading"]))
 
 
 def setup(app):

@@ -1,9 +1,9 @@
 """Draw the pictures of index, gallery and family pages: ``python docs/make_guide_pictures.py``.
 
-They are docs/_static/guide/*.png.
+The pictures are written to docs/_static/guide/. To draw only some of them, pass their names.
 
 Needs ``pip install -e ".[examples]"``. The first run trains small networks, about four minutes on one core, and
-keeps them in the cache folder. Names of pictures as arguments draw those only.
+saves them in the cache folder.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PICTURES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help=f"which of {', '.join(PICTURES)}; all by default")
+    parser.add_argument("names", nargs="*", help=f"pictures to draw, of {', '.join(PICTURES)}; by default all")
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "guide-pictures")
     args = parser.parse_args()
     if unknown := {*args.names} - {*PICTURES}:

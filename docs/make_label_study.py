@@ -1,10 +1,10 @@
 """Write docs/_generated/label_study.md: ``python docs/make_label_study.py``.
 
-Measures on the embedded benchmark how well reliabilities that need no target label predict the precision of each class
-on the target, and which thresholds give the best labels. Every seed is another network, trained on the source. True
-labels of the target are used for measuring only.
+Measures, on the embedded benchmark, how well reliabilities that need no target labels predict the precision of each
+class on the target, and which thresholds give the best labels. Each seed trains a network on the source. True target
+labels are used for evaluation only.
 
-Needs ``pip install -e ".[examples]"`` and about two minutes a network on one core. What was measured is kept in
+Needs ``pip install -e ".[examples]"`` and about two minutes per network on one core. Measurements are saved in
 runs/label-study; delete the folder to measure again.
 """
 
@@ -48,19 +48,19 @@ RESTYLED = "precision on restyled source images"
 MIRRORED = "agreement with the mirrored image"
 SMALLER = f"agreement with the mirrored image at {SCALE} of its size"
 ROUND = "after one round of CBST: "
-BEFORE = "agreement with the round before"
+BEFORE = "agreement with the previous round"
 LABELS = (
     "`reliable_portion(0.3, precision, low=0.5, high=0.9)`",
-    "`ClassBalancedThreshold`, same number",
-    "`GlobalThreshold`, same number",
+    "`ClassBalancedThreshold`, as many pixels",
+    "`GlobalThreshold`, as many pixels",
     "portion 1 with the floor of `PrecisionThreshold`, 0.95",
-    "`ClassBalancedThreshold`, same number",
-    "`GlobalThreshold`, same number",
+    "`ClassBalancedThreshold`, as many pixels",
+    "`GlobalThreshold`, as many pixels",
 )
 
 
 def streets(domain: str, split: str, length: int) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, H, W) in [0, 1] and labels (N, H, W) of a part of the benchmark."""
+    """Return images (N, 3, H, W) in [0, 1] and labels (N, H, W) of a part of the benchmark."""
     images, labels = zip(*SyntheticStreets(domain, split, size=SIZE, length=length), strict=True)
     return torch.stack(images), torch.stack(labels)
 
@@ -73,7 +73,7 @@ def logits_of(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def agreement(labels: Tensor, other: Tensor, measure: str = "precision") -> Tensor:
-    """How far each class agrees with another label map."""
+    """Measure the agreement of each class with another label map."""
     statistics = ClassAgreement(C)
     statistics.update(labels, other)
     return statistics.compute(measure=measure)
@@ -86,7 +86,7 @@ def rank_correlation(reliability: Tensor, truth: Tensor) -> float:
 
 
 def mirrored(net: nn.Module, images: Tensor, scale: float = 1.0) -> Tensor:
-    """Labels of the images mirrored and resized, brought back."""
+    """Predict labels on mirrored and resized images, and map them back."""
     size = [round(scale * side) for side in images.shape[-2:]]
     view = F.interpolate(images.flip(-1), size=size, mode="bilinear", antialias=True)
     logits = F.interpolate(logits_of(net, view), size=images.shape[-2:], mode="bilinear")
@@ -145,7 +145,7 @@ def measure_seed(seed: int) -> dict[str, Any]:
 def train_round(
     net: nn.Module, source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], generator: torch.Generator
 ) -> None:
-    """Train on labels of both domains for a round."""
+    """Train one round on the labels of both domains."""
     net.train()
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
     for _ in range(ROUND_STEPS):
@@ -157,7 +157,7 @@ def train_round(
 
 
 def compare_labels(logits: Tensor, truth: Tensor, precision: Tensor, floor: Tensor) -> list[dict[str, Any]]:
-    """Label the target by reliabilities, and then as many pixels by CBST and by one threshold for all classes."""
+    """Label the target by reliability, and as many pixels by class-balanced thresholds and by one for all classes."""
     balanced, pooled = ClassBalancedThreshold(C, 0.3), GlobalThreshold(C, 0.3)
     for estimator in (balanced, pooled):
         estimator.update(logits)
@@ -172,7 +172,7 @@ def compare_labels(logits: Tensor, truth: Tensor, precision: Tensor, floor: Tens
 
 
 def describe(logits: Tensor, truth: Tensor, thresholds: Tensor) -> dict[str, Any]:
-    """The share of the pixels that are labelled, the share of these labels that is correct, and how many classes."""
+    """Return the labelled share of the pixels, the correct share of the labels, and the number of classes."""
     labels = select_hard(logits, thresholds).labels
     chosen = labels != IGNORE_INDEX
     known = chosen & (truth != IGNORE_INDEX)
@@ -184,7 +184,7 @@ def describe(logits: Tensor, truth: Tensor, thresholds: Tensor) -> dict[str, Any
 
 
 def page(found: dict[int, dict[str, Any]]) -> str:
-    """The tables in Markdown."""
+    """Return the tables in Markdown."""
     networks = list(found.values())
     rows: list[list[str]] = [
         ["mIoU in %", *(f"network {number}" for number in range(1, len(networks) + 1))],
@@ -195,7 +195,7 @@ def page(found: dict[int, dict[str, Any]]) -> str:
         *([name, *(f"{network['rank'][name]:.2f}" for network in networks)] for name in networks[0]["rank"]),
     ]
     labels = [
-        ["Share of correct labels", *rows[0][1:]],
+        ["Correct labels, share of the pixels, classes", *rows[0][1:]],
         *([name, *(cell(network["labels"][number]) for network in networks)] for number, name in enumerate(LABELS)),
     ]
     seeds = " ".join(map(str, found))
@@ -204,7 +204,7 @@ def page(found: dict[int, dict[str, Any]]) -> str:
 
 
 def cell(row: dict[str, Any]) -> str:
-    return f"{100 * row['right']:.1f} % of {100 * row['share']:.0f} % of the pixels, {row['classes']} classes"
+    return f"{100 * row['right']:.1f} % correct, {100 * row['share']:.0f} % of the pixels, {row['classes']} classes"
 
 
 def main() -> None:

@@ -1,11 +1,10 @@
 """Write docs/_generated/prior_study.md: ``python docs/make_prior_study.py``.
 
-Measures on the embedded benchmark why CBST with the spatial prior ends below CBST without it. The network is that of
-``python examples/source_only.py``. True labels of the target are used for measuring, and for the prior that is called
-the target's.
+Measures, on the embedded benchmark, why CBST with the spatial prior ends below CBST without it. The network is trained
+by ``python examples/source_only.py``. True target labels are used for evaluation, and for the target's prior.
 
-Needs ``pip install -e ".[examples]"`` and about a minute for each line of the second table on one core. What was
-measured is kept in runs/prior-study; delete the folder to measure again.
+Needs ``pip install -e ".[examples]"`` and about a minute for each line of the second table on one core. Measurements
+are saved in runs/prior-study; delete the folder to measure again.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ WAYS = (NONE, SOURCE, TARGET, SOURCE_NORMALISED, TARGET_NORMALISED)
 
 
 class Streets(NamedTuple):
-    """Images uint8 and labels uint8 of the parts of the benchmark that are used."""
+    """Images and labels (uint8) of the parts of the benchmark that the study uses."""
 
     source: TensorDataset
     target: TensorDataset
@@ -68,7 +67,7 @@ def logits_of(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def prior_of(way: str, streets: Streets) -> Tensor | None:
-    """Count the labels of the domain that a way takes its prior from."""
+    """Estimate the prior of a variant from the labels of its domain."""
     if way == NONE:
         return None
     prior = SpatialPrior(C, tuple(streets.source.tensors[1].shape[-2:]), sigma_px=SIGMA)
@@ -77,14 +76,14 @@ def prior_of(way: str, streets: Streets) -> Tensor | None:
 
 
 def weigh(logits: Tensor, way: str, prior: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """The logits, and the ``prior`` that thresholds and selectors get besides."""
+    """Return the logits, and the ``prior`` argument for thresholds and selectors."""
     if prior is None:
         return logits, {}
     return (add_prior(logits, prior), {}) if "renormalised" in way else (logits, {"prior": prior})
 
 
 def label(logits: Tensor, way: str, prior: Tensor | None, portion: float) -> Tensor:
-    """Labels (N, H, W) of a round of CBST."""
+    """Return the labels (N, H, W) of a round of CBST."""
     weighted, options = weigh(logits, way, prior)
     balanced = ClassBalancedThreshold(C, portion, **options)
     balanced.update(weighted)
@@ -92,13 +91,13 @@ def label(logits: Tensor, way: str, prior: Tensor | None, portion: float) -> Ten
 
 
 def scores(labels: Tensor, truth: Tensor) -> dict[str, float]:
-    """IoU in % of all and of rare classes."""
+    """Return the mean IoU in % over all and over rare classes."""
     each = 100 * multiclass_jaccard_index(labels, truth.long(), C, average=None, ignore_index=IGNORE_INDEX)
     return {"mIoU": float(each.mean()), "rare": float(each[RARE].mean())}
 
 
 def measure_labels(model: Path, streets: Streets) -> dict[str, Any]:
-    """The labels that the network of the source gives the target: how they are chosen, and how many are correct."""
+    """Measure the target labels of the source network: how they are ranked, and how many are correct."""
     net = source_network(model, streets)
     images, truth = streets.target.tensors
     logits, truth = logits_of(net, images), truth.long()
@@ -128,14 +127,14 @@ def measure_labels(model: Path, streets: Streets) -> dict[str, Any]:
 
 
 def precision(labels: Tensor, truth: Tensor) -> dict[str, float]:
-    """Share of correct labels in %, mean over all classes and over the rare ones."""
+    """Return the share of correct labels in %, as a mean over all and over rare classes."""
     known = truth != IGNORE_INDEX
     right = torch.stack([(truth == c)[known & (labels == c)].double().mean() for c in range(C)]) * 100
     return {"all": float(right.nanmean()), "rare": float(right[RARE].nanmean())}
 
 
 def overlap(labels: Tensor, truth: Tensor, cell: int = 8) -> float:
-    """How far the labels of a class lie where the class is, in % of cells of the image, mean over the classes."""
+    """Return the overlap of labels and true positions of a class, in % of cells of the image, mean over classes."""
     shares = []
     for part in (labels, truth):
         maps = torch.stack([(part == c).float().mean(0) for c in range(C)])
@@ -145,7 +144,7 @@ def overlap(labels: Tensor, truth: Tensor, cell: int = 8) -> float:
 
 
 def rank_correlation(score: Tensor, other: Tensor, labels: Tensor) -> float:
-    """Spearman's correlation among the pixels of a class, mean over the classes; every 50th pixel."""
+    """Return Spearman's correlation among the pixels of a class, mean over classes, from every 50th pixel."""
     found = []
     for c in range(C):
         of_class = labels == c
@@ -154,7 +153,7 @@ def rank_correlation(score: Tensor, other: Tensor, labels: Tensor) -> float:
 
 
 def source_network(model: Path, streets: Streets) -> nn.Module:
-    """The network that was trained on the source, with BatchNorm's statistics of the target."""
+    """Load the source network, with BatchNorm statistics of the target."""
     net = SmallUNet(C).to(memory_format=torch.channels_last)
     net.load_state_dict(torch.load(model, weights_only=True))
     reestimate_batchnorm(net, streets.target)
@@ -162,7 +161,7 @@ def source_network(model: Path, streets: Streets) -> nn.Module:
 
 
 def train(model: Path, streets: Streets, way: str, seed: int) -> list[dict[str, float]]:
-    """CBST: IoU on the target after each round."""
+    """Run CBST, and return the IoU on the target after each round."""
     net, prior = source_network(model, streets), prior_of(way, streets)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -188,8 +187,8 @@ def train(model: Path, streets: Streets, way: str, seed: int) -> list[dict[str, 
 
 
 def page(labels: dict[str, Any], trained: dict[str, Any], command: str) -> str:
-    """The tables in Markdown."""
-    head = ("", "mIoU of all labels", "precision of the 30 %", "of rare classes", "overlap of places")
+    """Return the tables in Markdown."""
+    head = ("", "mIoU of all labels", "precision of selected labels", "of rare classes", "overlap of places")
     rows: list[Sequence[str]] = [(*head, "ρ with p", "ρ with q")]
     for way, row in labels.items():
         cells = [row["all pixels"], row["precision"]["all"], row["precision"]["rare"], row["overlap"]]

@@ -1,6 +1,6 @@
 """Take docs/_static/report.png: ``python docs/make_report_picture.py [report.html]`` (needs Chromium).
 
-The report is that of ``python examples/quickstart.py`` unless another is named.
+By default, it shows the report of ``python examples/quickstart.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Screenshots of every built page, at desktop and phone width, light and dark; fails where a page is too wide.
+"""Take screenshots of every built page, at desktop and phone width, light and dark; fail if a page is too wide.
 
 ``sphinx-build docs docs/_build/html && python docs/make_screenshots.py docs/_build/html screenshots``. Needs Chromium
-or Chrome, and no network. Names of pages, such as ``api/losses``, take those only.
+or Chrome, and no network. To take only some pages, add their names, such as ``api/losses``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ for (const [name, url] of PAGES) {
 
 
 def browse(url: str, *flags: str) -> str:
-    """Run the browser that is installed, with a profile of its own, and return what it prints."""
+    """Run the installed browser with a temporary profile, and return its output."""
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         raise SystemExit(f"no browser found: {', '.join(BROWSERS)}")
@@ -61,7 +61,7 @@ def browse(url: str, *flags: str) -> str:
 
 
 def measure(pages: dict[str, Path], width: int) -> dict[str, tuple[int, int]]:
-    """Return how wide and high each page is in a window of this width."""
+    """Return the width and height of each page in a window of this width."""
     urls = json.dumps([(name, path.as_uri()) for name, path in pages.items()])
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "measure.html"

@@ -12,28 +12,26 @@ ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "examples" / "settings.json"
 PAGE = ROOT / "docs" / "_generated" / "settings.md"
 
-NAMES = {"gta5": "GTA5", "synthia": "SYNTHIA", "voc": "VOC", "cityscapes": "Cityscapes", "streets": "streets"}
-NAMES["folders"] = "`folders`"
-NAMES |= {"efficientnet-lite0-unet": "`efficientnet-lite0-unet`"}
+NAMES = {"streets": "streets", "folders": "your own images", "gta5": "GTA5", "synthia": "SYNTHIA", "voc": "VOC"}
+NAMES |= {"cityscapes": "Cityscapes", "efficientnet-lite0-unet": "`efficientnet-lite0-unet`"}
 INTRODUCTIONS = {
     "source_only": "GTA5: CRST's source model. SYNTHIA: DT-ST's. VOC and Cityscapes: the labelled images alone, "
     "from which DST-CBC starts.",
     "cbst": "",
-    "crst": "Published in code for GTA5 only; SYNTHIA takes the same.",
-    "iast": "Steps and batches are those of the V100.",
+    "crst": "The code is published for GTA5 only; SYNTHIA has the same settings.",
+    "iast": "Steps and batch sizes are those for the V100.",
     "dtst": "",
     "dst_cbc": "VOC: 1 label in 106. Cityscapes: 1 label in 8. `--mutual` is DMT.",
     "mean_teacher": "GTA5: DACS, for `--teacher mean`. VOC: Dual Teacher, whose code is published for ADE20K only.",
-    "sac": "With DeepLabV2 on ResNet-101, from the baseline that SAC calls ABN.",
+    "sac": "For DeepLabV2 on ResNet-101, starting from the baseline that SAC calls ABN.",
     "unimatch": "VOC: 92 images with labels. Cityscapes: 1 label in 16.",
-    "recommended": "Not of a paper, so nothing is published. GTA5 stands for all data but the embedded "
-    "benchmark. `folders`, images of your own, has some settings that CamVid was better with.",
+    "recommended": "This recipe is not from a paper.",
     "mic": "MIC on DAFormer, not on HRDA. `--mask-weight 0` is DAFormer.",
 }
 
 
 def shown(value: Any) -> str:
-    """A value as on the command line."""
+    """Format a value as on the command line."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
@@ -45,18 +43,18 @@ def shown(value: Any) -> str:
 
 
 def sentence(text: str) -> str:
-    """A reason, with options in code: ``--`` in plain text becomes a dash."""
+    """Format a reason, with options as code, since ``--`` in plain text becomes a dash."""
     text = re.sub(r"(?<![\w-])--[a-z][a-z-]*", r"`\g<0>`", text)
     return text[:1].upper() + text[1:] + "." * (not text.endswith("."))
 
 
 def breakable(file: str) -> str:
-    """A file's name that a narrow screen may break."""
+    """Allow line breaks in the name of a file, for narrow screens."""
     return re.sub(r"[/_]", r"\g<0><wbr>", file)
 
 
 def described(cell: dict[str, Any]) -> str:
-    """What is published and what we take, why, and where it is published."""
+    """Format a cell: the published value and ours, the reason, and the source."""
     published, ours = cell["published"], cell["ours"]
     if ours is None:
         values = f"{shown(published)} → –"
@@ -72,7 +70,7 @@ def described(cell: dict[str, Any]) -> str:
 
 
 def title(setting: str, cells: dict[str, Any]) -> str:
-    """An option if there is one, words if there is none."""
+    """Return the option of a setting, or its name if there is no option."""
     if all(cell["ours"] is None for cell in cells.values()):
         return setting.replace("_", " ")
     option, _, choice = setting.partition("_") if setting.startswith("alpha_") else (setting, "", "")
@@ -80,7 +78,7 @@ def title(setting: str, cells: dict[str, Any]) -> str:
 
 
 def rows(settings: dict[str, Any]) -> list[str]:
-    """A row of each setting; data sets with the same cell share a line of it."""
+    """Return one row per setting; data sets with the same cell share a line."""
     out = []
     for setting, cells in settings.items():
         lines: dict[str, list[str]] = {}
@@ -92,7 +90,7 @@ def rows(settings: dict[str, Any]) -> list[str]:
 
 
 def render() -> str:
-    """The tables of all trainers."""
+    """Return the tables of all trainers."""
     parts = []
     for trainer, settings in json.loads(TABLE.read_text(encoding="utf-8")).items():
         head = [f"## {trainer}.py", ""]

@@ -356,7 +356,7 @@ def test_the_rules_for_links(text, bad):
 
 
 def test_what_is_no_bad_link():
-    text = "[a](#tests) [b](docs/trainers.md#killed-and-restarted) `[c](none)` [d](https://a.org/x_(y)) {class}`~x.Y`"
+    text = "[a](#tests) [b](docs/trainers.md#interrupt-and-resume) `[c](none)` [d](https://a.org/x_(y)) {class}`~x.Y`"
     text += "\n```text\n[e](none)\n```\n(label)=\n"
     assert [bad for target in targets(text) if (bad := bad_link(target, ROOT / "README.md"))] == []
     assert anchors("# A `b`, c: 3 × d!\n(here)=\n") == {"a-b-c-3--d", "here"}

@@ -78,7 +78,7 @@ def test_all_names_are_on_the_page_of_all_names():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_says_when_to_use_what(family):
-    table = re.search(r"^\| Situation \| Take \|\n\|---\|---\|\n((?:\|.*\|\n)+)", guide(family), re.MULTILINE)
+    table = re.search(r"^\| Situation \| Use \|\n\|---\|---\|\n((?:\|.*\|\n)+)", guide(family), re.MULTILINE)
     rows = table[1].splitlines()
     assert len(rows) >= 3
     assert all(row.count(" | ") == 1 for row in rows)

@@ -38,7 +38,7 @@ def test_good_site(site):
     assert problems(site) == []
     assert problems(site.parent / site.name / "sub" / "..") == []
     done = subprocess.run([sys.executable, CHECK, site], capture_output=True, text=True, check=True)
-    assert done.stdout == "2 pages: all links lead somewhere, nothing from elsewhere\n"
+    assert done.stdout == "2 pages: all links are valid, nothing is loaded from other sites\n"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Defaults of the trainers, from ``examples/settings.json``.
 
-The table says of each setting what is published, in which file or section, what we take, and why where the two differ.
-Its columns are data sets, and networks that need settings other than the papers'. ``docs/make_settings.py`` makes the
+For each setting, the table has the published value with its file or section, our value, and the reason if they differ.
+Its columns are data sets, and networks that need other settings than the papers'. ``docs/make_settings.py`` makes the
 page "Settings" from it.
 """
 
@@ -15,24 +15,31 @@ TABLE = Path(__file__).parents[1] / "settings.json"
 
 _FALLBACKS = ("gta5", "voc")  # for data that a trainer is not published for; dst_cbc has no gta5
 _CITYSCAPES = ("gta5", "synthia", "cityscapes")  # what is measured on Cityscapes
-_SIZES = ("resize", "train_resize", "scales", "label_scales")  # of gta5 they fit the images of Cityscapes
+_SIZES = ("resize", "train_resize", "scales", "label_scales", "ignored_rows")  # of gta5 they fit the images of Cityscapes
 
 
 def defaults(trainer: str, data: str, network: str) -> dict[str, Any]:
-    """Our settings of a trainer, as far as it offers them.
+    """Return our settings of a trainer.
 
     Args:
-        trainer: name of its script without ``.py``; a script that the table does not have has no settings.
-        data: ``--data``. Where data has no column, such as ``bdd100k``, or ``folders`` in most trainers, it has the
-            settings of ``gta5``, or else of ``voc``; without image sizes, unless it is measured on Cityscapes.
-        network: ``small-unet`` has settings of its own on any data, chosen on the embedded benchmark, which with other
-            networks has those of ``gta5``. A network that is a column of the table has the settings of that column
-            before those of the data.
+        trainer: name of its script without ``.py``; a script that is not in the table gets no settings.
+        data: ``--data``. A setting without a column for it, such as any of ``bdd100k``, is that of ``gta5``, or else of
+            ``voc``; image sizes only if the data is measured on Cityscapes.
+        network: ``small-unet`` has its own settings on any data, chosen on the embedded benchmark. With other networks,
+            the embedded benchmark has the settings of ``gta5``. If the table has a column for a network, it is used
+            before that of the data, but after that of ``folders``, which holds for any network.
 
     Returns:
         Setting -> value, lists as tuples.
     """
-    columns = ("streets",) if network == "small-unet" else (network, *(data, *_FALLBACKS)[data == "streets" :])
+    if network == "small-unet":
+        columns = ["streets"]
+    elif data == "folders":
+        columns = ["folders", network, *_FALLBACKS]
+    else:
+        columns = [network, data, *_FALLBACKS]
+        if data == "streets":
+            columns.remove(data)
     chosen = {}
     for setting, cells in json.loads(TABLE.read_text(encoding="utf-8")).get(trainer, {}).items():
         column = next((column for column in columns if column in cells), None)

@@ -141,10 +141,10 @@ class SpatialPrior(Stateful):
 def add_prior(logits: Tensor, prior: Tensor) -> Tensor:
     """Multiply the probabilities with a prior and renormalise them: return the logits ``z_c + log q_c``.
 
-    Their softmax is ``p_c q_c / Σ_d p_d q_d``. The predicted class is that of ``prior=`` of thresholds and selectors,
-    which multiply without renormalising. There the score of a pixel is high where the prior of its class is high, and a
-    class-balanced threshold takes most labels from the peaks of the prior. After this function the prior counts only as
-    far as it decides between classes. Pass the result to thresholds and selectors *without* ``prior=``.
+    Their softmax is ``p_c q_c / Σ_d p_d q_d``. The predicted class is the same as with ``prior=`` of thresholds and
+    selectors, which do not renormalise. Without renormalising, a pixel has a high score where the prior of its class is
+    high, so a class-balanced threshold selects most labels at the peaks of the prior. This function avoids that: the
+    prior only affects the choice between classes. Pass the result to thresholds and selectors *without* ``prior=``.
 
     Args:
         logits: (B, C, H, W), any floating-point dtype.

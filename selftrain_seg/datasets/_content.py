@@ -233,7 +233,7 @@ def _by_tifffile(data: bytearray) -> Content:
         tifffile = importlib.import_module("tifffile")
     except ModuleNotFoundError as error:
         raise FileError(
-            "a TIFF of more channels or bits than Pillow reads; install tifffile: pip install tifffile"
+            "a TIFF with more channels or bits than Pillow reads; install tifffile: pip install tifffile"
         ) from error
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages[0]

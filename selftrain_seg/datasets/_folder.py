@@ -81,7 +81,7 @@ class _Folder(Dataset[tuple[Any, Any]]):
     @property
     def _required_label_map(self) -> LabelMap:
         if self.label_map is None:
-            raise ValueError("`label_map`: expected a data set with one, this one was made without it")
+            raise ValueError("`label_map`: expected a data set with a label map, got one without")
         return self.label_map
 
     @property
@@ -117,7 +117,7 @@ class _Folder(Dataset[tuple[Any, Any]]):
             ValueError: this data set was made with ``labels=False``.
         """
         if self.labels is False:
-            raise ValueError("`labels`: expected a data set with labels, this one was made with labels=False")
+            raise ValueError("`labels`: expected a data set with labels, got one with labels=False")
         return _Masks(self)
 
     def draw_labelled(self, one_in: int, *, seed: int = 0) -> tuple[list[int], list[int]]:

@@ -76,7 +76,7 @@ def _select_channels(pixels: Pixels, alpha: bool, channels: Channels) -> Pixels:
         return grey.astype(pixels.dtype)[..., None]
     raise ValueError(
         f"expected {channels} channel{'s' * (channels != 1)}, got {count}"
-        f"{', the last an opacity' if alpha else ''}; `channels=None` keeps all, `channels=(0, 1, 2)` picks three"
+        f"{', including opacity' if alpha else ''}; `channels=None` keeps all, `channels=(0, 1, 2)` picks three"
     )
 
 
@@ -91,8 +91,8 @@ def _scale(pixels: Pixels, white: int | None) -> Pixels:
     if white is None:
         if pixels.dtype != np.uint16:
             raise ValueError(
-                f"{pixels.dtype} has no agreed white: expected 8 or 16 bits or floating point, or `white=`, the"
-                " value that is scaled to 1"
+                f"{pixels.dtype} has no standard value of white: expected 8 or 16 bits or floating point, or `white=`,"
+                " the value that is scaled to 1"
             )
         white = _WHITE_16
     low, high = (int(pixels.min()), int(pixels.max())) if pixels.size else (0, 0)

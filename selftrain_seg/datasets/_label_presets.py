@@ -88,8 +88,8 @@ class Presets:
         parking slots are ignored. Use the same ``num_classes`` for Cityscapes.
 
         Args:
-            num_classes: 19, Cityscapes' train ids, where 9, 14 and 16 stay empty: networks have 19 outputs, as those
-                trained on GTA5. Or 16, the same classes in the same order without gaps, as in ADVENT.
+            num_classes: 19, Cityscapes' train ids, where 9, 14 and 16 stay empty, so networks have 19 outputs, as
+                for GTA5; or 16, the same classes in the same order without gaps, as in ADVENT.
                 :meth:`synthia_subset` returns the classes to average over for both.
             unknown: as for :class:`LabelMap`.
 

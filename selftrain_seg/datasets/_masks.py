@@ -168,7 +168,7 @@ def _meaning(index: int, label_map: LabelMap) -> str:
 
 def _of_colours(pixels: npt.NDArray[np.uint8], label_map: LabelMap) -> Tensor:
     if not label_map.colours:
-        raise ValueError("expected a label map with colours (LabelMap.from_colours), this one has none")
+        raise ValueError("expected a label map with colours (LabelMap.from_colours), got one without")
     table, values = _colour_table(label_map)
     found = table[_packed(pixels)]
     wrong = found == 0

@@ -161,7 +161,7 @@ def _read_lines(path: Path) -> list[str]:
         raise ValueError(f"`names`: expected text in UTF-8 in {path} ({error})") from error
     lines = [line.strip() for line in lines if line.strip()]
     if not lines:
-        raise ValueError(f"`names`: expected names in {path}, it has none")
+        raise ValueError(f"`names`: expected names in {path}, found none")
     return lines
 
 
@@ -191,7 +191,7 @@ def _select_listed(images: Mapping[str, Path], lines: Sequence[str], where: str)
             unknown.append(line)
     if unknown:
         raise ValueError(
-            f"`names`: {len(unknown)} of {len(lines)} names{where} fit no image, or several:"
+            f"`names`: {len(unknown)} of {len(lines)} names{where} match no image, or several:"
             f" {first_few(map(repr, unknown))}; images are named {first_few(images)}"
         )
     if not found:

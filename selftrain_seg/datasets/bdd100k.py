@@ -25,8 +25,8 @@ class BDD100K(_FlatFolder):
     Args:
         root: the folder.
         split: ``"train"``, ``"val"`` or ``"test"``; the label files of the last are not published.
-        labels: True reads the label files, False does without them. A function, such as the read method of a store
-            of pseudo-labels, replaces them: it takes a name and returns (H, W) integer training classes.
+        labels: True reads the label files; with False, samples have no labels. A function, such as the read method of a
+            store of pseudo-labels, replaces them: it takes a name and returns (H, W) integer training classes.
         label_map: from ids to training classes; by default :meth:`LabelMap.bdd100k`.
         transforms: a joint transform of torchvision v2, called with (image, labels), or with the image alone if
             ``labels=False``; None for none.

@@ -33,8 +33,8 @@ class Cityscapes(_Folder):
         split: ``"train"``, ``"val"``, ``"test"`` or ``"train_extra"``.
         mode: ``"fine"`` for gtFine, which has no train_extra, or ``"coarse"`` for gtCoarse, which has no test.
         ids: ``"label"`` for ``*_labelIds.png``, or ``"train"`` for ``*_labelTrainIds.png``, which some copies lack.
-        labels: True reads the label files, False does without them. A function, such as the read method of a store
-            of pseudo-labels, replaces them: it takes a name and returns (H, W) integer training classes.
+        labels: True reads the label files; with False, samples have no labels. A function, such as the read method of a
+            store of pseudo-labels, replaces them: it takes a name and returns (H, W) integer training classes.
         names: the images to read; None for all. A text file with one name per line, such as the published lists of
             labelled and unlabelled images of DST-CBC and DMT; a pattern such as ``"bonn/*"``; or a list.
         label_map: from ids to training classes; by default :meth:`LabelMap.cityscapes`, or for ``ids="train"``
@@ -97,7 +97,7 @@ class Cityscapes(_Folder):
         check_choice(ids, "ids", tuple(_KINDS))
         label_map = checked_label_map(labels, label_map, LabelMap.cityscapes if ids == "label" else LabelMap.bdd100k)
         if labels is True and split not in _SPLITS[mode]:
-            raise ValueError(f"`mode`: expected one with labels for the split {split!r}, got {mode!r}")
+            raise ValueError(f"`mode`: expected a mode with labels for the split {split!r}, got {mode!r}")
         self.split = split
         self.mode = mode
         self.ids = ids

@@ -49,9 +49,9 @@ class SegmentationFolder(_Folder):
             as ``"*.jpg"``. Names in files and lists may have a suffix. They may omit the first folders, or have more
             folders in front, if only one image fits; a name in another folder is an error.
         unpaired: ``"error"`` raises an error if an image has no mask; ``"leave out"`` skips the image.
-        channels: channels to return. 3, the default, repeats a single channel and drops an opacity; 1 converts colours
-            to grey. Any other number must equal that of the files, including an opacity. A tuple picks channels, such
-            as ``(3, 0, 1)``. None keeps all.
+        channels: channels to return. 3, the default, repeats a single channel and drops an opacity channel; 1 converts
+            colours to grey. Any other number must equal that of the files, including an opacity channel. A tuple picks
+            channels, such as ``(3, 0, 1)``. None keeps all.
         white: the value that is scaled to 1 in images of 16 bits and more; by default 65535. For 12-bit cameras, use
             4095.
         read_masks: how to read masks. ``"auto"`` reads one channel as ids. It reads a palette by index if its colours
@@ -68,9 +68,9 @@ class SegmentationFolder(_Folder):
     Raises:
         TypeError: an argument has another type than listed.
         FileNotFoundError: a folder is missing or has no images, or the file ``names`` is missing.
-        ValueError: an image has no mask; two files have the same name; a link leads in a circle; a name is unknown;
-            when a sample is read: its file is broken, of another kind than expected or has an unknown id or colour,
-            or mask and image differ in size.
+        ValueError: an image has no mask; two files have the same name; a link leads to a folder that contains it; a
+            name is unknown; when a sample is read: its file is broken, of another kind than expected or has an unknown
+            id or colour, or mask and image differ in size.
         IndexError: an index is out of range.
 
     Attributes:
@@ -123,8 +123,8 @@ class SegmentationFolder(_Folder):
         check_label_arguments(labels, label_map)
         if label_map is None and place is not None:
             raise ValueError(
-                "`label_map`: expected one to read masks, got None; LabelMap.binary(), LabelMap.from_names({0: ...})"
-                " and LabelMap.load('classes.json') make one"
+                "`label_map`: expected a label map to read masks, got None; make one with LabelMap.binary(), "
+                "LabelMap.from_names({0: ...}) or LabelMap.load('classes.json')"
             )
         found, left_out = find_images(folder, place, mask_suffix)
         everything = found

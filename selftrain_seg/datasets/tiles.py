@@ -104,7 +104,7 @@ class Tiles(Dataset[tuple[Any, Any]]):
             raise TypeError(f"`dataset`: expected a data set of files, got {type(dataset).__name__}")
         if dataset.transforms is not None:
             raise ValueError(
-                "`dataset`: expected one without transforms, as they would be applied before tiles are cut"
+                "`dataset`: expected a data set without transforms, because they would be applied before tiles are cut"
             )
         if labels is not None and not callable(labels):
             raise TypeError(f"`labels`: expected a function of the name of a tile, got {type(labels).__name__}")

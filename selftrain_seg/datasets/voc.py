@@ -49,9 +49,9 @@ class VOCSegmentation(_Folder):
         split: ``"train"``, ``"val"``, ``"trainval"``, ``"train_aug"``, or the path of a split file. Each of its
             lines starts with a name or a path that ends in one (``/JPEGImages/2007_000032.jpg``); the rest of the
             line is ignored. Its labels are searched as for ``"train_aug"``.
-        sbd: the folder ``dataset`` of SBD (benchmark_RELEASE), which holds ``cls``; None to do without.
-        labels: True reads the label files, False does without them. A function, such as the read method of a store
-            of pseudo-labels, replaces them: it takes a name and returns (H, W) integer training classes.
+        sbd: the folder ``dataset`` of SBD (benchmark_RELEASE), which holds ``cls``; None if you do not have it.
+        labels: True reads the label files; with False, samples have no labels. A function, such as the read method of a
+            store of pseudo-labels, replaces them: it takes a name and returns (H, W) integer training classes.
         label_map: from ids to training classes; by default :meth:`LabelMap.voc`.
         transforms: a joint transform of torchvision v2, called with (image, labels), or with the image alone if
             ``labels=False``; None for none.
@@ -177,7 +177,7 @@ def _listed(path: Path) -> list[str]:
         raise ValueError(f"`split`: expected text in UTF-8 in {path} ({error})") from error
     names = sorted(os.path.splitext(line.split()[0].rpartition("/")[2])[0] for line in lines if line.strip())
     if not names:
-        raise ValueError(f"`split`: expected names in {path}, it has none")
+        raise ValueError(f"`split`: expected names in {path}, found none")
     for name, following in pairwise(names):
         if name == following:
             raise ValueError(f"`split`: expected every name once in {path}; {name!r} occurs twice")

@@ -1,10 +1,10 @@
 """Losses for training on pseudo-labels.
 
-Forward and backward read the logits once each, and store no other (B, C, H, W) tensor than the logits and their
-gradient. Half-precision logits are computed in float32. ``normalize="labelled"`` or ``"all"`` sets what a loss divides
-by. To keep settings in an object, use ``functools.partial``.
+The forward and the backward pass each read the logits once. They store no (B, C, H, W) tensor besides the logits and
+their gradient. Half-precision logits are computed in float32. ``normalize="labelled"`` or ``"all"`` selects the
+divisor. To fix settings, use ``functools.partial``.
 
-- ``cross_entropy``: hard or soft labels (CBST, CRST's LRENT, FixMatch and its relatives)
+- ``cross_entropy``: hard or soft labels (CBST, CRST's LRENT, FixMatch and related methods)
 - ``mrkld_loss``, ``mrent_loss``, ``mrl2_loss``: cross entropy with model regularisation (CRST)
 - ``region_guided_loss``: one regulariser for labelled, another for ignored pixels (IAST)
 - ``dynamic_loss``, ``dynamic_mutual_loss``: pixels weighted by confidence and agreement (DST-CBC, DMT)

@@ -70,7 +70,7 @@ def class_weighted_loss(
             if it requires a gradient, never to ``class_weight``.
         labels: (B, H, W) integers in [0, C) or ``ignore_index``.
         class_weight: (C,) w.
-        normalize: what ``reduction="mean"`` divides by.
+        normalize: divisor of ``reduction="mean"``, see above.
         pixel_weight: (B, H, W) further factor of the cross entropy of each pixel; None is 1. It does not change D.
         ignore_index: label of pixels that do not contribute; outside [0, C).
         reduction: "mean" as above; "sum" does not divide; "none" returns the map that "sum" adds up.

@@ -28,8 +28,8 @@ def dynamic_loss(
     """Compute cross entropy weighted by a power of the probability of each pseudo-label.
 
     ``(1/N) Σ w · -log p_y``, with ``w = p_y^γ`` on pseudo-labelled images and ``w = 1`` on labelled ones. No gradient
-    flows through w. N counts the labelled pixels of all images, whatever their weights. Matches the dynamic loss of
-    DST-CBC.
+    flows through w. N counts the labelled pixels of all images, regardless of their weights. Matches the dynamic loss
+    of DST-CBC.
 
     Args:
         logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it, and to ``pixel_weight``
@@ -100,8 +100,8 @@ def dynamic_mutual_loss(
     - ŷ ≠ y and m > m_B: ``w = 0``; with ``flip`` the label becomes ŷ and ``w = (1 - m_B)^γ2``
     - ŷ ≠ y and m ≤ m_B: ``w = p_y^γ2``
 
-    and ``w = 1`` on labelled ones. No gradient flows through w. N counts the labelled pixels of all images, whatever
-    their weights. With γ1 = γ2 = 0 the loss is plain cross entropy, as in the published code: no pixel is dropped or
+    and ``w = 1`` on labelled ones. No gradient flows through w. N counts the labelled pixels of all images, regardless
+    of their weights. With γ1 = γ2 = 0 the loss is plain cross entropy, as in the published code: no pixel is dropped or
     flipped. Matches the dynamic mutual loss of DMT, and with ``flip`` its ablation. ŷ and m are computed in float32; m
     must exceed m_B by more than the rounding error. ``torch.func.vmap`` processes one batch after another.
 
@@ -135,7 +135,7 @@ def dynamic_mutual_loss(
 
     Example:
         >>> import torch
-        >>> logits = torch.tensor([3.0, 1.0]).log().reshape(1, 2, 1, 1)  # p = (3/4, 1/4), so it says class 0
+        >>> logits = torch.tensor([3.0, 1.0]).log().reshape(1, 2, 1, 1)  # p = (3/4, 1/4), so it predicts class 0
         >>> def loss(label, confidence, **options):
         ...     confidence = torch.full((1, 1, 1), confidence)
         ...     labels = torch.full((1, 1, 1), label)

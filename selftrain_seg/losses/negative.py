@@ -23,7 +23,7 @@ def negative_loss(
     """Compute binary cross entropy against 0 for the classes whose teacher probability is at most chance.
 
     ``loss_weight · (1/K) Σ_{(pixel, class): t_c ≤ 1/C} log(1 + exp(z_c))``, where K counts these (pixel, class) pairs,
-    whatever their weights, and ``z_c`` is used as a binary logit. Matches the negative learning of DT-ST.
+    regardless of their weights, and ``z_c`` is used as a binary logit. Matches the negative learning of DT-ST.
 
     Args:
         logits: (B, C, H, W), any floating-point dtype and memory layout. Gradients flow to it, and to ``pixel_weight``

@@ -107,7 +107,7 @@ class ClassSampler(Sampler[int]):
             self._start(int(epoch))
 
     def update(self, index: ClassIndex | None = None, *, candidates: Tensor | None = None) -> None:
-        """Change the classes that images are drawn by, from the next image on, even within an epoch.
+        """Change the class counts or candidates for all further draws, also within an epoch.
 
         The main process draws the indices, so running DataLoader workers follow too, after the batches they have
         already been asked for. Call it with the same arguments on all ranks at the same step.
@@ -250,14 +250,14 @@ class ClassSampler(Sampler[int]):
         missing = {"settings", "epoch", "seed", "num_replicas", "consumed", "pending", "candidates", "contains", "draw"}
         missing -= set(state)
         if missing:
-            raise ValueError(f"`state`: expected that of a sampler, got one without {', '.join(sorted(missing))}")
+            raise ValueError(f"`state`: expected the state of a sampler, got one without {', '.join(sorted(missing))}")
         own = {"sampler": type(self).__name__, **self._settings()}
         if state["settings"] != own:
-            raise ValueError(f"`state`: expected that of a sampler with {own}, got one with {state['settings']}")
+            raise ValueError(f"`state`: expected the state of a sampler with {own}, got one with {state['settings']}")
         if state["num_replicas"] != self.num_replicas:
             raise ValueError(f"`state`: expected {self.num_replicas} ranks, got {state['num_replicas']}")
         if _digest(self._drawable_classes(self.index, state["candidates"])[1]) != state["contains"]:
-            raise ValueError("`state`: expected that of a sampler with the same index and min_share, got another")
+            raise ValueError("`state`: expected the state of a sampler with the same index and min_share, got another")
         self.update(candidates=state["candidates"])
         self.seed = int(state["seed"])
         self._start(int(state["epoch"]))

@@ -33,9 +33,9 @@ def class_mix(
 
     Of the n classes in the labels of a source image, ``n // 2`` (or ``(n + 1) // 2``) are drawn at random. All of
     their pixels replace image, label and weight of the image at the same position in the batch. Each image draws
-    independently. With ``classes``, all pixels of these classes are pasted instead, and nothing is drawn: small classes
-    of labelled source images get true labels in target images. Pixels without a label are never pasted. No host
-    synchronisation.
+    independently. With ``classes``, all pixels of these classes are pasted instead, and nothing is drawn; use this to
+    paste small classes of labelled source images, with their true labels, into target images. Pixels without a label
+    are never pasted. No host synchronisation.
 
     Args:
         images: (B, D, H, W), any dtype: the images pasted onto; gradients flow.

@@ -1,4 +1,4 @@
-"""A check after each round, without target labels, of whether training still helps."""
+"""Check after each round, without target labels, whether training still helps."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ class StoredRound:
             return self._places[key]
         place = operator.index(key)
         if not -len(self) <= place < len(self):
-            raise IndexError(f"`key`: expected a place in [{-len(self)}, {len(self)}), got {place}")
+            raise IndexError(f"`key`: expected an index in [{-len(self)}, {len(self)}), got {place}")
         return place % len(self)
 
     def _map(self, place: int, field: str) -> Tensor:

@@ -187,7 +187,7 @@ class PseudoLabelStore:
     def delete(self, round: int) -> None:
         """Delete a round, complete or not, atomically.
 
-        A collective; rank 0 deletes. Readers that have the round open get an ``OSError`` at the next map.
+        A collective; rank 0 deletes. Readers that have the round open get an ``OSError`` at the next read.
 
         Args:
             round: number of the round.

@@ -166,7 +166,7 @@ class RoundWriter:
         """Complete the round: write the list of its images, then its manifest.
 
         All files are flushed to disk before the manifest is written, so that a complete round survives a power
-        failure. This takes some tenths of a millisecond per file.
+        failure. This takes a few tenths of a millisecond per file.
 
         Returns:
             The complete round.

@@ -64,7 +64,7 @@ def copied(network: nn.Module) -> nn.Module:
                     left_out.append(f"{name or 'student'} ({getattr(hook, '__name__', type(hook).__name__)})")
     if left_out:
         warnings.warn(
-            f"the teacher leaves out {len(left_out)} hooks of the student, as student and teacher would share them:"
+            f"the teacher leaves out {len(left_out)} hooks of the student, because both networks would share them:"
             f" {', '.join(left_out[:5])}{', …' if len(left_out) > 5 else ''}. If the output of the network"
             " depends on them, make them methods of its modules",
             stacklevel=3,

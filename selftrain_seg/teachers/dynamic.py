@@ -268,7 +268,9 @@ class DynamicTeacher(nn.Module):
             ValueError: ``state`` was saved by version 0.1.0.
         """
         if "new" not in state:
-            raise ValueError("`state_dict`: expected that of a DynamicTeacher with `update`, got one saved by 0.1.0")
+            raise ValueError(
+                "`state_dict`: expected the state of a DynamicTeacher with `update`, got one saved by 0.1.0"
+            )
         images = [moved(Kept(*kept), self.store_on) for kept in state["images"]]
         scores = [score.to(self.observed.device) for score in state["scores"]]
         self._queries = [_Query(*query) for query in zip(images, scores, state["seeds"], strict=True)]

@@ -18,8 +18,8 @@ __all__ = ["flip_agreement"]
 def flip_agreement(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     """Measure the share of pixels that a network gives the same class in an image and in its mirror image.
 
-    A score without labels: higher is better. It does not see mistakes that the network also makes in the mirror image.
-    For the agreement per class, pass the two outputs to ``AgreementStatistics``.
+    A score without labels: higher is better. It does not detect mistakes that the network also makes in the mirror
+    image. For the agreement per class, pass the two outputs to ``AgreementStatistics``.
 
     Args:
         model: maps images to logits of any resolution, or to an output in which ``selftrain_seg.as_logits`` finds them.
@@ -37,7 +37,7 @@ def flip_agreement(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     Example:
         >>> import torch
         >>> images = torch.tensor([[1.0, 2.0, 3.0, 4.0]]).reshape(1, 1, 1, 4)
-        >>> position = torch.arange(4.0).reshape(1, 1, 1, 4)  # of which the mirror image knows nothing
+        >>> position = torch.arange(4.0).reshape(1, 1, 1, 4)  # does not change in the mirror image
         >>> def model(x):
         ...     return torch.cat([x, 2 + 0 * position], dim=1)  # depends on the content of a pixel
         >>> flip_agreement(model, images)

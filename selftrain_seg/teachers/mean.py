@@ -52,11 +52,11 @@ class MeanTeacher(nn.Module):
         step: () int64, number of updates (since ``restart``).
 
     State / distributed:
-        Weights, buffers and ``step`` are in ``state_dict``, which loads with or without ``module.`` and
-        ``_orig_mod.`` in its keys. Half-precision weights are averaged in float32 copies (``shadow``, in the
-        state_dict too), as at momentum 0.999 they would never change. If student and buffers are the same on all ranks
-        (see ``sync_buffers``), so is the teacher, bit for bit. No weights are sent, so the teacher may exist on one
-        rank only.
+        Weights, buffers and ``step`` are in ``state_dict``, which loads with or without ``module.`` and ``_orig_mod.``
+        in its keys. Half-precision weights are averaged in float32 copies (``shadow``, also in the state_dict), because
+        rounding to half precision would cancel the updates at momentum 0.999. If student and buffers are equal on all
+        ranks (see ``sync_buffers``), so is the teacher, bit for bit. No weights are sent, so the teacher may exist on
+        one rank only.
 
     Raises:
         TypeError: ``student`` is not a ``torch.nn.Module``; ``momentum`` is not a number.

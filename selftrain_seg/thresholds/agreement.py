@@ -20,7 +20,7 @@ class ClassAgreement(Stateful):
     other map also labels c. ``iou``: ``|labels = c and other = c| / |labels = c or other = c|``, which also falls when
     a class shrinks. Only pixels with a class in both maps are counted.
 
-    The choice of the other map decides what is measured:
+    The other map determines what is measured:
 
     - the ground truth of labelled images (source images, ideally restyled to the target): the precision of the class;
     - the labels of the mirrored or rescaled image, mapped back: whether the network agrees with itself;

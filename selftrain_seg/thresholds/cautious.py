@@ -47,9 +47,9 @@ def cautious_portion(
         >>> schedule = PortionSchedule(0.2, 0.1, 0.5)
         >>> cautious_portion([44.0], schedule)
         0.2
-        >>> cautious_portion([44.0, 45.0], schedule)  # the round helped: next of the schedule
+        >>> cautious_portion([44.0, 45.0], schedule)  # the round helped: the next portion
         0.3
-        >>> cautious_portion([44.0, 45.0, 41.0], schedule)  # the round did not help: half of it
+        >>> cautious_portion([44.0, 45.0, 41.0], schedule)  # the round did not help: half the portion
         0.15
     """
     if isinstance(scores, (str, bytes)) or not isinstance(scores, Sequence):

@@ -238,7 +238,7 @@ def _probability_below(log_odds: Tensor) -> Tensor:
 
 
 class ClassBalancedThreshold(_Threshold):
-    """Estimate per class the confidence that its most confident ``portion`` of pixels reaches.
+    """Estimate a confidence threshold per class: the most confident ``portion`` of its pixels reach it.
 
     The confidences of the n_c pixels predicted as class c are sorted in descending order. With ``rank="last_in"``,
     ``kc[c]`` is element ``floor(n_c · portion) - 1``, counted from 0: the last pixel inside the portion. With
@@ -250,8 +250,8 @@ class ClassBalancedThreshold(_Threshold):
 
     Args:
         num_classes: C, at least 2.
-        portion: share of pixels to select, in (0, 1], or a (C,) tensor of shares in [0, 1], where 0 selects nothing
-            below certainty. CBST, CRST: 0.2 in the first round.
+        portion: share of pixels to select, in (0, 1], or a (C,) tensor of shares in [0, 1], where 0 gives the
+            threshold 1. CBST, CRST: 0.2 in the first round.
         pool: ``"predicted"`` ranks the pixels predicted as c by ``max_c p_c``; ``"all"`` ranks all pixels by p_c
             (CRST's kc from probabilities).
         rank: ``"last_in"`` (CBST, CRST) or ``"first_out"`` (DST-CBC), see above.
@@ -296,7 +296,7 @@ class ClassBalancedThreshold(_Threshold):
 
 
 class GlobalThreshold(_Threshold):
-    """Estimate the confidence that the most confident ``portion`` of all pixels reaches, regardless of class.
+    """Estimate one confidence threshold for all classes: the most confident ``portion`` of all pixels reach it.
 
     This is the threshold of plain self-training: all pixels are ranked together, and all classes get the same value.
     With one portion per class, class c gets the confidence that the most confident ``portion[c]`` of all pixels

@@ -1,4 +1,4 @@
-"""Weak and strong views of images, and functions that carry labels and outputs into a view and back."""
+"""Weak and strong views of images, and functions that map labels and outputs to a view and back."""
 
 from selftrain_seg.views.averaging import average_views
 from selftrain_seg.views.geometry import ViewParameters, replay, replay_inverse

@@ -1,4 +1,4 @@
-"""Average the outputs of several views of an image in the full image (SAC)."""
+"""Average the outputs of several views of an image, mapped back to the full image (SAC)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["average_views"]
 def average_views(
     probs: Sequence[Tensor], parameters: Sequence[ViewParameters], *, mode: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Average the probabilities of several views of each image in the full image.
+    """Average the probabilities of several views of each image, mapped back to the full image.
 
     ``p = Σ_v s_v p_v / Σ_v s_v``, where p_v is ``replay_inverse`` of view v and s_v is 1 where view v shows the pixel,
-    else 0. Views that are zoomed in resolve small objects; views that are zoomed out show their surroundings. Bring the
-    average into each view of the student with :func:`replay`. It needs memory for the sum and one view. No host
+    else 0. Views that are zoomed in resolve small objects; views that are zoomed out show their surroundings. Map the
+    average to each view of the student with :func:`replay`. Only the sum and one view are in memory. No host
     synchronisation.
 
     Args:

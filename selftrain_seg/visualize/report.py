@@ -74,9 +74,9 @@ def report(run_dir: str | os.PathLike[str], out: str | os.PathLike[str] | None =
     verdict = _verdict(tracks, networks)
     head = [node("h1", name), _origin(run), _progress(run), verdict, *_facts(run.result, known=verdict is not None)]
     if not any(section is not None for section in sections):
-        head.append(node("p", "Nothing was recorded here yet."))
+        head.append(node("p", "Nothing has been recorded yet."))
     if run.damaged:
-        head.append(node("p", "Not readable, and left out: " + ", ".join(run.damaged)))
+        head.append(node("p", "Damaged files that were skipped: " + ", ".join(run.damaged)))
     write(path, _html.page(f"{name}: report", *head, *sections))
     return path
 

@@ -196,9 +196,9 @@ class Report:
                 f"| {one.operation} | {one.reference} | {one.reference_ms:.1f} | {one.ours_ms:.1f} | {eager}"
                 f" | {compiled} | {faster} | {memory} |"
             )
-        lines += ["", "### Other promises", "", "| promise | measured | at most | |", "|---|--:|--:|---|"]
+        lines += ["", "### Other targets", "", "| target | measured | at most | |", "|---|--:|--:|---|"]
         for check in self.checks:
-            verdict = "kept" if check.kept else "**missed**"
+            verdict = "met" if check.kept else "**missed**"
             lines.append(f"| {check.promise} | {check.value:.3f} | {check.limit:.3f} | {verdict} |")
         lines += ["", "### Notes", "", *(f"- {note}" for note in self.notes)]
         lines += ["", "### All measurements", "", "| operation | version | median ms | quartiles | peak MB |"]
@@ -210,7 +210,7 @@ class Report:
             quartiles = f"{entry.lower_ms:.2f} – {entry.upper_ms:.2f}"
             lines.append(f"| {name} | {entry.version} | {entry.median_ms:.2f} | {quartiles} | {peak} |")
         settings = {**about, "rounds": rounds}
-        lines += ["", "### Where", "", ", ".join(f"{key} {value}" for key, value in settings.items()) + "."]
+        lines += ["", "### Machine", "", ", ".join(f"{key} {value}" for key, value in settings.items()) + "."]
         return "\n".join(lines) + "\n"
 
     def table(self) -> str:
@@ -224,13 +224,13 @@ class Report:
             lines.append(f"{name:<30}{entry.version:<30}{entry.median_ms:>10.1f}{quartiles:>18}{peak:>10}")
         lines += [""]
         for check in self.checks:
-            verdict = "kept" if check.kept else "MISSED"
+            verdict = "met" if check.kept else "MISSED"
             lines.append(f"{check.promise:<84}{check.value:>8.3f} <= {check.limit:<8.3f}{verdict}")
         lines += [""]
         for one in self.targets:
             compiled = "" if one.compiled_speedup is None else f", compiled {one.compiled_speedup:.1f} x"
             compiled += f" (wanted {one.compiled_faster:g})" if compiled and one.compiled_faster else ""
-            verdict = "MISSED: " + ", ".join(one.missed) if one.missed else "kept"
+            verdict = "MISSED: " + ", ".join(one.missed) if one.missed else "met"
             text = f"{one.speedup:.1f} x (wanted {one.faster:g}){compiled}"
             lines.append(f"{one.operation:<34}{text:<58}{one.memory:<50}{verdict}")
         return "\n".join([*lines, "", *self.notes])

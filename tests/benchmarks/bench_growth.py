@@ -88,7 +88,7 @@ def thresholds(report, logits):
         lines.clear()
     ours = "`ClassBalancedThreshold`"
     state = sum(value.nbytes for value in ClassBalancedThreshold(CLASSES, 0.2).state_dict().values()) / 1e6
-    report.note(f"Thresholds, state: {state:.1f} MB, whatever the number of images.")
+    report.note(f"Thresholds, state: {state:.1f} MB for any number of images.")
     text = "thresholds: time of an image"
     report.promise(
         f"{text}, of the last 9,000 / of the first 1,000", per_image[ours, 10_000] / per_image[ours, 1_000], 1.25
@@ -120,9 +120,9 @@ def bank(report, generator):
             seconds.append(time.perf_counter() - start)
         state = sum(buffer.nbytes for buffer in bank.buffers()) / 1e6
         report.note(
-            f"TCR's bank of {MANY:,} images, labels {'kept in it' if kept else 'handed in'}: first snapshot"
+            f"TCR's bank of {MANY:,} images, labels {'stored in it' if kept else 'passed in'}: first snapshot"
             f" {seconds[0]:.0f} s, second {seconds[2]:.0f} s ({seconds[2] / MANY * 1e6:.0f} µs an image),"
-            f" closing it {seconds[3]:.1f} s; state {state:.0f} MB, resident {resident_mb() - before:+.0f} MB."
+            f" finishing it {seconds[3]:.1f} s; state {state:.0f} MB, resident {resident_mb() - before:+.0f} MB."
         )
 
 
@@ -149,7 +149,7 @@ def samplers(report, generator):
         drawing = time.perf_counter() - start
         shares = [float((counts[:, -1] > 0).float().mean()), float((counts[drawn, -1] > 0).float().mean())]
         report.note(
-            f"`{kind.__name__}` of {MANY:,} images: made in {making:.2f} s, an epoch drawn in {drawing:.2f} s"
+            f"`{kind.__name__}` of {MANY:,} images: built in {making:.2f} s, an epoch drawn in {drawing:.2f} s"
             f" ({drawing / MANY * 1e6:.1f} µs an image), resident {resident_mb() - before:+.0f} MB; images with the"
             f" rarest class: {shares[0]:.3%} of all, {shares[1]:.1%} of those drawn."
         )

@@ -172,12 +172,10 @@ def online(report, rounds, net, optimizer, source, images):
         rounds=rounds,
     )
     step, both, whole = (entry.median_ms for entry in measured.values())
-    report.promise(
-        "training step: overhead on the network's passes, the teacher's among them", whole / both - 1, OVERHEAD
-    )
+    report.promise("training step: overhead on the passes of network and teacher", whole / both - 1, OVERHEAD)
     report.note(
-        f"Training step: {whole:.0f} ms, beside {both:.0f} ms for the network's passes with torch's cross entropy and"
-        f" {step:.0f} ms without a teacher, whose forward pass is {(both - step) / step:.0%} of such a step."
+        f"Training step: {whole:.0f} ms. The passes of network and teacher with torch's cross entropy take {both:.0f}"
+        f" ms, and {step:.0f} ms without the teacher, whose forward pass is {(both - step) / step:.0%} of such a step."
     )
     report.note(f"Training step, beyond the network: {largest(whole_step, both)}.")
 

@@ -42,7 +42,7 @@ def test_images_that_are_not_taken_need_no_labels(root, tmp_path):
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
-        (["bonn/none"], ValueError, r"`names`: 1 of 1 names fit no image, or several: 'bonn/none'"),
+        (["bonn/none"], ValueError, r"`names`: 1 of 1 names match no image, or several: 'bonn/none'"),
         ("no/such.txt", FileNotFoundError, "expected a file of names"),
         ("paris/*", ValueError, "no image matches 'paris/"),
         ([], ValueError, "expected names, got none"),

@@ -116,7 +116,7 @@ class TestRead:
             assert type(image) is tv_tensors.Image
             assert found == name
         dataset.verify()
-        with pytest.raises(ValueError, match="`labels`: expected a data set with labels, this one was made with"):
+        with pytest.raises(ValueError, match="`labels`: expected a data set with labels, got one with labels=False"):
             dataset.masks()
 
     @kinds
@@ -606,10 +606,10 @@ class TestCityscapes:
         for arguments, message in (
             ({"split": "trainval"}, "`split`: expected one of 'train', 'val', 'test', 'train_extra', got 'trainval'"),
             ({"mode": "gtFine"}, "`mode`: expected one of 'fine', 'coarse', got 'gtFine'"),
-            ({"split": "train_extra"}, "`mode`: expected one with labels for the split 'train_extra', got 'fine'"),
+            ({"split": "train_extra"}, "`mode`: expected a mode with labels for the split 'train_extra', got 'fine'"),
             (
                 {"split": "test", "mode": "coarse"},
-                "`mode`: expected one with labels for the split 'test', got 'coarse'",
+                "`mode`: expected a mode with labels for the split 'test', got 'coarse'",
             ),
         ):
             with pytest.raises(ValueError, match=message):

@@ -87,7 +87,7 @@ class TestBits:
 
     def test_integers_without_a_white(self, tmp_path):
         data = files.encoded(GREY16.astype(np.int32), "TIFF")
-        with pytest.raises(ValueError, match=r"a.tif: int32 has no agreed white: .*`white=`, the"):
+        with pytest.raises(ValueError, match=r"a.tif: int32 has no standard value of white: .*`white=`, the"):
             read(tmp_path, data, "a.tif")
         same(read(tmp_path, data, "a.tif", white=65535, channels=1), (GREY16 / np.float32(65535))[..., None])
         data = files.encoded(-1 - GREY16.astype(np.int32), "TIFF")
@@ -160,7 +160,7 @@ class TestChannels:
         ("data", "channels", "message"),
         [
             (files.encoded(RGB, "PNG"), 4, "expected 4 channels, got 3; `channels=None` keeps all"),
-            (files.encoded(RGBA, "PNG"), 5, "expected 5 channels, got 4, the last an opacity"),
+            (files.encoded(RGBA, "PNG"), 5, "expected 5 channels, got 4, including opacity"),
             (files.encoded(GREY8, "PNG"), (0, 1), r"expected channels \(0, 1\), numbered from 0, got 1 channels"),
             (files.encoded(Image.new("LAB", (2, 2)), "TIFF"), 3, r"holds L\*a\*b\* colours; convert it to RGB"),
         ],
@@ -208,7 +208,9 @@ class TestTIFF:
         if kind == "RGB and another" and pillow_reads_all_four(TIFFS[kind]):
             same(read(tmp_path, TIFFS[kind], "a.tif", channels=4), MANY[..., :4])
             return
-        with pytest.raises(ValueError, match=r"a.tif: a TIFF of more channels or bits than Pillow reads; install tif"):
+        with pytest.raises(
+            ValueError, match=r"a.tif: a TIFF with more channels or bits than Pillow reads; install tif"
+        ):
             read(tmp_path, TIFFS[kind], "a.tif", channels=None)
 
     def test_with_tifffile(self, tmp_path):

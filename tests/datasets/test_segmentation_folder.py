@@ -273,9 +273,17 @@ class TestNames:
                 FileNotFoundError,
                 "`names`: expected a file of names, or a pattern with .*, got missing.txt",
             ),
-            (["1"], ValueError, "`names`: 1 of 1 names fit no image, or several: '1'; images are named a/1"),  # whose?
-            (["c/3", "a/3"], ValueError, "`names`: 1 of 2 names fit no image, or several: 'a/3'; images are named a/1"),
-            (["images/a/3.jpg"], ValueError, "`names`: 1 of 1 names fit no image, or several: 'images/a/3.jpg'"),
+            (
+                ["1"],
+                ValueError,
+                "`names`: 1 of 1 names match no image, or several: '1'; images are named a/1",
+            ),  # whose?
+            (
+                ["c/3", "a/3"],
+                ValueError,
+                "`names`: 1 of 2 names match no image, or several: 'a/3'; images are named a/1",
+            ),
+            (["images/a/3.jpg"], ValueError, "`names`: 1 of 1 names match no image, or several: 'images/a/3.jpg'"),
             (["a/1", "a/1.jpg"], ValueError, "`names`: expected every name once, 'a/1' occurs twice"),
             ([], ValueError, "`names`: expected names, got none"),
         ],
@@ -289,7 +297,7 @@ class TestNames:
         with pytest.raises(ValueError, match=r"`names`: expected text in UTF-8 in .*latin.txt"):
             SegmentationFolder(root, names=tmp_path / "latin.txt")
         (tmp_path / "none.txt").write_text(" \n")
-        with pytest.raises(ValueError, match=r"`names`: expected names in .*none.txt, it has none"):
+        with pytest.raises(ValueError, match=r"`names`: expected names in .*none.txt, found none"):
             SegmentationFolder(root, names=tmp_path / "none.txt")
 
 
@@ -708,11 +716,14 @@ class TestVerify:
 class TestArguments:
     def test_label_map(self, tmp_path):
         put(tmp_path, "a.png")
-        with pytest.raises(ValueError, match=r"`label_map`: expected one to read masks, got None; LabelMap.binary"):
+        with pytest.raises(
+            ValueError,
+            match=r"`label_map`: expected a label map to read masks, got None; make one with LabelMap.binary",
+        ):
             SegmentationFolder(tmp_path, tmp_path, mask_suffix="_m")
         with pytest.raises(TypeError, match="`label_map`: expected a LabelMap, got dict"):
             SegmentationFolder(tmp_path, label_map={0: "a"})
-        with pytest.raises(ValueError, match="`label_map`: expected a data set with one"):
+        with pytest.raises(ValueError, match="`label_map`: expected a data set with a label map"):
             _ = SegmentationFolder(tmp_path).num_classes
         assert SegmentationFolder(tmp_path, label_map=MAP).num_classes == 4
 

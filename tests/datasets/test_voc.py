@@ -176,7 +176,7 @@ class TestErrors:
     def test_split_file_contents(self, root, tmp_path):
         path = tmp_path / "mine.txt"
         path.write_text("\n \n")
-        with pytest.raises(ValueError, match=r"`split`: expected names in .*mine.txt, it has none"):
+        with pytest.raises(ValueError, match=r"`split`: expected names in .*mine.txt, found none"):
             VOCSegmentation(root, path)
         path.write_text("2007_000001\n2007_000002\n2007_000001\n")
         message = "`split`: expected every name once in .*mine.txt; '2007_000001' occurs twice"

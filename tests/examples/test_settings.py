@@ -96,8 +96,12 @@ SCALES = ("scales", "label_scales")
 
 def test_data_without_a_column_has_those_of_gta5_but_for_sizes():
     gta5 = defaults("iast", "gta5", "Unet/resnet34")
-    for data in ("folders", "bdd100k", "streets"):
-        assert defaults("iast", data, "Unet/resnet34") == {key: gta5[key] for key in gta5 if key not in SCALES}
+    without_sizes = {key: gta5[key] for key in gta5 if key not in SCALES}
+    for data in ("bdd100k", "streets"):
+        assert defaults("iast", data, "Unet/resnet34") == without_sizes
+    own = column("iast", "folders")
+    assert len(own) > 5
+    assert defaults("iast", "folders", "Unet/resnet34") == without_sizes | own
     assert "train_resize" in defaults("dtst", "gta5", "x")
     assert "train_resize" not in defaults("dtst", "folders", "x")
     assert defaults("crst", "synthia", "x") == defaults("crst", "gta5", "x")  # measured on Cityscapes, too
@@ -108,16 +112,38 @@ def test_a_trainer_that_is_not_published_for_gta5_takes_vocs():
     assert defaults("dst_cbc", "gta5", "x") == {key: voc[key] for key in voc if key != "scales"} | {"scales": (1.0,)}
 
 
+def column(trainer: str, name: str) -> dict[str, object]:
+    """Our values in a column of the table, lists as tuples; nothing in it is published."""
+    cells = {setting: cells[name] for setting, cells in TABLE[trainer].items() if name in cells}
+    assert {cell["published"] for cell in cells.values()} <= {None}
+    return {name: tuple(one["ours"]) if isinstance(one["ours"], list) else one["ours"] for name, one in cells.items()}
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("trainer", TABLE)
 def test_a_network_has_settings_before_those_of_the_data(trainer, network):
-    cells = {setting: cells[network] for setting, cells in TABLE[trainer].items() if network in cells}
-    assert {cell["published"] for cell in cells.values()} <= {None}
-    own = {name: tuple(one["ours"]) if isinstance(one["ours"], list) else one["ours"] for name, one in cells.items()}
-    for data in ("gta5", "voc", "folders", "streets"):
-        others = defaults(trainer, data, "x")
-        assert defaults(trainer, data, network) == others | own
-    assert defaults(trainer, "folders", network)["optimizer"] == "adamw"
+    for data in ("gta5", "voc", "streets"):
+        assert defaults(trainer, data, network) == defaults(trainer, data, "x") | column(trainer, network)
+
+
+@pytest.mark.parametrize("trainer", TABLE)
+def test_images_of_your_own_have_the_same_settings_with_any_pretrained_network(trainer):
+    chosen = defaults(trainer, "folders", "x")
+    assert chosen | column(trainer, "folders") == chosen
+    for network in NETWORKS:
+        assert defaults(trainer, "folders", network) == chosen
+    assert chosen["optimizer"] == "adamw"
+    assert chosen["frozen_bn"] == defaults(trainer, "gta5", "x")["frozen_bn"]
+    # Runs of minutes or hours, not the papers' days.
+    assert chosen["steps"] * chosen.get("rounds", 1) + chosen.get("warmup_steps", 0) <= 2000 - 800 * (trainer != "source_only")
+    assert chosen["batch"] <= 4
+    assert "resize" not in chosen
+
+
+def test_masked_rows_of_cityscapes_are_not_those_of_other_images():
+    assert defaults("mic", "gta5", "x")["ignored_rows"] == (15, 120)
+    assert defaults("mic", "folders", "x")["ignored_rows"] == (0, 0)
+    assert "ignored_rows" not in defaults("mic", "bdd100k", "x")
 
 
 def test_what_is_not_offered_is_left_out():

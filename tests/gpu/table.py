@@ -135,9 +135,9 @@ def markdown(results: Mapping[str, Any]) -> str:
     if about:
         tests = [f"{run_tests.headline(results['tests'])}.", ""] if "tests" in results else []
         where = ", ".join(f"{key} {value}" for key, value in about.items())
-        lines += ["### Where, on a GPU", "", *tests, f"{where}."]
+        lines += ["### Machine with a GPU", "", *tests, f"{where}."]
     else:
-        lines += ["Not measured yet: `python -m tests.gpu` does, on a machine with a GPU."]
+        lines += ["Not measured yet. To measure, run `python -m tests.gpu` on a machine with a GPU."]
     if results.get("smoke"):
         lines = [f"**{SMOKE}**", "", *lines]
     return "\n".join(lines) + "\n"

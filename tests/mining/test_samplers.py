@@ -554,29 +554,35 @@ def test_bad_states():
     state = sampler.state_dict()
     with pytest.raises(ValueError, match="`state`: expected 2 ranks, got 1"):
         ClassBalancedSampler(index, rank=0, num_replicas=2).load_state_dict(state)
-    with pytest.raises(ValueError, match="`state`: expected that of a sampler with the same index"):
+    with pytest.raises(ValueError, match="`state`: expected the state of a sampler with the same index"):
         ClassBalancedSampler(random_index(seed=4)).load_state_dict(state)
     narrow = ClassBalancedSampler(index, candidates=index.contains(0.1))
     other = ClassBalancedSampler(random_index(seed=4))
-    with pytest.raises(ValueError, match="`state`: expected that of a sampler with the same index"):
+    with pytest.raises(ValueError, match="`state`: expected the state of a sampler with the same index"):
         other.load_state_dict(narrow.state_dict())
     assert list(other) == list(ClassBalancedSampler(random_index(seed=4)))  # it stays as it was
     begun, whole = ClassBalancedSampler(index), list(ClassBalancedSampler(index))
     iterator = iter(begun)
     assert [next(iterator) for _ in range(9)] == whole[:9]
-    with pytest.raises(ValueError, match="`state`: expected that of a sampler with the same index"):
+    with pytest.raises(ValueError, match="`state`: expected the state of a sampler with the same index"):
         begun.load_state_dict(other.state_dict())
     assert list(iterator) == whole[9:]  # in the middle of an epoch, too
-    with pytest.raises(ValueError, match=r"`state`: expected that of a sampler with .*sub_epoch': 7.*got one with"):
+    with pytest.raises(
+        ValueError, match=r"`state`: expected the state of a sampler with .*sub_epoch': 7.*got one with"
+    ):
         ClassBalancedSampler(index, sub_epoch=7).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"`state`: expected that of a sampler with .*RareClassSampler.*got one with"):
+    with pytest.raises(
+        ValueError, match=r"`state`: expected the state of a sampler with .*RareClassSampler.*got one with"
+    ):
         RareClassSampler(index).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"`state`: expected that of a sampler with .*'uniform': 0.5.*got one with"):
+    with pytest.raises(
+        ValueError, match=r"`state`: expected the state of a sampler with .*'uniform': 0.5.*got one with"
+    ):
         ImportanceSampler(index, uniform=0.5).load_state_dict(ImportanceSampler(index).state_dict())
     swapped = ClassIndex(index.counts.flip(0), index.pixels)  # as many images of each class, but others
-    with pytest.raises(ValueError, match="`state`: expected that of a sampler with the same index"):
+    with pytest.raises(ValueError, match="`state`: expected the state of a sampler with the same index"):
         ClassBalancedSampler(swapped).load_state_dict(state)
-    with pytest.raises(ValueError, match="`state`: expected that of a sampler, got one without candidates, con"):
+    with pytest.raises(ValueError, match="`state`: expected the state of a sampler, got one without candidates, con"):
         sampler.load_state_dict({"epoch": 3, "seed": 0})
     with pytest.raises(ValueError, match=r"`consumed`: expected at most the 0 images drawn, got 1"):
         sampler.state_dict(consumed=1)

@@ -221,7 +221,7 @@ def test_read(tmp_path):
         with pytest.raises(KeyError, match="expected the name of an image of round 0, got 'c'"):
             call("c")
         for place in (2, -3):
-            with pytest.raises(IndexError, match=rf"`key`: expected a place in \[-2, 2\), got {place}"):
+            with pytest.raises(IndexError, match=rf"`key`: expected an index in \[-2, 2\), got {place}"):
                 call(place)
         with pytest.raises(TypeError):
             call(1.0)

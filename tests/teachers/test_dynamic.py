@@ -340,7 +340,7 @@ def test_a_checkpoint_of_the_old_form_is_refused():
     state = teacher.state_dict()
     del state["_extra_state"]["new"]
     with pytest.raises(
-        ValueError, match=r"`state_dict`: expected that of a DynamicTeacher with `update`, got one saved by"
+        ValueError, match=r"`state_dict`: expected the state of a DynamicTeacher with `update`, got one saved by"
     ):
         teacher.load_state_dict(state)
 

@@ -213,7 +213,7 @@ def test_what_is_damaged_is_named(folder, part, damage):
     data = (folder / part).read_bytes()
     (folder / part).write_bytes({"half": data[: len(data) // 2], "nothing": b"", "other": b'[1, "\xff"]'}[damage])
     page = read(report(folder))
-    assert f"Not readable, and left out: {part}" in page.text
+    assert f"Damaged files that were skipped: {part}" in page.text
     assert "second, round 1" in page.text
 
 
@@ -245,7 +245,7 @@ def test_half_a_line_does_not_hide_the_next(folder):
 
 def test_an_empty_folder(tmp_path):
     page = read(report(tmp_path))
-    assert "Nothing was recorded here yet." in page.texts
+    assert "Nothing has been recorded yet." in page.texts
     assert page.pictures == []
     with pytest.raises(ValueError, match="`run_dir`: expected a folder, got"):
         report(tmp_path / "nothing")
