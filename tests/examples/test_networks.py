@@ -240,7 +240,7 @@ def test_files_that_are_no_weights(write, message, option, tmp_path):
     path = tmp_path / "a file.pt"
     write(path)
     if "with conv" in message and option == "backbone_weights":
-        message = "neither names nor sizes"
+        message = "neither the names nor the order of sizes"
     with pytest.raises(SystemExit, match=rf"--{option.replace('_', '-')} .*a file.pt: .*{message}"):
         build(SMALL, **{option: path})
 

@@ -82,6 +82,7 @@ def test_only_the_last_checkpoint_stays_and_the_report_is_there(trained):
     }
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "source only" in page
+    assert re.search(r"<th[^>]*>rare</th>|<td[^>]*>rare</td>", page)  # a row of the table
     assert not (out / "tensorboard").exists()  # --tracker none
 
 
