@@ -13,9 +13,10 @@ from typing import Any
 
 TABLE = Path(__file__).parents[1] / "settings.json"
 
-_FALLBACKS = ("gta5", "voc")  # for data that a trainer is not published for; dst_cbc has no gta5
-_CITYSCAPES = ("gta5", "synthia", "cityscapes")  # what is measured on Cityscapes
-_SIZES = ("resize", "train_resize", "scales", "label_scales", "ignored_rows")  # of gta5 they fit the images of Cityscapes
+_FALLBACKS = ("gta5", "voc")  # used for other data; dst_cbc and unimatch have no settings for gta5
+_CITYSCAPES = ("gta5", "synthia", "cityscapes")  # data sets whose results are measured on Cityscapes
+# Settings of gta5 that fit images of Cityscapes only.
+_SIZES = ("resize", "train_resize", "scales", "label_scales", "ignored_rows")
 
 
 def defaults(trainer: str, data: str, network: str) -> dict[str, Any]:
