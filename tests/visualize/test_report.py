@@ -224,7 +224,7 @@ def test_what_makes_no_sense_is_left_out_too(folder, value):
     with (folder / "steps.jsonl").open("a") as file:
         file.write('{"step": "x", "source_loss": 1}\n{"step": 3, "source_loss": [1]}\n[1]\n"x"\n{"step": Infinity}\n')
     page = read(report(folder))
-    assert "left out: rounds/round-0001.json" in page.text
+    assert "skipped: rounds/round-0001.json" in page.text
     assert "after round 2" in page.text
     assert [row[0] for row in page.table("round")[1:]] == ["2"]
 
@@ -303,7 +303,7 @@ def test_rounds_of_the_store(tmp_path):
     assert page.table("round")[1][:4] == ["1", "0.5", "1", "75.0 %"]
     manifest = tmp_path / "pseudo-labels" / "round-0001" / "manifest.json"
     manifest.write_text(manifest.read_text().replace("0.5", "0.6"))
-    assert "left out: pseudo-labels/round-0001/manifest.json" in read(report(tmp_path)).text
+    assert "skipped: pseudo-labels/round-0001/manifest.json" in read(report(tmp_path)).text
 
 
 def test_several_networks_in_the_result(tmp_path):
