@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
+from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.ops import FrozenBatchNorm2d
 
 from _common.loading import in_blocks
 from _common.progress import progress
 from _common.run import Run
 from _common.scores import SCORE, record_score
+from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.batchnorm import choose_alpha, estimate_statistics, mix_statistics, set_statistics
 from selftrain_seg.confidence import fuse_views
-from selftrain_seg.restyle import ConfusionMatrix
 from selftrain_seg.teachers import predict_in_parts
 
 
@@ -198,17 +199,20 @@ def _scored(
 @torch.no_grad()
 def _measure(net: nn.Module, data: Data, run: Run, name: str | None) -> Score:
     """Compute the IoU from one confusion matrix over all images; with a name, draw the first predictions."""
-    matrix = ConfusionMatrix(data.label_map.num_classes).to(run.device)
+    matrix = MulticlassConfusionMatrix(data.label_map.num_classes, ignore_index=IGNORE_INDEX).to(run.device)
+    empty = torch.zeros(0, dtype=torch.int64, device=run.device)
+    matrix.update(empty, empty)  # torchmetrics warns if a process has no image
     draw = run.main and name is not None
     for images, labels in progress(in_blocks(data.val, run), "evaluating", disable=not run.main):
         logits = _fused(net, images, run)
         if logits.shape[-2:] != labels.shape[-2:]:  # --resize keeps the size of validation masks
             logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear")
-        matrix.update(logits, labels)
+        matrix.update(logits.argmax(dim=1), labels)
         if draw:
             draw_predictions(images, logits, labels, data, run, name)
             draw = False
-    iou = 100 * matrix.compute().iou.cpu()
+    counts = matrix.compute().double().cpu()  # summed over processes
+    iou = 100 * counts.diag() / (counts.sum(0) + counts.sum(1) - counts.diag())
     counted = torch.tensor(sorted(set().union(*data.subsets.values())))  # SYNTHIA lacks classes of Cityscapes
     return Score(torch.full_like(iou, torch.nan).index_copy(0, counted, iou[counted]), {})
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import TensorDataset
+from torchmetrics.classification import MulticlassJaccardIndex
 
 from _quickstart.benchmark import batches, draw
 from selftrain_seg import IGNORE_INDEX
-from selftrain_seg.restyle import ConfusionMatrix
 
 jitter = ColorJiggle(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=1.0)
 
@@ -50,12 +50,13 @@ def reestimate_batchnorm(net: nn.Module, dataset: TensorDataset) -> None:
 
 @torch.no_grad()
 def evaluate(net: nn.Module, dataset: TensorDataset, num_classes: int) -> Tensor:
-    """Return the IoU of each class (C,) in percent, over all images; NaN for a class that never occurs."""
+    """Return the IoU of each class (C,) in percent, over all images."""
     net.eval()
-    matrix = ConfusionMatrix(num_classes).to(dataset.tensors[0].device)
+    metric = MulticlassJaccardIndex(num_classes, average=None, ignore_index=IGNORE_INDEX)
+    metric = metric.to(dataset.tensors[0].device)
     for images, labels in batches(dataset):
-        matrix.update(net(images), labels)
-    return 100 * matrix.compute().iou.cpu()
+        metric.update(net(images).argmax(dim=1), labels)
+    return 100 * metric.compute().cpu()
 
 
 @torch.no_grad()
