@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from _common.advice import in_options
 from _common.evaluation import evaluate, line, score_before, summary
-from _common.loading import as_floats
+from _common.loading import Readable, as_floats
 from _common.losses import supervised_loss
 from _common.progress import progress
 from _common.run import Run
@@ -56,13 +57,13 @@ def estimate_prior(data: Data, run: Run, sigma_px: float) -> Tensor:
     """Return the smoothed frequency (C, H, W) of each class at each position, from the source masks."""
     height, width = data.target[0][0].shape[-2:]
     prior = SpatialPrior(data.label_map.num_classes, (height, width), sigma_px=sigma_px).to(run.device)
-    masks = data.source.masks()
+    masks = Readable(data.source.masks())
     for image in progress(range(run.rank, len(masks), run.world), "spatial prior", disable=not run.main):
         try:
             prior.update(masks[image][None].to(run.device))
         except ValueError as error:
             advice = "--spatial-prior expects images of one size, see --resize"
-            raise SystemExit(f"{advice}: {data.source.names[image]}: {error}") from None
+            raise SystemExit(f"{advice}: {data.source.names[image]}: {in_options(error)}") from None
     return prior.compute()
 
 

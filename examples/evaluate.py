@@ -12,7 +12,6 @@ to ``evaluation`` in the folder of the predictions or of the run.
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
 from argparse import Namespace
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from _common.files import save_json
 from _prediction.images import open_images, read
 from _prediction.network import is_model, logits_of, open_network
-from _prediction.options import add_options, check_out, complete, counted, load_classes, writing
+from _prediction.options import add_options, check_out, complete, counted, in_options, load_classes, writing
 from _prediction.scores import Pairs, count, measures, save_confusion, table
 from torch.nn import functional as F
 
@@ -66,15 +65,6 @@ def is_confusion(path: Path) -> bool:
     return path.name == "confusion.png" and path.with_name("evaluation.json").is_file()
 
 
-def in_options(error: Exception) -> str:
-    """Reword an error of the library in terms of options."""
-    message = re.split(r"\.? `mask_suffix` or `pair` ", str(error))[0]
-    message = re.sub(r"`(images|masks|names|mask_suffix)`", lambda found: f"--{found[1].replace('_', '-')}", message)
-    if "no mask" in message:
-        message += "; see --mask-suffix, --names, and --partial, which leaves out images without a mask"
-    return message
-
-
 def unpaired(args: Namespace) -> Any:
     """Return the ``unpaired`` argument of ``SegmentationFolder``."""
     return "leave out" if args.partial else "error"
@@ -100,7 +90,10 @@ def by_model(args: Namespace) -> tuple[Pairs, int, LabelMap]:
                 raise SystemExit(batch[0].error)
             logits = logits_of(net, torch.stack([item.image for item in batch]), args)
             for item, one in zip(batch, logits, strict=True):
-                true = data.masks()[indices[item.name]]
+                try:
+                    true = data.masks()[indices[item.name]]
+                except (OSError, ValueError) as error:
+                    raise SystemExit(in_options(error)) from None
                 if one.shape[-2:] != true.shape:  # the true mask keeps its size
                     one = F.interpolate(one[None], true.shape, mode="bilinear")[0]
                 yield item.name, one.argmax(dim=0).cpu(), true
@@ -149,7 +142,7 @@ def by_masks(args: Namespace) -> tuple[Pairs, int, LabelMap]:
             try:
                 labels, true = predicted.masks()[indices[name]], truth.masks()[index]
             except (OSError, ValueError) as error:
-                raise SystemExit(str(error)) from None
+                raise SystemExit(in_options(error)) from None
             if labels.shape != true.shape:
                 sizes = f"{tuple(labels.shape)}, the mask in {args.masks} {tuple(true.shape)}"
                 raise SystemExit(f"{name}: the prediction is {sizes}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import tyro
 from _data.settings import DataSettings
 from _networks.settings import NetworkSettings
 
+from _common.advice import in_options
 from _common.defaults import defaults
 from _common.loading import Unreadable
 
@@ -94,46 +94,24 @@ def parse(kind: type[T], description: str | None, arguments: Sequence[str] | Non
     return tyro.cli(kind, default=start, args=arguments, description=description)
 
 
-# Advice about Python arguments in the errors of the library, and the option that does the same.
-_ADVICE = {
-    r"`?read_masks=[\"']first[\"']`?": "--read-masks first",
-    r"LabelMap\.from_colours": "columns name,r,g,b in a .csv file for --classes",
-    r"`mask_suffix` or `pair` says": "--mask-suffix says",
-    r"`names` which images to take": "--source-names and its like which images to take",
-    r"`unpaired=\"leave out\"` takes": "--leave-out-unpaired takes",
-    r", `masks=None` does without": "",
-    r"verify\(check_meaning=False\) accepts": "--no-check-meaning accepts",
-    r"`(label_map)`": "--classes",
-    r"`one_in`": "--labelled",
-    r"`(white|channels|names)`": r"--\1",
-}
-
-
-def in_options(error: Exception | str) -> str:
-    """Translate an error of the library: name options instead of Python arguments."""
-    text = str(error)
-    if isinstance(error, Unreadable):  # in a worker, the text contains the whole traceback
-        text = text.rstrip().rpartition("\n")[2].rpartition("Unreadable: ")[2]
-    if "more than 1 value per channel" in text:
-        return (
-            f"BatchNorm of pooled features cannot learn from one image at a time ({text}): use a larger --batch, "
-            "--resize if images differ in size, --frozen-bn or --reestimate-bn 0"
-        )
-    for pattern, option in _ADVICE.items():
-        text = re.sub(pattern, option, text)
-    return text
+_ONE_VALUE = "more than 1 value per channel"  # in an error of BatchNorm
 
 
 def command_line(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate ``main``: errors in files, settings and batches end the script with one line, not with a traceback."""
+    """Decorate ``main``: unreadable files, and batches too small for BatchNorm, end the script with one line."""
 
     @functools.wraps(main)
     def run() -> None:
         try:
             main()
-        except (Unreadable, ValueError) as error:
-            if isinstance(error, ValueError) and in_options(error) == str(error):  # an error in the code
-                raise
+        except Unreadable as error:
             raise SystemExit(in_options(error)) from None
+        except ValueError as error:
+            if _ONE_VALUE not in str(error):  # an error in the code
+                raise
+            raise SystemExit(
+                f"BatchNorm of pooled features cannot learn from one image at a time ({error}): use a larger --batch, "
+                "--resize if images differ in size, --frozen-bn or --reestimate-bn 0"
+            ) from None
 
     return run

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from _common.advice import in_options, of_names
 from _common.files import save_json
+from _common.loading import Readable
 from _common.progress import progress
-from _common.settings import in_options
 from PIL import ExifTags, Image
 from torch import Tensor
 
@@ -118,7 +119,7 @@ def look_at_masks(data: Data, run: Run) -> None:
                 progress=True, images=False, most=most, check_meaning=settings.check_meaning
             )
         except (OSError, ValueError) as error:
-            raise SystemExit(f"--data {settings.data}, source masks: {in_options(error)}") from None
+            raise SystemExit(f"--data {settings.data}, source masks: {in_options(error, of_names('source'))}") from None
         absent = [name for name, count in zip(found.classes, found.pixels, strict=True) if count == 0]
         run.say(
             f"{found.samples} source masks: {100 * (found.labelled or 0):.1f} % of the pixels have a class"
@@ -137,13 +138,13 @@ def rare_source_classes(data: Data, run: Run, share: float) -> Tensor:
         found = json.loads((run.out / "source-masks.json").read_text(encoding="utf-8"))
         counts = torch.tensor(list(found["pixels"].values()))
     else:
-        masks = progress(data.source.masks(), "classes of the source masks", disable=not run.main)
+        masks = progress(Readable(data.source.masks()), "classes of the source masks", disable=not run.main)
         counts = ClassIndex.from_masks(masks, data.label_map.num_classes).counts.sum(0)
     return classes_below(counts, share=share)
 
 
 def check_one_size(data: Data) -> None:
     """Exit if target images differ in size, for ``--per batch``. Trainers call it before the warm-up."""
-    sizes = {tuple(data.target[place][0].shape[-2:]) for place in progress(range(len(data.target)), "sizes")}
+    sizes = {tuple(image.shape[-2:]) for image, _ in progress(Readable(data.target), "sizes")}
     if len(sizes) > 1:
         raise SystemExit(f"--per batch needs target images of one size, got {len(sizes)} sizes: use --resize")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from _common.advice import in_options, of_names
 from _common.files import digest_of
 from _common.resuming import check_data
-from _common.settings import in_options
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -293,20 +293,24 @@ def _folders(settings: Settings, source_free: bool) -> Data:
         images = [place for place, name in enumerate(dataset.names) if not (ending and name.endswith(ending))]
         return Part(dataset, images[:most] if settings.smoke else images, resize=settings.resize, **options)
 
+    def folder(domain: str, with_masks: bool) -> SegmentationFolder:
+        images, masks, names = (getattr(settings, f"{domain}_{kind}") for kind in ("images", "masks", "names"))
+        given = {"masks": masks, **masked} if with_masks else {}
+        try:
+            return SegmentationFolder(images, names=names, **given, **reading)
+        except (OSError, ValueError) as error:
+            raise ValueError(in_options(error, of_names(domain))) from None
+
     def target(labels: Any) -> Part:
         if labels is True and settings.target_masks is None:
             raise ValueError("labels of the target images are needed: give their folder with --target-masks")
-        masks = {"masks": settings.target_masks, **masked} if labels is True else {}
-        dataset = SegmentationFolder(settings.target_images, names=settings.target_names, **masks, **reading)
-        return part(dataset, 12, labels=labels if callable(labels) else None)
+        return part(folder("target", labels is True), 12, labels=labels if callable(labels) else None)
 
     source = val = None
     if not source_free:
-        masks = {"masks": settings.source_masks, "names": settings.source_names, **masked}
-        source = part(SegmentationFolder(settings.source_images, **masks, **reading), 16)
+        source = part(folder("source", True), 16)
     if settings.val_images is not None:
-        masks = {"masks": settings.val_masks, "names": settings.val_names, **masked}
-        val = part(SegmentationFolder(settings.val_images, **masks, **reading), 8, whole_labels=True)
+        val = part(folder("val", True), 8, whole_labels=True)
     if settings.target_masks is not None:
         target(True)  # fails now, not after the first round
     subsets = {"mIoU": tuple(range(label_map.num_classes))}

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from _prediction.options import in_options
 from selftrain_seg.datasets import SegmentationFolder
 
 
@@ -39,7 +40,7 @@ def open_images(folder: Path, args: Namespace) -> SegmentationFolder:
                 raise SystemExit(f"{folder}: by --mask-suffix {args.mask_suffix}, all files are masks")
             images = SegmentationFolder(folder, names=names, channels=args.channels, white=args.white)
     except (OSError, ValueError) as error:
-        raise SystemExit(str(error)) from None
+        raise SystemExit(in_options(error)) from None
     return images
 
 
@@ -71,7 +72,7 @@ class _Reader(Dataset[Item]):
         try:
             image = self.images[self.indices[index]][0].as_subclass(Tensor)
         except (OSError, ValueError) as error:
-            return Item(name, None, str(error))
+            return Item(name, None, in_options(error))
         if image.is_floating_point() and not 0 <= float(image.min()) <= float(image.max()) <= 1:
             low, high = float(image.min()), float(image.max())
             return Item(name, None, f"{name}: expected floating point in [0, 1], got {low:g} to {high:g}; see --white")

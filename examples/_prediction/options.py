@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from _common import advice
 from _common.numbers import check
 from _networks.build import NAMES
 
@@ -50,6 +51,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     prediction.add_argument("--device", default="auto", help="cpu, cuda or cuda:1; auto: a GPU if there is one")
     prediction.add_argument("--workers", type=int, default=0, help="processes that read images")
     prediction.add_argument("--threads", type=int, default=1, help="CPU threads; one is fastest where cores are busy")
+
+
+# What the users of predict.py and evaluate.py read where trainers have other options.
+_ADVICE = {
+    "`names`": "--names",
+    r"`unpaired=.* to do without masks": "or --partial to leave out images without a mask",
+    r"; `read_masks=\"first\"` reads the first channel": "; save the masks with one channel",
+    r", or read the first channel with `read_masks=\"first\"`": ", or save the masks with one channel",
+    r"SegmentationFolder\(.*, read_masks=\"ids\"\) reads .*": "save the masks without a palette if the indices are ids",
+    r"LabelMap\.bdd100k\(\)": "--classes bdd100k",
+}
+
+
+def in_options(error: Exception) -> str:
+    """Translate an error of the library: name options instead of Python arguments."""
+    return advice.in_options(error, _ADVICE)
 
 
 def check_out(out: Path) -> None:
@@ -107,7 +124,7 @@ def load_classes(given: str) -> LabelMap:
     try:
         return LabelMap.load(given)
     except ValueError as error:
-        raise SystemExit(f"--classes {error}") from None
+        raise SystemExit(f"--classes {in_options(error)}") from None
 
 
 def _classes(given: str | None, folder: Path, kept: dict[str, Any], model: str) -> LabelMap:

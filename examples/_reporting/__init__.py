@@ -71,7 +71,7 @@ def _precision(run: Run, data: Data, number: int, stored: StoredRound, group: st
         try:
             (image, truth), labels = target[place], stored.labels(place)
         except (OSError, ValueError) as error:  # training does not need it
-            run.say(f"round {number}: precision not measured: {error}")
+            run.say(f"round {number}: precision not measured: {in_options(error)}")
             return None
         known = (labels != IGNORE_INDEX) & (truth != IGNORE_INDEX)
         for row, pixels in enumerate((known, known & (labels == truth))):
