@@ -54,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 # What the users of predict.py and evaluate.py read where trainers have other options.
-_ADVICE = {
+ADVICE = {
     "`names`": "--names",
     r"`unpaired=.* to do without masks": "or --partial to leave out images without a mask",
     r"; `read_masks=\"first\"` reads the first channel": "; save the masks with one channel",
@@ -66,7 +66,7 @@ _ADVICE = {
 
 def in_options(error: Exception) -> str:
     """Translate an error of the library: name options instead of Python arguments."""
-    return advice.in_options(error, _ADVICE)
+    return advice.in_options(error, ADVICE)
 
 
 def check_out(out: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from _common.advice import in_options
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import make_grid

@@ -397,12 +397,21 @@ def test_masks_that_do_not_go_together(pair):
     assert "d: the prediction is (6, 5), the mask in " in said
     assert "(6, 6)" in said
     Image.fromarray(np.full((6, 6), 77, np.uint8)).save(folder / "made" / "d.png")
-    assert "d.png: " in fails("evaluate.py", folder / "out", folder / "made", *options)
+    said = fails("evaluate.py", folder / "out", folder / "made", *options)
+    assert said.startswith(f"{folder}/made/d.png: expected ids of LabelMap(5 classes, 6 ids from 0 to 255), got 77 (36")
+    Image.fromarray(np.arange(108, dtype=np.uint8).reshape(6, 6, 3)).save(folder / "made" / "d.png")
+    assert fails("evaluate.py", folder / "out", folder / "made", *options) == (
+        f"{folder}/made/d.png: expected one channel of class ids, got 3 channels of torch.uint8, and the label map has "
+        "no colours; give it some (columns r, g, b in a .csv file for --classes), or save the masks with one channel"
+    )
     (folder / "made" / "d.png").unlink()
     (folder / "true" / "a.png").unlink()
     said = fails("evaluate.py", folder / "out", folder / "made", *options)
-    assert "1 of 2 images have no mask: a;" in said
-    assert "--partial, which leaves out images without a mask" in said
+    assert said == (
+        f"{folder}/made, {folder}/true: 1 of 2 images have no mask: a; expected {folder}/true/a.png (or another "
+        "suffix); there are b c.png, d.png. Set --mask-suffix if masks have other names, --names to select images, or "
+        "--partial to leave out images without a mask"
+    )
     assert "--classes" in fails("evaluate.py", folder / "out", folder / "made", "--masks", folder / "true")
     run("evaluate.py", folder / "out", folder / "true", *options)  # a mask is as good as itself
     assert evaluated(folder / "out")["mIoU"] == 100
@@ -418,9 +427,19 @@ def test_images_without_masks_for_a_model(world, trained, tmp_path):
         shutil.copy(path, some)
     words = [trained, "--images", target / "images", "--masks", some]
     said = fails("evaluate.py", tmp_path / "out", *words)
-    assert "--masks: 6 of 12 images have no mask: " in said
-    assert said.endswith("; see --mask-suffix, --names, and --partial, which leaves out images without a mask")
-    assert "`" not in said
+    names, suffix = [path.stem for path in masks], masks[0].suffix
+    assert said == (
+        f"{target}/images, {some}: 6 of 12 images have no mask: {', '.join(names[6:11])}, ...; "
+        f"expected {some}/{names[6]}.png (or another suffix); "
+        f"there are {', '.join(name + suffix for name in names[:5])}, .... Set --mask-suffix if masks have other "
+        "names, --names to select images, or --partial to leave out images without a mask"
+    )
+    assert fails("evaluate.py", tmp_path / "out", *words, "--names", "x*") == (
+        f"{target}/images, {some}: --names: no image matches 'x*'; images are named {', '.join(names[:5])}, ..."
+    )
+    Image.fromarray(np.arange(108, dtype=np.uint8).reshape(6, 6, 3)).save(some / f"{names[0]}.png")
+    assert fails("evaluate.py", tmp_path / "out", *words, "--partial").endswith("or save the masks with one channel")
+    shutil.copy(masks[0], some)
     assert "6 images, " in run("evaluate.py", tmp_path / "out", *words, "--partial")
     assert evaluated(tmp_path / "out")["images"] == 6
 

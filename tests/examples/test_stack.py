@@ -101,25 +101,6 @@ def test_a_line_now_and_then_where_there_is_no_terminal(common, monkeypatch, cap
     assert all(re.search(r"labelling: .*\d/9", line) for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("said", "option"),
-    [
-        ('a.png: expected one channel; `read_masks="first"` takes the first', "; --read-masks first takes the first"),
-        ("give it some (LabelMap.from_colours), or", "give it some (columns name,r,g,b in a .csv file for --classes)"),
-        ('`unpaired="leave out"` takes those with a mask', "--leave-out-unpaired takes those with a mask"),
-        ("ids 3; verify(check_meaning=False) accepts them all the same", "--no-check-meaning accepts them"),
-        ("`mask_suffix` or `pair` says how masks are called", "--mask-suffix says how masks are called"),
-        ("`label_map`: expected label ids", "--classes: expected label ids"),
-        ("`one_in`: expected at most 9 samples, got 106", "--labelled: expected at most 9 samples, got 106"),
-    ],
-)
-def test_errors_of_the_library_speak_of_options(common, said, option):
-    from _common.settings import in_options
-
-    assert option in in_options(ValueError(said))
-    assert in_options("something else: (2, 3)") == "something else: (2, 3)"
-
-
 def test_a_tracker_that_is_not_installed_is_said(common, monkeypatch, tmp_path):
     import source_only
 
