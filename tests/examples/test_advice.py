@@ -8,6 +8,7 @@ from argparse import Namespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from selftrain_seg.datasets import LabelMap, SegmentationFolder
@@ -355,6 +356,26 @@ def test_masks_are_translated_before_training(tmp_path):
 def test_images_are_translated_before_training(tmp_path):
     message = refused(tmp_path, nothing, channels=5)
     assert message == "--data folders: /images/a.png: expected 5 channels, got 3; --channels 3 keeps all"
+
+
+def test_unreadable_images_end_a_trainer_with_one_line(tmp_path):
+    from _common.settings import command_line
+    from _data.checks import check_one_size
+
+    pair(tmp_path)
+    frames(tmp_path)
+    data = Namespace(target=SegmentationFolder(tmp_path / "images"))
+    with pytest.raises(SystemExit, match=r"^\S+/images/b.gif: holds 2 frames or pages; [^`\n]+$"):
+        command_line(lambda: check_one_size(data))()
+
+
+def test_errors_in_the_code_keep_their_traceback():
+    from _common.settings import command_line
+
+    from selftrain_seg.mining import class_mix
+
+    with pytest.raises(ValueError, match="`labels`: expected"):
+        command_line(lambda: class_mix(torch.rand(2, 3, 4, 8), torch.zeros(2, 4, 9, dtype=torch.long)))()
 
 
 def refused(root, change, **settings):

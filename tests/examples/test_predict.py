@@ -437,7 +437,7 @@ def test_images_without_masks_for_a_model(world, trained, tmp_path):
     assert fails("evaluate.py", tmp_path / "out", *words, "--names", "x*") == (
         f"{target}/images, {some}: --names: no image matches 'x*'; images are named {', '.join(names[:5])}, ..."
     )
-    Image.fromarray(np.arange(108, dtype=np.uint8).reshape(6, 6, 3)).save(some / f"{names[0]}.png")
+    Image.fromarray(np.arange(108, dtype=np.uint8).reshape(6, 6, 3)).save(some / masks[0].name)
     assert fails("evaluate.py", tmp_path / "out", *words, "--partial").endswith("or save the masks with one channel")
     shutil.copy(masks[0], some)
     assert "6 images, " in run("evaluate.py", tmp_path / "out", *words, "--partial")
