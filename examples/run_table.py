@@ -18,11 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from _common.defaults import TABLE, defaults
 from _common.files import code_digest, save_json, save_text
 from _study.tables import embedded, on_folders
 
 HERE = Path(__file__).parent
-CODE = code_digest(*sorted(HERE.glob("*.py")))  # results of different code are not mixed in one table
+CODE = code_digest(TABLE, *sorted(HERE.glob("*.py")))  # results of different code are not mixed in one table
 
 # Name of a row -> script and options; {source} is the model trained on the source domain.
 SOURCE = "source only"
@@ -59,18 +60,19 @@ BOUND = {
 }
 STREETS = {**CONTROLS, **TRAINERS, **BOUND}
 # On your own images, all rows take the same number of steps; methods with rounds divide them among the rounds. In each
-# step, the control sees as many images as the others, all from the source.
+# step, the control sees as many images as the others, all from the source, and learns at the rate of CBST.
 CONTROL = "more source steps"
 FOLDERS = {
     SOURCE: "source_only.py --steps {source_steps}",
     BASELINE: "source_only.py --init {source} --steps 0 --reestimate-bn 1 --no-frozen-bn",
-    CONTROL: "source_only.py --init {source} --steps {steps} --batch {twice} --reestimate-bn 1",
+    CONTROL: "source_only.py --init {source} --steps {steps} --batch {twice} --lr {lr:g} --reestimate-bn 1",
     "one global threshold": "cbst.py --init {source} --rounds {rounds} --steps {of_round} --batch {batch} "
     "--policy global",
     "CBST": "cbst.py --init {source} --rounds {rounds} --steps {of_round} --batch {batch}",
     "mean teacher": "mean_teacher.py --init {source} --steps {steps} --batch {batch}",
     "recommended": "recommended.py --init {source} --steps {steps} --batch {batch} --eval-every {of_round}",
-    "target labels (bound)": "source_only.py --domain target --init {source} --steps {steps} --batch {twice}",
+    "target labels (bound)": "source_only.py --domain target --init {source} --steps {steps} --batch {twice} "
+    "--lr {lr:g}",
 }
 
 
@@ -80,8 +82,16 @@ def rows_of(args: argparse.Namespace) -> dict[str, str]:
         return STREETS
     sizes = {"steps": args.steps, "of_round": args.steps // args.rounds, "rounds": args.rounds}
     sizes |= {"batch": args.batch, "twice": 2 * args.batch, "source_steps": args.source_steps, "source": "{source}"}
+    sizes["lr"] = defaults("cbst", "folders", _network(args.shared))["lr"]
     found = {name: words.format(**sizes) for name, words in FOLDERS.items()}
     return {name: f"{words} {args.adaptation}".strip() if name != SOURCE else words for name, words in found.items()}
+
+
+def _network(options: list[str]) -> str:
+    """Return ``--network``, or the trainers' default."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--network", default="deeplabv2_resnet101")
+    return str(parser.parse_known_args(options)[0].network)
 
 
 def run(name: str, seed: int, row: str, out: Path, *options: str) -> dict[str, Any]:

@@ -49,13 +49,17 @@ def record_score(
     if not run.main or (miou is None and restyled is None):
         return
     entries = _read(run)
+    if restyled is not None and not before and not any(entry["before"] for entry in entries):
+        raise SystemExit(
+            f"{run.out / _FILE}: no score before training: choose another --out, or remove the folder"
+        )
     _settle(entries, run)
     miou = None if miou is None or math.isnan(miou) else miou
     new = {"at": name, "step": run.steps_done, "before": before, "mIoU": miou, SCORE: restyled}
     earlier = next((entry for entry in entries if _place(entry) == _place(new)), None)
     if earlier is not None:
         if restyled is not None:
-            run.say(f"{name}: {SCORE} {earlier[SCORE]:.1f}, as recorded before the run was interrupted")
+            run.say(f"{name}: {SCORE} {earlier[SCORE]:.1f}, as recorded before")
         return
     entries = sorted([*entries, new], key=lambda entry: entry["step"])
     if restyled is not None:

@@ -15,11 +15,11 @@ from selftrain_seg.thresholds import PortionSchedule, source_subset
 def source_order(settings: Any, length: int, number: int) -> list[int] | None:
     """Return the indices of the source images of a round, by ``--source-portion`` and ``--source-redraw``.
 
-    None stands for all images in random order.
+    None stands for all images, in another random order in each epoch.
     """
-    if settings.source_portion is None:
+    share = 1.0 if settings.source_portion is None else PortionSchedule(*settings.source_portion)(number)
+    if share == 1:
         return None
-    share = PortionSchedule(*settings.source_portion)(number)
     return source_subset(length, share, seed=settings.seed + number * settings.source_redraw).tolist()
 
 

@@ -37,9 +37,8 @@ class SmallUNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, channels, H, W) in [0, 1] to logits (B, C, H, W)."""
         height, width = images.shape[-2:]
-        images = F.pad(
-            images, (0, -width % 16, 0, -height % 16), mode="replicate"
-        )  # the network halves the size four times
+        # The network halves the size four times.
+        images = F.pad(images, (0, -width % 16, 0, -height % 16), mode="replicate")
         x = self.stem((images - 0.5) / 0.25)
         skips = []
         for down in self.down:

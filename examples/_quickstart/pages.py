@@ -151,6 +151,7 @@ def write_results(
             "rare": sum(rare_mean) / len(runs),
             "iou": dict(zip(classes, iou, strict=True)),
         }
-    save_json(vars(args), folder / "arguments.json", default=str)
+    options = {name: value for name, value in vars(args).items() if name not in ("cache", "notes")}
+    save_json(options, folder / "arguments.json", default=str)
     named = {f"verdict, {name}": verdict for name, verdict in verdicts.items()}
     save_json({**named, **found}, folder / "result.json")

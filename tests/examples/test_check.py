@@ -311,6 +311,13 @@ def test_an_interrupted_run_comes_to_the_same_verdict(common, tmp_path, seed):
     assert kept(whole) == scores.index(best if best > start + 1 else start)
 
 
+def test_a_run_without_the_scores_before_training_is_refused(common, tmp_path):
+    run = bare_run(tmp_path, check_tolerance=1.0)
+    with pytest.raises(SystemExit, match=r"scores\.json: no score before training"):
+        note(run, [2], notes([40, 44, 45]))  # resumed from a checkpoint, but somebody removed scores.json
+    assert not (tmp_path / "kept.pt").exists()
+
+
 class Killed(BaseException):
     """In place of SIGKILL: nothing in the code catches it."""
 

@@ -57,6 +57,25 @@ def test_which_round_is_kept(start, scores, tolerance, best):
     assert best_round(start, scores, tolerance) == best
 
 
+@pytest.mark.parametrize("portion", [None, (1.0, 0.0, 1.0), (0.5, 0.5, 1.0)])
+def test_all_source_images_are_drawn_anew_in_each_epoch(portion):
+    from _labelling.drawing import source_order
+
+    settings = Namespace(source_portion=portion, source_redraw=False, seed=0)
+    assert source_order(settings, 100, number=1) is None
+
+
+def test_a_part_of_the_source_images_grows_or_is_redrawn():
+    from _labelling.drawing import source_order
+
+    growing = Namespace(source_portion=(0.1, 0.1, 0.2), source_redraw=False, seed=0)
+    first, second = (source_order(growing, 100, number) for number in (0, 1))
+    assert (len(first), len(second)) == (10, 20)
+    assert set(first) < set(second)
+    redrawn = Namespace(source_portion=(0.1, 0.1, 0.2), source_redraw=True, seed=0)
+    assert not set(first) <= set(source_order(redrawn, 100, 1))
+
+
 def test_a_sampler_draws_all_images_of_the_steps_in_one_order():
     from _labelling.drawing import sampler_options
 
