@@ -50,9 +50,7 @@ def record_score(
         return
     entries = _read(run)
     if restyled is not None and not before and not any(entry["before"] for entry in entries):
-        raise SystemExit(
-            f"{run.out / _FILE}: no score before training: choose another --out, or remove the folder"
-        )
+        raise SystemExit(f"{run.out / _FILE}: no score before training: choose another --out, or remove the folder")
     _settle(entries, run)
     miou = None if miou is None or math.isnan(miou) else miou
     new = {"at": name, "step": run.steps_done, "before": before, "mIoU": miou, SCORE: restyled}

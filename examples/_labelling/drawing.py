@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from _common.loading import Readable
 from _common.progress import progress
 from _common.run import Run
 from _data.opening import Data
@@ -25,7 +26,7 @@ def source_order(settings: Any, length: int, number: int) -> list[int] | None:
 
 def rare_class_order(data: Data, run: Run, temperature: float) -> list[int]:
     """Draw the indices of source images for all ``--steps``, those with rare classes more often."""
-    masks = progress(data.source.masks(), "classes of the source masks", disable=not run.main)
+    masks = progress(Readable(data.source.masks()), "classes of the source masks", disable=not run.main)
     index = ClassIndex.from_masks(masks, data.label_map.num_classes)
     options = sampler_options(run, run.settings.steps)
     return list(RareClassSampler(index, temperature=temperature, seed=run.seed("rare classes"), **options))
