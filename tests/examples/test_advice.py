@@ -369,6 +369,21 @@ def test_unreadable_images_end_a_trainer_with_one_line(tmp_path):
         command_line(lambda: check_one_size(data))()
 
 
+@pytest.mark.parametrize("reader", ["rare_class_order", "rare_source_classes"])
+def test_broken_source_masks_end_a_trainer_with_one_line(tmp_path, reader):
+    from _common.settings import command_line
+    from _data.checks import rare_source_classes
+    from _labelling.drawing import rare_class_order
+
+    pair(tmp_path)
+    unknown_id(tmp_path)
+    source = SegmentationFolder(tmp_path / "images", tmp_path / "masks", label_map=PLAIN)
+    run = Namespace(main=True, settings=Namespace(data="gta5"))
+    read_masks = {"rare_class_order": rare_class_order, "rare_source_classes": rare_source_classes}[reader]
+    with pytest.raises(SystemExit, match=r"^\S+/masks/b.png: expected ids of LabelMap\(.*\), got 7 [^`\n]+$"):
+        command_line(lambda: read_masks(Namespace(source=source, label_map=PLAIN), run, 0.5))()
+
+
 def test_errors_in_the_code_keep_their_traceback():
     from _common.settings import command_line
 
