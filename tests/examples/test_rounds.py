@@ -49,7 +49,8 @@ def files(out, round="*"):
 def losses(out):
     events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
-    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    tags = [tag for tag in events.Tags()["scalars"] if tag.endswith("loss")]
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in tags}
 
 
 @pytest.mark.parametrize(
