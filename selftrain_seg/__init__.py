@@ -11,7 +11,7 @@ from selftrain_seg._checks import value_checks
 from selftrain_seg.outputs import as_logits, pad_to_multiple
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 _STAGES = ("confidence", "thresholds", "selectors", "losses")
 _ROOMS = ("batchnorm", "datasets", "distributed", "mining", "restyle", "stopping", "store", "teachers", "views")
