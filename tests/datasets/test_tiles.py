@@ -167,7 +167,7 @@ class TestErrors:
         with pytest.raises(TypeError, match="`dataset`: expected a data set of files, got list"):
             Tiles([1], 8)
         dataset = SegmentationFolder(root / "images", transforms=v2.RandomHorizontalFlip())
-        with pytest.raises(ValueError, match="`dataset`: expected one without transforms"):
+        with pytest.raises(ValueError, match="`dataset`: expected a data set without transforms"):
             Tiles(dataset, 8)
 
     def test_files(self, root):

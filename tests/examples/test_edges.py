@@ -449,8 +449,10 @@ def test_defaults_belong_to_the_network_not_to_the_data(common, monkeypatch):
     paper = parsed(monkeypatch, "cbst.py", "--data", "gta5")
     assert (paper.network, paper.optimizer, paper.frozen_bn, paper.lr) == ("deeplabv2_resnet101", "sgd", True, 1e-4)
     assert parsed(monkeypatch, "cbst.py", "--network=deeplabv2_resnet101").optimizer == "sgd"
+    own = parsed(monkeypatch, "cbst.py", "--data", "folders")
+    assert (own.network, own.optimizer, own.frozen_bn, own.lr) == ("deeplabv2_resnet101", "adamw", True, 5e-5)
     scratch = parsed(monkeypatch, "cbst.py", "--data", "folders", "--from-scratch")
-    assert (scratch.frozen_bn, scratch.optimizer) == (False, "sgd")
+    assert (scratch.frozen_bn, scratch.optimizer) == (False, "adamw")
     assert parsed(monkeypatch, "cbst.py", "--data", "folders", "--network", "mine:net").frozen_bn is False
     assert parsed(monkeypatch, "cbst.py", "--from-scratch", "--network", "mine:net", "--init", "x").frozen_bn is True
     assert parsed(monkeypatch, "cbst.py", "--data", "folders", "--from-scratch", "--frozen-bn").frozen_bn is True
