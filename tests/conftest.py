@@ -3,6 +3,15 @@ import os
 import pytest
 import torch
 
+try:
+    import hypothesis
+except ImportError:  # the tests on a GPU do without it
+    pass
+else:  # a busy machine is not a failure
+    too_slow = hypothesis.HealthCheck.too_slow
+    hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[too_slow])
+    hypothesis.settings.load_profile("untimed")
+
 MOST_WORKERS = 4  # each imports torch, collects all tests and needs about 1 GB
 
 
