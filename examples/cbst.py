@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from _common.advice import in_options
 from _common.evaluation import evaluate, line, score_before, summary
 from _common.loading import Readable, as_floats
 from _common.losses import supervised_loss
@@ -23,7 +22,7 @@ from _common.progress import progress
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
 from _data.augmentation import training_transform
-from _data.checks import look_at_masks
+from _data.checks import check_one_size, look_at_masks
 from _data.opening import Data, open_data
 from _labelling.drawing import source_order
 from _labelling.rounds import Estimator, label_target, open_store, small_class_crop
@@ -42,7 +41,8 @@ class CBSTSettings(Settings):
 
     policy: Literal["class-balanced", "global"] = "class-balanced"  # one threshold per class, or one for all classes
     spatial_prior: bool = False  # multiply probabilities by the frequency of classes at each position in source images
-    prior_sigma: float = 70.0  # standard deviation of the Gaussian that smooths the prior, in pixels
+    prior_sigma: float | None = None
+    """standard deviation of the Gaussian that smooths the prior, in pixels; default: 1/15 of the height of an image"""
     normalise_prior: bool = False  # with --spatial-prior, normalise the products to sum to 1; the paper does not
     rounds: int = 6  # rounds of labelling and training
     portion: tuple[float, float, float] = (0.2, 0.05, 0.5)  # portion of pixels to label: start, step, stop
@@ -53,17 +53,14 @@ class CBSTSettings(Settings):
     stride: int = 1  # thresholds are estimated from every stride-th row and column; 2 uses one pixel in 4
 
 
-def estimate_prior(data: Data, run: Run, sigma_px: float) -> Tensor:
+def estimate_prior(data: Data, run: Run, sigma_px: float | None) -> Tensor:
     """Return the smoothed frequency (C, H, W) of each class at each position, from the source masks."""
     height, width = data.target[0][0].shape[-2:]
+    sigma_px = height / 15 if sigma_px is None else sigma_px
     prior = SpatialPrior(data.label_map.num_classes, (height, width), sigma_px=sigma_px).to(run.device)
     masks = Readable(data.source.masks())
     for image in progress(range(run.rank, len(masks), run.world), "spatial prior", disable=not run.main):
-        try:
-            prior.update(masks[image][None].to(run.device))
-        except ValueError as error:
-            advice = "--spatial-prior expects images of one size, see --resize"
-            raise SystemExit(f"{advice}: {data.source.names[image]}: {in_options(error)}") from None
+        prior.update(masks[image][None].to(run.device))
     return prior.compute()
 
 
@@ -89,6 +86,8 @@ def main() -> None:
     torch.manual_seed(settings.seed)
     net = build(settings, num_classes)
     look_at_masks(data, run)
+    if settings.spatial_prior:
+        check_one_size(data, run, "--spatial-prior")
     student, optimizer = run.prepare(net), run.optimizer(net)
     run.restore()
     run.expect(settings.rounds * settings.steps)

@@ -80,7 +80,7 @@ def main() -> None:
     net = build(settings, num_classes)
     look_at_masks(data, run)
     if settings.per == "batch":
-        check_one_size(data)
+        check_one_size(data, run, "--per batch")
     student, optimizer = run.prepare(net), run.optimizer(net)
     rule = {"momentum": settings.momentum, "gamma": settings.gamma, "per": settings.per}
     selector = InstanceAdaptiveSelector(num_classes, **rule).to(run.device)

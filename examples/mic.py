@@ -25,7 +25,7 @@ from _common.settings import Settings, command_line, parse
 from _data.augmentation import mark_padding, training_transform
 from _data.checks import look_at_masks
 from _data.opening import open_data
-from _labelling.drawing import rare_class_order
+from _labelling.rare import rare_class_order
 from _networks.build import Scaled, build
 
 from selftrain_seg import IGNORE_INDEX

@@ -32,9 +32,9 @@ from _common.losses import supervised_loss
 from _common.run import Run
 from _common.settings import Settings, command_line, parse
 from _data.augmentation import mark_padding, relit, training_transform
-from _data.checks import check_pasting, look_at_masks, rare_source_classes
+from _data.checks import check_pasting, look_at_masks
 from _data.opening import open_data
-from _labelling.drawing import rare_class_order
+from _labelling.rare import rare_class_order, rare_source_classes
 from _networks.build import build
 from torch import Tensor
 

@@ -16,7 +16,7 @@ TABLE = Path(__file__).parents[1] / "settings.json"
 _FALLBACKS = ("gta5", "voc")  # used for other data; dst_cbc and unimatch have no settings for gta5
 _CITYSCAPES = ("gta5", "synthia", "cityscapes")  # data sets whose results are measured on Cityscapes
 # Settings of gta5 that fit images of Cityscapes only.
-_SIZES = ("resize", "train_resize", "scales", "label_scales", "ignored_rows")
+_SIZES = ("resize", "train_resize", "scales", "label_scales", "ignored_rows", "prior_sigma")
 
 
 def defaults(trainer: str, data: str, network: str) -> dict[str, Any]:

@@ -21,8 +21,8 @@ _EVALUATION = {"scales", "flip", "fusion"}  # they change training if scores cho
 _PATHS = FOLDERS | {"root", "source_root"}  # folders may move; ``check_data`` compares their content
 
 # What ``clear_records`` removes.
-_RECORDS = ("*.jsonl", "rounds/**/*.json", "pictures/*.png", "seen/*.pt", "source-masks.json", "data.json")
-_RECORDS += ("about.json", "scores.json", "best.*", ".best-*", "kept.*", ".kept-*")
+_RECORDS = ("*.jsonl", "rounds/**/*.json", "pictures/*.png", "seen/*.pt", "source-masks.json", "source-classes.pt")
+_RECORDS += ("data.json", "about.json", "scores.json", "best.*", ".best-*", "kept.*", ".kept-*")
 
 
 def is_resumed(run: Run) -> bool:

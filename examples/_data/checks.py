@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,6 @@ from _common.loading import Readable
 from _common.progress import progress
 from PIL import ExifTags, Image
 from torch import Tensor
-
-from selftrain_seg.mining import ClassIndex, classes_below
 
 if TYPE_CHECKING:
     from _common.run import Run
@@ -130,21 +127,9 @@ def look_at_masks(data: Data, run: Run) -> None:
         torch.distributed.barrier()
 
 
-def rare_source_classes(data: Data, run: Run, share: float) -> Tensor:
-    """Return the classes below a share of the labelled pixels in all source masks; none for a share of 0."""
-    if share == 0:
-        return torch.tensor([], dtype=torch.long)
-    if run.settings.data == "folders":  # :func:`look_at_masks` has read them
-        found = json.loads((run.out / "source-masks.json").read_text(encoding="utf-8"))
-        counts = torch.tensor(list(found["pixels"].values()))
-    else:
-        masks = progress(Readable(data.source.masks()), "classes of the source masks", disable=not run.main)
-        counts = ClassIndex.from_masks(masks, data.label_map.num_classes).counts.sum(0)
-    return classes_below(counts, share=share)
-
-
-def check_one_size(data: Data) -> None:
-    """Exit if target images differ in size, for ``--per batch``. Trainers call it before the warm-up."""
-    sizes = {tuple(image.shape[-2:]) for image, _ in progress(Readable(data.target), "sizes")}
+def check_one_size(data: Data, run: Run, option: str) -> None:
+    """Exit if target images differ in size, for an option that needs one size. Trainers call it before training."""
+    images = progress(Readable(data.target), "sizes of the target images", disable=not run.main)
+    sizes = {tuple(image.shape[-2:]) for image, _ in images}
     if len(sizes) > 1:
-        raise SystemExit(f"--per batch needs target images of one size, got {len(sizes)} sizes: use --resize")
+        raise SystemExit(f"{option} needs target images of one size, got {len(sizes)} sizes: use --resize")

@@ -1,15 +1,11 @@
-"""Which images are drawn for training: a part of the source, or images with rare classes more often."""
+"""Which images are drawn for training."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from _common.loading import Readable
-from _common.progress import progress
 from _common.run import Run
-from _data.opening import Data
 
-from selftrain_seg.mining import ClassIndex, RareClassSampler
 from selftrain_seg.thresholds import PortionSchedule, source_subset
 
 
@@ -22,14 +18,6 @@ def source_order(settings: Any, length: int, number: int) -> list[int] | None:
     if share == 1:
         return None
     return source_subset(length, share, seed=settings.seed + number * settings.source_redraw).tolist()
-
-
-def rare_class_order(data: Data, run: Run, temperature: float) -> list[int]:
-    """Draw the indices of source images for all ``--steps``, those with rare classes more often."""
-    masks = progress(Readable(data.source.masks()), "classes of the source masks", disable=not run.main)
-    index = ClassIndex.from_masks(masks, data.label_map.num_classes)
-    options = sampler_options(run, run.settings.steps)
-    return list(RareClassSampler(index, temperature=temperature, seed=run.seed("rare classes"), **options))
 
 
 def sampler_options(run: Run, steps: int) -> dict[str, int]:

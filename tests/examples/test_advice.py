@@ -366,19 +366,18 @@ def test_unreadable_images_end_a_trainer_with_one_line(tmp_path):
     frames(tmp_path)
     data = Namespace(target=SegmentationFolder(tmp_path / "images"))
     with pytest.raises(SystemExit, match=r"^\S+/images/b.gif: holds 2 frames or pages; [^`\n]+$"):
-        command_line(lambda: check_one_size(data))()
+        command_line(lambda: check_one_size(data, Namespace(main=True), "--per batch"))()
 
 
 @pytest.mark.parametrize("reader", ["rare_class_order", "rare_source_classes"])
 def test_broken_source_masks_end_a_trainer_with_one_line(tmp_path, reader):
     from _common.settings import command_line
-    from _data.checks import rare_source_classes
-    from _labelling.drawing import rare_class_order
+    from _labelling.rare import rare_class_order, rare_source_classes
 
     pair(tmp_path)
     unknown_id(tmp_path)
     source = SegmentationFolder(tmp_path / "images", tmp_path / "masks", label_map=PLAIN)
-    run = Namespace(main=True, settings=Namespace(data="gta5"))
+    run = Namespace(main=True, world=1, out=tmp_path, settings=Namespace(data="gta5"))
     read_masks = {"rare_class_order": rare_class_order, "rare_source_classes": rare_source_classes}[reader]
     with pytest.raises(SystemExit, match=r"^\S+/masks/b.png: expected ids of LabelMap\(.*\), got 7 [^`\n]+$"):
         command_line(lambda: read_masks(Namespace(source=source, label_map=PLAIN), run, 0.5))()

@@ -618,7 +618,7 @@ def test_a_mask_of_another_size_is_found_at_the_start(common, monkeypatch, tmp_p
 
 def test_rare_classes_are_counted_in_all_source_masks(common, tmp_path):
     """Class 1 covers 4 % of each of the first 50 masks, and is all that the others have."""
-    from _data.checks import rare_source_classes
+    from _labelling.rare import rare_source_classes
 
     from selftrain_seg.datasets import LabelMap
 
@@ -628,6 +628,25 @@ def test_rare_classes_are_counted_in_all_source_masks(common, tmp_path):
     data, run = Namespace(source=source, label_map=LabelMap.binary()), bare_run(tmp_path, data="voc")
     assert rare_source_classes(data, run, 0.5).tolist() == [0]
     assert rare_source_classes(Namespace(), run, 0.0).tolist() == []  # nothing is read
+
+
+def test_source_masks_are_counted_once_in_a_run_and_by_one_process(common, tmp_path):
+    from _common.resuming import clear_records
+    from _labelling.rare import source_index
+
+    from selftrain_seg.datasets import LabelMap
+
+    reads = []
+    source = Namespace(masks=lambda: reads.append(1) or [torch.ones(5, 5, dtype=torch.long)])
+    data, run = Namespace(source=source, label_map=LabelMap.binary()), bare_run(tmp_path)
+    assert source_index(data, run).counts.tolist() == [[0, 25]]
+    run.main = False  # another process
+    assert source_index(data, run).counts.tolist() == [[0, 25]]
+    assert reads == [1]
+    run.main = True
+    clear_records(run)  # of an attempt that was killed before its first checkpoint
+    source_index(data, run)
+    assert reads == [1, 1]
 
 
 def test_a_mask_of_an_image_that_is_turned_is_as_it_is_shown(common, tmp_path):

@@ -151,6 +151,8 @@ def test_images_of_many_sizes_even_one_target_image(made, starts, tmp_path):
         assert result(out)["mIoU"] >= 0
     with pytest.raises(AssertionError, match="--per batch needs target images of one size, got 4 sizes: use --resize"):
         run("iast.py", tmp_path / "pairs", *FOLDERS, *words, "--per", "batch", "--init", starts["streets"])
+    with pytest.raises(AssertionError, match="--spatial-prior needs target images of one size, got 4 sizes: use --res"):
+        run("cbst.py", tmp_path / "prior", *FOLDERS, *words, "--spatial-prior", "--init", starts["streets"])
     resized = [*words, "--resize", 32, 48, "--per", "batch", "--rounds", 1, "--steps", 1]
     run("iast.py", tmp_path / "resized", *FOLDERS, *resized, "--init", starts["streets"])
 

@@ -104,6 +104,8 @@ def test_data_without_a_column_has_those_of_gta5_but_for_sizes():
     assert defaults("iast", "folders", "Unet/resnet34") == without_sizes | own
     assert "train_resize" in defaults("dtst", "gta5", "x")
     assert "train_resize" not in defaults("dtst", "folders", "x")
+    assert defaults("cbst", "gta5", "x")["prior_sigma"] == 70
+    assert "prior_sigma" not in defaults("cbst", "bdd100k", "x")  # the trainer takes a share of the height
     assert defaults("crst", "synthia", "x") == defaults("crst", "gta5", "x")  # measured on Cityscapes, too
 
 
