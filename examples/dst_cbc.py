@@ -7,7 +7,8 @@ students label images for each other, and the weight depends on whether they agr
 student from other weights: train the two on different parts of the labelled images, with ``--part 0 0.8`` and ``--part
 0.2 1`` of ``source_only.py``. On the embedded benchmark the source images are the labelled ones. Differs from the
 published code: labelled and unlabelled images are separate forward passes with one common mean; the confidence of the
-other student is stored in 8 bits; both students label before either learns. DMT's online variant is missing.
+other student is stored in 8 bits; both students label before either learns. ``online.py`` is the baseline of both
+papers.
 
 ``python examples/source_only.py && python examples/dst_cbc.py --init runs/source_only/model.pt``
 """

@@ -46,6 +46,7 @@ TRAINERS = {
     "DT-ST (source-free)": "dtst.py --init {source}",
     "DST-CBC": "dst_cbc.py --init {source}",
     "DMT": "dst_cbc.py --init {source} --mutual",
+    "online self-training": "online.py --init {source}",
     "mean teacher": "mean_teacher.py --init {source} --teacher mean",
     "dual teacher": "mean_teacher.py --init {source} --teacher dual",
     "dynamic teacher": "mean_teacher.py --init {source} --teacher dynamic",

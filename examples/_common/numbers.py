@@ -19,7 +19,7 @@ _FACTORS = "scales|scale_range|label_scales|lr_factors|dynamic_update"
 _RULES: tuple[tuple[str, Callable[..., bool], str], ...] = (
     (_AMOUNTS, lambda value: value >= 0, "at least 0"),
     ("check_tolerance", math.isfinite, "a finite number"),
-    ("restyled_share|rare_from_source", lambda value: 0 <= value <= 1, "a share from 0 to 1"),
+    ("restyled_share|rare_from_source|threshold", lambda value: 0 <= value <= 1, "a share from 0 to 1"),
     (_COUNTS, lambda value: value >= 1, "at least 1"),
     ("crop|largest_crop|tile|resize", lambda *sides: min(sides) >= 1, "a height and a width of at least 1"),
     (r"(\w+_)?lr|decay_over", lambda value: 0 < value < math.inf, "a number above 0"),

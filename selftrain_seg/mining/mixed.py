@@ -12,6 +12,8 @@ from selftrain_seg import _checks
 
 __all__ = ["MixedBatch"]
 
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
 
 class MixedBatch(NamedTuple):
     """A batch into which regions of other images were pasted.
@@ -63,7 +65,7 @@ def blend(
 ) -> MixedBatch:
     """Take the source where ``pasted`` and the batch elsewhere; if only one has weights, those of the other are 1."""
     images = torch.where(pasted[:, None], source[0], batch[0])
-    labels = torch.where(pasted, source[1], batch[1])
+    labels = _choose(pasted, source[1], batch[1])
     pixel_weight = None
     if batch[2] is not None or source[2] is not None:
         pixel_weight = torch.where(
@@ -72,6 +74,14 @@ def blend(
             1.0 if batch[2] is None else batch[2],
         )
     return MixedBatch(images, labels, pixel_weight, pasted)
+
+
+def _choose(pasted: Tensor, source: Tensor, batch: Tensor) -> Tensor:
+    """``torch.where`` for labels; in torch 2.9 it lacks unsigned integers of more than 8 bits."""
+    signed = _SIGNED.get(batch.dtype)
+    if signed is None or source.dtype != batch.dtype:
+        return torch.where(pasted, source, batch)
+    return torch.where(pasted, source.view(signed), batch.view(signed)).view(batch.dtype)
 
 
 def _check_parts(images: Any, labels: Any, pixel_weight: Any, prefix: str) -> None:

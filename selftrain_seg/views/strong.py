@@ -75,6 +75,7 @@ def blurred(images: Tensor, parameters: ViewParameters, most: float) -> Tensor:
     # `gaussian_blur2d` of kornia 0.9 reads every sigma on the host, which would wait for the GPU.
     line = _gaussian(torch.where(sigma > 0, sigma, 1.0), math.ceil(3 * most))
     with as_given(images):
+        images = images.contiguous()  # kornia 0.8 stops at channels_last
         found = filters.filter2d_separable(images, line, line, border_type="replicate")
     return torch.where((sigma > 0)[:, None, None, None], found, images)
 

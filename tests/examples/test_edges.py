@@ -689,7 +689,19 @@ def test_dark_images_of_16_bits_are_asked_about(common, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "script",
-    ["cbst", "crst", "dst_cbc", "iast", "mean_teacher", "mic", "recommended", "sac", "source_only", "unimatch"],
+    [
+        "cbst",
+        "crst",
+        "dst_cbc",
+        "iast",
+        "mean_teacher",
+        "mic",
+        "online",
+        "recommended",
+        "sac",
+        "source_only",
+        "unimatch",
+    ],
 )
 def test_the_network_is_built_before_the_masks_are_read(common, monkeypatch, tmp_path, script):
     words = own_folders(tmp_path / "data")

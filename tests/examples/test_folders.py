@@ -82,6 +82,7 @@ TRAINERS = {
     "dst-cbc": ["dst_cbc.py", "--rounds", 1],
     "dmt": ["dst_cbc.py", "--rounds", 1, "--mutual"],
     "dtst": ["dtst.py"],
+    "online": ["online.py"],
     "mean teacher": ["mean_teacher.py", "--paste-from", "source"],
     "dual teacher": ["mean_teacher.py", "--teacher", "dual"],
     "sac": ["sac.py", "--views", 2],

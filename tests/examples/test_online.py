@@ -1,4 +1,4 @@
-"""SAC, UniMatch and MIC, from exported folders: killed and resumed, two ranks, their options."""
+"""Online self-training, SAC, UniMatch and MIC, from exported folders: killed and resumed, two ranks, their options."""
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from tests.examples.trainers import EXAMPLES, assert_same_network, result, run, 
 pytestmark = pytest.mark.slow
 
 RUNS = {
+    "online": ["online.py", "--threshold", 0.3],
     "sac": ["sac.py", "--views", 2, "--teacher-every", 3, "--zoom", 1.0, 1.5],
     "unimatch": ["unimatch.py", "--threshold", 0.3],
     "mic": ["mic.py", "--momentum", 0.9, "--ignored-rows", 2, 5, "--jitter", 0.6],

@@ -56,6 +56,7 @@ CASES = [
     ("dtst", [], ("gta5", "synthia")),
     ("dst_cbc", [], ("voc", "cityscapes")),
     ("dst_cbc", ["--mutual"], ("voc", "cityscapes")),
+    ("online", [], ("voc",)),
     ("mean_teacher", ["--teacher", "mean"], ("gta5", "voc")),
     ("mean_teacher", ["--teacher", "dual"], ("gta5", "voc")),
     ("mean_teacher", ["--teacher", "dynamic"], ("gta5",)),

@@ -90,7 +90,7 @@ def test_class_mix_pastes_all_pixels_of_given_classes(classes, dtype):
     expected = sum(theirs[1].long() == number for number in classes if number != 255)
     assert torch.equal(mixed.pasted, torch.as_tensor(expected, dtype=torch.bool).expand(ours[1].shape))
     everything = class_mix(*ours[:2], **{**options, "classes": torch.arange(5), "ignore_index": 3})
-    assert set(theirs[1][everything.pasted].tolist()) == {0, 1, 2, 4}
+    assert set(theirs[1].long()[everything.pasted].tolist()) == {0, 1, 2, 4}
 
 
 @pytest.mark.parametrize("rounding", ["floor", "ceil"])

@@ -41,11 +41,13 @@ def run(*command, **environment):
         ("selectors/test_bars.py", ""),  # thresholds at equality, with the kernels
     ],
 )
-def test_kernels_in_the_interpreter(file, skipped):
+def test_kernels_in_the_interpreter(file, skipped, pytestconfig):
     pytest.importorskip("triton")
     environment = {"TRITON_INTERPRET": "1", "SELFTRAIN_SEG_KERNELS": "1"}
-    numpy_warns = ("-W", "ignore::RuntimeWarning")  # of logarithms of 0, which a GPU takes
-    report = run("-m", "pytest", HERE.parent / file, *numpy_warns, "-p", "no:cacheprovider", "-rs", **environment)
+    warnings = ["ignore::RuntimeWarning"]  # NumPy's, of logarithms of 0, which a GPU takes
+    warnings += pytestconfig.option.pythonwarnings or []
+    words = [word for warning in warnings for word in ("-W", warning)]
+    report = run("-m", "pytest", HERE.parent / file, *words, "-p", "no:cacheprovider", "-rs", **environment)
     assert f" passed{skipped} in" in report, report
 
 
