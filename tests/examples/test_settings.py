@@ -135,6 +135,9 @@ def test_images_of_your_own_have_the_same_settings_with_any_pretrained_network(t
     for network in NETWORKS:
         assert defaults(trainer, "folders", network) == chosen
     assert chosen["optimizer"] == "adamw"
+    evaluation = {"scales": (1.0,), "flip": False}  # results of all trainers can be compared
+    assert {name: chosen.get(name, value) for name, value in evaluation.items()} == evaluation
+    assert chosen.get("head_factor", 10.0) == 10
     assert chosen["frozen_bn"] == defaults(trainer, "gta5", "x")["frozen_bn"]
     # Runs of minutes or hours, not the papers' days.
     total = chosen["steps"] * chosen.get("rounds", 1) + chosen.get("warmup_steps", 0)
