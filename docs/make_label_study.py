@@ -1,6 +1,6 @@
 """Write docs/_generated/label_study.md: ``python docs/make_label_study.py``.
 
-Measures, on the embedded benchmark, how well reliabilities that need no target labels predict the precision of each
+Measures, on the synthetic benchmark, how well reliabilities that need no target labels predict the precision of each
 class on the target, and which thresholds give the best labels. Each seed trains a network on the source. True target
 labels are used for evaluation only.
 

@@ -1,6 +1,6 @@
 """Write docs/_generated/prior_study.md: ``python docs/make_prior_study.py``.
 
-Measures, on the embedded benchmark, why CBST with the spatial prior ends below CBST without it. The network is trained
+Measures, on the synthetic benchmark, why CBST with the spatial prior ends below CBST without it. The network is trained
 by ``python examples/source_only.py``. True target labels are used for evaluation, and for the target's prior.
 
 Needs ``pip install -e ".[examples]"`` and about a minute for each line of the second table on one core. Measurements

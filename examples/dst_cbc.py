@@ -5,7 +5,7 @@ the most confident portion of every class in all other images; the portion grows
 weight of a pixel in the loss is p^gamma, where p is the probability that the network gives to the label. In DMT, two
 students label images for each other, and the weight depends on whether they agree. ``--second-init`` starts the second
 student from other weights: train the two on different parts of the labelled images, with ``--part 0 0.8`` and ``--part
-0.2 1`` of ``source_only.py``. On the embedded benchmark the source images are the labelled ones. Differs from the
+0.2 1`` of ``source_only.py``. On the synthetic benchmark the source images are the labelled ones. Differs from the
 published code: labelled and unlabelled images are separate forward passes with one common mean; the confidence of the
 other student is stored in 8 bits; both students label before either learns. ``online.py`` is the baseline of both
 papers.

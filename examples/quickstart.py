@@ -1,6 +1,6 @@
 """Adapt a segmentation network from labelled "game" images to unlabelled "camera" images by self-training.
 
-``python examples/quickstart.py`` downloads nothing. It trains on the source domain of the embedded benchmark,
+``python examples/quickstart.py`` downloads nothing. It trains on the source domain of the synthetic benchmark,
 re-estimates BatchNorm on the target images, runs rounds of CBST, and prints the mIoU after each step. ``--compare``
 also runs controls. ``--method recommended`` trains with a mean teacher instead, and a check without target labels says
 whether adaptation helped.

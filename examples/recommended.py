@@ -17,7 +17,7 @@ docs/results.md and docs/results_real.md. ``--target-weight 0`` removes the targ
 BatchNorm that is not frozen still uses target images.
 
 ``python examples/source_only.py && python examples/recommended.py --init runs/source_only/model.pt``. With data other
-than the embedded benchmark, add ``--check restyled`` to the first command, so that both hold out the same images.
+than the synthetic benchmark, add ``--check restyled`` to the first command, so that both hold out the same images.
 """
 
 from __future__ import annotations

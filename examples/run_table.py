@@ -1,9 +1,9 @@
 """Run the reference trainers and their controls, and write the tables of the documentation.
 
-``python examples/run_table.py`` runs all rows on the embedded benchmark, in about two hours on two cores. With ``--data
-folders`` it runs a few rows on your own images. Options that it does not know, such as ``--network`` and ``--classes``,
-are passed to each trainer; those in ``--adaptation="--lr 5e-5"`` are passed to all rows except the source models. The
-same command resumes an interrupted one. Each row is a command, which the tables list.
+``python examples/run_table.py`` runs all rows on the synthetic benchmark, in about two hours on two cores. With
+``--data folders`` it runs a few rows on your own images. Options that it does not know, such as ``--network`` and
+``--classes``, are passed to each trainer; those in ``--adaptation="--lr 5e-5"`` are passed to all rows except the
+source models. The same command resumes an interrupted one. Each row is a command, which the tables list.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from _common.defaults import TABLE, defaults
 from _common.files import code_digest, save_json, save_text
-from _study.tables import embedded, on_folders
+from _study.tables import on_folders, on_streets
 
 HERE = Path(__file__).parent
 CODE = code_digest(TABLE, *sorted(HERE.glob("*.py")))  # results of different code are not mixed in one table
@@ -165,7 +165,7 @@ def main() -> None:
     if "--data" in args.shared:
         text = on_folders(results, args.seeds, CONTROL)
     else:
-        text = embedded(results, args.seeds, BASELINE, set(TRAINERS))
+        text = on_streets(results, args.seeds, BASELINE, set(TRAINERS))
     width = max(map(len, rows)) + 2
     commands = [f"{name:<{width}}python examples/{row.format(source='MODEL')}" for name, row in rows.items()]
     lines = ["<!-- written by examples/run_table.py -->", "", text, "The commands, each with `--seed` and `--out`:"]

@@ -3,7 +3,7 @@
 Semi-supervised (``--data voc --labelled 106``: one image in 106 has labels). The network labels weakly augmented images
 where it is sure. In the same step it learns these labels in two strong views of each image, which have other colours
 and a box from another image (CutMix), and with half of the feature channels dropped. There is no teacher. On the
-embedded benchmark the source images are the labelled ones.
+synthetic benchmark the source images are the labelled ones.
 
 Differs from the published code: labelled and unlabelled images are separate forward passes, and so are images with
 dropped features; the box comes from another image of the batch and has the aspect ratio of the image; Cityscapes is

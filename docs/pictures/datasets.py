@@ -1,4 +1,4 @@
-"""Both domains of the embedded benchmark."""
+"""Both domains of the synthetic benchmark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pictures show: both domains of the embedded benchmark and a network trained on the source."""
+"""What the pictures show: both domains of the synthetic benchmark and a network trained on the source."""
 
 from __future__ import annotations
 

@@ -26,9 +26,9 @@ def defaults(trainer: str, data: str, network: str) -> dict[str, Any]:
         trainer: name of its script without ``.py``; a script that is not in the table gets no settings.
         data: ``--data``. A setting without a column for it, such as any of ``bdd100k``, is that of ``gta5``, or else of
             ``voc``; image sizes only if the data is measured on Cityscapes.
-        network: ``small-unet`` has its own settings on any data, chosen on the embedded benchmark. With other networks,
-            the embedded benchmark has the settings of ``gta5``. If the table has a column for a network, it is used
-            before that of the data, but after that of ``folders``, which holds for any network.
+        network: ``small-unet`` has its own settings on any data, chosen on the synthetic benchmark. With other
+            networks, the synthetic benchmark has the settings of ``gta5``. If the table has a column for a network, it
+            is used before that of the data, but after that of ``folders``, which holds for any network.
 
     Returns:
         Setting -> value, lists as tuples.

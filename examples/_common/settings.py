@@ -44,7 +44,7 @@ class Settings(DataSettings, NetworkSettings):
     amp: Literal["no", "bf16", "fp16"] = "no"  # automatic mixed precision, in training, labelling and evaluation
     compile: bool = False  # compile the network with torch.compile
     workers: int = 0  # processes that load images, for each training process
-    seed: int = 0  # seed of all random numbers, and of the embedded benchmark
+    seed: int = 0  # seed of all random numbers, and of the synthetic benchmark
     device: str = "auto"  # auto, cpu, cuda or cuda:1; auto uses a GPU if there is one
     threads: int = 1  # CPU threads of a process; more are slower on busy cores
 

@@ -74,7 +74,7 @@ def _warn_if_trained_on(run: Run) -> None:
 
 
 def draw_held_out(root: Path, settings: Settings, run: Run) -> Path:
-    """Draw new source images of the embedded benchmark to hold out; returns their folder."""
+    """Draw new source images of the synthetic benchmark to hold out; returns their folder."""
     folder = root / f"held-out-{settings.check_images}"
     if run.main and not folder.exists():
         temporary = root / f".held-out-{os.getpid()}"
@@ -91,8 +91,8 @@ def draw_held_out(root: Path, settings: Settings, run: Run) -> Path:
 class Restyled(Dataset[tuple[Tensor, Any]]):
     """Labelled source images in the colours of target images, always the same pairs.
 
-    RGB images take on the moments of the target image in CIE Lab, which ranks networks on the embedded benchmark better
-    than RGB. Other images take on the moments of each channel.
+    RGB images take on the moments of the target image in CIE Lab, which ranks networks on the synthetic benchmark
+    better than RGB. Other images take on the moments of each channel.
 
     Args:
         source: items are (image, labels).

@@ -154,7 +154,7 @@ def open_data(settings: Settings, run: Run, *, source_free: bool = False) -> Dat
     run.say(f"{settings.network}: {settings.optimizer}, learning rate {settings.lr:g}, {batchnorm_line(settings)}")
     if data.val is None:
         run.say(f"no validation masks, so no mIoU{'' if data.has_truth else '; no target masks, so no precision'}")
-    if settings.data != "streets":  # the settings and the code determine the embedded benchmark
+    if settings.data != "streets":  # the settings and the code determine the synthetic benchmark
         check_data(run, digests(parts, settings))
     suggest_white(data, settings, run)
     if run.main:
@@ -216,7 +216,7 @@ def _adaptation(
 
 
 def _streets(settings: Settings, run: Run) -> Data:
-    """Open the embedded benchmark; draw it at first use, in the layouts of GTA5 and Cityscapes."""
+    """Open the synthetic benchmark; draw it at first use, in the layouts of GTA5 and Cityscapes."""
     source, target, val = settings.images
     code = digest_of(sorted((Path(selftrain_seg.__file__).parent / "datasets").glob("*streets*.py")))
     root = settings.root or Path("runs") / "streets" / f"seed{settings.seed}-{source}-{target}-{val}-{code}"
@@ -227,13 +227,13 @@ def _streets(settings: Settings, run: Run) -> Data:
         incomplete = root / "incomplete"  # marks a folder whose content may be removed
         if root.exists() and not incomplete.exists() and any(root.iterdir()):
             raise SystemExit(
-                f"--root {root}: has files that are not of the embedded benchmark; for real data set --data"
+                f"--root {root}: has files that are not of the synthetic benchmark; for real data set --data"
             )
         root.mkdir(parents=True, exist_ok=True)
         incomplete.write_text(code, encoding="utf-8")
         for part in ("source", "target"):
             shutil.rmtree(root / part, ignore_errors=True)
-        run.say(f"drawing the embedded benchmark into {root}")
+        run.say(f"drawing the synthetic benchmark into {root}")
         seed = {"seed": settings.seed}
         SyntheticStreets("source", "train", length=source, **seed).export(root / "source", "gta5", progress=True)
         SyntheticStreets("target", "train", length=target, **seed).export(root / "target", progress=True)

@@ -12,7 +12,7 @@ class DataSettings:
     """The source and the target data set."""
 
     data: Literal["streets", "gta5", "synthia", "bdd100k", "voc", "folders"] = "streets"
-    """pair of data sets; streets is the embedded benchmark, folders are your own images"""
+    """pair of data sets; streets is the synthetic benchmark, folders are your own images"""
     source_root: Path | None = None  # folder of GTA5 or SYNTHIA; for bdd100k, of GTA5 or Cityscapes
     root: Path | None = None  # folder of Cityscapes, BDD100K or VOC; for streets, where the benchmark is written
     images: tuple[int, int, int] = (1000, 500, 200)  # streets: number of source, target and validation images

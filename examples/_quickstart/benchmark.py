@@ -1,4 +1,4 @@
-"""The embedded benchmark in memory, generated once and cached on disk."""
+"""The synthetic benchmark in memory, generated once and cached on disk."""
 
 from __future__ import annotations
 

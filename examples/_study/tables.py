@@ -13,8 +13,8 @@ from selftrain_seg.store import PseudoLabelStore
 Results = dict[str, list[dict[str, Any]]]  # name of a row -> ``result.json`` of each seed, with its folder
 
 
-def embedded(results: Results, seeds: list[int], base: str, trainers: set[str]) -> str:
-    """Return the tables of the embedded benchmark: gains over ``base``, and the IoU of each class."""
+def on_streets(results: Results, seeds: list[int], base: str, trainers: set[str]) -> str:
+    """Return the tables of the synthetic benchmark: gains over ``base``, and the IoU of each class."""
     columns = ["", "mIoU", "rare classes", f"over {base}", "beats it with every seed", "minutes", "memory, MB"]
     lines = [f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation, IoU in %.", "", *heading(columns)]
     for name, found in results.items():

@@ -1,4 +1,4 @@
-"""The embedded benchmark: synthetic streets in two domains, drawn on demand."""
+"""The synthetic benchmark: synthetic streets in two domains, drawn on demand."""
 
 from __future__ import annotations
 

@@ -232,7 +232,7 @@ def test_errors_of_choosing():
         choose_alpha(net, source, other, lambda net: 0.0, margin=-1)
 
 
-# On the embedded benchmark
+# On the synthetic benchmark
 
 
 def streets(domain, split, length):

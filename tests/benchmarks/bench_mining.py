@@ -3,7 +3,7 @@
 "as published" takes the steps of CRST's data set, once per image: ``np.unique`` of the labels says which mined
 classes occur, one of them is drawn, ``np.where`` lists its pixels, one is drawn, image and labels are sliced. "np.where
 alone" is the least that a loop over images can do: it asks for one class after the other, in random order, and stops
-at the first that occurs. "floor" copies the crops from corners already known. The labels are the embedded
+at the first that occurs. "floor" copies the crops from corners already known. The labels are the synthetic
 benchmark's streets; three of the mined classes occur in none of them, as rare classes do in most images.
 """
 

@@ -130,7 +130,7 @@ def test_nothing_is_removed_that_was_not_drawn(tmp_path):
     kept = tmp_path / "cityscapes" / "leftImg8bit" / "kept.png"
     kept.parent.mkdir(parents=True)
     kept.touch()
-    with pytest.raises(AssertionError, match="has files that are not of the embedded benchmark"):
+    with pytest.raises(AssertionError, match="has files that are not of the synthetic benchmark"):
         run("source_only.py", tmp_path / "out", "--smoke", "--root", tmp_path / "cityscapes")
     assert kept.exists()
 

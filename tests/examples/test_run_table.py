@@ -117,7 +117,7 @@ def test_rounds_share_the_steps(tmp_path, rounds):
 
 
 def test_data_after_an_equals_sign(tmp_path):
-    """It named rows of the embedded benchmark, and drew that."""
+    """It named rows of the synthetic benchmark, and drew that."""
     words = [sys.executable, EXAMPLES / "run_table.py", "--data=folders", "--rows", "?", "--out", tmp_path]
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 2

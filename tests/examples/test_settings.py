@@ -54,7 +54,7 @@ def test_a_cell_has_what_a_reader_needs():
     assert wrong == []
 
 
-def test_the_embedded_benchmark_has_no_published_values():
+def test_the_synthetic_benchmark_has_no_published_values():
     streets = [cells["streets"] for settings in TABLE.values() for cells in settings.values() if "streets" in cells]
     assert {cell["published"] for cell in streets} == {None}
     assert {cell["where"] for cell in streets} == {""}

@@ -1,4 +1,4 @@
-"""What mining does to the crops of the embedded benchmark, against shares worked out exactly."""
+"""What mining does to the crops of the synthetic benchmark, against shares worked out exactly."""
 
 import pytest
 import torch

@@ -132,7 +132,7 @@ def test_share_of_crops_with_a_rare_class():
     assert stats.binomtest(int(hit), 6000, 0.8 + 0.2 * 100 / 31**2).pvalue > 1e-3
 
 
-def test_share_of_crops_with_a_rare_class_on_the_embedded_benchmark():
+def test_share_of_crops_with_a_rare_class_on_the_synthetic_benchmark():
     streets = SyntheticStreets("source", "train", length=60, seed=0)
     labels = torch.stack([streets[index][1] for index in range(60)])
     rare = rare_classes(torch.bincount(labels[labels != 255], minlength=len(streets.classes)), k=3)

@@ -312,7 +312,7 @@ def test_defaults_are_the_papers():
     assert RareClassSampler(random_index()).temperature == 0.01
 
 
-def test_rare_images_are_shown_more_often_on_the_embedded_benchmark():
+def test_rare_images_are_shown_more_often_on_the_synthetic_benchmark():
     streets = SyntheticStreets("source", "train", length=60, seed=0)
     index = ClassIndex.from_masks((streets[i][1] for i in range(60)), len(streets.classes))
     contains = index.contains(0.0015)
