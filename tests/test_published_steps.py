@@ -1,4 +1,4 @@
-"""Three published steps, written with this library in ten lines and with plain arithmetic from the papers' formulas."""
+"""Four published steps, written with this library in ten lines and with plain arithmetic from the papers' formulas."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from selftrain_seg.losses import class_weighted_loss, cross_entropy, focal_class_weight, mrkld_loss
-from selftrain_seg.selectors import RunningConfidenceSelector, select_hard, select_reweighted
+from selftrain_seg.selectors import RunningConfidenceSelector, select_fixed, select_hard, select_reweighted
 from selftrain_seg.thresholds import ClassBalancedThreshold
 
 
@@ -117,6 +117,38 @@ def test_cbst_round(portion):
         published = torch.autograd.grad(output, list(network.parameters()), torch.from_numpy(gradient).float())
         for one, other in zip(ours, published, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * other.abs().max().item())
+
+
+def ours_online(logits, true_labels, others):
+    labels = torch.cat([true_labels, select_fixed(others, threshold=0.9).labels])
+    return cross_entropy(torch.cat([logits, others]), labels), labels
+
+
+def published_online(z, true_labels):
+    """Labels, loss and its gradient; the images without true labels come last."""
+    p = np.exp(z - z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    labels = np.where(p.max(1) > 0.9, p.argmax(1), 255)
+    labels[: len(true_labels)] = true_labels
+    chosen = labels != 255
+    hot = (labels[:, None] == np.arange(p.shape[1])[:, None, None]).astype(float)
+    loss = -(hot * np.log(p)).sum() / chosen.sum()
+    return labels, loss, (p - hot) * chosen[:, None] / chosen.sum()
+
+
+def test_online_step():
+    logits = random(1, 6, 19, 23, seed=30, scale=2.0).double().requires_grad_()
+    others = random(3, 6, 19, 23, seed=31, scale=3.0).double().requires_grad_()
+    true_labels = torch.randint(0, 6, (1, 19, 23), generator=torch.Generator().manual_seed(32))
+    true_labels[:, :4] = 255
+    loss, labels = ours_online(logits, true_labels, others)
+    everything = torch.cat([logits, others]).detach().numpy()
+    expected_labels, expected, gradient = published_online(everything, true_labels.numpy())
+    assert np.array_equal(labels.numpy(), expected_labels)
+    assert 0.05 < (expected_labels[1:] != 255).mean() < 0.95
+    np.testing.assert_allclose(loss.item(), expected, rtol=1e-6)
+    found = np.concatenate([part.numpy() for part in torch.autograd.grad(loss, [logits, others])])
+    np.testing.assert_allclose(found, gradient, rtol=0, atol=1e-6 * np.abs(gradient).max())
 
 
 def ours_sac(selector, teacher_probs, strong):
