@@ -314,10 +314,12 @@ def _accelerator(settings: Settings) -> Accelerator:
     tracker = None if settings.tracker == "none" else settings.tracker
     if tracker is not None and tracker not in map(str, get_available_trackers()):
         raise SystemExit(f"--tracker {tracker}: not installed: pip install {tracker}, or --tracker none")
+    found = torch.accelerator.current_accelerator(check_available=True)
+    has_gpu = found is not None and found.type != "mps"  # it has no float64
     try:
         return Accelerator(
             # On a machine without an accelerator, Accelerate starts several processes only with ``cpu=True``.
-            cpu=settings.device == "cpu" or (settings.device == "auto" and not torch.accelerator.is_available()),
+            cpu=settings.device == "cpu" or (settings.device == "auto" and not has_gpu),
             mixed_precision=settings.amp,
             gradient_accumulation_steps=settings.accumulate,
             dynamo_backend="inductor" if settings.compile else None,
