@@ -202,7 +202,7 @@ def thresholds_for(thresholds: Any, logits: Tensor) -> Tensor:
         raise ValueError(f"`thresholds`: expected (C,) = ({logits.shape[1]},), got {tuple(thresholds.shape)}")
     if not thresholds.is_floating_point():
         raise TypeError(f"`thresholds`: expected a floating-point dtype, got {thresholds.dtype}")
-    return thresholds.to(logits.device)
+    return thresholds.to(logits.device, non_blocking=thresholds.device.type == "cpu")  # as `ops.numbers.near`
 
 
 def on_host(number: float) -> Tensor:

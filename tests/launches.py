@@ -89,21 +89,26 @@ class _Counter(TorchDispatchMode):
             key = torch._C.DispatchKey.CUDA if has_own else torch._C.DispatchKey.CompositeExplicitAutograd
             with self:
                 return func._op_dk(key, *args, **kwargs)
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        _refuse_waits(func, name, args, kwargs, given)
+        refuse_waits(func, args, kwargs)
         result = func(*args, **kwargs)
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        given, made = tensors_in((args, kwargs)), tensors_in(result)
         if any(tensor.device.type == GPU for tensor in (*given, *made)):
             self.launches += [name] * _cost(func, name, args, made)
         return result
 
 
-def _refuse_waits(func, name, args, kwargs, given):
+def tensors_in(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def refuse_waits(func, args, kwargs, gpu=GPU):
+    """Raise HostWaits if an operation of the dispatcher makes the host wait for the device type ``gpu``."""
+    name, given = func._schema.name.partition("::")[2], tensors_in((args, kwargs))
     homes = {tensor.device.type for tensor in given}
     target = torch.device(kwargs["device"]).type if kwargs.get("device") else None
-    if target and given and {target} != homes and GPU in homes | {target}:
+    if target and given and {target} != homes and gpu in homes | {target}:
         raise HostWaits(f"{func}: from {homes} to {target}")
-    if GPU not in homes:
+    if gpu not in homes:
         return
     if name in _READ:
         raise HostWaits(f"{func}: its result is known to the GPU alone")
