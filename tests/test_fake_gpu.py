@@ -31,7 +31,7 @@ from tests.losses.cases import CASES, IDS, make_map, together
 
 aten = torch.ops.aten
 WAITS = (DataDependentOutputException, DynamicOutputShapeException, HostWaits)
-ON_HOST = "saved_by", "labels", "images"  # states that are on the CPU by design
+ON_HOST = "saved_by", "labels", "last_step", "snapshots"  # states that stay on the CPU
 B, C, H, W = 2, 4, 24, 32
 
 
@@ -49,9 +49,12 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in (aten.item.default, aten._local_scalar_dense.default) and args[0].device.type == "cpu":
+        try:
+            result = func(*args, **kwargs)
+        except DataDependentOutputException:
+            if func not in (aten.item.default, aten._local_scalar_dense.default) or args[0].device.type != "cpu":
+                raise
             return 0.5 if args[0].is_floating_point() else 1  # the host may read what it has; any number will do
-        result = func(*args, **kwargs)
         if Watch.preparing:
             return result
         if func.namespace == "selftrain_seg":
@@ -99,9 +102,9 @@ class Inputs:
         self.device, self.dtype = device, dtype
 
     def sent(self, tree):
-        """Tensors of the CPU, moved."""
-        with preparing():
-            return tree_map(lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, tree)
+        """Tensors of the same shapes and dtypes on the device."""
+        make = partial(torch.empty, device=self.device)
+        return tree_map(lambda leaf: make(leaf.shape, dtype=leaf.dtype) if isinstance(leaf, Tensor) else leaf, tree)
 
     @preparing()
     def moved(self, module):
@@ -113,6 +116,7 @@ class Inputs:
         with mock.patch("torch.utils.swap_tensors"):
             return module.to(self.device)
 
+    @preparing()
     def net(self):
         """A network of half resolution."""
         place = {"device": self.device, "dtype": self.dtype}
@@ -180,17 +184,11 @@ def used(module, *calls):
     return results, [state for name, state in module.state_dict().items() if not name.endswith(ON_HOST)]
 
 
-def estimator(i, kind, **settings):
-    made, other = (i.moved(kind(C, 0.3, **settings)) for _ in range(2))
-    other.update(i.logits)
-    return used(
-        made,
-        lambda m: m.update(i.logits),
-        lambda m: m.update(i.logits, valid=i.valid),
-        lambda m: m.merge(other),
-        lambda m: m.class_counts(),
-        lambda m: m.reset(),
-    )
+def estimator(i, kind, prior=False, **settings):
+    made, other = (i.moved(kind(C, 0.3, prior=torch.rand(C, H, W) if prior else None, **settings)) for _ in range(2))
+    updates = lambda m: m.update(i.logits), lambda m: m.update(i.logits, valid=i.valid)
+    merges = [] if prior else [lambda m: m.merge(other)]  # compares the priors, so the host waits
+    return used(made, *updates, *merges, lambda m: m.class_counts(), lambda m: m.reset())
 
 
 def selector(i, kind, properties=(), **settings):
@@ -202,7 +200,7 @@ def selector(i, kind, properties=(), **settings):
 def sketch(i):
     made, other = (i.moved(thresholds.ConfidenceSketch(C)) for _ in range(2))
     scores, classes = i.weights.flatten(), i.labels.flatten()
-    reads = [lambda m: m.total(), lambda m: m.class_counts(), lambda m: m.quantile(0.5), lambda m: m.cdf(i.weights)]
+    reads = [lambda m: m.total(), lambda m: m.class_counts(), lambda m: m.quantile(0.5), lambda m: m.cdf(i.classes)]
     ranked = [lambda m, share=share: m.ranked(m.counts, share, "last_in") for share in (0.5, i.classes.double())]
     return used(made, lambda m: m.update(scores, classes), lambda m: m.merge(other), *reads, *ranked, lambda m: m.reset())
 
@@ -220,6 +218,7 @@ def reliability(i):
         bank,
         lambda m: m.update(rows, i.labels, i.weights, previous=i.labels),
         lambda m: m.update(rows, i.few, previous=i.few),
+        lambda m: m.due(9) and m.refresh(9),
         lambda m: m.filter(i.labels, rows),
         lambda m: m.reset(),
     )
@@ -278,6 +277,12 @@ def mixed(i, mix, *more, **settings):
 def mined(i, **settings):
     corners = [mining.mine_crops(labels, i.numbers(1, 2), (9, 9), **settings) for labels in (i.labels, i.few)]
     return corners, [mining.crop(each, corners[0], (30, 9)) for each in (i.images, i.labels, i.few, i.valid)]
+
+
+def dropped(i):
+    net = nn.Sequential(i.net()[0], *(nn.ReLU() for _ in range(3)))
+    with teachers.drop_blocks(net[1:]):
+        return net(i.images)
 
 
 def adapted(i):
@@ -346,13 +351,10 @@ TABLE = {
     "confidence.SpatialPrior: compute, reset, update": spatial_prior,
     **{
         f"thresholds.{kind.__name__}: class_counts, merge, reset, update; {settings}": partial(
-            lambda kind, settings, i: estimator(
-                i, kind, **settings, **({"prior": torch.rand(C, H, W)} if settings.get("pool") else {})
-            ),
-            kind, settings,
+            estimator, kind=kind, **settings
         )
         for kind in (thresholds.ClassBalancedThreshold, thresholds.GlobalThreshold)
-        for settings in ({}, {"pool": "all", "rank": "first_out"}, {"stride": 2, "small": "all"})
+        for settings in ({}, {"pool": "all", "prior": True}, {"stride": 2, "rank": "first_out"})
     },
     "thresholds.PrecisionThreshold: merge, reset, update": lambda i: used(
         i.moved(thresholds.PrecisionThreshold(C)),
@@ -388,16 +390,15 @@ TABLE = {
     "losses.focal_class_weight": lambda i: losses.focal_class_weight(i.classes),
     "mining.class_mix": lambda i: [mixed(i, mining.class_mix), mixed(i, mining.class_mix, classes=i.numbers(1, 2))],
     "mining.cut_mix": lambda i: [mixed(i, mining.cut_mix), mixed(i, mining.cut_mix, area=(0.1, 0.5))],
-    "mining.paste_classes": lambda i: [
-        mixed(i, mining.paste_classes, i.classes),
-        mixed(i, mining.paste_classes, i.classes, companions={3: [1]}, protected=(0,)),
-    ],
+    "mining.paste_classes": lambda i: mixed(
+        i, mining.paste_classes, i.classes, companions={3: [1]}, protected=(0,), most=2
+    ),
     "mining.mine_crops, mining.crop": lambda i: [
         mined(i),
-        mined(i, fallback=i.numbers(3)),
+        mined(i, fallback=torch.tensor([3])),
         mined(i, image_counts=torch.ones(B, C, dtype=torch.int64, device=i.device)),
     ],
-    "mining.ReliabilityBank: due, filter, reset, update": reliability,
+    "mining.ReliabilityBank: due, filter, refresh, reset, update": reliability,
     "restyle.ConfusionMatrix: compute, reset, update": lambda i: used(
         i.moved(restyle.ConfusionMatrix(C)),
         lambda m: m.update(i.logits, i.labels),
@@ -405,9 +406,7 @@ TABLE = {
         lambda m: m.compute(),
         lambda m: m.reset(),
     ),
-    "restyle.match_moments": lambda i: [
-        restyle.match_moments(i.images, i.images, space=space, clip=True) for space in ("rgb", "lab")
-    ],
+    "restyle.match_moments": lambda i: restyle.match_moments(i.images, i.images, clip=True),
     "restyle.swap_amplitudes": lambda i: restyle.swap_amplitudes(i.images, i.images, beta=0.1, clip=True),
     "stopping.class_drift": lambda i: stopping.class_drift(i.counts, i.counts),
     "teachers.AgreementStatistics: compute, reset, update": lambda i: used(
@@ -436,6 +435,7 @@ TABLE = {
     "teachers.flip_agreement": lambda i: teachers.flip_agreement(i.net(), i.images),
     "teachers.mutual_labels": lambda i: teachers.mutual_labels(i.net(), i.net(), i.images, selectors.select_fixed),
     "teachers.perturb_features": lambda i: [perturbed(i, beside) for beside in (False, True)],
+    "teachers.drop_blocks": dropped,
     "teachers.predict_in_parts": lambda i: [
         teachers.predict_in_parts(i.net(), i.images, **settings)
         for settings in ({"images_at_once": 1}, {"window": (16, 16), "stride": (8, 12), "taper": True})
@@ -451,6 +451,78 @@ TABLE = {
 }  # fmt: skip
 
 
+
+def checked_values(i):
+    with lib.value_checks():
+        losses.cross_entropy(i.logits, i.labels)
+
+
+def counted(i, kind):
+    made = i.moved(kind(C))
+    made.update(i.logits, *([i.labels] if kind is thresholds.PrecisionThreshold else []))
+    return made
+
+
+def with_prior(i, kind):
+    one, other = (i.moved(kind(C, 0.3, prior=torch.rand(C, H, W))) for _ in range(2))
+    one.merge(other)
+
+
+def decided(i):
+    student = i.net()
+    teacher = teachers.DynamicTeacher(student, score="entropy", first=1, store_on=None)
+    teacher.observe(i.images, student)
+    teacher.update(student)
+
+
+BALANCED = partial(thresholds.ClassBalancedThreshold, portion=0.2)
+DIFFERENTIABLE = ("losses.", "as_logits", "confidence.add_prior", "teachers.perturb", "teachers.drop", "views.Weak")
+# What makes the host wait, and why that is meant.
+WAITING = {
+    "value_checks": ("looks at values, to find errors", checked_values),
+    "thresholds.ClassBalancedThreshold: compute": (
+        "once per round; an error if nothing was counted", lambda i: counted(i, BALANCED).compute()
+    ),
+    "thresholds.GlobalThreshold: compute": (
+        "likewise", lambda i: counted(i, partial(thresholds.GlobalThreshold, portion=0.2)).compute()
+    ),
+    "thresholds.PrecisionThreshold: compute": (
+        "likewise", lambda i: counted(i, thresholds.PrecisionThreshold).compute()
+    ),
+    "thresholds.ClassBalancedThreshold: merge": (
+        "once per round, if there is a prior: compares it", lambda i: with_prior(i, thresholds.ClassBalancedThreshold)
+    ),
+    "mining.rare_classes": ("once per round; the size depends on counts", lambda i: mining.rare_classes(i.counts)),
+    "mining.classes_below": ("likewise", lambda i: mining.classes_below(i.counts)),
+    "mining.ReliabilityBank; keeps labels on the host": (
+        "keeps the labels of all images, too large for a GPU",
+        lambda i: i.moved(mining.ReliabilityBank(6, C, (8, 8))).update(i.numbers(1, 2), i.labels),
+    ),
+    "thresholds.ClassBalancedThreshold; exact": (
+        "keeps the values of counted pixels, for small sets",
+        lambda i: counted(i, partial(BALANCED, exact=True)),
+    ),
+    "batchnorm.estimate_statistics": (
+        "once per round; an error if a statistic is not finite",
+        lambda i: batchnorm.estimate_statistics(i.net(), [i.images]),
+    ),
+    "batchnorm.choose_alpha": (
+        "once per round; compares scores",
+        lambda i: batchnorm.choose_alpha(
+            net := i.net(), *[batchnorm.get_statistics(net)] * 2, lambda net: net(i.images).mean()
+        ),
+    ),
+    "restyle.match_moments; lab": (
+        "kornia makes the matrices of colour spaces on the host",
+        lambda i: restyle.match_moments(i.images, i.images, space="lab"),
+    ),
+    "stopping.RoundCheck: record": (
+        "once per round; keeps numbers", lambda i: stopping.RoundCheck("miou").record(0, {"miou": i.weights.mean()})
+    ),
+    "teachers.DynamicTeacher: observe": ("stores images on the host by default", lambda i: dynamic(i, "cpu")),
+    "teachers.DynamicTeacher: update": ("a decision, every few steps", decided),
+    "datasets.LabelMap: __call__": ("an error if an id is unknown", lambda i: datasets.LabelMap.voc()(i.labels)),
+}  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", TABLE)
 def test_the_host_never_waits_and_devices_agree(name, dtype):
@@ -458,3 +530,43 @@ def test_the_host_never_waits_and_devices_agree(name, dtype):
         results = TABLE[name](Inputs(torch.device("cuda:0"), dtype))
         assert tensors_in(results)
         assert {tensor.device.type for tensor in tensors_in(results)} == {"cuda"}
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_the_host_waits_where_it_is_meant_to(name):
+    with fake_gpu(), pytest.raises(WAITS):
+        WAITING[name][1](Inputs(torch.device("cuda:0")))
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if name.startswith(DIFFERENTIABLE) and "focal" not in name])
+def test_the_host_never_waits_in_a_backward_pass(name):
+    def step():
+        learned = [result.float().sum() for result in tensors_in(TABLE[name](Inputs("meta"))) if result.requires_grad]
+        assert learned
+        return torch.stack(learned).sum()
+
+    assert launched(step)
+
+
+def test_classes_to_mine_may_be_on_the_gpu():
+    """``classes_below`` and ``rare_classes`` return them on the device of the counts."""
+    share = mock.patch.object(mining.SmallClassCrop, "_share")  # this mode has no shared memory
+    with fake_gpu(), preparing(), share:
+        i = Inputs("cuda")
+        crop = mining.SmallClassCrop(i.numbers(1, 2), (8, 8), fallback=i.numbers(3))
+        crop.set_classes(i.numbers(0))
+        assert crop.mined.device.type == "cpu"
+
+
+def test_the_watch_sees_devices_that_differ_and_waits():
+    with fake_gpu():
+        there, here = torch.rand(2, 3, device="cuda"), torch.rand(2, 3)
+        with pytest.raises(RuntimeError, match="(two different|at least two) devices"):
+            there + here
+        for wait in (
+            lambda: bool(there.any()), lambda: there[there > 0], lambda: there.cpu(), lambda: here.to("cuda"),
+            lambda: torch.tensor([1.0, 2.0], device="cuda"), lambda: there.tolist(), lambda: here.to(there),
+        ):  # fmt: skip
+            with pytest.raises(WAITS):
+                wait()
+        assert here.to("cuda", non_blocking=True).device == there.device

@@ -30,7 +30,7 @@ class SmallClassCrop(v2.Transform):  # type: ignore[misc]
     Random numbers come from torch's default generator, which a DataLoader seeds reproducibly in every worker.
 
     Args:
-        classes: (K,) integers in [0, 256), the classes to mine; K may be 0.
+        classes: (K,) integers in [0, 256), on any device: the classes to mine; K may be 0.
         size: (h, w) of the crop in pixels.
         fallback: (F,) integers in [0, 256), the classes to mine in images that show none of ``classes``; None
             for none.
@@ -100,8 +100,7 @@ class SmallClassCrop(v2.Transform):  # type: ignore[misc]
         for name, wanted in (("classes", classes), ("fallback", fallback)):
             row = torch.zeros(_MAX_CLASSES, dtype=torch.bool)
             if wanted is not None or name == "classes":
-                _check_values(wanted, name)
-                row[wanted] = True
+                row[_checked_values(wanted, name)] = True
             rows.append(row)
         self.mined.copy_(torch.stack(rows))
 
@@ -173,9 +172,12 @@ class SmallClassCrop(v2.Transform):  # type: ignore[misc]
         return f"classes={classes}, fallback={fallback}, size={self.size}, chance={self.chance}"
 
 
-def _check_values(classes: Any, name: str) -> None:
+def _checked_values(classes: Any, name: str) -> Tensor:
+    """The classes on the CPU, where ``mined`` is; ``rare_classes`` returns them on the device of the counts."""
     _checks.check_integer(classes, name)
     if classes.ndim != 1:
         raise ValueError(f"`{name}`: expected (K,), got {tuple(classes.shape)}")
-    if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < _MAX_CLASSES:
-        raise ValueError(f"`{name}`: expected values in [0, {_MAX_CLASSES}), got {classes.tolist()}")
+    here: Tensor = classes.to("cpu", torch.int64)  # indices of uint8 would be a mask
+    if here.numel() and not 0 <= int(here.min()) <= int(here.max()) < _MAX_CLASSES:
+        raise ValueError(f"`{name}`: expected values in [0, {_MAX_CLASSES}), got {here.tolist()}")
+    return here
