@@ -186,7 +186,7 @@ def adapt(
         else:
             saved = train_round(net, method, number, data, args, seed, recipe)
             save_atomically(saved, checkpoint)
-        history.append(saved["iou"])
+        history.append(saved["iou"].cpu())  # a checkpoint is loaded to the device
         checked = "" if recipe is None else f", {SCORE} {recipe.check.scores[-1]:.1f}"
         origin = f" (from {checkpoint})" if resumed else ""
         print(f"{NAMES[method]}, round {number + 1}: target mIoU {saved['iou'].nanmean():.1f}{checked}{origin}")

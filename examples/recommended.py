@@ -66,11 +66,12 @@ class RecommendedSettings(Settings):
 
 def restyled(images: Tensor, targets: Tensor, share: float) -> Tensor:
     """Give a share of the source images the colours of random target images of the batch."""
-    styles = targets[torch.randint(len(targets), (len(images),))]
+    drawn = torch.randint(len(targets), (len(images),))
     chosen = torch.rand(len(images), 1, 1, 1) < share
     if not chosen.any():
         return images
-    return torch.where(chosen.to(images.device), match_moments(images, styles, clip=True), images)
+    drawn, chosen = (each.to(images.device, non_blocking=True) for each in (drawn, chosen))
+    return torch.where(chosen, match_moments(images, targets[drawn], clip=True), images)
 
 
 def may_be_of(logits: Tensor, classes: Tensor, probability: float = 0.05) -> Tensor:

@@ -271,7 +271,7 @@ def _unchanged(net: nn.Module) -> Iterator[None]:
     """Restore a network's buffers and mode, and torch's generator, at the end."""
     kept = {name: buffer.clone() for name, buffer in net.named_buffers()}
     modes = {module: module.training for module in net.modules()}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng({tensor.device for tensor in net.parameters() if tensor.is_cuda}):  # not of all GPUs
         yield
     for name, buffer in net.named_buffers():
         buffer.copy_(kept[name])

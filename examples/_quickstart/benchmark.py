@@ -54,4 +54,5 @@ def batches(dataset: TensorDataset, size: int = 50) -> Iterator[tuple[Tensor, Te
 
 def draw(dataset: TensorDataset, size: int, generator: torch.Generator) -> Tensor:
     """Draw the indices of a random batch, with replacement."""
-    return torch.randint(len(dataset), (size,), generator=generator).to(dataset.tensors[0].device)
+    drawn = torch.randint(len(dataset), (size,), generator=generator)
+    return drawn.to(dataset.tensors[0].device, non_blocking=True)

@@ -23,6 +23,7 @@ from torch import nn
 from selftrain_seg import PseudoLabels
 from selftrain_seg.store import PseudoLabelStore
 from tests.examples.trainers import EXAMPLES, run
+from tests.fake_gpu.mode import Inputs, fake_gpu
 
 
 @pytest.fixture
@@ -85,6 +86,34 @@ def test_statistics_of_any_number_and_sizes_of_images(common, tmp_path, sizes):
     values = torch.cat([net[0](image[None])[0].flatten(1) for image, _ in target], dim=1)
     torch.testing.assert_close(net[1].running_mean, values.mean(dim=1).detach())
     torch.testing.assert_close(net[1].running_var, values.var(dim=1).detach())
+
+
+def test_evaluation_initialises_no_gpus_of_others(common, monkeypatch):
+    """By default ``torch.random.fork_rng`` initialises all GPUs of the machine, and warns that it does."""
+    from _common import evaluation
+
+    with fake_gpu():
+        net = nn.Linear(2, 2, device="cuda")
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", asked.append)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: None)
+    for network in (net, nn.Linear(2, 2)):
+        with evaluation._unchanged(network):
+            pass
+    assert asked == [torch.device("cuda:0")]
+
+
+def test_steps_do_not_wait_for_the_gpu(common):
+    from _quickstart.benchmark import draw
+    from recommended import may_be_of, restyled
+    from torch.utils.data import TensorDataset
+
+    with fake_gpu():
+        given = Inputs("cuda")
+        images = restyled(given.images, given.images, 0.5)
+        found = may_be_of(given.logits, given.numbers(1, 2)), draw(TensorDataset(images), 4, torch.Generator())
+        assert {tensor.device.type for tensor in (images, *found)} == {"cuda"}
 
 
 def test_images_are_put_together_by_place_and_size(common, tmp_path):

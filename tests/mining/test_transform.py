@@ -92,6 +92,11 @@ def test_pads_small_samples():
     assert torch.equal(both[0][:, :4, :5], PLACES)
 
 
+def test_classes_of_8_bits_are_not_a_mask():
+    transform = SmallClassCrop(torch.tensor([1, 2], dtype=torch.uint8), (1, 1), fallback=torch.tensor([3]).byte())
+    assert [row.nonzero()[:, 0].tolist() for row in transform.mined] == [[1, 2], [3]]
+
+
 def test_ignore_index():
     transform = SmallClassCrop(torch.tensor([1, 2]), (1, 1), chance=1.0, ignore_index=2)
     assert all(transform(PLACES, tv_tensors.Mask(MASK))[1] == 1 for _ in range(50))
