@@ -126,8 +126,12 @@ def names_in(key):
             yield f"{owner}.{name}"
 
 
+def short(name):
+    return name[:60]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", TABLE, ids=short)
 def test_the_host_never_waits_and_devices_agree(name, dtype):
     with fake_gpu():
         results = TABLE[name](Inputs(torch.device("cuda:0"), dtype))
@@ -141,7 +145,9 @@ def test_the_host_waits_where_it_is_meant_to(name):
         WAITING[name][1](Inputs(torch.device("cuda:0")))
 
 
-@pytest.mark.parametrize("name", [name for name in TABLE if name.startswith(DIFFERENTIABLE) and "focal" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in TABLE if name.startswith(DIFFERENTIABLE) and "focal" not in name], ids=short
+)
 def test_the_host_never_waits_in_a_backward_pass(name):
     def step():
         learned = [result.float().sum() for result in tensors_in(TABLE[name](Inputs("meta"))) if result.requires_grad]

@@ -23,7 +23,7 @@ def match_moments(images: Tensor, style: Tensor, *, space: str = "rgb", clip: bo
             with ``"lab"``, RGB in [0, 1]. Not changed.
         style: (B, D, h, w), one style per image, of any size.
         space: ``"rgb"`` matches the channels of the images. ``"lab"`` matches the channels of CIE Lab and needs RGB
-            images; Reinhard uses a related space.
+            images; Reinhard uses a related space. On a GPU the host waits with ``"lab"``.
         clip: whether to clip the result to [0, 1]. Its mean and deviation then match those of ``style`` only
             approximately.
 

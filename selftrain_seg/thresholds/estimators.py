@@ -138,6 +138,8 @@ class _Threshold(Stateful):
     def merge(self, other: _Threshold) -> None:
         """Add the statistics of another estimator, as if its batches had been counted here.
 
+        If the estimators have a prior, the host waits for the device.
+
         Args:
             other: a ``ClassBalancedThreshold`` or ``GlobalThreshold`` with the same ``num_classes``, ``pool``,
                 ``stride``, ``exact`` and ``prior``; it is not changed.

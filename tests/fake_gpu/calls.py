@@ -115,9 +115,9 @@ def perturbed(i, beside):
     return dropped
 
 
-def viewed(i, mode=None, **settings):
-    """Views, and what a network says of them, back on the images."""
-    views_of = views.WeakStrongViews((16, 20), **settings)
+def viewed(i):
+    """Views, all kinds of maps carried into them, and back."""
+    views_of = views.WeakStrongViews((16, 20), vertical_flip_chance=0.5, quarter_turns=True)
     made = views_of(i.images)
     again, drawn = views_of(i.images, parameters=made.parameters), views_of.draw(i.images)
     there = [views.replay(each, drawn) for each in (i.labels, i.few, i.valid, i.logits)]
@@ -296,9 +296,7 @@ TABLE = {
         teachers.predict_in_parts(i.net(), i.images, **settings)
         for settings in ({"images_at_once": 1}, {"window": (16, 16), "stride": (8, 12), "taper": True})
     ],
-    "views.WeakStrongViews: draw, forward, strong, views.replay, views.replay_inverse, views.average_views": lambda i: [
-        viewed(i), viewed(i, quarter_turns=True, vertical_flip_chance=0.5)
-    ],
+    "views.WeakStrongViews: draw, forward, strong, views.replay, views.replay_inverse, views.average_views": viewed,
     "views.mask_patches": lambda i: [
         views.mask_patches(i.images, 8, value=value) for value in (0.5, torch.rand(3, device=i.device).to(i.dtype))
     ],
