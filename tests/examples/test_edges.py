@@ -653,8 +653,10 @@ def test_a_number_of_a_trainer_that_cannot_be(common, monkeypatch, tmp_path, scr
     """It is refused before anything is read or written."""
     monkeypatch.setattr(sys, "argv", [script, *words.split(), "--out", str(tmp_path / "out")])
     said = re.escape(f"{words.partition(' --')[0]}: expected {expected}")
+    trainer = importlib.import_module(script)
+    monkeypatch.setattr(trainer, "open_data", lambda *_, **__: pytest.fail("data are opened"))
     with pytest.raises(SystemExit, match=f"^{said}$"):
-        importlib.import_module(script).main()
+        trainer.main()
     assert not (tmp_path / "out").exists()
 
 
