@@ -14,6 +14,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -346,6 +347,56 @@ def test_a_damaged_round_is_mended_with_its_own_thresholds(common, tmp_path):
     assert finished(store, 0) is None
     kept = thresholds_of(store, 0, bare_run(tmp_path), lambda: pytest.fail("estimated again"))
     assert torch.equal(kept, thresholds)
+
+
+def test_precision_where_only_some_images_have_masks(common, tmp_path):
+    from _data.opening import Part
+    from _reporting import _precision
+
+    from selftrain_seg.datasets import LabelMap, SegmentationFolder
+
+    truth = {name: np.full((4, 6), number % 2, np.uint8) for number, name in enumerate("abcdefg")}
+    for name, labels in truth.items():
+        for kind in ("images", "masks"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+        Image.fromarray(np.full((4, 6, 3), 90, np.uint8)).save(tmp_path / "images" / f"{name}.png")
+        if name not in "ad":
+            Image.fromarray(labels).save(tmp_path / "masks" / f"{name}.png")
+    store = PseudoLabelStore(tmp_path / "store", 2)
+    with store.write(0, list(truth)) as writer:
+        labels = torch.stack([torch.from_numpy(labels) for labels in truth.values()]).long()
+        labels[4, 0, :3] = 1  # three pixels of image e, which is of class 0, are wrong
+        writer.add(list(truth), PseudoLabels(labels, torch.ones(labels.shape), predicted=labels))
+        stored = writer.finish()
+
+    def target_with(_):
+        masks = {"masks": tmp_path / "masks", "unpaired": "leave out", "label_map": LabelMap.binary()}
+        return Part(SegmentationFolder(tmp_path / "images", **masks))
+
+    data = Namespace(has_truth=True, target_with=target_with, label_map=LabelMap.binary())
+    (tmp_path / "out").mkdir()
+    found = _precision(bare_run(tmp_path / "out"), data, 1, stored, "")
+    assert found.tolist() == pytest.approx([1, 2 * 24 / (2 * 24 + 3)])
+    for name in "bcefg":
+        (tmp_path / "masks" / f"{name}.png").rename(tmp_path / "masks" / f"other-{name}.png")
+    for path in (tmp_path / "images").iterdir():
+        path.with_name(f"other-{path.name}").write_bytes(path.read_bytes())
+    assert _precision(bare_run(tmp_path / "out"), data, 1, stored, "") is None  # no mask is of an image with labels
+
+
+@pytest.mark.parametrize(("processes", "device", "expected"), [("1", "cuda", "cuda"), ("2", "cuda", None)])
+def test_each_process_has_a_gpu_of_its_own(common, monkeypatch, processes, device, expected):
+    """Accelerate takes the variable as the device of every process."""
+    from _common import run as of_run
+    from _common.settings import Settings
+
+    found = []
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "")  # so that the end of the test removes it
+    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE")
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setattr(of_run, "Accelerator", lambda **_: found.append(os.environ.get("ACCELERATE_TORCH_DEVICE")))
+    of_run._accelerator(Settings(device=device, tracker="none"))
+    assert found == [expected]
 
 
 def test_classes_that_are_never_predicted_are_not_mined(common, tmp_path):
