@@ -100,16 +100,17 @@ def main() -> None:
         teacher.teacher.train()
         total = min(settings.refresh, settings.steps - first_step)
         steps = run.steps(stage, total, *loaders, decay=(first_step, settings.decay_over * settings.steps))
-        for _, (images, _), (donor_images, donor_labels) in steps:
-            images, donor_images = as_floats(images), as_floats(donor_images)
+        for _, (images, padding), (donor_images, donor_labels) in steps:
+            images, donor_images, valid = as_floats(images), as_floats(donor_images), padding != IGNORE_INDEX
             with run.autocast():
                 teacher_logits = teacher(images)
-            pseudo = selector(teacher_logits)
+            pseudo = selector(teacher_logits, valid=valid)
 
             # The teacher predicts whole images. Carry its labels and probabilities into the student's view.
             parameters = views.draw(images[:, :1].expand(-1, 3, -1, -1))  # for any number of channels
             weak, labels = replay(images, parameters), replay(pseudo.labels, parameters)
-            probs = replay(teacher_logits.float().softmax(dim=1), parameters, fill=1.0)
+            probs = teacher_logits.float().softmax(dim=1).masked_fill(~valid[:, None], 1.0)
+            probs = replay(probs, parameters, fill=1.0)
 
             # Paste regions of rare classes, those with a low running confidence more often.
             drawn = views.draw(donor_images[:, :1].expand(-1, 3, -1, -1))

@@ -9,13 +9,14 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
-from _networks.build import parameter_groups
+from _networks.build import parameter_groups, synchronize_batchnorm
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration, send_to_device
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -44,6 +45,8 @@ _REPORT_EVERY = 60  # seconds, at least, between reports during training
 
 # The argument that replaces it does not exist in older versions of torch.
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+# Most networks have no such parameters.
+warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)
 
 
 class Run:
@@ -94,7 +97,7 @@ class Run:
     def prepare(self, net: nn.Module) -> nn.Module:
         """Move a network to the device and wrap it for training: processes, mixed precision, torch.compile."""
         if self.world > 1 and self.device.type == "cuda":
-            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+            net = synchronize_batchnorm(net)
         self.networks.append(net)
         return self.accelerator.prepare_model(net.to(self.device))
 
@@ -260,7 +263,7 @@ class Run:
 
     def finish(self, net: nn.Module, results: dict[str, Any]) -> None:
         """Write the network's weights, ``result.json`` and ``report.html``."""
-        memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else peak_resident()
+        memory = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else peak_resident()
         about = {"data": self.settings.data, "seed": self.settings.seed, "seconds": self.seconds}
         if self.main:
             results = {**about, "peak_memory_mb": memory / 1e6, **results, **best_scores(self)}
@@ -311,29 +314,37 @@ class Run:
 
 def _accelerator(settings: Settings) -> Accelerator:
     """Make the Accelerator, or refuse what it cannot run."""
-    if settings.device not in ("auto", "cpu"):
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if settings.device not in ("auto", "cpu") and not (several and settings.device == "cuda"):
         try:
             torch.empty(0, device=settings.device)
         except (RuntimeError, AssertionError) as error:  # the latter from a build of torch without CUDA
             raise SystemExit(f"--device {settings.device}: {error}".partition("\n")[0]) from None
-        os.environ["ACCELERATE_TORCH_DEVICE"] = settings.device
+        os.environ["ACCELERATE_TORCH_DEVICE"] = settings.device  # with several processes, each has a GPU of its own
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):
             raise SystemExit(f"{name} is not supported: each process trains the whole network (DDP); turn it off")
     tracker = None if settings.tracker == "none" else settings.tracker
     if tracker is not None and tracker not in map(str, get_available_trackers()):
         raise SystemExit(f"--tracker {tracker}: not installed: pip install {tracker}, or --tracker none")
+    found = torch.accelerator.current_accelerator(check_available=True)
+    has_gpu = found is not None and found.type != "mps"  # it has no float64
     try:
         return Accelerator(
             # On a machine without an accelerator, Accelerate starts several processes only with ``cpu=True``.
-            cpu=settings.device == "cpu" or (settings.device == "auto" and not torch.accelerator.is_available()),
+            cpu=settings.device == "cpu" or (settings.device == "auto" and not has_gpu),
             mixed_precision=settings.amp,
             gradient_accumulation_steps=settings.accumulate,
             dynamo_backend="inductor" if settings.compile else None,
             log_with=tracker,
             project_config=ProjectConfiguration(str(settings.out), logging_dir=str(settings.out)),
-            # Source and target images go through the network separately; ``average_buffers`` averages the statistics.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            kwargs_handlers=[
+                # Source and target images go through the network separately; ``average_buffers`` averages the
+                # statistics. Auxiliary outputs of a network are not in the loss.
+                DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True),
+                # One process reads all source masks, or draws a benchmark, while the others wait.
+                InitProcessGroupKwargs(timeout=timedelta(hours=6)),
+            ],
         )
     except ValueError as error:
         raise SystemExit(f"--amp {settings.amp}, --device {settings.device}: {error}") from None

@@ -9,7 +9,7 @@ import torch
 from _common.evaluation import ready_to_predict
 from _common.progress import progress
 from _common.run import Run
-from _data.augmentation import whole_image
+from _data.augmentation import mark_padding, whole_image
 from _data.opening import Data
 from torch import Tensor, nn
 
@@ -53,17 +53,17 @@ def stable_labels(snapshot: StoredRound, bank: ReliabilityBank, name: str) -> Te
 
 
 def balanced_loaders(data: Data, run: Run, bank: ReliabilityBank, snapshot: StoredRound, number: int) -> list[Any]:
-    """Return loaders of target images and of donors, images to paste from, with their stable labels.
+    """Return loaders of (target image, padding), and of donors, images to paste from, with their stable labels.
 
-    Both draw images so that all stable classes come about equally often.
+    Both draw images so that all stable classes come about equally often. The padding is as in ``mark_padding``.
     """
     settings = run.settings
     donors = data.target_with(functools.partial(stable_labels, snapshot, bank))
-    transform = whole_image(settings.tile or data.target[0][0].shape[-2:], settings.train_resize)
+    moved = whole_image(settings.tile or data.target[0][0].shape[-2:], settings.train_resize)
     index = ClassIndex(snapshot.counts, snapshot.pixels)
     options = {"candidates": bank.candidates, **sampler_options(run, settings.refresh)}
     loaders = []
-    for name, dataset in (("target", data.target), ("donors", donors)):
+    for name, dataset, transform in (("target", data.target, mark_padding(moved)), ("donors", donors, moved)):
         sampler = ClassBalancedSampler(index, seed=run.seed(name, number), **options)
         loaders.append(run.loader(dataset, f"{name} {number}", transform, list(sampler)))
     return loaders

@@ -313,6 +313,15 @@ def freeze_batchnorm(net: nn.Module) -> None:
         setattr(net, name, frozen)
 
 
+def synchronize_batchnorm(net: nn.Module) -> nn.Module:
+    """Let BatchNorm compute its statistics from the batches of all processes."""
+    if any(isinstance(module, nn.BatchNorm2d) and hasattr(module, "act") for module in net.modules()):
+        from timm.layers import convert_sync_batchnorm  # torch's drops the activations of timm's layers
+
+        return convert_sync_batchnorm(net)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+
+
 def parameter_groups(net: nn.Module, lr: float, head_factor: float) -> Iterator[dict[str, object]]:
     """Yield optimizer groups: layers outside the backbone have ``head_factor`` times the learning rate.
 

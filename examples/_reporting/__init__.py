@@ -68,9 +68,11 @@ def _precision(run: Run, data: Data, number: int, stored: StoredRound, group: st
         return None
     counts = torch.zeros(2, data.label_map.num_classes, dtype=torch.int64)
     samples: list[tuple[Tensor, Tensor, Tensor]] = []
-    for place in range(0, len(stored), -(-len(stored) // _SAMPLE)):
+    places = {name: place for place, name in enumerate(target.names)}  # images without a mask may be left out
+    names = [name for name in stored.names if name in places]
+    for name in names[:: max(1, -(-len(names) // _SAMPLE))]:
         try:
-            (image, truth), labels = target[place], stored.labels(place)
+            (image, truth), labels = target[places[name]], stored.labels(name)
         except (OSError, ValueError) as error:  # training does not need it
             run.say(f"round {number}: precision not measured: {in_options(error)}")
             return None
@@ -79,6 +81,8 @@ def _precision(run: Run, data: Data, number: int, stored: StoredRound, group: st
             counts[row] += labels[pixels].bincount(minlength=counts.shape[1])
         if len(samples) < 3 and (not samples or image.shape == samples[0][0].shape):
             samples.append((image.as_subclass(Tensor), labels, truth.as_subclass(Tensor)))
+    if not samples:
+        return None
     images, labels, truth = (torch.stack(part) for part in zip(*samples, strict=True))
     name = f"round {number} selection {group}".strip()
     record_picture(run.out, name, selection_map(three_channels(images), labels, truth=truth))

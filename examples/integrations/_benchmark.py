@@ -54,9 +54,10 @@ def source_network(source: TensorDataset, smoke: bool, cache: Path) -> nn.Module
 
 @torch.no_grad()
 def score(network: nn.Module, val: TensorDataset) -> float:
-    """Return the mIoU in percent, from one confusion matrix over the whole set."""
+    """Return the mIoU in percent, from one confusion matrix over the whole set, on the network's device."""
     network.eval()
-    iou = MulticlassJaccardIndex(CLASSES, ignore_index=IGNORE_INDEX)
+    device = next(network.parameters()).device
+    iou = MulticlassJaccardIndex(CLASSES, ignore_index=IGNORE_INDEX, sync_on_compute=False).to(device)
     for images, labels in DataLoader(val, batch_size=50):
-        iou.update(network(images).argmax(dim=1), labels)
+        iou.update(network(images.to(device)).argmax(dim=1), labels.to(device))
     return 100 * iou.compute().item()

@@ -1,10 +1,14 @@
 """DT-ST: snapshots, a dynamic teacher and pasted regions, from folders; killed at any moment, on two ranks."""
 
+import re
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from selftrain_seg.store import PseudoLabelStore
-from tests.examples.trainers import assert_same_network, result, run, run_and_kill
+from tests.examples.trainers import EXAMPLES, assert_same_network, result, run, run_and_kill
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +57,50 @@ def assert_equal(one, other, place):
             assert_equal(one[key], other[key], f"{place}/{key}")
     else:
         assert one == other, place
+
+
+# Runs the trainer, and prints for each batch how much is padding and which share of the padding has a label.
+PADDING = """
+import runpy, sys
+from selftrain_seg.selectors import RunningConfidenceSelector
+from selftrain_seg.teachers import DynamicTeacher
+
+seen, predict, select = [], DynamicTeacher.forward, RunningConfidenceSelector.forward
+
+def forward(self, images):
+    seen.append((images == 0).all(dim=1))
+    return predict(self, images)
+
+def selected(self, logits, **options):
+    pseudo = select(self, logits, **options)
+    padding = seen[-1]
+    print("padding", float(padding.float().mean()), "labelled", int((pseudo.labels[padding] != 255).sum()))
+    return pseudo
+
+DynamicTeacher.forward, RunningConfidenceSelector.forward = forward, selected
+sys.path.insert(0, {folder!r})
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
+def test_padding_has_no_labels(tmp_path):
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    for number, (height, width) in enumerate([(64, 96), (40, 96), (64, 50), (33, 41)]):
+        noise = np.random.default_rng(number).integers(60, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "images" / f"{number}.png")
+        Image.fromarray(noise[:, :, 0] // 160).save(tmp_path / "masks" / f"{number}.png")
+    (tmp_path / "classes.json").write_text('{"0": "ground", "1": "roof"}', encoding="utf-8")
+    script = tmp_path / "dtst.py"
+    script.write_text(PADDING.format(folder=str(EXAMPLES), script=str(EXAMPLES / "dtst.py")), encoding="utf-8")
+    options = ["--data", "folders", "--target-images", tmp_path / "images", "--classes", tmp_path / "classes.json"]
+    options += ["--smoke", "--network", "small-unet", "--batch", 4]
+    source = ["--source-images", tmp_path / "images", "--source-masks", tmp_path / "masks"]
+    run("source_only.py", tmp_path / "source", *options, *source)
+    output = run(script, tmp_path / "out", *options, "--init", tmp_path / "source" / "model.pt")
+    batches = re.findall(r"padding (\S+) labelled (\d+)", output)
+    assert max(float(share) for share, _ in batches) > 0.2
+    assert {labelled for _, labelled in batches} == {"0"}
 
 
 def test_options(start, tmp_path):

@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import multiprocessing
+import os
 import re
 import shutil
 import sys
@@ -14,6 +15,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
@@ -22,7 +24,7 @@ from torch import nn
 
 from selftrain_seg import PseudoLabels
 from selftrain_seg.store import PseudoLabelStore
-from tests.examples.trainers import EXAMPLES, run
+from tests.examples.trainers import EXAMPLES, LIMIT, result, run, start_ranks
 
 
 @pytest.fixture
@@ -412,6 +414,56 @@ def test_a_damaged_round_is_mended_with_its_own_thresholds(common, tmp_path):
     assert torch.equal(kept, thresholds)
 
 
+def test_precision_where_only_some_images_have_masks(common, tmp_path):
+    from _data.opening import Part
+    from _reporting import _precision
+
+    from selftrain_seg.datasets import LabelMap, SegmentationFolder
+
+    truth = {name: np.full((4, 6), number % 2, np.uint8) for number, name in enumerate("abcdefg")}
+    for name, labels in truth.items():
+        for kind in ("images", "masks"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+        Image.fromarray(np.full((4, 6, 3), 90, np.uint8)).save(tmp_path / "images" / f"{name}.png")
+        if name not in "ad":
+            Image.fromarray(labels).save(tmp_path / "masks" / f"{name}.png")
+    store = PseudoLabelStore(tmp_path / "store", 2)
+    with store.write(0, list(truth)) as writer:
+        labels = torch.stack([torch.from_numpy(labels) for labels in truth.values()]).long()
+        labels[4, 0, :3] = 1  # three pixels of image e, which is of class 0, are wrong
+        writer.add(list(truth), PseudoLabels(labels, torch.ones(labels.shape), predicted=labels))
+        stored = writer.finish()
+
+    def target_with(_):
+        masks = {"masks": tmp_path / "masks", "unpaired": "leave out", "label_map": LabelMap.binary()}
+        return Part(SegmentationFolder(tmp_path / "images", **masks))
+
+    data = Namespace(has_truth=True, target_with=target_with, label_map=LabelMap.binary())
+    (tmp_path / "out").mkdir()
+    found = _precision(bare_run(tmp_path / "out"), data, 1, stored, "")
+    assert found.tolist() == pytest.approx([1, 2 * 24 / (2 * 24 + 3)])
+    for name in "bcefg":
+        (tmp_path / "masks" / f"{name}.png").rename(tmp_path / "masks" / f"other-{name}.png")
+    for path in (tmp_path / "images").iterdir():
+        path.with_name(f"other-{path.name}").write_bytes(path.read_bytes())
+    assert _precision(bare_run(tmp_path / "out"), data, 1, stored, "") is None  # no mask is of an image with labels
+
+
+@pytest.mark.parametrize(("processes", "device", "expected"), [("1", "cuda", "cuda"), ("2", "cuda", None)])
+def test_each_process_has_a_gpu_of_its_own(common, monkeypatch, processes, device, expected):
+    """Accelerate takes the variable as the device of every process."""
+    from _common import run as of_run
+    from _common.settings import Settings
+
+    found = []
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "")  # so that the end of the test removes it
+    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE")
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setattr(of_run, "Accelerator", lambda **_: found.append(os.environ.get("ACCELERATE_TORCH_DEVICE")))
+    of_run._accelerator(Settings(device=device, tracker="none"))
+    assert found == [expected]
+
+
 def test_classes_that_are_never_predicted_are_not_mined(common, tmp_path):
     from _labelling.rounds import small_class_crop
 
@@ -698,6 +750,124 @@ def test_a_setting_of_two_students_for_one_is_refused(common, monkeypatch, words
     assert parsed(monkeypatch, "dst_cbc.py", "--mutual", *words).mutual
 
 
+# The synthetic benchmark
+
+
+def drawn(root, run=None, **changes):
+    """The data of a small synthetic benchmark in a folder, opened as a trainer does."""
+    from _data.opening import _streets
+
+    run = run or bare_run(root.parent, root=root, images=(3, 2, 1), check_images=2, resize=None, **changes)
+    return _streets(run.settings, run)
+
+
+def files_of(root):
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def during_export(monkeypatch, number, act):
+    """Act once, before the export of this number."""
+    from selftrain_seg.datasets import SyntheticStreets
+
+    export, begun = SyntheticStreets.export, []
+
+    def exported(*args, **settings):
+        begun.append(1)
+        if len(begun) == number:
+            act()
+        return export(*args, **settings)
+
+    monkeypatch.setattr(SyntheticStreets, "export", exported)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_a_benchmark_that_two_runs_draw_at_once_is_whole(common, monkeypatch, tmp_path, number):
+    """The second run draws all while the first is at its source images, target images, ..., held-out images."""
+    drawn(tmp_path / "alone", check="restyled")
+    during_export(monkeypatch, number, lambda: drawn(tmp_path / "both", check="restyled"))
+    data = drawn(tmp_path / "both", check="restyled")
+    assert [len(part) for part in (data.source, data.target, data.val, data.held_out)] == [3, 2, 1, 2]
+    assert files_of(tmp_path / "both") == files_of(tmp_path / "alone")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "both"]
+
+
+def test_a_run_that_is_stopped_while_it_draws_leaves_nothing(common, monkeypatch, tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    during_export(monkeypatch, 2, stop)
+    with pytest.raises(KeyboardInterrupt):
+        drawn(tmp_path / "streets")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_runs_have_drawn_is_removed_after_a_day(common, tmp_path):
+    old, new = (tmp_path / f".streets.{name}.unfinished" / "source" for name in ("old", "new"))
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old.parent, (0, 0))
+    drawn(tmp_path / "streets")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".streets.new.unfinished", "streets"]
+
+
+@pytest.mark.parametrize("place", ["empty", "link"])
+def test_a_benchmark_is_drawn_into_a_folder_that_is_there(common, tmp_path, place):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    drawn(tmp_path / place)
+    assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == ["complete", "source", "target"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "link"]
+
+
+@pytest.mark.parametrize("other", [None, "mine.png", "source-masks"])
+def test_an_incomplete_benchmark_is_drawn_anew_and_no_other_file_is_removed(common, tmp_path, other):
+    root = tmp_path / "streets"
+    (root / "source" / "images").mkdir(parents=True)
+    (root / "source" / "images" / "00009.png").touch()
+    (root / "incomplete").touch()
+    if other is None:
+        assert len(drawn(root).source) == 3
+        assert sorted(path.name for path in root.iterdir()) == ["complete", "source", "target"]
+        return
+    (root / other).touch()
+    before = files_of(root)
+    with pytest.raises(SystemExit, match="has files that are not of the synthetic benchmark"):
+        drawn(root)
+    assert files_of(root) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked"),
+    [
+        ({"seed": 1}, "--seed 1 --images 3 2 1, code"),
+        ({"seed": 1, "check": "restyled"}, "--seed 1 --images 3 2 1, code"),
+        ({"images": (3, 2, 2)}, "--seed 0 --images 3 2 2, code"),
+    ],
+)
+def test_another_benchmark_in_the_folder_is_refused(common, tmp_path, changes, asked):
+    root = tmp_path / "streets"
+    drawn(root, check="restyled")
+    before = files_of(root)
+    run = bare_run(tmp_path, **{"root": root, "images": (3, 2, 1), "check_images": 2, "resize": None, **changes})
+    with pytest.raises(SystemExit, match="holds the benchmark of --seed 0 --images 3 2 1, code") as caught:
+        drawn(root, run)
+    assert f"expected {asked}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert files_of(root) == before
+
+
+def test_a_default_folder_of_an_older_version_is_used(common, monkeypatch, tmp_path):
+    """It holds the digest of the code alone, and its name holds the rest."""
+    monkeypatch.chdir(tmp_path)
+    run = bare_run(tmp_path, root=None, images=(3, 2, 1), check_images=2, resize=None)
+    drawn(None, run)
+    (folder,) = (tmp_path / "runs" / "streets").iterdir()
+    (folder / "complete").write_text(folder.name.rpartition("-")[2], encoding="utf-8")
+    before = files_of(folder)
+    drawn(None, run)
+    assert files_of(folder) == before
+
+
 # A user's own folders
 
 
@@ -857,6 +1027,59 @@ def test_a_truncated_image_ends_in_one_line(common, monkeypatch, tmp_path, worke
         assert "\n" not in str(caught.value)
 
 
+def floating(path, most):
+    """Replace an image by one of the same size in floating point, from 0 to ``most``; returns its file."""
+    with Image.open(path) as image:
+        values = torch.linspace(0, most, image.width * image.height).view(image.height, image.width)
+    path.unlink()
+    Image.fromarray(values.numpy()).save(path.with_suffix(".tif"))
+    return path.with_suffix(".tif")
+
+
+@pytest.mark.parametrize("part", ["source", "target", "val"])
+@pytest.mark.parametrize("most", [4095.0, math.nan])
+def test_a_floating_point_image_beyond_1_ends_in_one_line(common, monkeypatch, tmp_path, part, most):
+    from _common.loading import in_blocks
+    from _common.settings import command_line
+    from _data.augmentation import training_transform
+
+    words = own_folders(tmp_path / "data")
+    floating(tmp_path / "data" / part / "images" / "1.png", 1.0)
+    path = floating(tmp_path / "data" / part / "images" / "2.png", most)
+    data, started, _ = opened(monkeypatch, tmp_path / "out", words)
+    images = getattr(data, part)
+    assert images[1][0].max() == 1
+    batches = iter(started.loader(images, "stage", training_transform((8, 8))))
+    for read in (lambda: [next(batches) for _ in range(3)], lambda: list(in_blocks(images, started))):
+        with pytest.raises(SystemExit, match=r"floating point from 0 to 1, got .* to .*16-bit .*--white$") as caught:
+            command_line(read)()
+        assert str(caught.value).startswith(f"{path}: expected 8 or 16 bits, or")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_first_target_image_beyond_1_is_found_at_the_start(common, monkeypatch, tmp_path):
+    words = own_folders(tmp_path / "data")
+    path = floating(tmp_path / "data" / "target" / "images" / "0.png", 4095.0)
+    with pytest.raises(SystemExit, match=r"got 0 to 4095: .*--white$") as caught:
+        opened(monkeypatch, tmp_path / "out", words)
+    assert str(caught.value).startswith(f"--data folders: {path}: ")
+
+
+def test_prediction_reads_the_images_that_training_reads(common, tmp_path):
+    from _prediction.images import open_images, read
+
+    own_folders(tmp_path)
+    folder = tmp_path / "target" / "images"
+    floating(folder / "1.png", 1 + 2**-20)  # rounded
+    path = floating(folder / "2.png", 4095.0)
+    args = Namespace(names=None, channels=3, white=None, mask_suffix="", workers=0, batch=1)
+    first, second, third = (item for batch in read(open_images(folder, args), range(3), args) for item in batch)
+    assert not first.error
+    assert not second.error
+    assert third.image is None
+    assert third.error.startswith(f"{path}: expected 8 or 16 bits, or floating point from 0 to 1, got 0 to 4095: ")
+
+
 def test_dark_images_of_16_bits_are_asked_about(common, monkeypatch, tmp_path):
     words = own_folders(tmp_path / "data", bits=16)
     _, _, told = opened(monkeypatch, tmp_path / "out", words)
@@ -973,6 +1196,20 @@ def test_a_file_among_the_checkpoints_stays(common, monkeypatch, tmp_path):
 
 
 # Runs
+
+
+@pytest.mark.slow
+def test_two_runs_that_start_at_once_share_a_benchmark(tmp_path):
+    words = ["--smoke", "--steps", 0, "--tracker", "none", "--root", tmp_path / "streets"]
+    logs = [tmp_path / name for name in ("one.txt", "two.txt")]
+    started = [start_ranks("source_only.py", log.with_suffix(""), words, log)[0] for log in logs]
+    for process, log in zip(started, logs, strict=True):
+        process.join(LIMIT)
+        assert process.exitcode == 0, log.read_text(encoding="utf-8")
+    names = ["complete", "source", "target"]
+    assert sorted(path.name for path in (tmp_path / "streets").iterdir()) == names
+    assert not list(tmp_path.glob(".streets.*"))
+    assert result(tmp_path / "one") == result(tmp_path / "two")
 
 
 @pytest.fixture(scope="module")

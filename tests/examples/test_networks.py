@@ -104,6 +104,29 @@ def test_frozen_batchnorm_computes_the_same_and_stays(name, tmp_path):
     torch.testing.assert_close(predict(build(name, init=tmp_path / "frozen")), before, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["small-unet", SMALL, "Unet/tu-tf_efficientnet_lite0"])
+def test_synchronized_batchnorm_computes_the_same(name):
+    if "/" in name:
+        need("segmentation_models_pytorch")
+    net = learnt(build(name, from_scratch=True))
+    before = predict(net)
+    names = list(net.state_dict())
+    synchronized = networks.synchronize_batchnorm(net).eval()
+    kinds = {type(module) for module in synchronized.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    assert kinds
+    assert all(issubclass(kind, nn.SyncBatchNorm) for kind in kinds)
+    assert list(synchronized.state_dict()) == names
+    torch.testing.assert_close(predict(synchronized), before)
+
+
+@pytest.mark.slow
+def test_an_auxiliary_head_that_no_loss_uses_on_two_processes(tmp_path):
+    options = ["--smoke", "--network", "tests.examples.tiny_network:with_auxiliary", "--root", tmp_path / "streets"]
+    for processes in (1, 2):
+        run("source_only.py", tmp_path / str(processes), *options, "--batch", 4, processes=processes)
+    assert result(tmp_path / "2")["mIoU"] == pytest.approx(result(tmp_path / "1")["mIoU"], abs=0.5)
+
+
 def test_only_what_has_learnt_is_frozen():
     """The BatchNorm of a new head would be frozen with the statistics of nothing."""
     net = build(SMALL, from_scratch=True, frozen_bn=True).net

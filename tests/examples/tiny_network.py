@@ -26,6 +26,24 @@ class TinyDeepLab(nn.Module):
         return self.classifier(self.backbone(images))
 
 
+class WithAuxiliary(TinyDeepLab):
+    """Also has an auxiliary head, which the trainers' losses do not use."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.auxiliary = nn.Conv2d(24, num_classes, 1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Map images to a dict, as torchvision's networks do."""
+        features = self.backbone(images)
+        return {"out": self.classifier(features), "aux": self.auxiliary(features)}
+
+
 def deeplab(num_classes: int) -> nn.Module:
     """What ``--network`` calls."""
     return TinyDeepLab(num_classes)
+
+
+def with_auxiliary(num_classes: int) -> nn.Module:
+    """What ``--network`` calls."""
+    return WithAuxiliary(num_classes)
