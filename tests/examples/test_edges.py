@@ -459,6 +459,7 @@ def test_each_process_has_a_gpu_of_its_own(common, monkeypatch, processes, devic
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "")  # so that the end of the test removes it
     monkeypatch.delenv("ACCELERATE_TORCH_DEVICE")
     monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # as if there were a GPU
     monkeypatch.setattr(of_run, "Accelerator", lambda **_: found.append(os.environ.get("ACCELERATE_TORCH_DEVICE")))
     of_run._accelerator(Settings(device=device, tracker="none"))
     assert found == [expected]
