@@ -61,6 +61,8 @@ def main() -> None:
     if settings.alpha is None:
         settings.alpha = defaults("crst", settings.data, settings.network)[f"alpha_{settings.regularizer}"]
     soft_labels = settings.regularizer == "lrent"
+    if soft_labels and settings.alpha < 1e-6:
+        raise SystemExit(f"--alpha {settings.alpha:g}: expected at least 1e-6 for --regularizer lrent")
     run = Run(settings)
     data = open_data(settings, run)
     num_classes = data.label_map.num_classes

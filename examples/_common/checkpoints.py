@@ -34,14 +34,14 @@ def save_checkpoint(run: Run) -> None:
     torch.save(state, temporary / _file_of(run))
     run.accelerator.wait_for_everyone()
     if run.main:
-        progress = {"stage": run.stage, "step": run.step, "finished": run.finished}
+        progress = {"stage": run.stage, "step": run.step, "finished": run.finished, "seconds": run.seconds}
         (temporary / _PROGRESS).write_text(json.dumps(progress))
         for path in temporary.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         temporary.rename(complete)
         for path in folder.iterdir():
-            if path != complete:
+            if path.is_dir() and path != complete:  # a file is not ours, such as .DS_Store
                 shutil.rmtree(path)
 
 
@@ -58,6 +58,7 @@ def load_checkpoint(run: Run) -> Path | None:
     for name, member in run.registered.items():
         member.load_state_dict(state[name])
     run.stage, run.step, run.finished = (found[last][name] for name in ("stage", "step", "finished"))
+    run.seconds_before = found[last].get("seconds", 0.0)
     return last
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -66,8 +67,8 @@ def ready_to_predict(net: nn.Module, data: Data, run: Run) -> nn.Module:
 
 
 def has_batchnorm(net: nn.Module) -> bool:
-    """Return whether a network has BatchNorm layers that are not frozen."""
-    return any(isinstance(module, _BatchNorm) for module in net.modules())
+    """Return whether a network has BatchNorm layers with running statistics that are not frozen."""
+    return any(isinstance(module, _BatchNorm) and module.running_mean is not None for module in net.modules())
 
 
 def reestimate_batchnorm(net: nn.Module, data: Data, run: Run, share: float | str) -> float:
@@ -110,7 +111,13 @@ def _statistics(net: nn.Module, dataset: Dataset[Any], run: Run) -> dict[str, Te
 def restyled_miou(net: nn.Module, data: Data, run: Run) -> float:
     """Return the mIoU, in percent, on held-out source images in the colours of target images."""
     restyled = Restyled(data.held_out, data.target)
-    return mean_iou(_measure(net.eval(), data._replace(val=restyled), run, None), data)
+    miou = mean_iou(_measure(net.eval(), data._replace(val=restyled), run, None), data)
+    if math.isnan(miou):
+        raise SystemExit(
+            "--check and --reestimate-bn auto: the held-out source images have no labelled pixel: use more "
+            "--check-images"
+        )
+    return miou
 
 
 def score_before(net: nn.Module, data: Data, run: Run, *, group: str = "") -> Score:
@@ -125,7 +132,7 @@ def score_before(net: nn.Module, data: Data, run: Run, *, group: str = "") -> Sc
         run.evaluation = lambda name: _score_during(net, data, run, name)
     if run.stage:  # resumed
         return Score(None, {})
-    with _unchanged(net):
+    with _unchanged(net, run):
         score = evaluate(net.eval(), data, run, -1, group=group, ready=True)
         text = line(score, data)
         is_frozen = any(isinstance(module, FrozenBatchNorm2d) for module in net.modules())
@@ -137,7 +144,8 @@ def score_before(net: nn.Module, data: Data, run: Run, *, group: str = "") -> Sc
             text += f"; BatchNorm{where} {what} the target images: {line(adapted, data)}"
             score = adapted if run.settings.reestimate_bn else score
         elif run.settings.reestimate_bn:
-            reason = "all BatchNorm layers are frozen" if is_frozen else "the network has no BatchNorm"
+            missing = "the network has no BatchNorm with running statistics"
+            reason = "all BatchNorm layers are frozen" if is_frozen else missing
             text += f"; --reestimate-bn has no effect: {reason}"
     run.say(f"before training{f', {group}' if group else ''}: {text}")
     if score.iou is not None:
@@ -176,7 +184,7 @@ def _score_during(net: nn.Module, data: Data, run: Run, name: str) -> None:
     """Score a network during training, for ``--eval-every``."""
     if data.val is None and run.settings.check == "none":
         return
-    with _unchanged(net):
+    with _unchanged(net, run):
         score = _scored(ready_to_predict(net, data, run), data, run, name)
         if score is not None:
             run.say(f"{name}: {line(score, data)}")
@@ -267,11 +275,12 @@ def line(score: Score, data: Data) -> str:
 
 
 @contextlib.contextmanager
-def _unchanged(net: nn.Module) -> Iterator[None]:
-    """Restore a network's buffers and mode, and torch's generator, at the end."""
+def _unchanged(net: nn.Module, run: Run) -> Iterator[None]:
+    """Restore a network's buffers and mode, and torch's generators, at the end."""
     kept = {name: buffer.clone() for name, buffer in net.named_buffers()}
     modes = {module: module.training for module in net.modules()}
-    with torch.random.fork_rng({tensor.device for tensor in net.parameters() if tensor.is_cuda}):  # not of all GPUs
+    devices = [] if run.device.type == "cpu" else [run.device]  # by default, those of all GPUs
+    with torch.random.fork_rng(devices, device_type=run.device.type):
         yield
     for name, buffer in net.named_buffers():
         buffer.copy_(kept[name])

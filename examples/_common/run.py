@@ -72,7 +72,10 @@ class Run:
         for option, images in (("batch", settings.batch), ("labelled-batch", getattr(settings, "labelled_batch", 0))):
             if images and images % self.world:
                 raise SystemExit(f"--{option} {images} cannot be shared by {self.world} processes")
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SystemExit(f"--out {self.out}: expected a folder, or a name for a new one: {error}") from None
         self.resumed = is_resumed(self)
         if self.main and not self.resumed:
             clear_records(self)
@@ -81,6 +84,7 @@ class Run:
             record_about(self.out)
         start_tracker(self.accelerator, settings, self.resumed)
         self.stage, self.step, self.finished = "", 0, {}
+        self.seconds_before = 0.0  # of earlier attempts, until the checkpoint from which this one resumes
         self.evaluation: Callable[[str], None] | None = None  # called by --eval-every
         self.registered: dict[str, Any] = {}
         self.networks: list[nn.Module] = []
@@ -219,6 +223,11 @@ class Run:
         return stage == self.stage or stage in self.finished
 
     @property
+    def seconds(self) -> float:
+        """Seconds of all attempts so far."""
+        return self.seconds_before + time.time() - self.started
+
+    @property
     def steps_done(self) -> int:
         """Number of steps in all stages so far."""
         return sum(self.finished.values()) + self.step
@@ -255,7 +264,7 @@ class Run:
     def finish(self, net: nn.Module, results: dict[str, Any]) -> None:
         """Write the network's weights, ``result.json`` and ``report.html``."""
         memory = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else peak_resident()
-        about = {"data": self.settings.data, "seed": self.settings.seed, "seconds": time.time() - self.started}
+        about = {"data": self.settings.data, "seed": self.settings.seed, "seconds": self.seconds}
         if self.main:
             results = {**about, "peak_memory_mb": memory / 1e6, **results, **best_scores(self)}
             save_weights(net, self.out / "model.pt")
@@ -307,6 +316,10 @@ def _accelerator(settings: Settings) -> Accelerator:
     """Make the Accelerator, or refuse what it cannot run."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if settings.device not in ("auto", "cpu") and not (several and settings.device == "cuda"):
+        try:
+            torch.empty(0, device=settings.device)
+        except (RuntimeError, AssertionError) as error:  # the latter from a build of torch without CUDA
+            raise SystemExit(f"--device {settings.device}: {error}".partition("\n")[0]) from None
         os.environ["ACCELERATE_TORCH_DEVICE"] = settings.device  # with several processes, each has a GPU of its own
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):

@@ -21,16 +21,19 @@ if TYPE_CHECKING:
     from _data.opening import Data, Part
 
 _SAMPLE = 50  # source masks to read of known data sets
+_ROUNDING = 2**-8  # a step of 8 bits
 _WHITE_SAMPLE = 20  # images to read for the advice on --white
 
 
-def check_values(image: Tensor, name: str) -> None:
-    """Exit if a floating-point image has values outside [0, 1]."""
-    if image.is_floating_point() and not 0 <= float(image.min()) <= float(image.max()) <= 1:
-        raise SystemExit(
-            f"{name}: expected 8 or 16 bits, or floating point from 0 to 1, got {float(image.min()):g} to "
-            f"{float(image.max()):g}; set the value of white with --white"
-        )
+def check_values(image: Tensor, path: Path) -> None:
+    """Raise a ValueError if a floating-point image has values outside [0, 1], up to rounding, or NaN."""
+    if image.is_floating_point():
+        low, high = (float(value) for value in image.aminmax())
+        if not -_ROUNDING <= low <= high <= 1 + _ROUNDING:
+            raise ValueError(
+                f"{path}: expected 8 or 16 bits, or floating point from 0 to 1, got {low:g} to {high:g}: divide the "
+                "values by that of white, or save 16-bit integers and set --white"
+            )
 
 
 def check_pasting(run: Run) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +10,6 @@ from _common.loading import as_floats
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from selftrain_seg.datasets import SyntheticStreets
 from selftrain_seg.restyle import match_moments
 
 if TYPE_CHECKING:
@@ -71,21 +67,6 @@ def _warn_if_trained_on(run: Run) -> None:
             f"warning: {settings.init} was trained on the held-out images, so the check favours it: train it with the "
             "same --check and --check-images"
         )
-
-
-def draw_held_out(root: Path, settings: Settings, run: Run) -> Path:
-    """Draw new source images of the synthetic benchmark to hold out; returns their folder."""
-    folder = root / f"held-out-{settings.check_images}"
-    if run.main and not folder.exists():
-        temporary = root / f".held-out-{os.getpid()}"
-        SyntheticStreets("source", "val", length=settings.check_images, seed=settings.seed).export(temporary, "gta5")
-        try:
-            temporary.rename(folder)
-        except OSError:  # another run has drawn the same
-            shutil.rmtree(temporary)
-    if run.world > 1:
-        torch.distributed.barrier()
-    return folder
 
 
 class Restyled(Dataset[tuple[Tensor, Any]]):

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from _common.advice import in_options, of_names
-from _common.files import digest_of
 from _common.resuming import check_data
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as TF
 
-import selftrain_seg
 from _data.checks import check_values, digests, suggest_white
-from _data.held_out import draw_held_out, hold_out, holds_out
+from _data.held_out import hold_out, holds_out
+from _data.streets import draw_held_out, draw_streets
 from selftrain_seg import IGNORE_INDEX
 from selftrain_seg.datasets import (
     BDD100K,
@@ -70,6 +66,9 @@ class Part(Dataset[Any]):
         resize: height and width of images, and of labels unless ``whole_labels``.
         whole_labels: whether labels keep their size.
         labels: replaces names by labels in the size of the resized image; called with the name.
+
+    Raises:
+        ValueError: a floating-point image has values outside [0, 1]; raised when it is read.
     """
 
     def __init__(
@@ -90,6 +89,7 @@ class Part(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         image, other = self.dataset[self.places[index]]
+        check_values(image, self.dataset._image_path(self.names[index]))
         if self.resize is not None:
             image = TF.resize(image, list(self.resize), antialias=True)
             if isinstance(other, Tensor) and not self.whole_labels:
@@ -136,7 +136,6 @@ def open_data(settings: Settings, run: Run, *, source_free: bool = False) -> Dat
         sizes = [first.shape[-2:]] if data.source is None else [first.shape[-2:], data.source[0][0].shape[-2:]]
     except (OSError, ValueError) as error:
         raise SystemExit(f"--data {settings.data}: {in_options(error)}") from None
-    check_values(first, data.target.names[0])
     if settings.crop is None:
         most = [settings.largest_crop, settings.tile or settings.largest_crop]
         settings.crop = [min(sides) for sides in zip(*sizes, *most, strict=True)]
@@ -216,31 +215,8 @@ def _adaptation(
 
 
 def _streets(settings: Settings, run: Run) -> Data:
-    """Open the synthetic benchmark; draw it at first use, in the layouts of GTA5 and Cityscapes."""
-    source, target, val = settings.images
-    code = digest_of(sorted((Path(selftrain_seg.__file__).parent / "datasets").glob("*streets*.py")))
-    root = settings.root or Path("runs") / "streets" / f"seed{settings.seed}-{source}-{target}-{val}-{code}"
-    drawn = (root / "complete").read_text(encoding="utf-8") if (root / "complete").exists() else None
-    if drawn not in (None, code):
-        raise SystemExit(f"--root {root}: drawn by another version of the code; remove it, or choose another folder")
-    if run.main and drawn is None:
-        incomplete = root / "incomplete"  # marks a folder whose content may be removed
-        if root.exists() and not incomplete.exists() and any(root.iterdir()):
-            raise SystemExit(
-                f"--root {root}: has files that are not of the synthetic benchmark; for real data set --data"
-            )
-        root.mkdir(parents=True, exist_ok=True)
-        incomplete.write_text(code, encoding="utf-8")
-        for part in ("source", "target"):
-            shutil.rmtree(root / part, ignore_errors=True)
-        run.say(f"drawing the synthetic benchmark into {root}")
-        seed = {"seed": settings.seed}
-        SyntheticStreets("source", "train", length=source, **seed).export(root / "source", "gta5", progress=True)
-        SyntheticStreets("target", "train", length=target, **seed).export(root / "target", progress=True)
-        SyntheticStreets("target", "val", length=val, **seed).export(root / "target", progress=True)
-        incomplete.rename(root / "complete")
-    if run.world > 1:
-        torch.distributed.barrier()
+    """Open the synthetic benchmark; draw it at first use."""
+    root = draw_streets(settings, run)
     label_map = LabelMap.streets()
     subsets = {"mIoU": tuple(range(label_map.num_classes)), "rare": SyntheticStreets.rare}
     open_target = functools.partial(Cityscapes, root / "target", label_map=label_map)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from _data.checks import check_values
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -71,9 +72,7 @@ class _Reader(Dataset[Item]):
         name = self.images.names[self.indices[index]]
         try:
             image = self.images[self.indices[index]][0].as_subclass(Tensor)
+            check_values(image, self.images._image_path(name))
         except (OSError, ValueError) as error:
             return Item(name, None, in_options(error))
-        if image.is_floating_point() and not 0 <= float(image.min()) <= float(image.max()) <= 1:
-            low, high = float(image.min()), float(image.max())
-            return Item(name, None, f"{name}: expected floating point in [0, 1], got {low:g} to {high:g}; see --white")
         return Item(name, image, "")

@@ -387,11 +387,6 @@ def test_a_round_of_the_same_name_after_more_steps_is_another(common, tmp_path):
     assert kept(run) == 3
 
 
-def test_no_labelled_pixel_is_said(common, tmp_path):
-    with pytest.raises(SystemExit, match="the held-out source images have no labelled pixel: use more --check-images"):
-        note(bare_run(tmp_path), [0], notes([float("nan"), 0.0]))
-
-
 def test_without_a_check_there_is_no_verdict(common, tmp_path):
     from _common.scores import best_scores
 

@@ -13,16 +13,18 @@ import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
 from torch import nn
 
 from selftrain_seg import PseudoLabels
 from selftrain_seg.store import PseudoLabelStore
-from tests.examples.trainers import EXAMPLES, run
+from tests.examples.trainers import EXAMPLES, LIMIT, result, run, start_ranks
 from tests.fake_gpu.mode import Inputs, fake_gpu
 
 
@@ -88,22 +90,6 @@ def test_statistics_of_any_number_and_sizes_of_images(common, tmp_path, sizes):
     torch.testing.assert_close(net[1].running_var, values.var(dim=1).detach())
 
 
-def test_evaluation_initialises_no_gpus_of_others(common, monkeypatch):
-    """By default ``torch.random.fork_rng`` initialises all GPUs of the machine, and warns that it does."""
-    from _common import evaluation
-
-    with fake_gpu():
-        net = nn.Linear(2, 2, device="cuda")
-    asked = []
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    monkeypatch.setattr(torch.cuda, "get_rng_state", asked.append)
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: None)
-    for network in (net, nn.Linear(2, 2)):
-        with evaluation._unchanged(network):
-            pass
-    assert asked == [torch.device("cuda:0")]
-
-
 def test_steps_do_not_wait_for_the_gpu(common):
     from _quickstart.benchmark import draw
     from recommended import may_be_of, restyled
@@ -164,6 +150,69 @@ def test_first_score_leaves_the_network_and_the_generator_as_they_are(common, tm
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     json.loads((tmp_path / "rounds" / "round-0000.json").read_text())
+
+
+def held_out(labels):
+    """Data with one held-out source image and these labels."""
+    from selftrain_seg.datasets import LabelMap
+
+    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    class Source(list):
+        def only(self, places):
+            return Source(self[place] for place in places)
+
+    from _data.opening import Data
+
+    return Data(
+        source=Source([(image, labels)]),
+        target=target_of((8, 8), (8, 8)),
+        target_with=None,
+        val=None,
+        label_map=LabelMap.binary(),
+        subsets={"mIoU": (0, 1)},
+        has_truth=False,
+        held_out=Source([(image, labels)]),
+    )
+
+
+@pytest.mark.parametrize("changes", [{"check": "restyled"}, {"reestimate_bn": "auto"}])
+def test_no_labelled_pixel_in_held_out_images_is_said(common, tmp_path, changes):
+    from _common.evaluation import score_before
+
+    run = bare_run(tmp_path, check_images=8, check_tolerance=1.0, **changes)
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+    score_before(net, held_out(torch.zeros(8, 8, dtype=torch.int64)), run)
+    said = r"^--check and --reestimate-bn auto: .* have no labelled pixel: use more --check-images$"
+    with pytest.raises(SystemExit, match=said):
+        score_before(net, held_out(torch.full((8, 8), 255)), run)
+
+
+def test_batchnorm_without_running_statistics_is_scored_as_it_is(common, tmp_path):
+    from _common.evaluation import evaluate, score_before
+
+    data, run, printed = held_out(torch.zeros(8, 8, dtype=torch.int64)), bare_run(tmp_path), []
+    run.say = printed.append
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2, track_running_stats=False))
+    assert score_before(net, data, run).statistics
+    assert "--reestimate-bn has no effect: the network has no BatchNorm with running statistics" in printed[-1]
+    assert evaluate(net, data, run, 1).statistics
+
+
+def test_an_evaluation_restores_the_generators_of_its_own_device_only(common, tmp_path, monkeypatch):
+    from _common.evaluation import _unchanged
+
+    saved = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: saved.append(device))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: None)
+    for device in (torch.device("cpu"), torch.device("cuda", 3)):
+        run, state = bare_run(tmp_path), torch.get_rng_state()
+        run.device = device
+        with _unchanged(nn.Identity(), run):
+            torch.rand(1)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert saved == [torch.device("cuda", 3)]
 
 
 def test_validation_images_of_several_sizes_give_the_iou_of_all(common, tmp_path):
@@ -423,6 +472,7 @@ def test_each_process_has_a_gpu_of_its_own(common, monkeypatch, processes, devic
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "")  # so that the end of the test removes it
     monkeypatch.delenv("ACCELERATE_TORCH_DEVICE")
     monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # as if there were a GPU
     monkeypatch.setattr(of_run, "Accelerator", lambda **_: found.append(os.environ.get("ACCELERATE_TORCH_DEVICE")))
     of_run._accelerator(Settings(device=device, tracker="none"))
     assert found == [expected]
@@ -561,10 +611,10 @@ def test_defaults_belong_to_the_network_not_to_the_data(common, monkeypatch):
         ({"labelled_batch": 0}, "--labelled-batch 0: expected at least 1"),
         (
             {"colour_jitter": [0.1, 0.1, 0.1, 0.6]},
-            "--colour-jitter 0.1 0.1 0.1 0.6: expected numbers of",
+            "--colour-jitter 0.1 0.1 0.1 0.6: expected numbers from 0 to 1; the last of four",
         ),
-        ({"jitter": [0.1, math.nan, 0.1, 0.1]}, "--jitter 0.1 nan 0.1 0.1: expected numbers of"),
-        ({"jitter": -0.1}, "--jitter -0.1: expected numbers of"),
+        ({"jitter": [0.1, math.nan, 0.1, 0.1]}, "--jitter 0.1 nan 0.1 0.1: expected numbers from 0 to 1"),
+        ({"jitter": -0.1}, "--jitter -0.1: expected numbers from 0 to 1"),
         ({"data": "streets", "source_images": Path("a")}, "^--source-images needs --data folders$"),
         ({"data": "voc", "classes": Path("a")}, "^--classes needs --data folders$"),
     ],
@@ -578,10 +628,126 @@ def test_numbers_that_cannot_be(common, changes, message):
         check(Namespace(**{**sound, **changes}))
 
 
+TRAINERS = ["cbst", "crst", "dst_cbc", "dtst", "iast", "mean_teacher", "mic", "online", "recommended", "sac"]
+TRAINERS += ["source_only", "unimatch"]
+
+
+def test_all_trainers_are_walked_over():
+    written = {path.stem for path in EXAMPLES.glob("*.py") if "parse(" in path.read_text(encoding="utf-8")}
+    assert set(TRAINERS) == written
+
+
+def settings_of(script):
+    """The class of a trainer's settings."""
+    from _common.settings import Settings
+
+    kinds = [kind for kind in vars(importlib.import_module(script)).values() if isinstance(kind, type)]
+    return next(kind for kind in kinds if issubclass(kind, Settings) and kind is not Settings)
+
+
+def numbers_of(hint):
+    """Numbers that no option can take, in the shape of a type: NaN, or -1 for integers; None if it holds no number."""
+    if hint in (int, float):
+        return -1 if hint is int else math.nan
+    parts = [numbers_of(part) for part in get_args(hint) if get_origin(hint) is not Literal and part is not ...]
+    if get_origin(hint) is tuple:
+        return None if None in parts else tuple(parts)
+    return next((part for part in parts if part is not None), None)
+
+
+@pytest.mark.parametrize("script", TRAINERS)
+def test_every_number_of_every_trainer_has_a_rule(common, script):
+    from _common.numbers import check
+
+    kind = settings_of(script)
+    wrong = {name: numbers_of(hint) for name, hint in get_type_hints(kind).items()}
+    wrong = {name: value for name, value in wrong.items() if value is not None}
+    assert {"lr", "weight_decay", "scale_range", "reestimate_bn", "images", "seed"} <= wrong.keys()
+    for name, value in wrong.items():
+        with pytest.raises(SystemExit, match=rf"^--{name.replace('_', '-')} (-1|nan).*: expected "):
+            check(kind(**{name: value}))
+
+
+@pytest.mark.parametrize("script", TRAINERS)
+def test_rules_allow_the_defaults_and_the_settings_of_the_papers(common, script):
+    from _common.defaults import TABLE
+    from _common.numbers import check
+
+    kind = settings_of(script)
+    check(kind())
+    offered = get_type_hints(kind)
+    for name, cells in json.loads(TABLE.read_text(encoding="utf-8")).get(script, {}).items():
+        for cell in cells.values():
+            if name in offered and cell["ours"] is not None:
+                check(kind(**{name: cell["ours"]}))
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "expected"),
+    [
+        ("source_only", "--scale-range 1.5 0.5", "two numbers above 0, up to 100, the smaller one first"),
+        ("source_only", "--weight-decay -1", "at least 0"),
+        ("source_only", "--part 0.8 0.2", "two shares from 0 to 1, the smaller one first"),
+        ("source_only", "--images 0 12 8", "at least 1"),
+        ("mean_teacher", "--momentum 1.5", "a share from 0 to 1"),
+        ("mean_teacher", "--blur-sigma 1 0.1", "two numbers above 0, up to 100, the smaller one first"),
+        ("mean_teacher", "--blur-sigma 0 0", "two numbers above 0, up to 100, the smaller one first"),
+        ("mean_teacher", "--jitter-chance 2", "a share from 0 to 1"),
+        ("mean_teacher", "--jitter 5 0 0 0", "numbers from 0 to 1; the last of four, for the hue, at most 0.5"),
+        ("recommended", "--momentum 1.5", "a share from 0 to 1"),
+        ("cbst", "--prior-sigma -1", "at least 0"),
+        ("cbst", "--lr-decay 0", "a number above 0"),
+        ("mic", "--mask-ratio 2", "a share from 0 to 1"),
+        ("mic", "--temperature 0", "a number above 0"),
+        ("mic", "--ignored-rows -5 0", "at least 0"),
+        ("sac", "--zoom 2 1", "two numbers above 0, up to 100, the smaller one first"),
+        ("sac", "--uniform 2", "a share from 0 to 1"),
+        ("sac", "--focal -1", "at least 0"),
+        ("sac", "--running-momentum 2", "a share from 0 to 1"),
+        ("unimatch", "--drop 2", "a share from 0 to 1"),
+        ("unimatch", "--box-area 0.5 0.1", "two shares from 0 to 1, the smaller one first"),
+        ("iast", "--judge-width 0", "at least 1"),
+        ("iast", "--adversarial-weight -1", "at least 0"),
+        ("dtst", "--jitter-chance 2 --init x", "a share from 0 to 1"),
+        ("dtst", "--upper 2 --init x", "a share from 0 to 1"),
+        ("crst", "--alpha -1", "at least 0"),
+        ("crst", "--alpha 0 --regularizer lrent", "at least 1e-6 for --regularizer lrent"),
+        ("dst_cbc", "--gamma-agree inf", "at least 0"),
+    ],
+)
+def test_a_number_of_a_trainer_that_cannot_be(common, monkeypatch, tmp_path, script, words, expected):
+    """It is refused before anything is read or written."""
+    monkeypatch.setattr(sys, "argv", [script, *words.split(), "--out", str(tmp_path / "out")])
+    said = re.escape(f"{words.partition(' --')[0]}: expected {expected}")
+    trainer = importlib.import_module(script)
+    monkeypatch.setattr(trainer, "open_data", lambda *_, **__: pytest.fail("data are opened"))
+    with pytest.raises(SystemExit, match=f"^{said}$"):
+        trainer.main()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_or_a_folder_that_cannot_be_used_ends_in_one_line(common, monkeypatch, tmp_path):
+    from _common.run import Run
+
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    cannot = [["--device", "foo"], ["--out", tmp_path / "file"], ["--out", tmp_path / "file" / "run"]]
+    if not torch.cuda.is_available():
+        cannot += [["--device", "cuda"], ["--device", "cuda:1"]]
+    for words in cannot:
+        with monkeypatch.context() as patch:
+            patch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
+            settings = parsed(patch, "source_only.py", "--out", tmp_path / "out", "--tracker", "none", *words)
+            for state in (AcceleratorState, PartialState):  # of an earlier run of this process
+                patch.setattr(state, "_shared_state", {})
+            with pytest.raises(SystemExit, match=f"{words[0]} {re.escape(str(words[1]))}: ") as caught:
+                Run(settings)
+        assert "\n" not in str(caught.value)
+
+
 def test_one_number_for_all_colours_may_exceed_the_most_of_the_hue(common):
     from _common.numbers import check
 
-    for value in (0.0, 0.6, 4.0):
+    for value in (0.0, 0.6, 1.0):
         check(Namespace(jitter=value))
 
 
@@ -596,6 +762,124 @@ def test_a_setting_of_two_students_for_one_is_refused(common, monkeypatch, words
     with pytest.raises(SystemExit, match=r"^--second-init and --flip-labels need two students: add --mutual$"):
         parsed(monkeypatch, "dst_cbc.py", *words)
     assert parsed(monkeypatch, "dst_cbc.py", "--mutual", *words).mutual
+
+
+# The synthetic benchmark
+
+
+def drawn(root, run=None, **changes):
+    """The data of a small synthetic benchmark in a folder, opened as a trainer does."""
+    from _data.opening import _streets
+
+    run = run or bare_run(root.parent, root=root, images=(3, 2, 1), check_images=2, resize=None, **changes)
+    return _streets(run.settings, run)
+
+
+def files_of(root):
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def during_export(monkeypatch, number, act):
+    """Act once, before the export of this number."""
+    from selftrain_seg.datasets import SyntheticStreets
+
+    export, begun = SyntheticStreets.export, []
+
+    def exported(*args, **settings):
+        begun.append(1)
+        if len(begun) == number:
+            act()
+        return export(*args, **settings)
+
+    monkeypatch.setattr(SyntheticStreets, "export", exported)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_a_benchmark_that_two_runs_draw_at_once_is_whole(common, monkeypatch, tmp_path, number):
+    """The second run draws all while the first is at its source images, target images, ..., held-out images."""
+    drawn(tmp_path / "alone", check="restyled")
+    during_export(monkeypatch, number, lambda: drawn(tmp_path / "both", check="restyled"))
+    data = drawn(tmp_path / "both", check="restyled")
+    assert [len(part) for part in (data.source, data.target, data.val, data.held_out)] == [3, 2, 1, 2]
+    assert files_of(tmp_path / "both") == files_of(tmp_path / "alone")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "both"]
+
+
+def test_a_run_that_is_stopped_while_it_draws_leaves_nothing(common, monkeypatch, tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    during_export(monkeypatch, 2, stop)
+    with pytest.raises(KeyboardInterrupt):
+        drawn(tmp_path / "streets")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_runs_have_drawn_is_removed_after_a_day(common, tmp_path):
+    old, new = (tmp_path / f".streets.{name}.unfinished" / "source" for name in ("old", "new"))
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old.parent, (0, 0))
+    drawn(tmp_path / "streets")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".streets.new.unfinished", "streets"]
+
+
+@pytest.mark.parametrize("place", ["empty", "link"])
+def test_a_benchmark_is_drawn_into_a_folder_that_is_there(common, tmp_path, place):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    drawn(tmp_path / place)
+    assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == ["complete", "source", "target"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "link"]
+
+
+@pytest.mark.parametrize("other", [None, "mine.png", "source-masks"])
+def test_an_incomplete_benchmark_is_drawn_anew_and_no_other_file_is_removed(common, tmp_path, other):
+    root = tmp_path / "streets"
+    (root / "source" / "images").mkdir(parents=True)
+    (root / "source" / "images" / "00009.png").touch()
+    (root / "incomplete").touch()
+    if other is None:
+        assert len(drawn(root).source) == 3
+        assert sorted(path.name for path in root.iterdir()) == ["complete", "source", "target"]
+        return
+    (root / other).touch()
+    before = files_of(root)
+    with pytest.raises(SystemExit, match="has files that are not of the synthetic benchmark"):
+        drawn(root)
+    assert files_of(root) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked"),
+    [
+        ({"seed": 1}, "--seed 1 --images 3 2 1, code"),
+        ({"seed": 1, "check": "restyled"}, "--seed 1 --images 3 2 1, code"),
+        ({"images": (3, 2, 2)}, "--seed 0 --images 3 2 2, code"),
+    ],
+)
+def test_another_benchmark_in_the_folder_is_refused(common, tmp_path, changes, asked):
+    root = tmp_path / "streets"
+    drawn(root, check="restyled")
+    before = files_of(root)
+    run = bare_run(tmp_path, **{"root": root, "images": (3, 2, 1), "check_images": 2, "resize": None, **changes})
+    with pytest.raises(SystemExit, match="holds the benchmark of --seed 0 --images 3 2 1, code") as caught:
+        drawn(root, run)
+    assert f"expected {asked}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert files_of(root) == before
+
+
+def test_a_default_folder_of_an_older_version_is_used(common, monkeypatch, tmp_path):
+    """It holds the digest of the code alone, and its name holds the rest."""
+    monkeypatch.chdir(tmp_path)
+    run = bare_run(tmp_path, root=None, images=(3, 2, 1), check_images=2, resize=None)
+    drawn(None, run)
+    (folder,) = (tmp_path / "runs" / "streets").iterdir()
+    (folder / "complete").write_text(folder.name.rpartition("-")[2], encoding="utf-8")
+    before = files_of(folder)
+    drawn(None, run)
+    assert files_of(folder) == before
 
 
 # A user's own folders
@@ -757,6 +1041,59 @@ def test_a_truncated_image_ends_in_one_line(common, monkeypatch, tmp_path, worke
         assert "\n" not in str(caught.value)
 
 
+def floating(path, most):
+    """Replace an image by one of the same size in floating point, from 0 to ``most``; returns its file."""
+    with Image.open(path) as image:
+        values = torch.linspace(0, most, image.width * image.height).view(image.height, image.width)
+    path.unlink()
+    Image.fromarray(values.numpy()).save(path.with_suffix(".tif"))
+    return path.with_suffix(".tif")
+
+
+@pytest.mark.parametrize("part", ["source", "target", "val"])
+@pytest.mark.parametrize("most", [4095.0, math.nan])
+def test_a_floating_point_image_beyond_1_ends_in_one_line(common, monkeypatch, tmp_path, part, most):
+    from _common.loading import in_blocks
+    from _common.settings import command_line
+    from _data.augmentation import training_transform
+
+    words = own_folders(tmp_path / "data")
+    floating(tmp_path / "data" / part / "images" / "1.png", 1.0)
+    path = floating(tmp_path / "data" / part / "images" / "2.png", most)
+    data, started, _ = opened(monkeypatch, tmp_path / "out", words)
+    images = getattr(data, part)
+    assert images[1][0].max() == 1
+    batches = iter(started.loader(images, "stage", training_transform((8, 8))))
+    for read in (lambda: [next(batches) for _ in range(3)], lambda: list(in_blocks(images, started))):
+        with pytest.raises(SystemExit, match=r"floating point from 0 to 1, got .* to .*16-bit .*--white$") as caught:
+            command_line(read)()
+        assert str(caught.value).startswith(f"{path}: expected 8 or 16 bits, or")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_first_target_image_beyond_1_is_found_at_the_start(common, monkeypatch, tmp_path):
+    words = own_folders(tmp_path / "data")
+    path = floating(tmp_path / "data" / "target" / "images" / "0.png", 4095.0)
+    with pytest.raises(SystemExit, match=r"got 0 to 4095: .*--white$") as caught:
+        opened(monkeypatch, tmp_path / "out", words)
+    assert str(caught.value).startswith(f"--data folders: {path}: ")
+
+
+def test_prediction_reads_the_images_that_training_reads(common, tmp_path):
+    from _prediction.images import open_images, read
+
+    own_folders(tmp_path)
+    folder = tmp_path / "target" / "images"
+    floating(folder / "1.png", 1 + 2**-20)  # rounded
+    path = floating(folder / "2.png", 4095.0)
+    args = Namespace(names=None, channels=3, white=None, mask_suffix="", workers=0, batch=1)
+    first, second, third = (item for batch in read(open_images(folder, args), range(3), args) for item in batch)
+    assert not first.error
+    assert not second.error
+    assert third.image is None
+    assert third.error.startswith(f"{path}: expected 8 or 16 bits, or floating point from 0 to 1, got 0 to 4095: ")
+
+
 def test_dark_images_of_16_bits_are_asked_about(common, monkeypatch, tmp_path):
     words = own_folders(tmp_path / "data", bits=16)
     _, _, told = opened(monkeypatch, tmp_path / "out", words)
@@ -817,7 +1154,76 @@ def test_a_round_with_next_to_no_labels_warns(common, tmp_path):
     assert told[0].startswith("warning: round 1 selected only 0.0625 % of the target's pixels")
 
 
+# Checkpoints
+
+
+def attempt(monkeypatch, out, *, seconds_ago=0):
+    """One attempt of a run with a network of one layer, as if it had begun so many seconds ago."""
+    from _common.run import Run
+
+    with monkeypatch.context() as patch:
+        run = Run(parsed(patch, "source_only.py", "--out", out, "--tracker", "none"))
+    run.started -= seconds_ago
+    run.prepare(nn.Conv2d(3, 2, 1))
+    run.restore()
+    run.expect(100)
+    return run
+
+
+def seconds_of(run):
+    """What a run writes at its end."""
+    run.finish(run.networks[0], {})
+    return json.loads((run.out / "result.json").read_text(encoding="utf-8"))["seconds"]
+
+
+def test_seconds_are_those_of_all_attempts(common, monkeypatch, tmp_path):
+    from _common.checkpoints import save_checkpoint
+
+    first = attempt(monkeypatch, tmp_path, seconds_ago=1000)
+    first.stage, first.step = "source", 10
+    save_checkpoint(first)
+    first.started -= 500  # lost: it is killed before the next checkpoint
+    second = attempt(monkeypatch, tmp_path, seconds_ago=200)
+    assert second.seconds == pytest.approx(1200, abs=90)
+    second.step += 10
+    remaining = re.search(r"(\S+) left", second._postfix()["run"])[1]
+    assert remaining in [f"26:{second:02}" for second in range(40, 60)] + [f"{minute}:00" for minute in (27, 28)]
+    save_checkpoint(second)
+    assert seconds_of(second) == pytest.approx(1200, abs=90)
+    for _ in range(2):
+        assert seconds_of(attempt(monkeypatch, tmp_path)) == pytest.approx(1200, abs=90)
+
+
+def test_a_file_among_the_checkpoints_stays(common, monkeypatch, tmp_path):
+    from _common.checkpoints import save_checkpoint
+
+    run = attempt(monkeypatch, tmp_path)
+    for step in (1, 2):
+        run.stage, run.step = "source", step
+        save_checkpoint(run)
+        (tmp_path / "checkpoints" / ".DS_Store").write_bytes(b"x")
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [".DS_Store", "source-000002"]
+    run.accelerator.end_training()
+    again = attempt(monkeypatch, tmp_path)
+    assert again.step == 2
+    again.accelerator.end_training()
+
+
 # Runs
+
+
+@pytest.mark.slow
+def test_two_runs_that_start_at_once_share_a_benchmark(tmp_path):
+    words = ["--smoke", "--steps", 0, "--tracker", "none", "--root", tmp_path / "streets"]
+    logs = [tmp_path / name for name in ("one.txt", "two.txt")]
+    started = [start_ranks("source_only.py", log.with_suffix(""), words, log)[0] for log in logs]
+    for process, log in zip(started, logs, strict=True):
+        process.join(LIMIT)
+        assert process.exitcode == 0, log.read_text(encoding="utf-8")
+    names = ["complete", "source", "target"]
+    assert sorted(path.name for path in (tmp_path / "streets").iterdir()) == names
+    assert not list(tmp_path.glob(".streets.*"))
+    assert result(tmp_path / "one") == result(tmp_path / "two")
 
 
 @pytest.fixture(scope="module")

@@ -153,5 +153,7 @@ def test_data_that_is_not_there_is_said(source, tmp_path):
 def test_a_benchmark_that_other_code_drew_is_refused(tmp_path):
     run("source_only.py", tmp_path / "out", "--smoke", "--steps", 0, "--root", tmp_path / "streets")
     (tmp_path / "streets" / "complete").write_text("00000000", encoding="utf-8")
-    with pytest.raises(AssertionError, match="drawn by another version of the code"):
+    with pytest.raises(
+        AssertionError, match="holds the benchmark of 00000000; expected --seed 0 --images 16 12 8, code"
+    ):
         run("source_only.py", tmp_path / "other", "--smoke", "--root", tmp_path / "streets")
