@@ -194,7 +194,7 @@ def check_class_maps(value: Any, logits: Tensor, name: str) -> None:
 
 
 def thresholds_for(thresholds: Any, logits: Tensor) -> Tensor:
-    """Return (C,) floating-point thresholds on the device of ``logits``, or () on the host for a number in [0, 1]."""
+    """Return (C,) floating-point thresholds on any device, or () on the host for a number in [0, 1]."""
     if not isinstance(thresholds, Tensor):
         check_real(thresholds, "thresholds", 0.0, 1.0)
         return on_host(thresholds)
@@ -202,7 +202,7 @@ def thresholds_for(thresholds: Any, logits: Tensor) -> Tensor:
         raise ValueError(f"`thresholds`: expected (C,) = ({logits.shape[1]},), got {tuple(thresholds.shape)}")
     if not thresholds.is_floating_point():
         raise TypeError(f"`thresholds`: expected a floating-point dtype, got {thresholds.dtype}")
-    return thresholds.to(logits.device, non_blocking=thresholds.device.type == "cpu")  # as `ops.numbers.near`
+    return thresholds
 
 
 def on_host(number: float) -> Tensor:

@@ -28,7 +28,7 @@ DEVICE_QUESTION = re.compile(r"is_compiling|device\.type|\.is_cuda")
 # Where the host may wait for the device, and why. Key: file, then the function's qualified name.
 READS_VALUES = {
     ("selftrain_seg/mining/transform.py", "SmallClassCrop.extra_repr"): "text for people",
-    ("selftrain_seg/mining/transform.py", "_check_values"): "a few class numbers, on the CPU, once a round",
+    ("selftrain_seg/mining/transform.py", "_checked_values"): "a few class numbers, on the CPU, once a round",
     ("selftrain_seg/teachers/block_drop.py", "drop_blocks"): "a few coins, thrown on the CPU",
     ("selftrain_seg/visualize/_host.py", "on_host"): "pictures are drawn on the host: the only way there",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from selftrain_seg import _checks, ops
+from selftrain_seg.selectors._arguments import thresholds_near
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["select_hard"]
@@ -53,7 +54,7 @@ def select_hard(
     _checks.check_ignore_index(ignore_index, logits.shape[1])
     _checks.check_prior(prior, logits)
     _checks.check_valid(valid, logits)
-    thresholds = _checks.thresholds_for(thresholds, logits)
+    thresholds = thresholds_near(thresholds, logits)
     labels, predicted, confidence = ops.select(
         logits, thresholds, reweighted=False, valid=valid, prior=prior, ignore_index=ignore_index
     )

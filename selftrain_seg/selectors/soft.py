@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from selftrain_seg import _checks, ops
+from selftrain_seg.ops.numbers import near
+from selftrain_seg.selectors._arguments import thresholds_near
 from selftrain_seg.types import IGNORE_INDEX, PseudoLabels
 
 __all__ = ["select_soft"]
@@ -57,10 +59,10 @@ def select_soft(
     _checks.check_ignore_index(ignore_index, logits.shape[1])
     _checks.check_prior(prior, logits)
     _checks.check_valid(valid, logits)
-    thresholds = _checks.thresholds_for(thresholds, logits)
+    thresholds = thresholds_near(thresholds, logits)
     if isinstance(alpha, Tensor):
         _checks.check_scalar(alpha, "alpha")
-        alpha = alpha.to(logits.device).reshape(1)
+        alpha = near(alpha, logits).reshape(1)
     else:
         _checks.check_real(alpha, "alpha", 1e-6, 1e30)
         alpha = _checks.on_host(alpha)

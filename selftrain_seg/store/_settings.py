@@ -111,7 +111,7 @@ def checked_thresholds(thresholds: Any, num_classes: int) -> Tensor | None:
     if thresholds is None:
         return None
     _checks.check_tensor(thresholds, "thresholds")
-    values = _checks.thresholds_for(thresholds.detach(), torch.empty(0, num_classes, 0, 0)).double()
+    values = _checks.thresholds_for(thresholds.detach(), torch.empty(0, num_classes, 0, 0)).to("cpu", torch.float64)
     wrong = ~(values >= 0)  # infinity is valid: it selects nothing of a class
     if bool(wrong.any()):
         raise ValueError(f"`thresholds`: expected values of at least 0, got {float(values[wrong][0])}")

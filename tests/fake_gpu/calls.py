@@ -235,6 +235,9 @@ TABLE = {
     ],
     "thresholds.apply_floor": lambda i: [thresholds.apply_floor(i.classes, floor) for floor in (0.5, i.classes)],
     **SELECTS,
+    "selectors.select_soft; alpha": lambda i: [
+        selectors.select_soft(i.logits, 0.5, alpha=torch.rand((), device=home)) for home in ("cpu", i.device)
+    ],
     "selectors.select_fixed": lambda i: [
         selectors.select_fixed(i.logits, weigh_by=by, valid=valid)
         for by in (None, "image", "batch")
