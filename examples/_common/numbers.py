@@ -39,7 +39,7 @@ _RULES: tuple[tuple[str, Callable[..., bool], str], ...] = (
         "(colour_)?jitter",
         # A single number is for all four; trainers limit the hue to 0.5, which reaches all hues.
         lambda *values: (
-            0 <= min(values) <= max(values) < math.inf
+            all(0 <= value < math.inf for value in values)
             and (len(values) == 1 or (max(values) <= 1 and values[-1] <= 0.5))
         ),
         "at least 0; of four numbers each at most 1, and the last, for the hue, at most 0.5",
