@@ -38,8 +38,11 @@ _RULES: tuple[tuple[str, Callable[..., bool], str], ...] = (
     (
         "(colour_)?jitter",
         # A single number is for all four; trainers limit the hue to 0.5, which reaches all hues.
-        lambda *values: all(0 <= value <= 1 for value in values) and (len(values) == 1 or values[-1] <= 0.5),
-        "numbers from 0 to 1; the last of four, for the hue, at most 0.5",
+        lambda *values: (
+            all(0 <= value < math.inf for value in values)
+            and (len(values) == 1 or (max(values) <= 1 and values[-1] <= 0.5))
+        ),
+        "at least 0; of four numbers each at most 1, and the last, for the hue, at most 0.5",
     ),
     ("overlap", lambda value: 0 <= value < 1, "a share from 0 to less than 1"),
     (
