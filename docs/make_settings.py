@@ -22,7 +22,7 @@ INTRODUCTIONS = {
     "iast": "Steps and batch sizes are those for the V100.",
     "dtst": "",
     "dst_cbc": "VOC: 1 label in 106. Cityscapes: 1 label in 8. `--mutual` is DMT.",
-    "online": "VOC: DMT's ablation, 1 label in 50.",
+    "online": "VOC: DST-CBC's ablation, 1 label in 20.",
     "mean_teacher": "GTA5: DACS, for `--teacher mean`. VOC: Dual Teacher, whose code is published for ADE20K only.",
     "sac": "For DeepLabV2 on ResNet-101, starting from the baseline that SAC calls ABN.",
     "unimatch": "VOC: 92 images with labels. Cityscapes: 1 label in 16.",

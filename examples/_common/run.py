@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from _networks.build import parameter_groups, synchronize_batchnorm
+from _networks.build import Scaled, exclude_unused, parameter_groups, synchronize_batchnorm
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, send_to_device
@@ -45,8 +45,6 @@ _REPORT_EVERY = 60  # seconds, at least, between reports during training
 
 # The argument that replaces it does not exist in older versions of torch.
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-# Most networks have no such parameters.
-warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)
 
 
 class Run:
@@ -98,8 +96,10 @@ class Run:
         """Move a network to the device and wrap it for training: processes, mixed precision, torch.compile."""
         if self.world > 1 and self.device.type == "cuda":
             net = synchronize_batchnorm(net)
-        self.networks.append(net)
-        return self.accelerator.prepare_model(net.to(self.device))
+        self.networks.append(net.to(self.device))
+        if self.world > 1 and isinstance(net, Scaled) and (unused := exclude_unused(net, self.settings.crop)):
+            self.say(f"{unused} parameters of the network do not affect its logits: they are not trained")
+        return self.accelerator.prepare_model(net)
 
     def optimizer(self, net: nn.Module) -> Any:
         """Make the optimizer of ``--optimizer``."""
@@ -340,8 +340,8 @@ def _accelerator(settings: Settings) -> Accelerator:
             project_config=ProjectConfiguration(str(settings.out), logging_dir=str(settings.out)),
             kwargs_handlers=[
                 # Source and target images go through the network separately; ``average_buffers`` averages the
-                # statistics. Auxiliary outputs of a network are not in the loss.
-                DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True),
+                # statistics.
+                DistributedDataParallelKwargs(broadcast_buffers=False),
                 # One process reads all source masks, or draws a benchmark, while the others wait.
                 InitProcessGroupKwargs(timeout=timedelta(hours=6)),
             ],

@@ -322,6 +322,28 @@ def synchronize_batchnorm(net: nn.Module) -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(net)
 
 
+def exclude_unused(net: Scaled, size: Sequence[int]) -> int:
+    """Exclude parameters from training that the logits do not depend on, such as those of an auxiliary head.
+
+    DistributedDataParallel would wait for their gradients.
+
+    Args:
+        net: the network.
+        size: height and width of its images.
+
+    Returns:
+        The number of parameters, 0 for most networks.
+    """
+    training = net.training
+    net.eval()(net.mean.new_zeros(1, len(net.mean), *size)).sum().backward()
+    net.train(training)
+    unused = [weight for weight in net.parameters() if weight.requires_grad and weight.grad is None]
+    for weight in unused:
+        weight.requires_grad_(False)
+    net.zero_grad()
+    return len(unused)
+
+
 def parameter_groups(net: nn.Module, lr: float, head_factor: float) -> Iterator[dict[str, object]]:
     """Yield optimizer groups: layers outside the backbone have ``head_factor`` times the learning rate.
 

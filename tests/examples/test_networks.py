@@ -122,8 +122,11 @@ def test_synchronized_batchnorm_computes_the_same(name):
 @pytest.mark.slow
 def test_an_auxiliary_head_that_no_loss_uses_on_two_processes(tmp_path):
     options = ["--smoke", "--network", "tests.examples.tiny_network:with_auxiliary", "--root", tmp_path / "streets"]
+    outputs = []
     for processes in (1, 2):
-        run("source_only.py", tmp_path / str(processes), *options, "--batch", 4, processes=processes)
+        outputs.append(run("source_only.py", tmp_path / str(processes), *options, "--batch", 4, processes=processes))
+    line = "2 parameters of the network do not affect its logits: they are not trained"
+    assert [line in output for output in outputs] == [False, True]
     assert result(tmp_path / "2")["mIoU"] == pytest.approx(result(tmp_path / "1")["mIoU"], abs=0.5)
 
 
