@@ -66,8 +66,7 @@ class RecommendedSettings(Settings):
 
 def restyled(images: Tensor, targets: Tensor, share: float) -> Tensor:
     """Give a share of the source images the colours of random target images of the batch."""
-    drawn = torch.randint(len(targets), (len(images),))
-    chosen = torch.rand(len(images), 1, 1, 1) < share
+    drawn, chosen = torch.randint(len(targets), (len(images),)), torch.rand(len(images), 1, 1, 1) < share
     if not chosen.any():
         return images
     drawn, chosen = (each.to(images.device, non_blocking=True) for each in (drawn, chosen))
